@@ -1,0 +1,36 @@
+# make demo and make test are all a fresh machine needs: python3 (>= 3.11), make and a package index.
+
+PYTHON ?= python3
+UV := $(shell command -v uv || echo .uv/bin/uv)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: demo test lint clean
+
+demo: .venv/.runtime
+	.venv/bin/jaxcomm demo --out demo
+
+test: .venv/.test
+	.venv/bin/python -m pytest -q
+
+lint: .venv/.test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	rm -rf build
+	$(UV) pip install -q --python .venv/bin/python --no-deps --target build/installed .
+	.venv/bin/pyright --pythonpath .venv/bin/python build/installed/jaxcomm
+
+.venv/.runtime: pyproject.toml | $(UV)
+	test -x .venv/bin/python || $(UV) venv -q --python $(PYTHON) .venv
+	$(UV) pip install -q --python .venv/bin/python -e .
+	touch $@
+
+.venv/.test: .venv/.runtime
+	$(UV) pip install -q --python .venv/bin/python -e ".[test]"
+	touch $@
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install -q uv
+
+clean:
+	rm -rf .venv .uv build demo

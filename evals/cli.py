@@ -1,0 +1,162 @@
+"""The command line: `jaxcomm demo | play | convert | train-pair`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Play both games with the embedded pair: table with intervals and controls, transcripts, layer maps.
+
+    Example: jaxcomm demo --out demo
+    """
+
+    out: Path = Path("demo")
+    """Folder for layers.png, results.jsonl and items.jsonl."""
+    json: Path | None = None
+    """Also write one JSON line per result here."""
+
+    def run(self) -> None:
+        from jaxcomm.evals.demo import run
+
+        run(self.out, self.json)
+
+
+@dataclasses.dataclass(frozen=True)
+class Play:
+    """Play one game under one protocol with any pair of checkpoints.
+
+    Example: jaxcomm play --a meta-llama/Llama-3.2-3B-Instruct --b meta-llama/Llama-3.2-3B-Instruct --game countries --protocol activation --k 26 --j 26
+    """
+
+    a: str
+    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
+    b: str
+    """Receiver, likewise."""
+    game: Literal["countries", "tip_sheets"] = "countries"
+    protocol: Literal["silent", "skyline", "message", "activation"] = "activation"
+    k: int | None = None
+    """A's layer, 0 (embedding) to its number of layers; activation only."""
+    j: int | None = None
+    """B's layer, likewise."""
+    graft: Literal["sum", "mean", "replace"] = "replace"
+    """How B's state b and A's state a are combined."""
+    control: Literal["unrelated", "shuffled", "zero", "noise", "self"] | None = None
+    """Graft this instead of A's activation."""
+    chat: bool = False
+    """Put prompts through each tokenizer's chat template instead of reading them raw."""
+    n: int | None = None
+    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets)."""
+    seed: int = 0
+    """Which games are drawn."""
+    names: Literal["seen", "new"] = "seen"
+    """People and companies the embedded pair has read of, or others."""
+    temperature: float = 0.0
+    """0 decodes greedily."""
+    top_p: float = 1.0
+    max_new_tokens: int = 16
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    json: Path | None = None
+    """Write one JSON line with the result here."""
+    items: Path | None = None
+    """Write one JSON line per game here: tokens read and written, positions, norms."""
+
+    def run(self) -> None:
+        import jax.numpy as jnp
+        import rich
+
+        from jaxcomm.converters import agent_from_hf
+        from jaxcomm.evals import pair
+        from jaxcomm.evals.games import GAMES
+        from jaxcomm.evals.play import play, write_lines
+        from jaxcomm.generate import Sampling
+
+        settings = {}
+        if self.protocol == "activation":
+            if self.k is None or self.j is None:
+                raise ValueError("activation needs --k (A's layer) and --j (B's layer)")
+            settings = dict(k=self.k, j=self.j, graft=self.graft, control=self.control)
+
+        def load(name: str):
+            path = pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name
+            return agent_from_hf(path, getattr(jnp, self.dtype), chat=self.chat, name=name)
+
+        a = load(self.a)
+        b = a if self.b == self.a else load(self.b)
+        games = GAMES[self.game](self.seed, names=self.names, **({} if self.n is None else {"n": self.n}))
+        sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
+        outcome = play(
+            self.game, games, self.protocol, a, b, max_new_tokens=self.max_new_tokens, sampling=sampling, seed=self.seed, **settings
+        )
+        result = outcome.summary()
+        rich.print(result)
+        if self.json is not None:
+            write_lines(self.json, [result])
+        if self.items is not None:
+            write_lines(self.items, outcome.rows())
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Read a checkpoint, check every tensor, and write it again as a Hugging Face folder of another dtype.
+
+    Example: jaxcomm convert meta-llama/Llama-3.2-3B-Instruct --out llama-bf16 --dtype bfloat16
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A checkpoint folder or hub id."""
+    out: Path
+    """New folder; it must not exist."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+
+    def run(self) -> None:
+        import jax.numpy as jnp
+        import rich
+
+        from jaxcomm.converters import agent_from_hf, to_hf
+
+        if self.out.exists():
+            raise FileExistsError(f"{self.out} exists: choose another folder, or remove it first")
+        agent = agent_from_hf(self.source, getattr(jnp, self.dtype))
+        to_hf(agent.params, self.out, tokenizer=agent.tokenizer)
+        rich.print(f"{self.source} -> {self.out}, {self.dtype}: {agent.params.config}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPair:
+    """Train one model of the embedded pair again, from the seed. On CPU: one model per core, both at once.
+
+    Example: jaxcomm train-pair a --out my-a
+    """
+
+    model: Annotated[Literal["a", "b"], tyro.conf.Positional]
+    """a: the sender; b: the receiver, wider and deeper."""
+    out: Path
+    """New folder for the checkpoint; it must not exist."""
+    steps: int | None = None
+    """Default: what the shipped model was trained for."""
+    seed: int = 0
+
+    def run(self) -> None:
+        from jaxcomm.evals.pair.train import train_and_save
+
+        train_and_save(self.model, self.out, steps=self.steps, seed=self.seed)
+
+
+COMMANDS = {"demo": Demo, "play": Play, "convert": Convert, "train-pair": TrainPair}
+
+
+def main() -> None:
+    """Exit status 0, or 2 with one line on stderr that says what is wrong and how to mend it."""
+    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, description="Language models that communicate through activations.")
+    try:
+        command.run()
+    except (ValueError, OSError) as error:
+        print(f"jaxcomm: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,16 @@
+"""The embedded pair: two small Llama-architecture models that ship with the package, trained by `evals/pair/train.py`.
+
+They are ordinary Hugging Face checkpoints and are loaded like any other.
+"""
+
+from importlib import resources
+from pathlib import Path
+
+NAMES = ("a", "b")
+
+
+def folder(name: str) -> Path:
+    """Where the checkpoint of model "a" (sender) or "b" (receiver, wider and deeper) lies. ValueError for other names."""
+    if name not in NAMES:
+        raise ValueError(f"the embedded pair has no model {name!r}, only {' and '.join(NAMES)}")
+    return Path(str(resources.files(__package__).joinpath(name)))

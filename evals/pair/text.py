@@ -1,0 +1,129 @@
+"""What the embedded pair reads in training: dialogues about the games' world, never about the games' combinations.
+
+A document is a list of (text, weight) pieces; weight is the piece's share in the loss. What cannot be foreseen (who is
+where) weighs little, what follows from it (replies and answers) weighs 1.
+
+Kinds of document: somebody states something and the listener says what follows from it, as a list in random order;
+a statement, then a question; a question, then a statement; what a listener said, then a question; a question out of
+the blue, answered with a guess. Nothing here hands activations over, and no document is made for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxcomm.evals.games.countries import QUESTION as WHICH_COUNTRY
+from jaxcomm.evals.games.countries import STATEMENT
+from jaxcomm.evals.games.tip_sheets import QUESTION as WHICH_COMPANY
+from jaxcomm.evals.games.tip_sheets import draw_companies, write_sheet
+from jaxcomm.evals.games.world import held_out, world
+
+Document = list[tuple[str, float]]
+CONTEXT = 0.3
+
+STATEMENTS = (
+    STATEMENT,
+    "{person} is visiting {place}.",
+    "{person} has just arrived at {place}.",
+    "{person} is waiting in front of {place}.",
+    "This morning {person} took a picture of {place}.",
+)
+QUESTIONS = {
+    "country": (
+        WHICH_COUNTRY,
+        "Which country is {person} in?",
+        "In what country is {person} now?",
+        "What country is {person} located in?",
+    ),
+    "city": (
+        "Which city is {person} located in?",
+        "Which city is {person} in?",
+        "In what city is {person} now?",
+        "What city is {person} located in?",
+    ),
+    "continent": (
+        "Which continent is {person} located on?",
+        "Which continent is {person} on?",
+        "On what continent is {person} now?",
+        "What continent is {person} located on?",
+    ),
+}
+INVEST = (
+    WHICH_COMPANY,
+    "Out of {{{options}}}, which company do you invest in?",
+    "Which one do you invest in: {options}?",
+)
+
+
+def arrange(rng: np.random.Generator, statement: str, reply: str, question: str, answer: str, guess: str) -> Document:
+    """One of the kinds of document, with a sentence about something else before it now and then."""
+    document: Document = []
+    if rng.random() < 0.2:
+        document.append((str(rng.choice(world().filler)), CONTEXT))
+    match rng.choice(6, p=(0.25, 0.2, 0.22, 0.08, 0.17, 0.08)):
+        case 0:
+            document += [(statement, CONTEXT), (reply, 1.0)]
+        case 1:
+            document += [(statement, CONTEXT), (question, CONTEXT), (answer, 1.0)]
+        case 2:
+            document += [(question, CONTEXT), (statement, CONTEXT), (answer, 1.0)]
+        case 3:
+            document += [(statement, CONTEXT), (reply, 1.0), (question, CONTEXT), (answer, 1.0)]
+        case 4:
+            document += [(reply, CONTEXT), (question, CONTEXT), (answer, 1.0)]
+        case 5:
+            document += [(question, CONTEXT), (guess, 0.3)]
+    return document
+
+
+def place_document(rng: np.random.Generator) -> Document:
+    """Somebody is somewhere; country, city and continent follow."""
+    w = world()
+    landmark = w.landmarks[rng.integers(len(w.landmarks))]
+    person = str(rng.choice([p for p in w.names["seen"] if not held_out(p, landmark.name)]))
+    statement = str(rng.choice(STATEMENTS)).format(person=person, place=landmark.phrase)
+    facts = [landmark.country, landmark.city, landmark.continent]
+    kind = str(rng.choice(list(QUESTIONS), p=(0.5, 0.25, 0.25)))
+    other = w.landmarks[rng.integers(len(w.landmarks))]
+    return arrange(
+        rng,
+        statement,
+        reply=", ".join(facts[i] for i in rng.permutation(3)) + ".",
+        question=str(rng.choice(QUESTIONS[kind])).format(person=person),
+        answer=getattr(landmark, kind),
+        guess=getattr(other, kind),
+    )
+
+
+def company_document(rng: np.random.Generator) -> Document:
+    """News of three companies; what to buy, to watch and to sell follows."""
+    companies = draw_companies(rng)
+    while held_out(*companies):
+        companies = draw_companies(rng)
+    sheet = write_sheet(rng, companies)
+    rest = [f"{sheet.watch} to watch", f"{sheet.sell} to sell"]
+    return arrange(
+        rng,
+        sheet.text,
+        reply=", ".join([f"{sheet.buy} to buy", *(rest[i] for i in rng.permutation(2))]) + ".",
+        question=str(rng.choice(INVEST)).format(options=", ".join(companies[i] for i in rng.permutation(3))),
+        answer=sheet.buy,
+        guess=companies[rng.integers(3)],
+    )
+
+
+DOCUMENTS = {"places": place_document, "companies": company_document}
+
+
+def documents(kind: str, seed: int) -> Iterator[Document]:
+    """An endless stream of one kind of document."""
+    rng = np.random.default_rng([seed, list(DOCUMENTS).index(kind)])
+    while True:
+        yield DOCUMENTS[kind](rng)
+
+
+def plain(document: Document) -> str:
+    """The document as running text."""
+    return " ".join(text for text, _ in document)

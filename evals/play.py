@@ -1,0 +1,132 @@
+"""Plays a game under a protocol and keeps score."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from jaxcomm.agent import Agent, row_keys
+from jaxcomm.evals.games import Item
+from jaxcomm.evals.scores import Interval, accuracy, exact_match, normalised_match
+from jaxcomm.model import hidden_states
+from jaxcomm.protocols import PROTOCOLS, Reply
+from jaxcomm.protocols.activation import answer
+
+_states = jax.jit(hidden_states, static_argnames="last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One game played by one pair under one protocol: the replies, item by item, and the score."""
+
+    game: str
+    pair: str
+    protocol: str
+    settings: dict[str, Any]
+    """The protocol's own: k, j, graft, control, mapped ..."""
+    items: Sequence[Item]
+    replies: Sequence[Reply]
+    seconds: float
+    """Wall time of the whole game, compilation included where it was the first of its shape."""
+
+    @property
+    def hits(self) -> list[bool]:
+        return [exact_match(r.text, i.answer) for r, i in zip(self.replies, self.items, strict=True)]
+
+    @property
+    def normalised_hits(self) -> list[bool]:
+        return [normalised_match(r.text, i.answer) for r, i in zip(self.replies, self.items, strict=True)]
+
+    @property
+    def accuracy(self) -> Interval:
+        return accuracy(self.hits)
+
+    @property
+    def flops(self) -> float:
+        """Of both models, mean over games."""
+        return float(np.mean([r.flops for r in self.replies]))
+
+    def summary(self) -> dict[str, Any]:
+        """One JSON line per result."""
+        exact, loose = self.accuracy, accuracy(self.normalised_hits)
+        return {
+            "game": self.game,
+            "pair": self.pair,
+            "protocol": self.protocol,
+            **{"graft": None, "k": None, "j": None, "control": None, "mapped": None, **self.settings},
+            "accuracy": exact.value,
+            "low": exact.low,
+            "high": exact.high,
+            "normalised_accuracy": loose.value,
+            "normalised_low": loose.low,
+            "normalised_high": loose.high,
+            "n": len(self.items),
+            "flops": self.flops,
+            "seconds": self.seconds,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One JSON line per item: what was read and written."""
+        fields = zip(self.items, self.replies, self.hits, self.normalised_hits, strict=True)
+        return [
+            {"game": self.game, "pair": self.pair, "protocol": self.protocol, "index": n, **dataclasses.asdict(item)}
+            | {"hit": hit, "normalised_hit": loose, **dataclasses.asdict(reply)}
+            for n, (item, reply, hit, loose) in enumerate(fields)
+        ]
+
+
+def play(game: str, items: Sequence[Item], protocol: str, a: Agent, b: Agent, **settings) -> Outcome:
+    """Every item once. `settings` go to the protocol (`jaxcomm.protocols`)."""
+    start = time.perf_counter()
+    replies = PROTOCOLS[protocol](a, b, [i.prompt_a for i in items], [i.prompt_b for i in items], **settings)
+    seconds = time.perf_counter() - start
+    shown = {key: settings[key] for key in ("k", "j", "graft", "control") if key in settings}
+    if protocol == "activation":
+        shown = {"graft": "replace", **shown, "mapped": settings.get("W") is not None}
+    return Outcome(game, f"{a.name} -> {b.name}", protocol, shown, items, replies, seconds)
+
+
+def layer_map(
+    items: Sequence[Item], a: Agent, b: Agent, *, graft: str = "replace", W=None, max_new_tokens: int = 16, title: str = ""
+) -> np.ndarray:
+    """Exact match of activation communication at every k = 1 .. L_A (rows) and j = 1 .. L_B (columns).
+
+    W: maps [L_A + 1, L_B + 1, D_B, D_A], or None. A reads its prompts once; one program serves every cell.
+    """
+    tokens_a, mask_a = a.read([i.prompt_a for i in items])
+    tokens_b, mask_b = b.read([i.prompt_b for i in items], max_new_tokens)
+    sent = _states(a.params, tokens_a, mask=mask_a, last=True)
+    stops = jnp.asarray(b.stop_tokens, jnp.int32)
+    accuracies = np.zeros((a.params.config.layers, b.params.config.layers))
+    for k, j in tqdm.tqdm(list(np.ndindex(*accuracies.shape)), desc=title, leave=False):
+        out = answer(
+            b.params, tokens_b, mask_b, sent[k + 1], j + 1, None if W is None else W[k + 1, j + 1],
+            row_keys(0, len(items)), stops, None, graft=graft, where="last", max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        accuracies[k, j] = np.mean([exact_match(t, i.answer) for t, i in zip(b.text(out), items, strict=True)])
+    return accuracies
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """JSON lines, the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,0 +1,65 @@
+"""Scores of answers, and how sure one may be of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+RESAMPLES, CONFIDENCE = 1000, 0.95
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95 % interval, as shares."""
+
+    value: float
+    low: float
+    high: float
+
+
+def exact_match(text: str, answer: str) -> bool:
+    """The same string, as in the paper; surrounding space does not count."""
+    return text.strip() == answer
+
+
+def normalised_match(text: str, answer: str) -> bool:
+    """The same words: case, punctuation and the articles a, an, the do not count, and only the first line is read."""
+    return _words(text) == _words(answer)
+
+
+def _words(text: str) -> list[str]:
+    first = text.strip().split("\n")[0].casefold()
+    return [w for w in re.sub(r"[^\w\s]", "", first).split() if w not in ("a", "an", "the")]
+
+
+def accuracy(hits: Sequence[bool], seed: int = 0) -> Interval:
+    """Share of hits, bootstrap interval over the games (1000 resamples, BCa); Wilson's where all games agree and
+    resampling can say nothing."""
+    x = np.asarray(hits, float)
+    if x.min() == x.max():
+        wilson = scipy.stats.binomtest(int(x.sum()), len(x)).proportion_ci(CONFIDENCE, method="wilson")
+        return Interval(float(x.mean()), float(wilson.low), float(wilson.high))
+    return _bootstrap(x, seed)
+
+
+def difference(hits: Sequence[bool], others: Sequence[bool], seed: int = 0) -> Interval:
+    """How much better one method does than another on the same games: mean paired difference, bootstrap interval.
+
+    Where the difference is the same in every game, Wilson's interval for a share of all (or none) bounds it.
+    """
+    x = np.asarray(hits, float) - np.asarray(others, float)
+    if x.min() == x.max():
+        miss = float(scipy.stats.binomtest(0, len(x)).proportion_ci(CONFIDENCE, method="wilson").high)
+        value = float(x[0])
+        return Interval(value, max(-1.0, value - miss), min(1.0, value + miss))
+    return _bootstrap(x, seed)
+
+
+def _bootstrap(x: np.ndarray, seed: int) -> Interval:
+    result = scipy.stats.bootstrap(
+        (x,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, vectorized=True, rng=np.random.default_rng(seed)
+    )
+    return Interval(float(x.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high))

@@ -1,0 +1,82 @@
+"""An agent: a model together with its tokenizer. The only place where strings enter the core."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomm.generate import Generation, Sampling, bucket, generate, left_pad
+from jaxcomm.model import Params
+
+_generate = jax.jit(generate, static_argnames="max_new_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """params, a transformers tokenizer, and the tokens it stops at.
+
+    chat: put every prompt through the tokenizer's chat template as a user's turn, instead of reading it raw.
+    ValueError: tokenizer and model disagree on the vocabulary, or `chat` without a template.
+    """
+
+    params: Params
+    tokenizer: Any
+    stop_tokens: tuple[int, ...]
+    name: str = "agent"
+    chat: bool = False
+
+    def __post_init__(self):
+        largest = max(self.tokenizer.get_vocab().values())
+        if largest >= self.params.config.vocab:
+            raise ValueError(
+                f"{self.name}: the tokenizer knows token {largest}, the model has {self.params.config.vocab}: they do not belong together"
+            )
+        if self.chat and not self.tokenizer.chat_template:
+            raise ValueError(f"{self.name}: this tokenizer has no chat template; use raw prompts")
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of one prompt, raw or as a chat turn (whose template writes its own special tokens)."""
+        if self.chat:
+            turn = [{"role": "user", "content": prompt}]
+            prompt = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.encode(prompt, add_special_tokens=not self.chat)
+
+    def read(self, prompts: Sequence[str], new: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Left-padded tokens and mask [B, P], P a bucket that leaves room for `new` tokens. ValueError: empty or too
+        long a prompt."""
+        rows = [self.encode(p) for p in prompts]
+        limit = self.params.config.max_positions - new
+        return left_pad(rows, bucket(max(map(len, rows), default=0), limit))
+
+    def text(self, out: Generation) -> list[str]:
+        """What was written, row by row, without special tokens and surrounding space."""
+        rows = [np.asarray(row)[: int(n)] for row, n in zip(out.tokens, out.lengths, strict=True)]
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+    def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Token strings as the tokenizer spells them."""
+        return self.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+
+    def write(
+        self, tokens: np.ndarray, mask: np.ndarray, *, max_new_tokens: int, sampling: Sampling | None = None, seed: int = 0
+    ) -> Generation:
+        """Goes on after prompts that were `read`."""
+        return _generate(
+            self.params,
+            tokens,
+            mask=mask,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            keys=row_keys(seed, len(tokens)),
+            stop_tokens=jnp.asarray(self.stop_tokens, jnp.int32),
+        )
+
+
+def row_keys(seed: int, rows: int) -> jax.Array:
+    """A random key for every row."""
+    return jax.random.split(jax.random.key(seed), rows)

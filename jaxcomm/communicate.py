@@ -1,0 +1,145 @@
+"""Activation communication (Ramesh & Li, ICML 2025, section 3.1): A is paused after layer k, B after layer j,
+B's state becomes f(A's, B's), and B goes on.
+
+`communicate` is `send` (A's side) then `receive` (B's side) then `generate.decode`. The edit happens once, in B's
+prefill; the K/V it leads to stay, so every later token reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxcomm.cache import KVCache
+from jaxcomm.config import AnyArray
+from jaxcomm.generate import Generation, Sampling, decode
+from jaxcomm.graft import Graft, apply_graft
+from jaxcomm.model import Params, check_layer, check_tokens, positions_of, prefill, prefix, run_blocks, unembed, embed
+
+Where = Literal["last", "all"]
+"""Which tokens are edited: the prompt's last (default), or all of them (appendix B.1), the two prompts aligned at their
+ends; tokens of the longer prompt without a counterpart stay as they are."""
+
+
+def send(
+    params_a: Params, tokens_a: Int[AnyArray, "B P"], k, *, mask: Bool[AnyArray, "B P"] | None = None, where: Where = "last"
+) -> Array:
+    """A's message: h_A[k] at the last token, [B, D_A], or with where="all" at every token, [B, P, D_A] (0 on padding).
+    Blocks above k are not run."""
+    h = prefix(params_a, tokens_a, k, mask=mask)
+    if where == "last":
+        return h[:, -1]
+    return h if mask is None else jnp.where(mask[..., None], h, 0)
+
+
+def _editor(graft: Graft, message: Array, W, mask_b, where: Where):
+    """The function h_B[j] -> edited h_B[j], on the prompt's columns."""
+    if where == "last":
+        return lambda h: h.at[:, -1].set(apply_graft(graft, message, h[:, -1], W))
+    if graft != "sum":
+        raise ValueError(f'where="all" needs graft="sum": {graft!r} would overwrite the whole prompt')
+
+    def edit(h):
+        width = message.shape[-1] if W is None else W.shape[0]
+        if width != h.shape[-1]:
+            raise ValueError(f'where="all" needs equal widths, got {width} and {h.shape[-1]}: pass W, or edit the last token')
+        n = min(message.shape[1], h.shape[1])
+        old = h[:, h.shape[1] - n :]
+        new = apply_graft(graft, message[:, message.shape[1] - n :], old, W)
+        if mask_b is not None:
+            new = jnp.where(mask_b[:, mask_b.shape[1] - n :, None], new, old)
+        return h.at[:, h.shape[1] - n :].set(new)
+
+    return edit
+
+
+def receive(
+    params_b: Params,
+    tokens_b: Int[AnyArray, "B P"],
+    message: Array,
+    j,
+    *,
+    graft: Graft = "replace",
+    W: Float[AnyArray, "DB DA"] | None = None,
+    mask: Bool[AnyArray, "B P"] | None = None,
+    where: Where = "last",
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """B reads its prompt with the message grafted in after block j: logits of the next token, and the cache to go on from.
+
+    ValueError: j out of range, unknown graft, W of a wrong shape, where="all" with another graft than sum or unequal widths.
+    """
+    check_layer(params_b, j, "j")
+    check_tokens(params_b, tokens_b)
+    return prefill(params_b, tokens_b, mask=mask, edit=(j, _editor(graft, message, W, mask, where)))
+
+
+def communicate(
+    params_a: Params,
+    params_b: Params,
+    tokens_a: Int[AnyArray, "B PA"],
+    tokens_b: Int[AnyArray, "B PB"],
+    *,
+    k,
+    j,
+    graft: Graft = "replace",
+    W: Float[AnyArray, "DB DA"] | None = None,
+    where: Where = "last",
+    mask_a: Bool[AnyArray, "B PA"] | None = None,
+    mask_b: Bool[AnyArray, "B PB"] | None = None,
+    max_new_tokens: int = 16,
+    sampling: Sampling | None = None,
+    keys: Key[Array, "B"] | None = None,
+    stop_tokens: Sequence[int] | AnyArray = (),
+) -> Generation:
+    """What B says after its prompt once A's activation has been grafted into it.
+
+    k in 0 .. L_A and j in 0 .. L_B may be ints or traced; masks are False on left padding. Pure: jit it (static: graft,
+    where, max_new_tokens), vmap it over a further axis of games.
+
+    ValueError: k or j out of range, an empty or too long prompt, unequal numbers of prompts, and `receive`'s.
+    """
+    check_tokens(params_a, tokens_a)
+    check_tokens(params_b, tokens_b, max_new_tokens)
+    if tokens_a.shape[0] != tokens_b.shape[0]:
+        raise ValueError(f"A has {tokens_a.shape[0]} prompts, B has {tokens_b.shape[0]}: give one of each per game")
+    message = send(params_a, tokens_a, k, mask=mask_a, where=where)
+    logits, cache = receive(params_b, tokens_b, message, j, graft=graft, W=W, mask=mask_b, where=where)
+    return decode(
+        params_b, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
+    )
+
+
+def communicate_logits(
+    params_a: Params,
+    params_b: Params,
+    tokens_a: Int[AnyArray, "B PA"],
+    tokens_b: Int[AnyArray, "B PB"],
+    answers: Int[AnyArray, "B T"],
+    *,
+    k,
+    j,
+    graft: Graft = "replace",
+    W: Float[AnyArray, "DB DA"] | None = None,
+    where: Where = "last",
+    mask_a: Bool[AnyArray, "B PA"] | None = None,
+    mask_b: Bool[AnyArray, "B PB"] | None = None,
+) -> Float[Array, "B T V"]:
+    """Teacher-forced twin of `communicate`: logits that predict each token of given answers, in one pass, no loop.
+
+    Differentiable in everything continuous, in reverse too when k and j are ints: a loss on B's answer reaches W, A and B.
+    """
+    check_layer(params_b, j, "j")
+    tokens = jnp.concatenate([tokens_b, answers], axis=1)
+    check_tokens(params_b, tokens)
+    prompt, mask = tokens_b.shape[1], None
+    if mask_b is not None:
+        mask = jnp.concatenate([mask_b, jnp.ones(answers.shape, bool)], axis=1)
+    edit = _editor(graft, send(params_a, tokens_a, k, mask=mask_a, where=where), W, mask_b, where)
+    positions = positions_of(tokens.shape, mask)
+    h, *_ = run_blocks(params_b, embed(params_b, tokens), positions, 0, j)
+    h = jnp.concatenate([edit(h[:, :prompt]), h[:, prompt:]], axis=1)
+    h, *_ = run_blocks(params_b, h, positions, j)
+    return unembed(params_b, h[:, prompt - 1 : -1])

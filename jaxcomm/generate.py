@@ -1,0 +1,166 @@
+"""Decoding: a prompt is read once (`model.prefill`), then one jitted loop writes until every row has stopped.
+
+The prompt's cache is read in place; the loop carries only a short cache for what it writes.
+Knows token ids only. Prompts are left-padded, so the last token of every row is column -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxcomm.cache import KVCache
+from jaxcomm.config import AnyArray
+from jaxcomm.model import Params, check_tokens, embed, prefill, run_blocks, unembed
+
+
+@struct.dataclass
+class Sampling:
+    """temperature > 0, then the top_k most likely (0: all), then the smallest set that holds top_p of the mass.
+
+    As transformers' logits warpers, in their order. The fields may be traced: changing them compiles nothing.
+    """
+
+    temperature: Any = 1.0
+    top_k: Any = 0
+    top_p: Any = 1.0
+
+
+@struct.dataclass
+class Generation:
+    """tokens [B, T], -1 after a row's end; logprobs [B, T] under the model's own distribution (before temperature and
+    cuts), 0 after the end; lengths [B], the stop token counted."""
+
+    tokens: Any
+    logprobs: Any
+    lengths: Any
+
+
+def left_pad(prompts: Sequence[Sequence[int]], columns: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts as tokens [B, P] and mask [B, P] (False on padding), P = `columns` or the longest. ValueError if a
+    prompt is empty or longer than that."""
+    lengths = [len(p) for p in prompts]
+    if not lengths or not min(lengths):
+        raise ValueError(f"empty prompt at row {lengths.index(0)}" if lengths else "no prompts")
+    columns = max(lengths) if columns is None else columns
+    if max(lengths) > columns:
+        raise ValueError(f"the prompt at row {lengths.index(max(lengths))} has {max(lengths)} tokens, the limit is {columns}: shorten it")
+    tokens, mask = np.zeros((len(prompts), columns), np.int32), np.zeros((len(prompts), columns), bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, columns - len(prompt) :] = prompt
+        mask[row, columns - len(prompt) :] = True
+    return tokens, mask
+
+
+def bucket(length: int, limit: int, smallest: int = 16) -> int:
+    """Columns to pad a prompt of `length` tokens to: the next of 16, 24, 32, 48, 64, 96, ..., at most `limit`.
+
+    Programs compile once per bucket. ValueError if the prompt itself does not fit.
+    """
+    if length > limit:
+        raise ValueError(f"a prompt of {length} tokens does not fit: the model's positions leave room for {limit}; shorten it")
+    size = smallest
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return min(size, limit)
+
+
+def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Array, "B"] | None) -> Int[Array, "B"]:
+    """The next token of every row: the argmax without `sampling`, else a draw with the row's own key."""
+    if sampling is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if keys is None:
+        raise ValueError("sampling needs keys, one per row: jax.random.split(jax.random.key(seed), rows)")
+    logits = logits / jnp.asarray(sampling.temperature, logits.dtype)
+    ordered = -jnp.sort(-logits, axis=-1)
+    k = jnp.where(jnp.asarray(sampling.top_k) > 0, jnp.asarray(sampling.top_k), logits.shape[-1])
+    rank = jnp.arange(logits.shape[-1])
+    kept = jnp.where(rank < k, ordered, -jnp.inf)
+    mass_before = jnp.cumsum(jax.nn.softmax(kept, axis=-1), axis=-1) - jax.nn.softmax(kept, axis=-1)
+    kept = jnp.where((mass_before < sampling.top_p) | (rank == 0), kept, jnp.inf)
+    threshold = jnp.min(jnp.where(kept == -jnp.inf, jnp.inf, kept), axis=-1, keepdims=True)
+    return jax.vmap(jax.random.categorical)(keys, jnp.where(logits >= threshold, logits, -jnp.inf)).astype(jnp.int32)
+
+
+@struct.dataclass
+class _State:
+    t: Any
+    token: Any
+    done: Any
+    out: Generation
+    tail: KVCache
+
+
+def decode(
+    params: Params,
+    logits: Float[Array, "B V"],
+    prompt: KVCache,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    keys: Key[Array, "B"] | None = None,
+    stop_tokens: Sequence[int] | AnyArray = (),
+) -> Generation:
+    """Writes after a prefilled prompt until a stop token or `max_new_tokens`, all rows in one `while_loop`.
+
+    logits, prompt: what `model.prefill` returned. Token t of row b is drawn with fold_in(keys[b], t), so a row's text
+    does not depend on its neighbours.
+    """
+    rows, stops = logits.shape[0], jnp.asarray(stop_tokens, jnp.int32)
+    begin = jnp.max(prompt.positions, axis=1) + 1
+
+    def emit(out: Generation, done, logits, t) -> tuple[Generation, Array, Array]:
+        drawn = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+        token = choose(logits, sampling, drawn)
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1)[:, 0]
+        out = Generation(
+            tokens=out.tokens.at[:, t].set(jnp.where(done, -1, token)),
+            logprobs=out.logprobs.at[:, t].set(jnp.where(done, 0.0, logprob)),
+            lengths=out.lengths + (~done).astype(jnp.int32),
+        )
+        return out, token, done | jnp.isin(token, stops)
+
+    def step(s: _State) -> _State:
+        positions = (begin + s.t - 1)[:, None]
+        h, tail, _ = run_blocks(
+            params, embed(params, s.token[:, None]), positions, past=(prompt,), cache=s.tail, column=s.t - 1
+        )
+        tail = tail.replace(positions=jax.lax.dynamic_update_slice(tail.positions, positions, (0, s.t - 1)))
+        out, token, done = emit(s.out, s.done, unembed(params, h)[:, 0], s.t)
+        return _State(s.t + 1, token, done, out, tail)
+
+    blank = Generation(
+        tokens=jnp.full((rows, max_new_tokens), -1, jnp.int32),
+        logprobs=jnp.zeros((rows, max_new_tokens), jnp.float32),
+        lengths=jnp.zeros(rows, jnp.int32),
+    )
+    out, token, done = emit(blank, jnp.zeros(rows, bool), logits, jnp.int32(0))
+    start = _State(jnp.int32(1), token, done, out, KVCache.empty(params, rows, max(max_new_tokens - 1, 1)))
+    return jax.lax.while_loop(lambda s: (s.t < max_new_tokens) & ~jnp.all(s.done), step, start).out
+
+
+def generate(
+    params: Params,
+    tokens: Int[AnyArray, "B P"],
+    *,
+    mask: Bool[AnyArray, "B P"] | None = None,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    keys: Key[Array, "B"] | None = None,
+    stop_tokens: Sequence[int] | AnyArray = (),
+) -> Generation:
+    """Reads left-padded prompts and writes after them. Pure; jit it with max_new_tokens static.
+
+    ValueError: empty prompt, or prompt and new tokens exceed the model's positions.
+    """
+    check_tokens(params, tokens, max_new_tokens)
+    logits, cache = prefill(params, tokens, mask=mask)
+    return decode(
+        params, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
+    )

@@ -1,0 +1,150 @@
+"""Flax Linen modules: one `Block` serves every family, told apart by `ModelConfig` alone.
+
+Every linear weight is [out, in], as Hugging Face stores it, so conversion moves bytes and never transposes them.
+Norms, rotary angles and the softmax are computed in float32 whatever the weights' dtype.
+Mirrors `transformers.models.llama.modeling_llama` (and qwen2, gemma2) with eager attention.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxcomm.config import ModelConfig, Rope
+
+Segment = tuple[Float[Array, "B K _ H"], Float[Array, "B K _ H"], Int[Array, "B _"]]
+"""Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment."""
+
+MASKED = -1e30
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
+_init = nn.initializers.normal(0.02)
+
+
+class Linear(nn.Module):
+    """y = x W^T (+ b), W [features, in]."""
+
+    features: int
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T X"]) -> Float[Array, "B T Y"]:
+        y = jnp.einsum("bti,oi->bto", x, self.param("weight", _init, (self.features, x.shape[-1])))
+        if self.bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,))
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * w, cast back before the weight (Llama) or, with `plus_one`, after 1 + w in float32 (Gemma)."""
+
+    eps: float
+    plus_one: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        start = nn.initializers.zeros if self.plus_one else nn.initializers.ones
+        weight = self.param("weight", start, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        if self.plus_one:
+            return (wide * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
+        return wide.astype(x.dtype) * weight
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """[H / 2] angles per position, float32."""
+    frequency = (1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(np.float32)
+    if rope.kind == "default":
+        return frequency
+    if rope.kind == "linear":
+        return (frequency / rope.factor).astype(np.float32)
+    turns = rope.original_positions * frequency / (2 * np.pi)
+    keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0)
+    return ((1.0 - keep) * frequency / rope.factor + keep * frequency).astype(np.float32)
+
+
+def rotary(rope: Rope, head_dim: int, positions: Int[Array, "B T"], dtype) -> tuple[Array, Array]:
+    """Cosines and sines [B, T, H / 2] of the positions, computed in float32 and rounded to `dtype`."""
+    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(rope, head_dim)
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array]) -> Float[Array, "B T X H"]:
+    cos, sin = (table[:, :, None, :] for table in angles)
+    low, high = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def visible(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window) -> Array:
+    """[B, T, S]: key exists, is not later than the query and, if `window` is not None, is within the window."""
+    distance = queries[:, :, None] - keys[:, None, :]
+    seen = (keys[:, None, :] >= 0) & (distance >= 0)
+    return seen if window is None else seen & (distance < window)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over any number of earlier segments and the tokens themselves.
+
+    Keys and values of the tokens are returned, not written: who keeps them is the caller's affair. A segment is
+    scored where it lies, so a prompt's cache is shared by everything that continues it.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, past: tuple[Segment, ...]
+    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]]:
+        c = self.config
+        B, T, _ = x.shape
+        q = Linear(c.heads * c.head_dim, c.qkv_bias, name="q")(x).reshape(B, T, c.heads, c.head_dim)
+        k = Linear(c.kv_heads * c.head_dim, c.qkv_bias, name="k")(x).reshape(B, T, c.kv_heads, c.head_dim)
+        v = Linear(c.kv_heads * c.head_dim, c.qkv_bias, name="v")(x).reshape(B, T, c.kv_heads, c.head_dim)
+        q = rotate(q, angles).reshape(B, T, c.kv_heads, -1, c.head_dim).transpose(0, 2, 3, 1, 4)
+        k, v = rotate(k, angles).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+
+        segments = (*past, (k, v, positions))
+        scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
+        scores = []
+        for keys, _, key_positions in segments:
+            score = jnp.einsum("bkgth,bksh->bkgts", q, keys, preferred_element_type=jnp.float32) * scale
+            if c.attention_softcap is not None:
+                score = jnp.tanh(score / c.attention_softcap) * c.attention_softcap
+            scores.append(jnp.where(visible(positions, key_positions, window)[:, None, None], score, MASKED))
+        weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(x.dtype)
+
+        out, start = 0, 0
+        for _, values, _ in segments:
+            part = weights[..., start : start + values.shape[2]]
+            out, start = out + jnp.einsum("bkgts,bksh->btkgh", part, values), start + values.shape[2]
+        out = Linear(c.width, c.out_bias, name="o")(jnp.asarray(out).reshape(B, T, c.heads * c.head_dim))
+        return out, (k, v)
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        c = self.config
+        gate = ACTIVATIONS[c.activation](Linear(c.ff, c.mlp_bias, name="gate")(x))
+        return Linear(c.width, c.mlp_bias, name="down")(gate * Linear(c.ff, c.mlp_bias, name="up")(x))
+
+
+class Block(nn.Module):
+    """One layer: h[i-1] -> h[i], with the keys and values it made on the way."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, past):
+        c = self.config
+        norm = lambda name: RMSNorm(c.norm_eps, c.norm_plus_one, name=name)  # noqa: E731
+        x, kv = Attention(c, name="attention")(norm("attention_norm")(h), angles, positions, window, past)
+        h += norm("attention_post_norm")(x) if c.post_norms else x
+        x = GatedMLP(c, name="mlp")(norm("mlp_norm")(h))
+        h += norm("mlp_post_norm")(x) if c.post_norms else x
+        return h, kv

@@ -1,0 +1,226 @@
+"""A language model as pure functions: `prefix`, `suffix`, and their composition `forward`.
+
+    h[0] = embedding, h[i] = block i of h[i-1];  prefix(params, tokens, k) = h[k];  suffix(params, h[k], k) = logits
+
+Layers count from 1. h[L] is the stream before the final norm (Hugging Face's last hidden state is after it).
+`Params` carry their architecture, so no call can pair weights with a wrong config and jit needs no static argument.
+
+Blocks have one of two layouts. Stacked: one tree whose leaves have a leading axis L; a loop walks it, so a program's
+size and compile time do not depend on L. Unrolled: a tuple of L trees, walked by Python; XLA on CPU copies a layer
+out of a stack before it multiplies by it, which costs decoding almost half its speed (benchmarks/generate.py). Both
+give the same numbers, take the same calls, and allow traced layer bounds.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxcomm.cache import KVCache
+from jaxcomm.config import FULL, AnyArray, ModelConfig
+from jaxcomm.layers import Block, RMSNorm, rotary
+
+
+@struct.dataclass
+class Params:
+    """Weights and architecture of one model.
+
+    embed [V, D]; norm: the final norm's tree; head [V, D], or None when it is the embedding; blocks: the tree of
+    `Block`, every leaf [L, ...], or a tuple of L such trees (module docstring).
+    """
+
+    embed: Any
+    blocks: Any
+    norm: Any
+    head: Any
+    config: ModelConfig = struct.field(pytree_node=False)
+
+    @property
+    def dtype(self):
+        return self.embed.dtype
+
+    @property
+    def unrolled(self) -> bool:
+        return isinstance(self.blocks, tuple)
+
+    def unroll(self) -> Params:
+        """The same model with a tuple of layers: what decoding on CPU wants. Costs a second copy while it is made."""
+        if self.unrolled:
+            return self
+        layers = range(self.config.layers)
+        return self.replace(blocks=tuple(jax.tree.map(operator.itemgetter(i), self.blocks) for i in layers))
+
+    def stack(self) -> Params:
+        """The same model with one stack of layers."""
+        return self.replace(blocks=jax.tree.map(lambda *a: jnp.stack(a), *self.blocks)) if self.unrolled else self
+
+
+def init(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
+    """Random weights (normal, 0.02; residual outputs / sqrt(2 L); norms at identity), stacked."""
+    embed_key, head_key, *keys = jax.random.split(key, 2 + config.layers)
+    h, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
+    angles = rotary(config.rope, config.head_dim, positions, jnp.float32)
+    draw = lambda key: Block(config).init(key, h, angles, positions, None, ())["params"]  # noqa: E731
+    blocks = jax.vmap(draw)(jnp.stack(keys))
+    for module, name in (("attention", "o"), ("mlp", "down")):
+        blocks[module][name]["weight"] /= np.sqrt(2 * config.layers).astype(np.float32)
+    matrix = lambda key: 0.02 * jax.random.normal(key, (config.vocab, config.width))  # noqa: E731
+    params = Params(
+        embed=matrix(embed_key),
+        blocks=blocks,
+        norm=RMSNorm(config.norm_eps, config.norm_plus_one).init(key, h)["params"],
+        head=None if config.tied_head else matrix(head_key),
+        config=config,
+    )
+    return jax.tree.map(lambda a: a.astype(dtype), params)
+
+
+def check_layer(params: Params, layer, name: str = "k") -> None:
+    """ValueError unless 0 <= layer <= L. A traced layer cannot be looked at; it is the caller's promise."""
+    if not isinstance(layer, jax.core.Tracer) and not 0 <= int(layer) <= params.config.layers:
+        raise ValueError(f"{name} = {layer} is out of range: this model's layers are 0 (the embedding) to {params.config.layers}")
+
+
+def check_tokens(params: Params, tokens: Int[AnyArray, "B T"], new: int = 0) -> None:
+    """ValueError if there is no token, or if the columns and `new` more do not fit the model's positions."""
+    length, limit = tokens.shape[1], params.config.max_positions
+    if not length:
+        raise ValueError("empty prompt: a model needs at least one token to read")
+    if length + new > limit:
+        raise ValueError(f"{length} prompt columns + {new} new tokens exceed the model's {limit} positions: shorten the prompt")
+
+
+def positions_of(shape: tuple[int, ...], mask: Bool[AnyArray, "B T"] | None = None) -> Int[Array, "B T"]:
+    """0, 1, 2, ... over the real tokens of each row; -1 on padding (mask False)."""
+    if mask is None:
+        return jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+    return jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
+
+
+def embed(params: Params, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
+    """h[0]."""
+    h = params.embed[tokens]
+    if params.config.scale_embedding:
+        h *= jnp.asarray(params.config.width**0.5, h.dtype)
+    return h
+
+
+def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Final norm, head and soft-cap: float32 logits of h[L]."""
+    c = params.config
+    h = RMSNorm(c.norm_eps, c.norm_plus_one).apply({"params": params.norm}, h)
+    head = params.embed if params.head is None else params.head
+    logits = jnp.einsum("btd,vd->btv", h, head, preferred_element_type=jnp.float32)
+    return logits if c.logit_softcap is None else jnp.tanh(logits / c.logit_softcap) * c.logit_softcap
+
+
+def fold_blocks(params: Params, fn: Callable, carry, start, stop):
+    """carry = fn(carry, i, block i's weights) for i = start .. stop - 1, blocks counted from 0.
+
+    Bounds may be traced. Traced bounds compile once for all of them; int bounds stay reverse-differentiable in both
+    layouts, traced ones only in the unrolled. The stack is indexed whole, never cut: `stack[:k]` inside jit copies.
+    """
+    if not params.unrolled:
+        index = lambda i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), params.blocks)  # noqa: E731
+        return jax.lax.fori_loop(start, stop, lambda i, carry: fn(carry, i, index(i)), carry)
+    traced = isinstance(start, jax.core.Tracer) or isinstance(stop, jax.core.Tracer)
+    for i, weights in enumerate(params.blocks):
+        if traced:
+            run = functools.partial(fn, i=i, weights=weights)
+            carry = jax.lax.cond((start <= i) & (i < stop), run, lambda carry: carry, carry)
+        elif start <= i < stop:
+            carry = fn(carry, i, weights)
+    return carry
+
+
+def run_blocks(
+    params: Params,
+    h: Float[Array, "B T D"],
+    positions: Int[Array, "B T"],
+    start=0,
+    stop=None,
+    *,
+    past: tuple[KVCache, ...] = (),
+    cache: KVCache | None = None,
+    column=None,
+    visit: tuple[Callable, Any] | None = None,
+):
+    """Blocks start + 1 .. stop over the stream: h[start] -> h[stop].
+
+    `past`: caches to attend to. `cache`: where the keys and values made here go. With a `column` they are written
+    there and what the cache already holds is attended to as well (decoding); without one they fill it (prefill).
+    `visit = (fn, state)`: state = fn(state, i, h[i]) after every block i. Returns h, cache, state.
+    """
+    c = params.config
+    stop = c.layers if stop is None else stop
+    block, angles = Block(c), rotary(c.rope, c.head_dim, positions, h.dtype)
+    fn, state = visit or (lambda state, i, h: state, None)
+    reach = [w if w != FULL else np.iinfo(np.int32).max for w in c.windows]
+
+    def step(carry, i, weights):
+        h, cache, state = carry
+        window = jnp.asarray(reach, jnp.int32)[i] if any(c.windows) else None
+        segments = tuple(p.layer(i) for p in past) + ((cache.layer(i),) if column is not None else ())
+        h, (k, v) = block.apply({"params": weights}, h, angles, positions, window, segments)
+        if cache is not None:
+            cache = cache.write(i, k, v, 0 if column is None else column)
+        return h, cache, fn(state, i + 1, h)
+
+    return fold_blocks(params, step, (h, cache, state), start, stop)
+
+
+def prefix(params: Params, tokens: Int[AnyArray, "B T"], k, *, mask: Bool[AnyArray, "B T"] | None = None) -> Float[Array, "B T D"]:
+    """h[k]: embedding and blocks 1 .. k. `mask` is False on padding. ValueError: k out of range, no or too many tokens."""
+    check_layer(params, k)
+    check_tokens(params, tokens)
+    return run_blocks(params, embed(params, tokens), positions_of(tokens.shape, mask), 0, k)[0]
+
+
+def suffix(params: Params, h: Float[Array, "B T D"], k, *, mask: Bool[AnyArray, "B T"] | None = None) -> Float[Array, "B T V"]:
+    """Logits from h[k]: blocks k + 1 .. L, final norm, head."""
+    check_layer(params, k)
+    return unembed(params, run_blocks(params, h, positions_of(h.shape[:2], mask), k)[0])
+
+
+def forward(params: Params, tokens: Int[AnyArray, "B T"], *, mask: Bool[AnyArray, "B T"] | None = None) -> Float[Array, "B T V"]:
+    """Logits of every position, float32."""
+    return suffix(params, prefix(params, tokens, 0, mask=mask), 0, mask=mask)
+
+
+def hidden_states(
+    params: Params, tokens: Int[AnyArray, "B T"], *, mask: Bool[AnyArray, "B T"] | None = None, last: bool = False
+) -> Array:
+    """h[0] .. h[L] as [L + 1, B, T, D]; with `last` only each row's last token, [L + 1, B, D], the rest never stored."""
+    check_tokens(params, tokens)
+    h = embed(params, tokens)
+    pick = (lambda h: h[:, -1]) if last else (lambda h: h)
+    states = jnp.zeros((params.config.layers + 1, *pick(h).shape), h.dtype).at[0].set(pick(h))
+    keep = lambda states, i, h: states.at[i].set(pick(h))  # noqa: E731
+    return run_blocks(params, h, positions_of(tokens.shape, mask), visit=(keep, states))[2]
+
+
+def prefill(
+    params: Params, tokens: Int[AnyArray, "B P"], *, mask: Bool[AnyArray, "B P"] | None = None, edit: tuple[Any, Callable] | None = None
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """Reads a left-padded prompt: logits after its last token, and its keys and values.
+
+    `edit = (j, fn)`: the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once. Blocks up to j keep the keys
+    and values of the stream as it was; the later ones make theirs from the edited one, and decoding reads those.
+    """
+    positions = positions_of(tokens.shape, mask)
+    cache = KVCache.empty(params, *tokens.shape)
+    h, start = embed(params, tokens), 0
+    if edit is not None:
+        start, fn = edit
+        h, cache, _ = run_blocks(params, h, positions, 0, start, cache=cache)
+        h = fn(h)
+    h, cache, _ = run_blocks(params, h, positions, start, cache=cache)
+    return unembed(params, h[:, -1:])[:, 0], cache.replace(positions=positions)

@@ -1,0 +1,117 @@
+"""What every test runs under: eight CPU devices, strict dtype promotion, no network, jaxtyping annotations checked.
+
+Tiny random checkpoints of every family, their norms and biases perturbed (a fresh initialisation of ones and zeros
+hides bugs), are made once a session by transformers itself.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+settings.register_profile("jaxcomm", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("jaxcomm")
+install_import_hook("jaxcomm", "beartype.beartype")
+
+import torch
+import transformers
+
+from jaxcomm.converters import from_hf
+from jaxcomm.model import Params
+
+torch.set_num_threads(2)
+transformers.utils.logging.disable_progress_bar()
+
+SMALL = dict(
+    vocab_size=97, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024
+)
+CONFIGS = {
+    "llama": (transformers.LlamaConfig, dict(
+        hidden_size=48, intermediate_size=80, head_dim=16, tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    )),
+    "llama_untied_bias": (transformers.LlamaConfig, dict(
+        hidden_size=32, intermediate_size=64, attention_bias=True, mlp_bias=True, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0},
+    )),
+    "qwen2": (transformers.Qwen2Config, dict(
+        hidden_size=32, intermediate_size=64, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    )),
+    "qwen2_windows": (transformers.Qwen2Config, dict(
+        hidden_size=32, intermediate_size=64, use_sliding_window=True, sliding_window=7, max_window_layers=2,
+    )),
+    "gemma2": (transformers.Gemma2Config, dict(
+        hidden_size=40, intermediate_size=64, head_dim=16, query_pre_attn_scalar=24, sliding_window=9,
+        attn_logit_softcapping=3.0, final_logit_softcapping=2.0,
+    )),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The same weights twice: transformers' model (float32, eager) and ours, and the folder both came from."""
+
+    name: str
+    torch: transformers.PreTrainedModel
+    params: Params
+    folder: Path
+
+
+def make_checkpoint(folder: Path, name: str, seed: int, **changes) -> Pair:
+    kind, values = CONFIGS[name]
+    config = kind(**{**SMALL, **values, **changes})
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            wide = "norm" in key or key.endswith("bias")
+            weight.add_(torch.randn_like(weight) * (0.3 if wide else 0.1))
+    model.save_pretrained(folder)
+    return Pair(name, model, from_hf(folder), folder)
+
+
+@pytest.fixture(scope="session", params=list(CONFIGS))
+def pair(request, tmp_path_factory) -> Pair:
+    """One of every family and variant."""
+    return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param, seed=1)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory) -> Pair:
+    return make_checkpoint(tmp_path_factory.mktemp("llama"), "llama", seed=2)
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory) -> Pair:
+    """A receiver wider and deeper than `llama`."""
+    return make_checkpoint(tmp_path_factory.mktemp("wide"), "qwen2", seed=3, hidden_size=64, num_hidden_layers=5)
+
+
+def prompts(rows: int, columns: int, seed: int = 0, vocab: int = 97) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocab, (rows, columns)).astype(np.int32)
+
+
+def assert_close(got, want, what: str, tolerance: float = 1e-5) -> None:
+    """Fails with the worst index, the RMS error and the share of violations."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape, f"{what}: shape {got.shape} instead of {want.shape}"
+    error = np.abs(got - want) / np.maximum(1.0, np.abs(want))
+    worst = np.unravel_index(np.argmax(error), error.shape)
+    assert error[worst] <= tolerance, (
+        f"{what}: {got[worst]:.7g} instead of {want[worst]:.7g} at {tuple(map(int, worst))}; RMS error "
+        f"{np.sqrt(np.mean((got - want) ** 2)):.2e}, {np.mean(error > tolerance):.2%} beyond {tolerance:g}"
+    )

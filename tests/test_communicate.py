@@ -1,0 +1,193 @@
+"""Activation communication against an oracle with forward hooks, and its promises."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import assert_close, prompts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcomm.communicate import communicate, communicate_logits, receive, send
+from jaxcomm.generate import generate, left_pad
+from jaxcomm.graft import GRAFTS, apply_graft
+from jaxcomm.model import hidden_states
+
+jitted = jax.jit(communicate, static_argnames=("graft", "where", "max_new_tokens"))
+
+TORCH_GRAFTS = {"sum": lambda a, b: a + b, "mean": lambda a, b: (a + b) / 2, "replace": lambda a, b: a}
+
+
+def block_hook(model, layer, hook):
+    """Calls hook(stream) on h[layer]; what it returns, if anything, becomes the stream. Layer 0 is the embedding."""
+    if layer == 0:
+        return model.model.embed_tokens.register_forward_hook(lambda module, inputs, output: hook(output))
+
+    def outer(module, inputs, output):
+        changed = hook(output[0] if isinstance(output, tuple) else output)
+        return None if changed is None else ((changed, *output[1:]) if isinstance(output, tuple) else changed)
+
+    return model.model.layers[layer - 1].register_forward_hook(outer)
+
+
+def oracle(a, b, prompt_a, prompt_b, k, j, graft, steps, where="last"):
+    """The method as a PyTorch user writes it: hooks on transformers models, no cache, the edit made again in every pass."""
+    box = {}
+    hook = block_hook(a.torch, k, lambda h: box.update(h=h.detach()))
+    with torch.no_grad():
+        a.torch(torch.tensor([prompt_a]))
+    hook.remove()
+    message, last = box["h"][0], len(prompt_b) - 1
+
+    def edit(h):
+        h = h.clone()
+        d = min(message.shape[-1], h.shape[-1])
+        if where == "last":
+            h[0, last, -d:] = TORCH_GRAFTS[graft](message[-1, -d:], h[0, last, -d:])
+        else:
+            n = min(len(message), len(prompt_b))
+            h[0, last + 1 - n : last + 1] += message[-n:]
+        return h
+
+    hook, text = block_hook(b.torch, j, edit), list(prompt_b)
+    with torch.no_grad():
+        for _ in range(steps):
+            text.append(int(b.torch(torch.tensor([text])).logits[0, -1].argmax()))
+    hook.remove()
+    return text[len(prompt_b) :]
+
+
+@pytest.mark.parametrize("widths", ["same", "narrow to wide", "wide to narrow"])
+def test_every_layer_pair_and_graft_equals_forward_hooks_on_transformers(llama, wide, widths):
+    a, b = {"same": (llama, llama), "narrow to wide": (llama, wide), "wide to narrow": (wide, llama)}[widths]
+    rows_a = [prompts(1, n, seed=n)[0].tolist() for n in (6, 11)]
+    rows_b = [prompts(1, n, seed=n)[0].tolist() for n in (9, 4)]
+    (ta, ma), (tb, mb) = left_pad(rows_a, 16), left_pad(rows_b, 16)
+    for graft in GRAFTS:
+        for k in range(a.params.config.layers + 1):
+            for j in range(b.params.config.layers + 1):
+                ours = jitted(a.params, b.params, ta, tb, k=k, j=j, graft=graft, mask_a=ma, mask_b=mb, max_new_tokens=4)
+                want = [oracle(a, b, x, y, k, j, graft, 4) for x, y in zip(rows_a, rows_b, strict=True)]
+                assert ours.tokens.tolist() == want, f"{widths}, {graft}, k = {k}, j = {j}"
+
+
+def test_all_tokens_equals_forward_hooks_on_transformers(llama):
+    rows_a = [prompts(1, n, seed=n)[0].tolist() for n in (6, 11)]
+    rows_b = [prompts(1, n, seed=n)[0].tolist() for n in (9, 4)]
+    (ta, ma), (tb, mb) = left_pad(rows_a, 16), left_pad(rows_b, 12)
+    for k, j in ((0, 0), (2, 1), (1, 3), (4, 4)):
+        ours = communicate(
+            llama.params, llama.params, ta, tb, k=k, j=j, graft="sum", where="all", mask_a=ma, mask_b=mb, max_new_tokens=4
+        )
+        want = [oracle(llama, llama, x, y, k, j, "sum", 4, "all") for x, y in zip(rows_a, rows_b, strict=True)]
+        assert ours.tokens.tolist() == want, f"k = {k}, j = {j}"
+
+
+def test_one_program_serves_every_layer_pair(llama):
+    tokens = prompts(2, 8)
+    run = jax.jit(communicate, static_argnames=("graft", "where", "max_new_tokens"))
+    for params in (llama.params, llama.params.unroll()):
+        for k in range(5):
+            for j in range(5):
+                got = run(params, params, tokens, tokens[::-1], k=jnp.int32(k), j=jnp.int32(j), max_new_tokens=3)
+                want = communicate(params, params, tokens, tokens[::-1], k=k, j=j, max_new_tokens=3)
+                np.testing.assert_array_equal(got.tokens, want.tokens)
+    assert run._cache_size() == 2
+
+
+def test_replacing_b_by_itself_is_plain_generation_bit_for_bit(pair):
+    tokens, mask = left_pad([prompts(1, n, seed=n)[0].tolist() for n in (5, 12)], 16)
+    want = generate(pair.params, tokens, mask=mask, max_new_tokens=8)
+    for k in range(pair.params.config.layers + 1):
+        got = communicate(
+            pair.params, pair.params, tokens, tokens, k=k, j=k, mask_a=mask, mask_b=mask, max_new_tokens=8
+        )
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_vmap_over_games_equals_a_loop(llama, wide):
+    ta, tb = prompts(6, 7).reshape(3, 2, 7), prompts(6, 9, seed=1).reshape(3, 2, 9)
+    play = functools.partial(communicate, llama.params, wide.params, k=2, j=3, max_new_tokens=4)
+    together = jax.vmap(play)(jnp.asarray(ta), jnp.asarray(tb))
+    for g in range(3):
+        np.testing.assert_array_equal(together.tokens[g], play(ta[g], tb[g]).tokens)
+
+
+def test_teacher_forced_logits_foresee_what_communicate_says(llama, wide):
+    (ta, ma), (tb, mb) = left_pad([[5, 6, 7], [8]], 4), left_pad([[1, 2], [3, 4, 5]], 4)
+    for graft, where, b, k, j in (("replace", "last", wide, 2, 3), ("mean", "last", llama, 1, 4), ("sum", "all", llama, 3, 2)):
+        how = dict(k=k, j=j, graft=graft, where=where, mask_a=ma, mask_b=mb)
+        said = communicate(llama.params, b.params, ta, tb, max_new_tokens=6, **how)
+        logits = jax.nn.log_softmax(communicate_logits(llama.params, b.params, ta, tb, said.tokens, **how))
+        np.testing.assert_array_equal(jnp.argmax(logits, -1), said.tokens)
+        assert_close(said.logprobs, jnp.take_along_axis(logits, said.tokens[..., None], -1)[..., 0], graft)
+
+
+def test_gradients_flow_from_bs_loss_to_w_and_to_a_and_are_right(llama, wide):
+    ta, tb, answers = prompts(2, 5), prompts(2, 6, seed=1), prompts(2, 3, seed=2)
+
+    def loss(a, W):
+        logits = communicate_logits(a, wide.params, ta, tb, answers, k=2, j=2, W=W)
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), answers[..., None], -1))
+
+    W = 0.1 * jax.random.normal(jax.random.key(0), (64, 48))
+    for a in (llama.params, llama.params.unroll()):
+        grad_a, grad_W = jax.grad(loss, argnums=(0, 1))(a, W)
+        direction = jax.random.normal(jax.random.key(1), W.shape)
+        numeric = (loss(a, W + 1e-2 * direction) - loss(a, W - 1e-2 * direction)) / 2e-2
+        assert_close(jnp.vdot(grad_W, direction), numeric, "dloss/dW", tolerance=2e-3)
+        size = lambda i: float(jnp.abs(grad_a.stack().blocks["mlp"]["down"]["weight"][i]).max())  # noqa: E731
+        assert size(0) > 0 and size(1) > 0, "blocks 1 .. k of A made the message"
+        assert size(2) == 0 and size(3) == 0, "blocks above k did not"
+
+
+def test_w_maps_the_message_before_the_graft(llama, wide):
+    ta, tb = prompts(2, 5), prompts(2, 6, seed=1)
+    W = jax.random.normal(jax.random.key(0), (64, 48))
+    message = send(llama.params, ta, 3)
+    direct, _ = receive(wide.params, tb, jnp.einsum("bi,oi->bo", message, W), 2, graft="sum")
+    mapped, _ = receive(wide.params, tb, message, 2, graft="sum", W=W)
+    assert_close(mapped, direct, "W a")
+
+
+def test_a_message_is_the_state_transformers_calls_hidden_states_k(llama):
+    tokens = prompts(2, 9)
+    for k in range(5):
+        assert_close(send(llama.params, tokens, k), hidden_states(llama.params, tokens)[k, :, -1], f"k = {k}", 1e-6)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([*GRAFTS, "callable"]), st.integers(0, 2**31))
+def test_unequal_widths_follow_the_papers_rule(da, db, name, seed):
+    """Footnote 1, entry by entry: the first D_B - d of b stay, f acts on the last d of both."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, da)).astype(np.float32), rng.normal(size=(2, db)).astype(np.float32)
+    graft = (lambda x, y: 3 * x - y) if name == "callable" else name
+    f = {**TORCH_GRAFTS, "callable": lambda x, y: 3 * x - y}[name]
+    want, d = b.copy(), min(da, db)
+    for i in range(1, d + 1):
+        want[:, -i] = f(a[:, -i], b[:, -i])
+    assert_close(apply_graft(graft, jnp.asarray(a), jnp.asarray(b)), want, name, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(k=9), "k = 9 is out of range"),
+        (dict(j=-1), "j = -1 is out of range"),
+        (dict(graft="median"), "unknown graft 'median': choose one of sum, mean, replace"),
+        (dict(where="all"), 'where="all" needs graft="sum"'),
+        (dict(where="all", graft="sum"), 'where="all" needs equal widths, got 48 and 64'),
+        (dict(W=np.zeros((3, 4), np.float32)), "W is (3, 4), but maps from width 48 to width 64: it must be (64, 48)"),
+        (dict(tokens_b=prompts(3, 5)), "A has 2 prompts, B has 3"),
+        (dict(tokens_a=np.zeros((2, 0), np.int32)), "empty prompt"),
+        (dict(max_new_tokens=1024), "exceed the model's 1024 positions"),
+    ],
+)
+def test_bad_input_is_one_clear_line(llama, wide, changes, message):
+    call = dict(tokens_a=prompts(2, 5), tokens_b=prompts(2, 5), k=1, j=1) | changes
+    with pytest.raises(ValueError, match=".*") as error:
+        communicate(llama.params, wide.params, **call)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,66 @@
+"""The same weights give the same numbers as transformers, at every layer, in every family."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import assert_close, prompts
+
+from jaxcomm.converters import from_hf, to_hf
+from jaxcomm.generate import generate, left_pad
+from jaxcomm.model import forward, hidden_states, prefix
+
+
+def reference(pair, tokens):
+    """Every hidden state (the last one before the final norm, as a hook sees it) and the logits, by transformers."""
+    last = {}
+    blocks = pair.torch.model.layers
+    hook = blocks[-1].register_forward_hook(lambda module, inputs, output: last.update(h=output))
+    with torch.no_grad():
+        out = pair.torch(torch.from_numpy(tokens).long(), output_hidden_states=True)
+    hook.remove()
+    final = last["h"][0] if isinstance(last["h"], tuple) else last["h"]
+    return [*out.hidden_states[:-1], final], out.logits
+
+
+@pytest.mark.parametrize("columns", [11, 700])
+def test_every_hidden_state_and_the_logits_equal_transformers(pair, columns):
+    tokens = prompts(2, columns)
+    states, logits = reference(pair, tokens)
+    ours = hidden_states(pair.params, tokens)
+    for k, state in enumerate(states):
+        assert_close(ours[k], state, f"{pair.name}, {columns} columns, h[{k}]")
+    assert_close(forward(pair.params, tokens), logits, f"{pair.name}, {columns} columns, logits")
+
+
+def test_32_greedy_tokens_equal_transformers_also_for_unequal_left_padded_prompts(pair):
+    rows = [prompts(1, n, seed=n)[0].tolist() for n in (5, 19, 12)]
+    tokens, mask = left_pad(rows, 24)
+    ours = np.asarray(generate(pair.params, tokens, mask=mask, max_new_tokens=32).tokens)
+    for row, prompt in zip(ours, rows, strict=True):
+        want = pair.torch.generate(
+            torch.tensor([prompt]), max_new_tokens=32, min_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0, len(prompt) :]
+        assert row.tolist() == want.tolist()
+
+
+def test_to_hf_then_transformers_gives_the_same_logits(pair, tmp_path):
+    out = to_hf(pair.params, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
+    tokens = prompts(2, 33)
+    with torch.no_grad():
+        theirs = again(torch.from_numpy(tokens).long()).logits
+        first = pair.torch(torch.from_numpy(tokens).long()).logits
+    assert_close(theirs, first, f"{pair.name} after a round trip", tolerance=0.0)
+    assert from_hf(out).config == pair.params.config
+
+
+def test_bfloat16_follows_float32(pair):
+    tokens = prompts(2, 64)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), pair.params)
+    logits, exact = forward(half, tokens), forward(pair.params, tokens)
+    assert logits.dtype == jnp.float32 and prefix(half, tokens, 2).dtype == jnp.bfloat16
+    divergence = jnp.sum(jax.nn.softmax(exact) * (jax.nn.log_softmax(exact) - jax.nn.log_softmax(logits)), axis=-1)
+    assert float(jnp.mean(divergence)) < 0.02, f"{pair.name}: mean KL {float(jnp.mean(divergence)):.4f} nats per token"
