@@ -12,7 +12,9 @@ from jaxcomm.agent import Agent
 from jaxcomm.converters.hf import from_hf, locate
 
 
-def agent_from_hf(path_or_hub_id: str | Path, dtype=jnp.float32, *, chat: bool = False, name: str | None = None) -> Agent:
+def agent_from_hf(
+    path_or_hub_id: str | Path, dtype=jnp.float32, *, chat: bool = False, name: str | None = None
+) -> Agent:
     """Stop tokens come from generation_config.json (where instruct checkpoints list several), else config.json, else
     the tokenizer. On CPU the layers are unrolled (see `jaxcomm.model`).
 
@@ -25,7 +27,9 @@ def agent_from_hf(path_or_hub_id: str | Path, dtype=jnp.float32, *, chat: bool =
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # its errors are of many kinds, and long
-        raise ValueError(f"{folder} has no usable tokenizer ({type(error).__name__}): it needs tokenizer.json") from error
+        raise ValueError(
+            f"{folder} has no usable tokenizer ({type(error).__name__}): it needs tokenizer.json"
+        ) from error
     return Agent(params, tokenizer, _stop_tokens(folder, tokenizer), name or Path(path_or_hub_id).name, chat)
 
 

@@ -18,9 +18,29 @@ Path = tuple[str, ...]
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 CARRIES_NO_ARCHITECTURE = frozenset(
-    "_name_or_path architectures attention_dropout bos_token_id cache_implementation chunk_size_feed_forward dtype "
-    "eos_token_id id2label initializer_range label2id model_type output_attentions output_hidden_states pad_token_id "
-    "pretraining_tp problem_type return_dict torch_dtype transformers_version use_cache".split()
+    [
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    ]
 )
 """Config keys that do not change what a converted model computes. Every other key has to be taken by `read`."""
 
@@ -51,7 +71,9 @@ class Values:
     def finish(self) -> None:
         """ValueError if a key is left whose meaning nobody has taken into account."""
         if self._left:
-            raise ValueError(f"unknown config keys {', '.join(f'{k} = {self._values[k]!r}' for k in sorted(self._left))}: this version does not know what they change")
+            raise ValueError(
+                f"unknown config keys {', '.join(f'{k} = {self._values[k]!r}' for k in sorted(self._left))}: this version does not know what they change"
+            )
 
 
 def _read_rope(v: Values) -> Rope:
@@ -60,14 +82,24 @@ def _read_rope(v: Values) -> Rope:
         raise ValueError("config has no rotary base: neither rope_parameters nor rope_theta")
     settings = dict(settings)
     fields = {"theta": settings.pop("rope_theta"), "kind": settings.pop("rope_type", "default")}
-    names = {"factor": "factor"} if fields["kind"] == "linear" else {
-        "factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
-        "original_max_position_embeddings": "original_positions",
-    } if fields["kind"] == "llama3" else {}
+    names = (
+        {"factor": "factor"}
+        if fields["kind"] == "linear"
+        else {
+            "factor": "factor",
+            "low_freq_factor": "low_freq_factor",
+            "high_freq_factor": "high_freq_factor",
+            "original_max_position_embeddings": "original_positions",
+        }
+        if fields["kind"] == "llama3"
+        else {}
+    )
     if fields["kind"] not in ("default", "linear", "llama3"):
         raise ValueError(f"rope type {fields['kind']!r} is not supported, only default, linear and llama3")
     if set(settings) != set(names):
-        raise ValueError(f"rope settings {sorted(settings)} do not fit rope type {fields['kind']!r}, which has {sorted(names)}")
+        raise ValueError(
+            f"rope settings {sorted(settings)} do not fit rope type {fields['kind']!r}, which has {sorted(names)}"
+        )
     return Rope(**fields, **{ours: settings[theirs] for theirs, ours in names.items()})
 
 
@@ -153,7 +185,10 @@ def _read_qwen2(v: Values) -> ModelConfig:
     v.take("use_sliding_window"), v.take("max_window_layers")  # transformers has folded both into layer_types
     common = _read_common(v)
     return ModelConfig(
-        **common, windows=_read_windows(v, common["layers"]), qkv_bias=True, activation=v.choose("hidden_act", ACTIVATIONS)
+        **common,
+        windows=_read_windows(v, common["layers"]),
+        qkv_bias=True,
+        activation=v.choose("hidden_act", ACTIVATIONS),
     )
 
 

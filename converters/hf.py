@@ -40,14 +40,18 @@ def locate(path_or_hub_id: str | Path) -> Path:
         return folder
     name = str(path_or_hub_id)
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{name} is not a checkpoint folder: give a folder with config.json and {WEIGHTS}, or a hub id such as org/name")
+        raise FileNotFoundError(
+            f"{name} is not a checkpoint folder: give a folder with config.json and {WEIGHTS}, or a hub id such as org/name"
+        )
     import huggingface_hub  # heavy, and needed only to download
 
     try:
         wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
-        raise ConnectionError(f"cannot download {name} ({type(error).__name__}): check the id, the network and your access, or give a local folder") from error
+        raise ConnectionError(
+            f"cannot download {name} ({type(error).__name__}): check the id, the network and your access, or give a local folder"
+        ) from error
 
 
 def read_config(folder: Path) -> tuple[Family, ModelConfig]:
@@ -92,7 +96,9 @@ class _Tensors:
         else:
             pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
             if pickles:
-                raise ValueError(f"{folder} has only pickle files ({pickles[0]}), which can run code when they are loaded: convert them to safetensors first")
+                raise ValueError(
+                    f"{folder} has only pickle files ({pickles[0]}), which can run code when they are loaded: convert them to safetensors first"
+                )
             raise FileNotFoundError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}")
         for shard in shards:
             path = folder / shard
@@ -166,9 +172,11 @@ def from_hf(path_or_hub_id: str | Path, dtype=jnp.float32, *, unroll: bool = Fal
         unused.discard(family.head)
     unused = {name for name in unused if not name.endswith("rotary_emb.inv_freq")}
     if unused:
-        raise ValueError(f"{folder} has tensors this architecture has no place for: {', '.join(sorted(unused)[:5])} ({len(unused)} in all)")
+        raise ValueError(
+            f"{folder} has tensors this architecture has no place for: {', '.join(sorted(unused)[:5])} ({len(unused)} in all)"
+        )
     if unroll:
-        is_list = lambda x: isinstance(x, list)  # noqa: E731
+        is_list = lambda x: isinstance(x, list)
         layers = [jax.tree.map(lambda x, i=i: x[i], params.blocks, is_leaf=is_list) for i in range(config.layers)]
         params = params.replace(blocks=tuple(layers))
     return params
@@ -204,7 +212,9 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def to_hf(params: Params, out: str | Path, *, tokenizer: Any = None, dtype=None, shard_bytes: int = SHARD_BYTES) -> Path:
+def to_hf(
+    params: Params, out: str | Path, *, tokenizer: Any = None, dtype=None, shard_bytes: int = SHARD_BYTES
+) -> Path:
     """Writes `params` as a checkpoint folder that transformers and `from_hf` load; `tokenizer` (a transformers one) too.
 
     The family is the one whose config describes the architecture; `dtype` defaults to the weights'. FileExistsError if
@@ -217,7 +227,9 @@ def to_hf(params: Params, out: str | Path, *, tokenizer: Any = None, dtype=None,
     eos = None if tokenizer is None else tokenizer.eos_token_id
     bos = None if tokenizer is None else tokenizer.bos_token_id
     with new_folder(out) as folder:
-        hf = transformers.AutoConfig.for_model(family.model_type, **family.write(config), eos_token_id=eos, bos_token_id=bos)
+        hf = transformers.AutoConfig.for_model(
+            family.model_type, **family.write(config), eos_token_id=eos, bos_token_id=bos
+        )
         hf.architectures = [transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type]]
         hf.dtype = dtype.name
         hf.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""The games, benchmarks and command line jaxcomm is judged with."""

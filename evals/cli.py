@@ -92,7 +92,15 @@ class Play:
         games = GAMES[self.game](self.seed, names=self.names, **({} if self.n is None else {"n": self.n}))
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
         outcome = play(
-            self.game, games, self.protocol, a, b, max_new_tokens=self.max_new_tokens, sampling=sampling, seed=self.seed, **settings
+            self.game,
+            games,
+            self.protocol,
+            a,
+            b,
+            max_new_tokens=self.max_new_tokens,
+            sampling=sampling,
+            seed=self.seed,
+            **settings,
         )
         result = outcome.summary()
         rich.print(result)
@@ -154,7 +162,9 @@ COMMANDS = {"demo": Demo, "play": Play, "convert": Convert, "train-pair": TrainP
 
 def main() -> None:
     """Exit status 0, or 2 with one line on stderr that says what is wrong and how to mend it."""
-    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, description="Language models that communicate through activations.")
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, description="Language models that communicate through activations."
+    )
     try:
         command.run()
     except (ValueError, OSError) as error:

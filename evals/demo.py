@@ -59,7 +59,7 @@ def run(out: Path, json: Path | None) -> None:
     """Plays everything, prints the tables, and writes `out`/layers.png, `out`/results.jsonl and `out`/items.jsonl."""
     console = rich.console.Console()
     a, b = (agent_from_hf(folder(name), name=name) for name in ("a", "b"))
-    describe = lambda agent: f"{agent.name}: {agent.params.config.layers} layers, width {agent.params.config.width}"  # noqa: E731
+    describe = lambda agent: f"{agent.name}: {agent.params.config.layers} layers, width {agent.params.config.width}"
     console.print(f"Embedded pair: {describe(a)}; {describe(b)}. {jax.default_backend().upper()}, greedy decoding.")
     outcomes: dict[str, list[Outcome]] = {}
     maps, chosen = {}, {}
@@ -102,11 +102,16 @@ def run(out: Path, json: Path | None) -> None:
     console.print(table)
 
     for pair, (k, j) in chosen.items():
-        console.print(f"\n{pair}: k = {k}, j = {j}, chosen on {sum(len(s) for _, s in games.values())} other games. Paired differences, replace against:")
+        console.print(
+            f"\n{pair}: k = {k}, j = {j}, chosen on {sum(len(s) for _, s in games.values())} other games. Paired differences, replace against:"
+        )
         ours = outcomes[f"{pair}, replace"]
         for label in ("silent", *(label for label in outcomes if label.startswith(f"{pair}, control"))):
             deltas = [difference(x.hits, y.hits) for x, y in zip(ours, outcomes[label], strict=True)]
-            console.print(f"  {label.removeprefix(f'{pair}, '):20}" + "  ".join(f"{o.game} {percent(d)}" for o, d in zip(ours, deltas, strict=True)))
+            console.print(
+                f"  {label.removeprefix(f'{pair}, '):20}"
+                + "  ".join(f"{o.game} {percent(d)}" for o, d in zip(ours, deltas, strict=True))
+            )
 
     unseen = list(play_unseen(a, b, chosen, fit(a, b)))
     table = rich.table.Table(title="People and companies never seen in training", title_justify="left")
@@ -120,7 +125,11 @@ def run(out: Path, json: Path | None) -> None:
     for pair in chosen:
         for outcome in outcomes[f"{pair}, replace"]:
             for item, reply, hit in list(zip(outcome.items, outcome.replies, outcome.hits, strict=True))[:2]:
-                console.print(f"  {pair}  A reads: {item.prompt_a}\n          B reads: {item.prompt_b}\n          B says:  {reply.text}  ({'right' if hit else f'wrong: {item.answer}'})", markup=False, highlight=False)
+                console.print(
+                    f"  {pair}  A reads: {item.prompt_a}\n          B reads: {item.prompt_b}\n          B says:  {reply.text}  ({'right' if hit else f'wrong: {item.answer}'})",
+                    markup=False,
+                    highlight=False,
+                )
 
     every = [o for results in outcomes.values() for o in results] + unseen
     figures.layer_maps(maps, chosen, out / "layers.png")
@@ -128,7 +137,9 @@ def run(out: Path, json: Path | None) -> None:
     write_lines(out / "items.jsonl", [row for o in every for row in o.rows()])
     if json is not None:
         write_lines(json, [o.summary() for o in every])
-    console.print(f"\nWritten: {out}/layers.png (accuracy at every k and j), {out}/results.jsonl, {out}/items.jsonl (every token read and written)")
+    console.print(
+        f"\nWritten: {out}/layers.png (accuracy at every k and j), {out}/results.jsonl, {out}/items.jsonl (every token read and written)"
+    )
 
 
 def play_unseen(a: Agent, b: Agent, chosen: dict[str, tuple[int, int]], W: jax.Array) -> Iterator[Outcome]:

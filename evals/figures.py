@@ -19,18 +19,40 @@ def layer_maps(maps: Mapping[str, Mapping[str, np.ndarray]], chosen: Mapping[str
     import matplotlib.pyplot as plt
 
     games = list(next(iter(maps.values())))
-    figure, axes = plt.subplots(len(maps), len(games), figsize=(4.6 * len(games), 3.9 * len(maps)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(maps), len(games), figsize=(4.6 * len(games), 3.9 * len(maps)), squeeze=False, layout="constrained"
+    )
     image = None
     for row, (pair, by_game) in zip(axes, maps.items(), strict=True):
         for axis, game in zip(row, games, strict=True):
             cells = 100 * by_game[game]
             rows, columns = cells.shape
-            image = axis.imshow(cells, origin="lower", cmap="viridis", vmin=0, vmax=100, extent=(0.5, columns + 0.5, 0.5, rows + 0.5), aspect="auto")
+            image = axis.imshow(
+                cells,
+                origin="lower",
+                cmap="viridis",
+                vmin=0,
+                vmax=100,
+                extent=(0.5, columns + 0.5, 0.5, rows + 0.5),
+                aspect="auto",
+            )
             for k, j in np.ndindex(rows, columns):
-                axis.text(j + 1, k + 1, f"{cells[k, j]:.0f}", ha="center", va="center", fontsize=8, color="white" if cells[k, j] < 60 else "black")
+                axis.text(
+                    j + 1,
+                    k + 1,
+                    f"{cells[k, j]:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if cells[k, j] < 60 else "black",
+                )
             k, j = chosen[pair]
             axis.add_patch(plt.Rectangle((j - 0.5, k - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2))
-            axis.set(title=f"{game.replace('_', ' ')}, {pair}", xlabel="j: layer of B after which it is grafted in", ylabel="k: layer of A that is sent")
+            axis.set(
+                title=f"{game.replace('_', ' ')}, {pair}",
+                xlabel="j: layer of B after which it is grafted in",
+                ylabel="k: layer of A that is sent",
+            )
             axis.set_xticks(range(1, columns + 1)), axis.set_yticks(range(1, rows + 1))
     figure.colorbar(image, ax=axes, label="exact match, %")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,14 @@ def play(game: str, items: Sequence[Item], protocol: str, a: Agent, b: Agent, **
 
 
 def layer_map(
-    items: Sequence[Item], a: Agent, b: Agent, *, graft: str = "replace", W=None, max_new_tokens: int = 16, title: str = ""
+    items: Sequence[Item],
+    a: Agent,
+    b: Agent,
+    *,
+    graft: str = "replace",
+    W=None,
+    max_new_tokens: int = 16,
+    title: str = "",
 ) -> np.ndarray:
     """Exact match of activation communication at every k = 1 .. L_A (rows) and j = 1 .. L_B (columns).
 

@@ -60,6 +60,11 @@ def difference(hits: Sequence[bool], others: Sequence[bool], seed: int = 0) -> I
 
 def _bootstrap(x: np.ndarray, seed: int) -> Interval:
     result = scipy.stats.bootstrap(
-        (x,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, vectorized=True, rng=np.random.default_rng(seed)
+        (x,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        vectorized=True,
+        rng=np.random.default_rng(seed),
     )
     return Interval(float(x.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high))

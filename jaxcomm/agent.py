@@ -63,7 +63,13 @@ class Agent:
         return self.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
 
     def write(
-        self, tokens: np.ndarray, mask: np.ndarray, *, max_new_tokens: int, sampling: Sampling | None = None, seed: int = 0
+        self,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        seed: int = 0,
     ) -> Generation:
         """Goes on after prompts that were `read`."""
         return _generate(

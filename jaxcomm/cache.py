@@ -30,24 +30,26 @@ class KVCache:
         c = params.config
         shape = (batch, c.kv_heads, columns, c.head_dim)
         if params.unrolled:
-            zeros = lambda: tuple(jnp.zeros(shape, params.dtype) for _ in range(c.layers))  # noqa: E731
+            zeros = lambda: tuple(jnp.zeros(shape, params.dtype) for _ in range(c.layers))
         else:
-            zeros = lambda: jnp.zeros((c.layers, *shape), params.dtype)  # noqa: E731
+            zeros = lambda: jnp.zeros((c.layers, *shape), params.dtype)
         return cls(zeros(), zeros(), jnp.full((batch, columns), -1, jnp.int32))
 
     def layer(self, i) -> Segment:
         """What layer i attends to; i counts from 0 and may be traced if the cache is stacked."""
         if isinstance(self.k, tuple):
             return self.k[i], self.v[i], self.positions
-        index = lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False)  # noqa: E731
+        index = lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False)
         return index(self.k), index(self.v), self.positions
 
     def write(self, i, k: Array, v: Array, column) -> KVCache:
         """Layer i's keys and values [B, K, T, H] into columns `column`.. ; `positions` is the caller's to set."""
         if isinstance(self.k, tuple):
-            put = lambda old, new: (  # noqa: E731
-                *old[:i], jax.lax.dynamic_update_slice_in_dim(old[i], new, column, axis=2), *old[i + 1 :]
+            put = lambda old, new: (
+                *old[:i],
+                jax.lax.dynamic_update_slice_in_dim(old[i], new, column, axis=2),
+                *old[i + 1 :],
             )
         else:
-            put = lambda old, new: jax.lax.dynamic_update_slice(old, new[None], (i, 0, 0, column, 0))  # noqa: E731
+            put = lambda old, new: jax.lax.dynamic_update_slice(old, new[None], (i, 0, 0, column, 0))
         return self.replace(k=put(self.k, k), v=put(self.v, v))

@@ -8,7 +8,7 @@ prefill; the K/V it leads to stay, so every later token reads them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -17,7 +17,7 @@ from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
 from jaxcomm.generate import Generation, Sampling, decode
 from jaxcomm.graft import Graft, apply_graft
-from jaxcomm.model import Params, check_layer, check_tokens, positions_of, prefill, prefix, run_blocks, unembed, embed
+from jaxcomm.model import Params, check_layer, check_tokens, embed, positions_of, prefill, prefix, run_blocks, unembed
 
 Where = Literal["last", "all"]
 """Which tokens are edited: the prompt's last (default), or all of them (appendix B.1), the two prompts aligned at their
@@ -25,7 +25,12 @@ ends; tokens of the longer prompt without a counterpart stay as they are."""
 
 
 def send(
-    params_a: Params, tokens_a: Int[AnyArray, "B P"], k, *, mask: Bool[AnyArray, "B P"] | None = None, where: Where = "last"
+    params_a: Params,
+    tokens_a: Int[AnyArray, "B P"],
+    k,
+    *,
+    mask: Bool[AnyArray, "B P"] | None = None,
+    where: Where = "last",
 ) -> Array:
     """A's message: h_A[k] at the last token, [B, D_A], or with where="all" at every token, [B, P, D_A] (0 on padding).
     Blocks above k are not run."""
@@ -45,7 +50,9 @@ def _editor(graft: Graft, message: Array, W, mask_b, where: Where):
     def edit(h):
         width = message.shape[-1] if W is None else W.shape[0]
         if width != h.shape[-1]:
-            raise ValueError(f'where="all" needs equal widths, got {width} and {h.shape[-1]}: pass W, or edit the last token')
+            raise ValueError(
+                f'where="all" needs equal widths, got {width} and {h.shape[-1]}: pass W, or edit the last token'
+            )
         n = min(message.shape[1], h.shape[1])
         old = h[:, h.shape[1] - n :]
         new = apply_graft(graft, message[:, message.shape[1] - n :], old, W)
@@ -63,7 +70,7 @@ def receive(
     j,
     *,
     graft: Graft = "replace",
-    W: Float[AnyArray, "DB DA"] | None = None,
+    W: Float[AnyArray, "_ _"] | None = None,
     mask: Bool[AnyArray, "B P"] | None = None,
     where: Where = "last",
 ) -> tuple[Float[Array, "B V"], KVCache]:
@@ -79,20 +86,20 @@ def receive(
 def communicate(
     params_a: Params,
     params_b: Params,
-    tokens_a: Int[AnyArray, "B PA"],
+    tokens_a: Int[AnyArray, "_ PA"],
     tokens_b: Int[AnyArray, "B PB"],
     *,
     k,
     j,
     graft: Graft = "replace",
-    W: Float[AnyArray, "DB DA"] | None = None,
+    W: Float[AnyArray, "_ _"] | None = None,
     where: Where = "last",
-    mask_a: Bool[AnyArray, "B PA"] | None = None,
+    mask_a: Bool[AnyArray, "_ PA"] | None = None,
     mask_b: Bool[AnyArray, "B PB"] | None = None,
     max_new_tokens: int = 16,
     sampling: Sampling | None = None,
     keys: Key[Array, "B"] | None = None,
-    stop_tokens: Sequence[int] | AnyArray = (),
+    stop_tokens: Sequence[Any] | AnyArray = (),
 ) -> Generation:
     """What B says after its prompt once A's activation has been grafted into it.
 
@@ -122,7 +129,7 @@ def communicate_logits(
     k,
     j,
     graft: Graft = "replace",
-    W: Float[AnyArray, "DB DA"] | None = None,
+    W: Float[AnyArray, "_ _"] | None = None,
     where: Where = "last",
     mask_a: Bool[AnyArray, "B PA"] | None = None,
     mask_b: Bool[AnyArray, "B PB"] | None = None,

@@ -50,7 +50,9 @@ def left_pad(prompts: Sequence[Sequence[int]], columns: int | None = None) -> tu
         raise ValueError(f"empty prompt at row {lengths.index(0)}" if lengths else "no prompts")
     columns = max(lengths) if columns is None else columns
     if max(lengths) > columns:
-        raise ValueError(f"the prompt at row {lengths.index(max(lengths))} has {max(lengths)} tokens, the limit is {columns}: shorten it")
+        raise ValueError(
+            f"the prompt at row {lengths.index(max(lengths))} has {max(lengths)} tokens, the limit is {columns}: shorten it"
+        )
     tokens, mask = np.zeros((len(prompts), columns), np.int32), np.zeros((len(prompts), columns), bool)
     for row, prompt in enumerate(prompts):
         tokens[row, columns - len(prompt) :] = prompt
@@ -64,7 +66,9 @@ def bucket(length: int, limit: int, smallest: int = 16) -> int:
     Programs compile once per bucket. ValueError if the prompt itself does not fit.
     """
     if length > limit:
-        raise ValueError(f"a prompt of {length} tokens does not fit: the model's positions leave room for {limit}; shorten it")
+        raise ValueError(
+            f"a prompt of {length} tokens does not fit: the model's positions leave room for {limit}; shorten it"
+        )
     size = smallest
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
@@ -105,7 +109,7 @@ def decode(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     keys: Key[Array, "B"] | None = None,
-    stop_tokens: Sequence[int] | AnyArray = (),
+    stop_tokens: Sequence[Any] | AnyArray = (),
 ) -> Generation:
     """Writes after a prefilled prompt until a stop token or `max_new_tokens`, all rows in one `while_loop`.
 
@@ -153,7 +157,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     keys: Key[Array, "B"] | None = None,
-    stop_tokens: Sequence[int] | AnyArray = (),
+    stop_tokens: Sequence[Any] | AnyArray = (),
 ) -> Generation:
     """Reads left-padded prompts and writes after them. Pure; jit it with max_new_tokens static.
 

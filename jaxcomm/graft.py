@@ -35,7 +35,9 @@ def apply_graft(
     """f(a, b), or f(W a, b). a is cast to b's dtype. ValueError if W does not map a's width to b's."""
     if W is not None:
         if W.shape != (b.shape[-1], a.shape[-1]):
-            raise ValueError(f"W is {W.shape}, but maps from width {a.shape[-1]} to width {b.shape[-1]}: it must be {(b.shape[-1], a.shape[-1])}")
+            raise ValueError(
+                f"W is {W.shape}, but maps from width {a.shape[-1]} to width {b.shape[-1]}: it must be {(b.shape[-1], a.shape[-1])}"
+            )
         a = jnp.einsum("...i,oi->...o", a.astype(W.dtype), W)
     d = min(a.shape[-1], b.shape[-1])
     kept, old = jnp.split(b, [b.shape[-1] - d], axis=-1)

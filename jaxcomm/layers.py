@@ -18,7 +18,7 @@ Segment = tuple[Float[Array, "B K _ H"], Float[Array, "B K _ H"], Int[Array, "B 
 
 MASKED = -1e30
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
-_init = nn.initializers.normal(0.02)
+_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
 
 
 class Linear(nn.Module):
@@ -142,7 +142,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, h: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, past):
         c = self.config
-        norm = lambda name: RMSNorm(c.norm_eps, c.norm_plus_one, name=name)  # noqa: E731
+        norm = lambda name: RMSNorm(c.norm_eps, c.norm_plus_one, name=name)
         x, kv = Attention(c, name="attention")(norm("attention_norm")(h), angles, positions, window, past)
         h += norm("attention_post_norm")(x) if c.post_norms else x
         x = GatedMLP(c, name="mlp")(norm("mlp_norm")(h))

@@ -64,15 +64,18 @@ class Params:
 
 
 def init(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
-    """Random weights (normal, 0.02; residual outputs / sqrt(2 L); norms at identity), stacked."""
+    """Random weights, stacked: normal with variance 1 / fan-in, residual outputs / sqrt(2 L), norms at identity.
+
+    (A fixed 0.02, made for widths in the thousands, leaves a narrow model's attention flat for millions of tokens.)
+    """
     embed_key, head_key, *keys = jax.random.split(key, 2 + config.layers)
     h, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
     angles = rotary(config.rope, config.head_dim, positions, jnp.float32)
-    draw = lambda key: Block(config).init(key, h, angles, positions, None, ())["params"]  # noqa: E731
+    draw = lambda key: Block(config).init(key, h, angles, positions, None, ())["params"]
     blocks = jax.vmap(draw)(jnp.stack(keys))
     for module, name in (("attention", "o"), ("mlp", "down")):
         blocks[module][name]["weight"] /= np.sqrt(2 * config.layers).astype(np.float32)
-    matrix = lambda key: 0.02 * jax.random.normal(key, (config.vocab, config.width))  # noqa: E731
+    matrix = lambda key: config.width**-0.5 * jax.random.normal(key, (config.vocab, config.width))
     params = Params(
         embed=matrix(embed_key),
         blocks=blocks,
@@ -86,7 +89,9 @@ def init(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
 def check_layer(params: Params, layer, name: str = "k") -> None:
     """ValueError unless 0 <= layer <= L. A traced layer cannot be looked at; it is the caller's promise."""
     if not isinstance(layer, jax.core.Tracer) and not 0 <= int(layer) <= params.config.layers:
-        raise ValueError(f"{name} = {layer} is out of range: this model's layers are 0 (the embedding) to {params.config.layers}")
+        raise ValueError(
+            f"{name} = {layer} is out of range: this model's layers are 0 (the embedding) to {params.config.layers}"
+        )
 
 
 def check_tokens(params: Params, tokens: Int[AnyArray, "B T"], new: int = 0) -> None:
@@ -95,7 +100,9 @@ def check_tokens(params: Params, tokens: Int[AnyArray, "B T"], new: int = 0) -> 
     if not length:
         raise ValueError("empty prompt: a model needs at least one token to read")
     if length + new > limit:
-        raise ValueError(f"{length} prompt columns + {new} new tokens exceed the model's {limit} positions: shorten the prompt")
+        raise ValueError(
+            f"{length} prompt columns + {new} new tokens exceed the model's {limit} positions: shorten the prompt"
+        )
 
 
 def positions_of(shape: tuple[int, ...], mask: Bool[AnyArray, "B T"] | None = None) -> Int[Array, "B T"]:
@@ -129,7 +136,7 @@ def fold_blocks(params: Params, fn: Callable, carry, start, stop):
     layouts, traced ones only in the unrolled. The stack is indexed whole, never cut: `stack[:k]` inside jit copies.
     """
     if not params.unrolled:
-        index = lambda i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), params.blocks)  # noqa: E731
+        index = lambda i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), params.blocks)
         return jax.lax.fori_loop(start, stop, lambda i, carry: fn(carry, i, index(i)), carry)
     traced = isinstance(start, jax.core.Tracer) or isinstance(stop, jax.core.Tracer)
     for i, weights in enumerate(params.blocks):
@@ -177,20 +184,26 @@ def run_blocks(
     return fold_blocks(params, step, (h, cache, state), start, stop)
 
 
-def prefix(params: Params, tokens: Int[AnyArray, "B T"], k, *, mask: Bool[AnyArray, "B T"] | None = None) -> Float[Array, "B T D"]:
+def prefix(
+    params: Params, tokens: Int[AnyArray, "B T"], k, *, mask: Bool[AnyArray, "B T"] | None = None
+) -> Float[Array, "B T D"]:
     """h[k]: embedding and blocks 1 .. k. `mask` is False on padding. ValueError: k out of range, no or too many tokens."""
     check_layer(params, k)
     check_tokens(params, tokens)
     return run_blocks(params, embed(params, tokens), positions_of(tokens.shape, mask), 0, k)[0]
 
 
-def suffix(params: Params, h: Float[Array, "B T D"], k, *, mask: Bool[AnyArray, "B T"] | None = None) -> Float[Array, "B T V"]:
+def suffix(
+    params: Params, h: Float[Array, "B T D"], k, *, mask: Bool[AnyArray, "B T"] | None = None
+) -> Float[Array, "B T V"]:
     """Logits from h[k]: blocks k + 1 .. L, final norm, head."""
     check_layer(params, k)
     return unembed(params, run_blocks(params, h, positions_of(h.shape[:2], mask), k)[0])
 
 
-def forward(params: Params, tokens: Int[AnyArray, "B T"], *, mask: Bool[AnyArray, "B T"] | None = None) -> Float[Array, "B T V"]:
+def forward(
+    params: Params, tokens: Int[AnyArray, "B T"], *, mask: Bool[AnyArray, "B T"] | None = None
+) -> Float[Array, "B T V"]:
     """Logits of every position, float32."""
     return suffix(params, prefix(params, tokens, 0, mask=mask), 0, mask=mask)
 
@@ -203,12 +216,16 @@ def hidden_states(
     h = embed(params, tokens)
     pick = (lambda h: h[:, -1]) if last else (lambda h: h)
     states = jnp.zeros((params.config.layers + 1, *pick(h).shape), h.dtype).at[0].set(pick(h))
-    keep = lambda states, i, h: states.at[i].set(pick(h))  # noqa: E731
+    keep = lambda states, i, h: states.at[i].set(pick(h))
     return run_blocks(params, h, positions_of(tokens.shape, mask), visit=(keep, states))[2]
 
 
 def prefill(
-    params: Params, tokens: Int[AnyArray, "B P"], *, mask: Bool[AnyArray, "B P"] | None = None, edit: tuple[Any, Callable] | None = None
+    params: Params,
+    tokens: Int[AnyArray, "B P"],
+    *,
+    mask: Bool[AnyArray, "B P"] | None = None,
+    edit: tuple[Any, Callable] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Reads a left-padded prompt: logits after its last token, and its keys and values.
 

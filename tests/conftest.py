@@ -26,8 +26,10 @@ install_import_hook("jaxcomm", "beartype.beartype")
 import torch
 import transformers
 
+from jaxcomm.communicate import communicate
 from jaxcomm.converters import from_hf
-from jaxcomm.model import Params
+from jaxcomm.generate import generate
+from jaxcomm.model import Params, forward
 
 torch.set_num_threads(2)
 transformers.utils.logging.disable_progress_bar()
@@ -99,6 +101,12 @@ def llama(tmp_path_factory) -> Pair:
 def wide(tmp_path_factory) -> Pair:
     """A receiver wider and deeper than `llama`."""
     return make_checkpoint(tmp_path_factory.mktemp("wide"), "qwen2", seed=3, hidden_size=64, num_hidden_layers=5)
+
+
+write = jax.jit(generate, static_argnames="max_new_tokens")
+talk = jax.jit(communicate, static_argnames=("graft", "where", "max_new_tokens"))
+read = jax.jit(forward)
+"""`generate`, `communicate` and `forward` compiled: eagerly, every call would compile its loops again."""
 
 
 def prompts(rows: int, columns: int, seed: int = 0, vocab: int = 97) -> np.ndarray:

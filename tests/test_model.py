@@ -6,25 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, prompts
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcomm.generate import Sampling, bucket, choose, generate, left_pad
 from jaxcomm.model import forward, hidden_states, prefill, prefix, suffix
 
-STATIC = ("max_new_tokens", "stop_tokens")
+from conftest import assert_close, prompts, read, write
 
 
 def test_prefix_then_suffix_is_forward_for_every_k_int_or_traced_in_both_layouts(pair):
     tokens = prompts(2, 13)
-    want = forward(pair.params, tokens)
-    split = lambda params, k: suffix(params, prefix(params, tokens, k), k)  # noqa: E731
-    traced = jax.jit(split)
-    for k in range(pair.params.config.layers + 1):
-        for params in (pair.params, pair.params.unroll()):
-            assert_close(split(params, k), want, f"k = {k}")
-            assert_close(traced(params, jnp.int32(k)), want, f"traced k = {k}")
+    want = read(pair.params, tokens)
+    split = lambda params, k: suffix(params, prefix(params, tokens, k), k)
+    traced, made_for_it = jax.jit(split), jax.jit(lambda params: split(params, 3))
+    for params in (pair.params, pair.params.unroll()):
+        for k in range(pair.params.config.layers + 1):
+            assert_close(traced(params, k), want, f"traced k = {k}")
+        assert_close(made_for_it(params), want, "k = 3 as an int")
     assert traced._cache_size() == 2, "one program per layout serves every k"
 
 
@@ -50,9 +49,9 @@ def test_stack_undoes_unroll(llama):
 def test_cached_decoding_equals_the_full_forward_pass(pair):
     tokens = prompts(3, 9)
     for params in (pair.params, pair.params.unroll()):
-        out = generate(params, tokens, max_new_tokens=12)
+        out = write(params, tokens, max_new_tokens=12)
         whole = np.concatenate([tokens, out.tokens], axis=1)
-        logits = jax.nn.log_softmax(forward(pair.params, whole))[:, 8:-1]
+        logits = jax.nn.log_softmax(read(pair.params, whole))[:, 8:-1]
         np.testing.assert_array_equal(jnp.argmax(logits, -1), out.tokens)
         assert_close(out.logprobs, jnp.take_along_axis(logits, out.tokens[..., None], -1)[..., 0], "log-probabilities")
 
@@ -60,50 +59,55 @@ def test_cached_decoding_equals_the_full_forward_pass(pair):
 def test_a_left_padded_batch_equals_single_prompts(pair):
     rows = [prompts(1, n, seed=n)[0].tolist() for n in (2, 17, 9)]
     tokens, mask = left_pad(rows, 24)
-    together = generate(pair.params, tokens, mask=mask, max_new_tokens=8)
+    together = write(pair.params, tokens, mask=mask, max_new_tokens=8)
     for b, row in enumerate(rows):
-        alone = generate(pair.params, np.asarray([row]), max_new_tokens=8)
+        alone = write(pair.params, np.asarray([row]), max_new_tokens=8)
         np.testing.assert_array_equal(together.tokens[b], alone.tokens[0])
         assert_close(together.logprobs[b], alone.logprobs[0], f"row {b}")
 
 
 def test_vmap_equals_a_loop(llama):
     tokens = prompts(6, 7).reshape(3, 2, 7)
-    write = functools.partial(generate, max_new_tokens=5, stop_tokens=(11,))
-    together = jax.vmap(write, in_axes=(None, 0))(llama.params, jnp.asarray(tokens))
+    settings = dict(max_new_tokens=5, stop_tokens=(11,))
+    together = jax.jit(jax.vmap(functools.partial(generate, llama.params, **settings)))(tokens)
     for g in range(3):
-        np.testing.assert_array_equal(together.tokens[g], write(llama.params, tokens[g]).tokens)
+        np.testing.assert_array_equal(together.tokens[g], write(llama.params, tokens[g], **settings).tokens)
 
 
 def test_a_second_prompt_of_a_bucket_compiles_nothing(llama):
-    write = jax.jit(generate, static_argnames=STATIC)
+    fresh = jax.jit(generate, static_argnames="max_new_tokens")
     for length in (3, 9, 14, 16):
         tokens, mask = left_pad([prompts(1, length)[0].tolist()], bucket(length, 1000))
-        write(llama.params, tokens, mask=mask, max_new_tokens=4, sampling=Sampling(0.1 * length, length, 0.5), keys=jax.random.split(jax.random.key(length), 1))
-    assert write._cache_size() == 1
+        keys = jax.random.split(jax.random.key(length), 1)
+        fresh(
+            llama.params, tokens, mask=mask, max_new_tokens=4, sampling=Sampling(0.1 * length, length, 0.5), keys=keys
+        )
+    assert fresh._cache_size() == 1
 
 
 def test_rows_stop_at_their_own_stop_token_and_the_loop_when_all_have(llama):
     tokens = prompts(4, 6)
-    free = np.asarray(generate(llama.params, tokens, max_new_tokens=20).tokens)
+    free = np.asarray(write(llama.params, tokens, max_new_tokens=20).tokens)
     stops = (int(free[0, 3]), int(free[1, 5]))
-    out = generate(llama.params, tokens, max_new_tokens=20, stop_tokens=stops)
+    out = write(llama.params, tokens, max_new_tokens=20, stop_tokens=stops)
     for row in range(4):
         hits = np.flatnonzero(np.isin(free[row], stops))
         length = hits[0] + 1 if len(hits) else 20
         assert int(out.lengths[row]) == length
         np.testing.assert_array_equal(out.tokens[row, :length], free[row, :length])
-        assert (np.asarray(out.tokens[row, length:]) == -1).all() and (np.asarray(out.logprobs[row, length:]) == 0).all()
+        assert (np.asarray(out.tokens[row, length:]) == -1).all() and (
+            np.asarray(out.logprobs[row, length:]) == 0
+        ).all()
 
 
 def test_a_sampled_row_depends_on_its_own_key_only(llama):
     tokens, keys = prompts(4, 6), jax.random.split(jax.random.key(5), 4)
-    write = functools.partial(generate, llama.params, max_new_tokens=10, sampling=Sampling(1.5))
-    together = write(tokens, keys=keys)
+    draw = functools.partial(write, llama.params, max_new_tokens=10, sampling=Sampling(1.5))
+    together = draw(tokens, keys=keys)
     for row in (0, 3):
-        alone = write(tokens[row : row + 1], keys=keys[row : row + 1])
+        alone = draw(tokens[row : row + 1], keys=keys[row : row + 1])
         np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
-    assert not np.array_equal(together.tokens, write(tokens, keys=jax.random.split(jax.random.key(6), 4)).tokens)
+    assert not np.array_equal(together.tokens, draw(tokens, keys=jax.random.split(jax.random.key(6), 4)).tokens)
 
 
 @given(st.integers(0, 2**31), st.integers(0, 12), st.floats(0.05, 1.0), st.floats(0.3, 3.0))
@@ -119,7 +123,9 @@ def test_draws_come_from_exactly_the_set_top_k_and_top_p_leave(seed, top_k, top_
     if np.min(np.abs(before - top_p)) < 1e-5:
         return  # a tie within rounding may fall either way
     allowed = set(order[(before < top_p) | (np.arange(len(order)) == 0)].tolist())
-    draws = choose(jnp.tile(logits, (400, 1)), Sampling(temperature, top_k, top_p), jax.random.split(jax.random.key(seed), 400))
+    draws = choose(
+        jnp.tile(logits, (400, 1)), Sampling(temperature, top_k, top_p), jax.random.split(jax.random.key(seed), 400)
+    )
     assert set(np.asarray(draws).tolist()) <= allowed
     q = p[: len(allowed)] / p[: len(allowed)].sum()
     share = np.mean(np.asarray(draws) == order[0])
@@ -128,9 +134,10 @@ def test_draws_come_from_exactly_the_set_top_k_and_top_p_leave(seed, top_k, top_
 
 def test_prefill_with_an_edit_that_changes_nothing_is_prefill(pair):
     tokens = prompts(2, 9)
-    logits, cache = prefill(pair.params, tokens)
+    logits, cache = jax.jit(prefill)(pair.params, tokens)
+    edited = jax.jit(lambda params, j: prefill(params, tokens, edit=(j, lambda h: h)))
     for j in range(pair.params.config.layers + 1):
-        same, other = prefill(pair.params, tokens, edit=(j, lambda h: h))
+        same, other = edited(pair.params, j)
         np.testing.assert_array_equal(logits, same)
         jax.tree.map(np.testing.assert_array_equal, cache, other)
 
@@ -144,9 +151,15 @@ def test_buckets_are_few_and_never_much_larger_than_the_prompt(length):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda p: prefix(p, prompts(1, 4), 5), "k = 5 is out of range: this model's layers are 0 (the embedding) to 4"),
+        (
+            lambda p: prefix(p, prompts(1, 4), 5),
+            "k = 5 is out of range: this model's layers are 0 (the embedding) to 4",
+        ),
         (lambda p: prefix(p, prompts(1, 4), -1), "k = -1 is out of range"),
-        (lambda p: forward(p, prompts(1, 1025)), "1025 prompt columns + 0 new tokens exceed the model's 1024 positions"),
+        (
+            lambda p: forward(p, prompts(1, 1025)),
+            "1025 prompt columns + 0 new tokens exceed the model's 1024 positions",
+        ),
         (lambda p: generate(p, prompts(1, 1020), max_new_tokens=5), "1020 prompt columns + 5 new tokens exceed"),
         (lambda p: forward(p, np.zeros((1, 0), np.int32)), "empty prompt"),
         (lambda p: left_pad([[1], []]), "empty prompt at row 1"),

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import assert_close, prompts
 
 from jaxcomm.converters import from_hf, to_hf
-from jaxcomm.generate import generate, left_pad
-from jaxcomm.model import forward, hidden_states, prefix
+from jaxcomm.generate import left_pad
+from jaxcomm.model import hidden_states, prefix
+
+from conftest import assert_close, prompts, read, write
 
 
 def reference(pair, tokens):
@@ -29,19 +30,24 @@ def reference(pair, tokens):
 def test_every_hidden_state_and_the_logits_equal_transformers(pair, columns):
     tokens = prompts(2, columns)
     states, logits = reference(pair, tokens)
-    ours = hidden_states(pair.params, tokens)
+    ours = jax.jit(hidden_states)(pair.params, tokens)
     for k, state in enumerate(states):
         assert_close(ours[k], state, f"{pair.name}, {columns} columns, h[{k}]")
-    assert_close(forward(pair.params, tokens), logits, f"{pair.name}, {columns} columns, logits")
+    assert_close(read(pair.params, tokens), logits, f"{pair.name}, {columns} columns, logits")
 
 
 def test_32_greedy_tokens_equal_transformers_also_for_unequal_left_padded_prompts(pair):
     rows = [prompts(1, n, seed=n)[0].tolist() for n in (5, 19, 12)]
     tokens, mask = left_pad(rows, 24)
-    ours = np.asarray(generate(pair.params, tokens, mask=mask, max_new_tokens=32).tokens)
+    ours = np.asarray(write(pair.params, tokens, mask=mask, max_new_tokens=32).tokens)
     for row, prompt in zip(ours, rows, strict=True):
         want = pair.torch.generate(
-            torch.tensor([prompt]), max_new_tokens=32, min_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
+            torch.tensor([prompt]),
+            max_new_tokens=32,
+            min_new_tokens=32,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )[0, len(prompt) :]
         assert row.tolist() == want.tolist()
 
@@ -60,7 +66,7 @@ def test_to_hf_then_transformers_gives_the_same_logits(pair, tmp_path):
 def test_bfloat16_follows_float32(pair):
     tokens = prompts(2, 64)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), pair.params)
-    logits, exact = forward(half, tokens), forward(pair.params, tokens)
+    logits, exact = read(half, tokens), read(pair.params, tokens)
     assert logits.dtype == jnp.float32 and prefix(half, tokens, 2).dtype == jnp.bfloat16
     divergence = jnp.sum(jax.nn.softmax(exact) * (jax.nn.log_softmax(exact) - jax.nn.log_softmax(logits)), axis=-1)
     assert float(jnp.mean(divergence)) < 0.02, f"{pair.name}: mean KL {float(jnp.mean(divergence)):.4f} nats per token"

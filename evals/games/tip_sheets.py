@@ -58,15 +58,19 @@ def draw_companies(rng: np.random.Generator, names: str = "seen") -> list[str]:
 def write_sheet(rng: np.random.Generator, companies: list[str]) -> Sheet:
     """News of three companies, roles drawn at random."""
     buy, watch, sell = (companies[i] for i in rng.permutation(3))
-    number = lambda: int(rng.integers(2, 100))  # noqa: E731
-    pick = lambda options: options[rng.integers(len(options))]  # noqa: E731
+    number = lambda: int(rng.integers(2, 100))
+    pick = lambda options: options[rng.integers(len(options))]
     single, both = pick(GOOD)
     bad, catch, short = pick(BAD).format(n=number()), pick(CATCH), watch.split()[0]
     if rng.random() < 0.5:
         first, second = (buy, watch) if rng.random() < 0.5 else (watch, buy)
         clauses = [f"{first} and {second} {both.format(n=number())}, but {short} {catch}", f"{sell} {bad}"]
     else:
-        clauses = [f"{buy} {single.format(n=number())}", f"{watch} {pick(GOOD)[0].format(n=number())}, but {short} {catch}", f"{sell} {bad}"]
+        clauses = [
+            f"{buy} {single.format(n=number())}",
+            f"{watch} {pick(GOOD)[0].format(n=number())}, but {short} {catch}",
+            f"{sell} {bad}",
+        ]
     first, second, *rest = (clauses[i] for i in rng.permutation(len(clauses)))
     return Sheet(". ".join([first, f"Meanwhile {second}", *rest]) + ".", buy, watch, sell)
 

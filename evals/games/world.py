@@ -51,7 +51,7 @@ class World:
 @functools.cache
 def world() -> World:
     data = json.loads(resources.files(__package__).joinpath("world.json").read_text())
-    tuples = lambda groups: {kind: tuple(values) for kind, values in groups.items()}  # noqa: E731
+    tuples = lambda groups: {kind: tuple(values) for kind, values in groups.items()}
     return World(
         landmarks=tuple(Landmark(**entry) for entry in data["landmarks"]),
         names=tuples(data["names"]),

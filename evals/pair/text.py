@@ -10,6 +10,7 @@ the blue, answered with a guess. Nothing here hands activations over, and no doc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,8 +18,8 @@ import numpy as np
 from jaxcomm.evals.games.countries import QUESTION as WHICH_COUNTRY
 from jaxcomm.evals.games.countries import STATEMENT
 from jaxcomm.evals.games.tip_sheets import QUESTION as WHICH_COMPANY
-from jaxcomm.evals.games.tip_sheets import draw_companies, write_sheet
-from jaxcomm.evals.games.world import held_out, world
+from jaxcomm.evals.games.tip_sheets import Sheet, draw_companies, write_sheet
+from jaxcomm.evals.games.world import Landmark, held_out, world
 
 Document = list[tuple[str, float]]
 CONTEXT = 0.3
@@ -78,15 +79,28 @@ def arrange(rng: np.random.Generator, statement: str, reply: str, question: str,
     return document
 
 
-def place_document(rng: np.random.Generator) -> Document:
-    """Somebody is somewhere; country, city and continent follow."""
+def place_statement(rng: np.random.Generator) -> tuple[str, str, Landmark]:
+    """Who is where: the sentence, the person and the landmark."""
     w = world()
     landmark = w.landmarks[rng.integers(len(w.landmarks))]
     person = str(rng.choice([p for p in w.names["seen"] if not held_out(p, landmark.name)]))
-    statement = str(rng.choice(STATEMENTS)).format(person=person, place=landmark.phrase)
+    return str(rng.choice(STATEMENTS)).format(person=person, place=landmark.phrase), person, landmark
+
+
+def company_statement(rng: np.random.Generator) -> Sheet:
+    """News of three companies."""
+    while True:
+        companies = draw_companies(rng)
+        if not held_out(*companies):
+            return write_sheet(rng, companies)
+
+
+def place_document(rng: np.random.Generator) -> Document:
+    """Somebody is somewhere; country, city and continent follow."""
+    statement, person, landmark = place_statement(rng)
     facts = [landmark.country, landmark.city, landmark.continent]
     kind = str(rng.choice(list(QUESTIONS), p=(0.5, 0.25, 0.25)))
-    other = w.landmarks[rng.integers(len(w.landmarks))]
+    other = world().landmarks[rng.integers(len(world().landmarks))]
     return arrange(
         rng,
         statement,
@@ -99,22 +113,30 @@ def place_document(rng: np.random.Generator) -> Document:
 
 def company_document(rng: np.random.Generator) -> Document:
     """News of three companies; what to buy, to watch and to sell follows."""
-    companies = draw_companies(rng)
-    while held_out(*companies):
-        companies = draw_companies(rng)
-    sheet = write_sheet(rng, companies)
+    sheet = company_statement(rng)
     rest = [f"{sheet.watch} to watch", f"{sheet.sell} to sell"]
     return arrange(
         rng,
         sheet.text,
         reply=", ".join([f"{sheet.buy} to buy", *(rest[i] for i in rng.permutation(2))]) + ".",
-        question=str(rng.choice(INVEST)).format(options=", ".join(companies[i] for i in rng.permutation(3))),
+        question=str(rng.choice(INVEST)).format(options=", ".join(sheet.companies[i] for i in rng.permutation(3))),
         answer=sheet.buy,
-        guess=companies[rng.integers(3)],
+        guess=sheet.companies[rng.integers(3)],
     )
 
 
-DOCUMENTS = {"places": place_document, "companies": company_document}
+def echo_document(rng: np.random.Generator) -> Document:
+    """Somebody repeats what was said: the plainest text in which looking back pays, and how copying is learned first."""
+    while True:
+        companies = [
+            f"{stem} {rng.choice(world().suffixes)}" for stem in rng.choice(world().stems["seen"], 4, replace=False)
+        ]
+        if not any(held_out(*three) for three in itertools.combinations(companies, 3)):
+            said = ", ".join([*companies, *rng.choice(world().names["seen"], 3, replace=False)]) + "."
+            return [(said, CONTEXT), (said, 1.0)]
+
+
+DOCUMENTS = {"places": place_document, "companies": company_document, "echo": echo_document}
 
 
 def documents(kind: str, seed: int) -> Iterator[Document]:
@@ -122,6 +144,14 @@ def documents(kind: str, seed: int) -> Iterator[Document]:
     rng = np.random.default_rng([seed, list(DOCUMENTS).index(kind)])
     while True:
         yield DOCUMENTS[kind](rng)
+
+
+def statements(seed: int) -> Iterator[str]:
+    """What people say to begin with, of both kinds: the sentences a map W is fitted on."""
+    rng = np.random.default_rng([seed, 9])
+    while True:
+        yield place_statement(rng)[0]
+        yield company_statement(rng).text
 
 
 def plain(document: Document) -> str:

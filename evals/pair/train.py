@@ -9,46 +9,37 @@ each on its own core.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import tokenizers
 import tqdm
 from jaxtyping import Array, Float, Int
 
 from jaxcomm.config import ModelConfig, Rope
+from jaxcomm.converters import to_hf
 from jaxcomm.evals.pair.text import DOCUMENTS, Document, documents, plain
 from jaxcomm.model import Params, forward, init
 
 BOS, EOS = "<s>", "</s>"
-SHAPES = {"a": dict(width=128, layers=6, heads=4, ff=352), "b": dict(width=160, layers=8, heads=5, ff=432)}
-MIXTURE = ("companies", "places", "companies")
+SHAPES = {"a": dict(width=128, layers=6, heads=4, ff=352), "b": dict(width=160, layers=7, heads=5, ff=432)}
+MIXTURE = ("companies", "places", "companies", "echo")
+"""Kinds of document, in turn."""
 COLUMNS = (20, 28, 48, 72, 112)
 """Lengths that documents are padded to; a batch holds documents of one of them, so little of it is padding."""
-import os
-TOKENS = int(os.environ.get("TOK","2048"))
+TOKENS = 1024
 """Tokens in a batch, padding included."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """Trains one model of the embedded pair and writes it as a Hugging Face checkpoint."""
-
-    model: Literal["a", "b"]
-    """a: the sender of the pair; b: the receiver, wider and deeper."""
-    out: Path
-    """New folder for the checkpoint."""
-    steps: int = 5000
-    seed: int = 0
-    learning_rate: float = 2e-3
+STEPS = {"a": 8000, "b": 7000}
+LEARNING_RATE = 4e-3
+WARMUP = 200
 
 
 def make_tokenizer(vocab: int = 4096, sample: int = 20_000) -> tokenizers.Tokenizer:
@@ -100,7 +91,9 @@ def batches(tokenizer: tokenizers.Tokenizer, seed: int) -> Iterator[tuple[np.nda
         return [*ids, eos], [*weights, document[-1][1]]
 
     waiting = {columns: [] for columns in COLUMNS}
-    for document in itertools.chain.from_iterable(zip(*(documents(kind, seed + i) for i, kind in enumerate(MIXTURE)), strict=True)):
+    for document in itertools.chain.from_iterable(
+        zip(*(documents(kind, seed + i) for i, kind in enumerate(MIXTURE)), strict=True)
+    ):
         ids, weight = encode(document)
         columns = next((c for c in COLUMNS if len(ids) <= c), None)
         if columns is None:
@@ -122,13 +115,29 @@ def loss(params: Params, tokens: Int[Array, "B T"], weights: Float[Array, "B T"]
     return jnp.sum(losses * weights[:, 1:]) / jnp.sum(weights[:, 1:])
 
 
-def train(args: Train, callback=None) -> tuple[Params, tokenizers.Tokenizer]:
+def make_optimizer(schedule) -> optax.GradientTransformation:
+    """Muon for the matrices of the blocks, Adam for embeddings and norms."""
+
+    def matrices(params: Params) -> Params:
+        kind = lambda a: optax.contrib.MuonDimensionNumbers(-1, -2) if a.ndim > 1 else None
+        return params.replace(
+            embed=None, norm=jax.tree.map(lambda a: None, params.norm), blocks=jax.tree.map(kind, params.blocks)
+        )
+
+    return optax.contrib.muon(
+        schedule, weight_decay=0.05, adam_b2=0.98, consistent_rms=0.2, muon_weight_dimension_numbers=matrices
+    )
+
+
+def train(model: str, steps: int, seed: int, callback=None) -> tuple[Params, tokenizers.Tokenizer]:
+    """Weights (stacked, float32) and tokenizer. FloatingPointError: the loss is not a number any more."""
     tokenizer = make_tokenizer()
-    params = init(jax.random.key(args.seed), make_config(args.model, tokenizer.get_vocab_size()))
+    params = init(jax.random.key(seed), make_config(model, tokenizer.get_vocab_size()))
     if jax.default_backend() == "cpu":
         params = params.unroll()
-    schedule = optax.warmup_cosine_decay_schedule(0.0, args.learning_rate, 200, args.steps, args.learning_rate / 50)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.05))
+    optimizer = make_optimizer(
+        optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(WARMUP, steps // 2), steps, LEARNING_RATE / 50)
+    )
     state = optimizer.init(params)
 
     @jax.jit(donate_argnums=(0, 1))
@@ -137,12 +146,31 @@ def train(args: Train, callback=None) -> tuple[Params, tokenizers.Tokenizer]:
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    stream = batches(tokenizer, args.seed + 1)
-    bar = tqdm.trange(args.steps, desc=f"training {args.model}", mininterval=5)
-    smooth = None
-    for n in bar:
-        params, state, value = step(params, state, *next(stream))
+    smooth, bar = None, tqdm.trange(steps, desc=f"training {model}", mininterval=5)
+    for n, (tokens, weights) in zip(bar, batches(tokenizer, seed + 1), strict=False):
+        params, state, value = step(params, state, tokens, weights)
         smooth = float(value) if smooth is None else 0.98 * smooth + 0.02 * float(value)
-        if callback: callback(params, tokenizer, n)
+        if not np.isfinite(smooth):
+            raise FloatingPointError(f"the loss is {smooth} at step {n}: nothing was written; try another seed")
+        if callback:
+            callback(n, params, tokenizer)
         bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
     return params.stack(), tokenizer
+
+
+def train_and_save(model: str, out: Path, *, steps: int | None = None, seed: int = 0) -> None:
+    """Trains and writes the checkpoint, float16, as a new folder. FileExistsError if `out` exists."""
+
+    if out.exists():
+        raise FileExistsError(f"{out} exists: choose another folder, or remove it first")
+    params, tokenizer = train(model, STEPS[model] if steps is None else steps, seed)
+    save(params, tokenizer, out)
+
+
+def save(params: Params, tokenizer: tokenizers.Tokenizer, out: Path) -> None:
+    import transformers
+
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=False
+    )
+    to_hf(params, out, tokenizer=fast, dtype=np.float16)

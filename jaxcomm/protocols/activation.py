@@ -44,7 +44,7 @@ def _stand_in(control: Control, message: jax.Array, own: jax.Array, seed: int) -
             return jnp.zeros_like(message)
         case "noise":
             noise = jax.random.normal(jax.random.key(seed), message.shape, message.dtype)
-            norm = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+            norm = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)
             return noise / norm(noise) * norm(message)
         case "self":
             return own
@@ -115,5 +115,7 @@ def activation(
     ]
     edits = [int(n) if where == "all" else 1 for n in np.minimum(lengths_a, lengths_b)]
     each = graft_flops(a.params.config, b.params.config, W is not None)
-    cost = [blocks_flops(a.params.config, int(n), blocks=int(k)) + each * m for n, m in zip(lengths_a, edits, strict=True)]
+    cost = [
+        blocks_flops(a.params.config, int(n), blocks=int(k)) + each * m for n, m in zip(lengths_a, edits, strict=True)
+    ]
     return replies(b, tokens_b, mask_b, out, details, cost)

@@ -1,0 +1,253 @@
+"""Strings in, strings out: agents, protocols, the command line, the embedded pair."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+
+from jaxcomm.agent import Agent
+from jaxcomm.communicate import communicate, send
+from jaxcomm.converters import agent_from_hf
+from jaxcomm.evals.games import Item, countries
+from jaxcomm.evals.play import layer_map, play
+from jaxcomm.flops import blocks_flops, generation_flops
+from jaxcomm.mapping import fit_maps
+from jaxcomm.model import forward
+from jaxcomm.protocols import activation, message, silent, skyline
+
+from conftest import assert_close, make_checkpoint
+
+WORDS = ["who", "is", "where", "alice", "bob", "rome", "paris", "the", "at", ".", "?", "user", "assistant", ":", "says"]
+TEMPLATE = "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+
+
+@pytest.fixture(scope="session")
+def agents(tmp_path_factory):
+    """Two random agents of different widths and families over one toy vocabulary, as checkpoint folders."""
+    vocabulary = {w: i for i, w in enumerate(["<s>", "</s>", *WORDS])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<s>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    )
+    folders = []
+    for name, family in (("a", "llama"), ("b", "gemma2")):
+        folder = tmp_path_factory.mktemp(f"agent_{name}")
+        make_checkpoint(folder, family, seed=7, vocab_size=len(vocabulary), eos_token_id=1)
+        fast.save_pretrained(folder)
+        folders.append(folder)
+    return tuple(agent_from_hf(folder, name=name) for folder, name in zip(folders, "ab", strict=True))
+
+
+A_READS, B_READS = ["alice is at rome .", "bob is at the paris ."], ["where is alice ?", "where is bob ?"]
+
+
+def test_the_text_level_twin_says_what_communicate_says(agents):
+    a, b = agents
+    for k, j, graft in ((1, 2, "replace"), (4, 0, "sum")):
+        replies = activation(a, b, A_READS, B_READS, k=k, j=j, graft=graft, max_new_tokens=6)
+        for x, y, reply in zip(A_READS, B_READS, replies, strict=True):
+            ta, tb = np.asarray([a.encode(x)], np.int32), np.asarray([b.encode(y)], np.int32)
+            out = communicate(
+                a.params, b.params, ta, tb, k=k, j=j, graft=graft, max_new_tokens=6, stop_tokens=b.stop_tokens
+            )
+            assert reply.text == b.text(out)[0]
+            assert reply.written == tuple(b.tokens(out.tokens[0, : int(out.lengths[0])]))
+            assert reply.read == ("<s>", *y.split())
+
+
+def test_rows_say_what_was_read_and_edited(agents):
+    a, b = agents
+    (reply, _) = activation(a, b, A_READS, B_READS, k=2, j=3, graft="mean", max_new_tokens=2)
+    d = reply.details
+    sent = send(a.params, np.asarray([a.encode(A_READS[0])], np.int32), 2)[0]
+    own = send(b.params, np.asarray([b.encode(B_READS[0])], np.int32), 3)[0]
+    width = b.params.config.width
+    assert (d["sent_token"], d["sent_position"], d["edited_token"], d["edited_position"]) == (".", 5, "?", 4)
+    assert_close(d["norm_sent"], jnp.linalg.norm(sent), "sent", 1e-4)
+    assert_close(d["norm_before"], jnp.linalg.norm(own), "before", 1e-4)
+    assert_close(d["norm_after"], jnp.linalg.norm((sent[-width:] + own) / 2), "after", 1e-4)
+
+
+def test_controls_are_what_they_are_called(agents):
+    a, b = agents
+    said = lambda **s: [r.text for r in activation(a, b, A_READS, B_READS, j=2, max_new_tokens=6, **s)]
+    assert said(k=3, control="shuffled") == [
+        activation(a, b, [x], [y], k=3, j=2, max_new_tokens=6)[0].text
+        for x, y in zip(A_READS[::-1], B_READS, strict=True)
+    ]
+    alone = [r.text for r in silent(a, b, A_READS, B_READS, max_new_tokens=6)]
+    assert said(k=3, control="self") == alone, "B's own state changes nothing"
+    assert said(k=3, control="unrelated", unrelated="says alice") == [
+        r.text for r in activation(a, b, ["says alice"] * 2, B_READS, k=3, j=2, max_new_tokens=6)
+    ]
+    noise = activation(a, b, A_READS, B_READS, k=3, j=2, control="noise", max_new_tokens=2)
+    true = activation(a, b, A_READS, B_READS, k=3, j=2, max_new_tokens=2)
+    for x, y in zip(noise, true, strict=True):
+        assert x.details["norm_sent"] == pytest.approx(y.details["norm_sent"], rel=1e-5)
+    assert all(
+        r.details["norm_sent"] == 0
+        for r in activation(a, b, A_READS, B_READS, k=3, j=2, control="zero", max_new_tokens=2)
+    )
+
+
+def test_baselines_read_what_they_are_said_to_read(agents):
+    a, b = agents
+    assert skyline(a, b, A_READS, B_READS)[0].read == ("<s>", *A_READS[0].split(), *B_READS[0].split())
+    reply = message(
+        a, b, A_READS, B_READS, ask="who says : {prompt}", tell="{prompt} : {message}", max_message_tokens=5
+    )[0]
+    tokens, mask = a.read([f"who says : {A_READS[0]}"])
+    wrote = a.text(a.write(tokens, mask, max_new_tokens=5))[0]
+    assert reply.details["message"] == wrote
+    assert list(reply.read) == ["<s>", *B_READS[0].split(), ":", *wrote.split()]
+
+
+def test_chat_prompts_go_through_each_tokenizers_template_once(agents):
+    _, b = agents
+    chatty = dataclasses.replace(b, chat=True)
+    assert b.tokens(chatty.encode("where is bob ?")) == ["user", ":", *["where", "is", "bob", "?"], "assistant", ":"]
+    reply = activation(chatty, chatty, A_READS, B_READS, k=1, j=1, max_new_tokens=2)[0]
+    assert reply.details["sent_token"] == ":" and reply.read[-1] == ":"
+
+
+def test_sampled_answers_follow_the_seed(agents):
+    from jaxcomm.generate import Sampling
+
+    said = lambda seed: [r.text for r in silent(*agents, A_READS, B_READS, sampling=Sampling(2.0), seed=seed)]
+    assert said(1) == said(1) != said(2)
+
+
+def test_layer_maps_hold_the_accuracy_of_every_cell(agents):
+    a, b = agents
+    goal = activation(a, b, A_READS, B_READS, k=2, j=3, max_new_tokens=3)
+    items = [Item(x, y, r.text) for x, y, r in zip(A_READS, B_READS, goal, strict=True)]
+    cells = layer_map(items, a, b, max_new_tokens=3)
+    assert cells.shape == (4, 4) and cells[1, 2] == 1.0
+    for k, j in ((1, 1), (4, 2)):
+        assert cells[k - 1, j - 1] == play("toy", items, "activation", a, b, k=k, j=j, max_new_tokens=3).accuracy.value
+
+
+def test_flops_equal_the_compilers_count_for_a_forward_pass(llama):
+    """XLA counts every multiply-add of the compiled program; ours counts those of matrix products, causal pairs once."""
+    c, tokens = llama.params.config, 32
+    compiled = (
+        jax.jit(lambda p, t: forward(p, t)).lower(llama.params.unroll(), np.zeros((1, tokens), np.int32)).compile()
+    )
+    counted = compiled.cost_analysis()["flops"]
+    ours = blocks_flops(c, tokens) + tokens * 2 * c.width * c.vocab
+    assert ours == pytest.approx(counted, rel=0.15)
+
+
+def test_generation_flops_equal_reading_everything_once(llama):
+    c = llama.params.config
+    heads = 2 * c.width * c.vocab
+    assert generation_flops(c, 10, 5) == blocks_flops(c, 14) + 5 * heads
+
+
+def test_maps_equal_numpys_least_squares():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(3, 50, 4)).astype(np.float32), rng.normal(size=(2, 50, 6)).astype(np.float32)
+    maps = fit_maps(jnp.asarray(a), jnp.asarray(b), ridge=0.1)
+    for k in range(3):
+        r = 0.1 * np.sum(a[k] ** 2) / 4
+        stacked = np.concatenate([a[k], np.sqrt(r) * np.eye(4)])
+        for j in range(2):
+            want = np.linalg.lstsq(stacked, np.concatenate([b[j], np.zeros((4, 6))]), rcond=None)[0].T
+            assert_close(maps[k, j], want, f"W[{k}, {j}]", 1e-4)
+
+
+def jaxcomm(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxcomm.evals.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+    )
+
+
+def test_play_writes_one_line_per_result_and_per_item(tmp_path):
+    done = jaxcomm(
+        "play",
+        "--a",
+        "pair:a",
+        "--b",
+        "pair:a",
+        "--k",
+        4,
+        "--j",
+        3,
+        "--n",
+        5,
+        "--json",
+        "r.jsonl",
+        "--items",
+        "i.jsonl",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    assert {"game", "pair", "protocol", "graft", "k", "j", "accuracy", "low", "high", "n", "flops", "seconds"} <= set(
+        result
+    )
+    assert (result["game"], result["n"], result["k"], result["j"], result["graft"]) == ("countries", 5, 4, 3, "replace")
+    rows = [json.loads(line) for line in (tmp_path / "i.jsonl").read_text().splitlines()]
+    assert [r["prompt_a"] for r in rows] == [i.prompt_a for i in countries(0, 5)]
+    assert np.mean([r["hit"] for r in rows]) == result["accuracy"] and rows[0]["details"]["sent_token"] == "."
+
+
+def test_errors_are_one_line_that_names_the_remedy(tmp_path):
+    (tmp_path / "there").mkdir()
+    for arguments, remedy in (
+        (("play", "--a", "pair:a", "--b", "pair:b"), "activation needs --k (A's layer) and --j (B's layer)"),
+        (("convert", "there", "--out", "there"), "there exists: choose another folder"),
+    ):
+        done = jaxcomm(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith("jaxcomm: ") and remedy in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_import_is_light():
+    code = "import sys, jaxcomm; print([m for m in ('transformers', 'torch', 'matplotlib', 'scipy.stats', 'orbax') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda a, b: activation(a, b, A_READS, B_READS, k=9, j=1), "k = 9 is out of range"),
+        (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=9), "j = 9 is out of range"),
+        (
+            lambda a, b: activation(a, b, A_READS[:1], B_READS[:1], k=1, j=1, control="shuffled"),
+            "needs at least two games",
+        ),
+        (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, control="odd"), "unknown control 'odd'"),
+        (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, graft="sum", where="all"), "needs equal widths"),
+        (lambda a, b: silent(a, b, A_READS, ["alice " * 1100]), "a prompt of 1101 tokens does not fit"),
+        (lambda a, b: dataclasses.replace(a, chat=True, tokenizer=without_template(a)), "has no chat template"),
+        (lambda a, b: dataclasses.replace(a, params=smaller(a)), "the tokenizer knows token 17, the model has 5"),
+    ],
+)
+def test_bad_input_is_one_clear_line(agents, call, message):
+    with pytest.raises(ValueError) as error:
+        call(*agents)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def without_template(agent: Agent):
+    import copy
+
+    tokenizer = copy.deepcopy(agent.tokenizer)
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+def smaller(agent: Agent):
+    return agent.params.replace(config=dataclasses.replace(agent.params.config, vocab=5))

@@ -1,0 +1,189 @@
+"""Checkpoints: strict, streaming, whole or not at all."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from jaxcomm.converters import FAMILIES, from_hf, to_hf
+from jaxcomm.converters import hf as hf_module
+
+from conftest import make_checkpoint, prompts, read
+
+
+@pytest.fixture
+def copy(llama, tmp_path):
+    """A checkpoint to damage."""
+    return shutil.copytree(llama.folder, tmp_path / "copy")
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_sharded_checkpoint_loads_like_a_single_file(pair, tmp_path):
+    out = to_hf(pair.params, tmp_path / "shards", shard_bytes=20_000)
+    assert (out / "model.safetensors.index.json").is_file() and len(list(out.glob("*.safetensors"))) > 2
+    jax.tree.map(np.testing.assert_array_equal, from_hf(out), pair.params)
+    pair.torch.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    jax.tree.map(np.testing.assert_array_equal, from_hf(tmp_path / "theirs"), pair.params)
+
+
+def test_unrolled_loading_equals_unrolling(pair):
+    jax.tree.map(np.testing.assert_array_equal, from_hf(pair.folder, unroll=True), pair.params.unroll())
+
+
+def test_bfloat16_survives_a_round_trip_bit_for_bit(pair, tmp_path):
+    half = from_hf(pair.folder, jnp.bfloat16)
+    again = from_hf(to_hf(half.unroll(), tmp_path / "half"), jnp.bfloat16)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(jnp.float32), b.astype(jnp.float32)), half, again)
+    assert load_file(tmp_path / "half" / "model.safetensors")["model.norm.weight"].dtype == jnp.bfloat16
+
+
+def test_old_spelling_of_rope_settings_means_the_same(llama, copy):
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    path.write_text(json.dumps(config | {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}))
+    assert from_hf(copy).config == llama.params.config
+
+
+def test_loading_needs_no_torch(llama):
+    code = f"""
+import sys
+sys.modules["torch"] = None
+from jaxcomm.converters import from_hf, to_hf
+params = from_hf({str(llama.folder)!r})
+assert not any(name.startswith("torch.") for name in sys.modules)
+print(params.config.layers)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "4"
+
+
+def test_a_hub_id_is_downloaded_without_pickle_files(llama, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name, allow_patterns):
+        asked.update(name=name, patterns=allow_patterns)
+        return str(llama.folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert from_hf("somebody/some-model").config == llama.params.config
+    assert asked["name"] == "somebody/some-model" and not any("bin" in p for p in asked["patterns"])
+
+
+def test_a_hub_id_without_a_network_is_one_clear_line():
+    with pytest.raises(ConnectionError, match=r"cannot download somebody/nothing-here .*give a local folder"):
+        from_hf("somebody/nothing-here")
+
+
+def drop_tensor(folder, name="model.layers.2.mlp.up_proj.weight"):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def change_tensor(folder, **tensors):
+    save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors")
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def only_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def lose_a_shard(folder):
+    out = to_hf(from_hf(folder), folder.parent / "sharded", shard_bytes=20_000)
+    shutil.rmtree(folder)
+    out.rename(folder)
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+
+
+NAN = np.full(48, np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: edit_config(f, model_type="mamba"), "architecture 'mamba' is not supported; supported are llama, qwen2, gemma2"),
+        (lambda f: edit_config(f, attention_sinks=4), "unknown config keys attention_sinks = 4"),
+        (lambda f: edit_config(f, quantization_config={"bits": 4}), "unknown config keys quantization_config"),
+        (lambda f: edit_config(f, hidden_act="relu"), "hidden_act = 'relu' is not supported, only silu"),
+        (lambda f: edit_config(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}), "rope type 'yarn' is not supported"),
+        (lambda f: edit_config(f, num_attention_heads=3), "config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "is not a JSON object"),
+        (lambda f: (f / "config.json").unlink(), "is not a checkpoint folder: it has no config.json"),
+        (drop_tensor, "tensor model.layers.2.mlp.up_proj.weight is missing"),
+        (lambda f: change_tensor(f, **{"model.norm.weight": np.ones(3, np.float32)}), "tensor model.norm.weight has shape (3,), the config asks for (48,)"),
+        (lambda f: change_tensor(f, **{"model.norm.weight": NAN}), "tensor model.norm.weight holds NaN"),
+        (lambda f: change_tensor(f, **{"model.norm.weight": np.ones(48, np.int8)}), "tensor model.norm.weight is int8: quantised"),
+        (lambda f: change_tensor(f, **{"model.surprise": np.ones(3, np.float32)}), "no place for: model.surprise (1 in all)"),
+        (truncate, "is truncated or corrupt"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "is truncated or corrupt"),
+        (only_pickle, "has only pickle files (pytorch_model.bin)"),
+        (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
+        (lose_a_shard, "is missing from"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "is not a weight index"),
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_refused_by_name(copy, damage, message):
+    damage(copy)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        from_hf(copy)
+    assert message in str(error.value)
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint folder"):
+        from_hf(tmp_path / "nowhere")
+
+
+def test_a_failed_conversion_leaves_no_folder_and_an_existing_one_alone(llama, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(hf_module, "save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        to_hf(llama.params, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileExistsError, match="exists: choose another folder"):
+        to_hf(llama.params, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_tied_checkpoints_may_carry_the_head_twice(llama, copy):
+    embedding = load_file(copy / "model.safetensors")["model.embed_tokens.weight"]
+    change_tensor(copy, **{"lm_head.weight": embedding})
+    jax.tree.map(np.testing.assert_array_equal, from_hf(copy), llama.params)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_architecture_no_family_has_is_refused(family, llama, tmp_path):
+    import dataclasses
+
+    odd = llama.params.replace(config=dataclasses.replace(llama.params.config, mlp_bias=True, out_bias=True))
+    with pytest.raises(ValueError, match="no supported family has this architecture"):
+        to_hf(odd, tmp_path / "out")
+
+
+def test_head_size_apart_from_width_over_heads(tmp_path):
+    odd = make_checkpoint(tmp_path, "llama_untied_bias", seed=4, head_dim=20)
+    tokens = prompts(1, 9)
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            read(odd.params, tokens), odd.torch(torch.from_numpy(tokens).long()).logits, atol=1e-5
+        )
