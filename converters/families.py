@@ -182,7 +182,8 @@ def _write_llama(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_qwen2(v: Values) -> ModelConfig:
-    v.take("use_sliding_window"), v.take("max_window_layers")  # transformers has folded both into layer_types
+    for folded in ("use_sliding_window", "max_window_layers"):  # transformers has put both into layer_types
+        v.take(folded)
     common = _read_common(v)
     return ModelConfig(
         **common,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import operator
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -129,7 +130,7 @@ class _Tensors:
 
 def _names(family: Family, path: tuple) -> tuple[str, bool]:
     """The name on disk of the leaf at `path` of Params, and whether it is one of every layer ("{i}" in the name)."""
-    keys = tuple(getattr(p, "name", getattr(p, "key", None)) for p in path)
+    keys = tuple(str(getattr(p, "name", getattr(p, "key", ""))) for p in path)
     if keys[0] == "blocks":
         return f"model.layers.{{i}}.{family.block[keys[1:]]}", True
     return getattr(family, keys[0]), False
@@ -212,6 +213,25 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _leaves(params: Params, family: Family) -> Iterator[tuple[str, jax.Array]]:
+    """Every tensor by its name on disk, layer by layer."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params.replace(blocks=None)):
+        yield _names(family, path)[0], leaf
+    for i in range(params.config.layers):
+        layer = params.blocks[i] if params.unrolled else jax.tree.map(operator.itemgetter(i), params.blocks)
+        for path, leaf in jax.tree_util.tree_leaves_with_path({"blocks": layer}):
+            yield _names(family, path)[0].format(i=i), leaf
+
+
+def _shard_name(n: int) -> str:
+    return f"model-{n + 1:05d}.safetensors"
+
+
+def _write_shard(shard: dict[str, np.ndarray], folder: Path, n: int) -> list[str]:
+    save_file(shard, folder / _shard_name(n), metadata={"format": "pt"})
+    return list(shard)
+
+
 def to_hf(
     params: Params, out: str | Path, *, tokenizer: Any = None, dtype=None, shard_bytes: int = SHARD_BYTES
 ) -> Path:
@@ -235,31 +255,20 @@ def to_hf(
         hf.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        shards: list[dict[str, np.ndarray]] = [{}]
-        written: dict[str, str] = {}
-        sizes = []
-
-        def flush(last: bool):
-            name = WEIGHTS if last and not sizes else f"model-{len(sizes) + 1:05d}.safetensors"
-            sizes.append(sum(t.nbytes for t in shards[0].values()))
-            save_file(shards[0], folder / name, metadata={"format": "pt"})
-            written.update(dict.fromkeys(shards[0], name))
-            shards[0] = {}
-
-        def add(name: str, tensor):
-            tensor = np.ascontiguousarray(np.asarray(tensor).astype(dtype, copy=False))
-            if shards[0] and sum(t.nbytes for t in shards[0].values()) + tensor.nbytes > shard_bytes:
-                flush(last=False)
-            shards[0][name] = tensor
-
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params.replace(blocks=None)):
-            add(_names(family, path)[0], leaf)
-        for i in range(config.layers):
-            layer = params.blocks[i] if params.unrolled else jax.tree.map(lambda a, i=i: a[i], params.blocks)
-            for path, leaf in jax.tree_util.tree_leaves_with_path({"blocks": layer}):
-                add(_names(family, path)[0].format(i=i), leaf)
-        flush(last=True)
-        if len(sizes) > 1:
-            index = {"metadata": {"total_size": sum(sizes)}, "weight_map": written}
+        shard: dict[str, np.ndarray] = {}
+        shards: list[list[str]] = []
+        for name, leaf in _leaves(params, family):
+            tensor = np.ascontiguousarray(np.asarray(leaf).astype(dtype, copy=False))
+            if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:
+                shards.append(_write_shard(shard, folder, len(shards)))
+                shard = {}
+            shard[name] = tensor
+        shards.append(_write_shard(shard, folder, len(shards)))
+        if len(shards) == 1:
+            (folder / _shard_name(0)).rename(folder / WEIGHTS)
+        else:
+            where = {name: _shard_name(n) for n, names in enumerate(shards) for name in names}
+            size = dtype.itemsize * sum(leaf.size for leaf in jax.tree.leaves(params))
+            index = {"metadata": {"total_size": size}, "weight_map": where}
             (folder / INDEX).write_text(json.dumps(index, indent=1))
     return Path(out)

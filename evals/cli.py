@@ -167,6 +167,6 @@ def main() -> None:
     )
     try:
         command.run()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"jaxcomm: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

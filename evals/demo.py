@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,36 +52,54 @@ def fit(a: Agent, b: Agent) -> jax.Array:
     return fit_maps(*(jnp.concatenate(s, axis=1) for s in states))
 
 
-def percent(x: Interval) -> str:
-    return f"{100 * x.value:.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
+@dataclasses.dataclass
+class Results:
+    """Everything that was played with B as the receiver: label of a table row -> one outcome per game."""
+
+    a: Agent
+    b: Agent
+    outcomes: dict[str, list[Outcome]] = dataclasses.field(default_factory=dict)
+    unseen: dict[str, list[Outcome]] = dataclasses.field(default_factory=dict)
+    """Likewise, with people and companies that never occur in training."""
+    maps: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    """pair -> game -> accuracy at every (k, j), on the games the layers are chosen on."""
+    chosen: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def every(self) -> list[Outcome]:
+        return [o for table in (self.outcomes, self.unseen) for row in table.values() for o in row]
 
 
-def run(out: Path, json: Path | None) -> None:
-    """Plays everything, prints the tables, and writes `out`/layers.png, `out`/results.jsonl and `out`/items.jsonl."""
-    console = rich.console.Console()
+def play_everything() -> Results:
+    """B alone and with everything to read; then B -> B and A -> B: the layers chosen on other games, every graft at
+    these layers, every control."""
     a, b = (agent_from_hf(folder(name), name=name) for name in ("a", "b"))
-    describe = lambda agent: f"{agent.name}: {agent.params.config.layers} layers, width {agent.params.config.width}"
-    console.print(f"Embedded pair: {describe(a)}; {describe(b)}. {jax.default_backend().upper()}, greedy decoding.")
-    outcomes: dict[str, list[Outcome]] = {}
-    maps, chosen = {}, {}
-    games = {game: draw(game) for game in GAMES}
+    results = Results(a, b)
+    draws = {game: draw(game) for game in GAMES}
+    new = {game: GAMES[game](REPORT, names="new") for game in GAMES}
 
     def played(label: str, protocol: str, sender: Agent, **settings) -> None:
-        for game, (report, _) in games.items():
+        for game, (report, _) in draws.items():
             outcome = play(game, report, protocol, sender, b, max_new_tokens=ANSWER_TOKENS, **settings)
-            outcomes.setdefault(label, []).append(outcome)
+            results.outcomes.setdefault(label, []).append(outcome)
+
+    def played_new(label: str, protocol: str, sender: Agent, **settings) -> None:
+        for game, items in new.items():
+            outcome = play(f"{game}, new names", items, protocol, sender, b, max_new_tokens=ANSWER_TOKENS, **settings)
+            results.unseen.setdefault(label, []).append(outcome)
 
     for protocol in ("silent", "skyline"):
         played(protocol, protocol, b)
+        played_new(protocol, protocol, b)
     for sender in (b, a):
         pair = f"{sender.name} -> {b.name}"
         W = None if sender is b else fit(sender, b)
-        maps[pair] = {
+        results.maps[pair] = {
             game: layer_map(select, sender, b, W=W, max_new_tokens=ANSWER_TOKENS, title=f"layer map {pair}, {game}")
-            for game, (_, select) in games.items()
+            for game, (_, select) in draws.items()
         }
-        mean = np.mean(list(maps[pair].values()), axis=0)
-        k, j = chosen[pair] = tuple(int(i) + 1 for i in np.unravel_index(np.argmax(mean), mean.shape))
+        mean = np.mean(list(results.maps[pair].values()), axis=0)
+        k, j = (int(i) + 1 for i in np.unravel_index(np.argmax(mean), mean.shape))
+        results.chosen[pair] = (k, j)
         at = dict(k=k, j=j, W=None if W is None else W[k, j])
         played(f"{pair}, message", "message", sender)
         for graft in GRAFTS:
@@ -89,66 +108,77 @@ def run(out: Path, json: Path | None) -> None:
             played(f"{pair}, replace without W", "activation", sender, k=k, j=j)
         for control in get_args(Control):
             played(f"{pair}, control: {control}", "activation", sender, control=control, **at)
+        played_new(f"{pair}, replace", "activation", sender, **at)
+    return results
 
-    table = rich.table.Table(title="Exact match, % [95 % interval]", title_justify="left")
+
+def percent(x: Interval) -> str:
+    return f"{100 * x.value:.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
+
+
+def accuracy_table(title: str, rows: dict[str, list[Outcome]]) -> rich.table.Table:
+    """Exact match and compute, one line per method."""
+    table = rich.table.Table(title=title, title_justify="left")
     table.add_column("method")
-    for game, (report, _) in games.items():
-        table.add_column(f"{game.replace('_', ' ')} (n = {len(report)})", justify="right")
+    for outcome in next(iter(rows.values())):
+        table.add_column(f"{outcome.game.replace('_', ' ')} (n = {len(outcome.items)})", justify="right")
     table.add_column("MFLOPs a question", justify="right")
-    for label, results in outcomes.items():
-        mega = "  ".join(f"{o.flops / 1e6:.0f}" for o in results)
+    for label, outcomes in rows.items():
+        cost = "  ".join(f"{o.flops / 1e6:.0f}" for o in outcomes)
         style = "bold" if label.endswith("replace") else None
-        table.add_row(label, *(percent(o.accuracy) for o in results), mega, style=style)
-    console.print(table)
+        table.add_row(label, *(percent(o.accuracy) for o in outcomes), cost, style=style)
+    return table
 
-    for pair, (k, j) in chosen.items():
-        console.print(
-            f"\n{pair}: k = {k}, j = {j}, chosen on {sum(len(s) for _, s in games.values())} other games. Paired differences, replace against:"
-        )
-        ours = outcomes[f"{pair}, replace"]
-        for label in ("silent", *(label for label in outcomes if label.startswith(f"{pair}, control"))):
-            deltas = [difference(x.hits, y.hits) for x, y in zip(ours, outcomes[label], strict=True)]
-            console.print(
-                f"  {label.removeprefix(f'{pair}, '):20}"
-                + "  ".join(f"{o.game} {percent(d)}" for o, d in zip(ours, deltas, strict=True))
-            )
 
-    unseen = list(play_unseen(a, b, chosen, fit(a, b)))
-    table = rich.table.Table(title="People and companies never seen in training", title_justify="left")
-    for column in ("method", *games):
-        table.add_column(column.replace("_", " "))
-    for label, results in itertools.groupby(unseen, key=lambda o: f"{o.pair}, {o.protocol}"):
-        table.add_row(label, *(percent(o.accuracy) for o in results))
-    console.print(table)
+def difference_table(results: Results, pair: str) -> rich.table.Table:
+    """How many points `replace` is above silent and above every control, game by game on the same questions."""
+    k, j = results.chosen[pair]
+    ours = results.outcomes[f"{pair}, replace"]
+    title = f"{pair}, replace at k = {k}, j = {j} (chosen on other games): points above ..., paired"
+    table = rich.table.Table(title=title, title_justify="left")
+    for column in ("method", *(o.game.replace("_", " ") for o in ours)):
+        table.add_column(column)
+    for label in ("silent", *(label for label in results.outcomes if label.startswith(f"{pair}, control"))):
+        deltas = (difference(x.hits, y.hits) for x, y in zip(ours, results.outcomes[label], strict=True))
+        table.add_row(label.removeprefix(f"{pair}, "), *map(percent, deltas))
+    return table
 
-    console.print("\nWhat B said after A's activation was grafted in:")
-    for pair in chosen:
-        for outcome in outcomes[f"{pair}, replace"]:
-            for item, reply, hit in list(zip(outcome.items, outcome.replies, outcome.hits, strict=True))[:2]:
-                console.print(
-                    f"  {pair}  A reads: {item.prompt_a}\n          B reads: {item.prompt_b}\n          B says:  {reply.text}  ({'right' if hit else f'wrong: {item.answer}'})",
-                    markup=False,
-                    highlight=False,
-                )
 
-    every = [o for results in outcomes.values() for o in results] + unseen
-    figures.layer_maps(maps, chosen, out / "layers.png")
-    write_lines(out / "results.jsonl", [o.summary() for o in every])
-    write_lines(out / "items.jsonl", [row for o in every for row in o.rows()])
-    if json is not None:
-        write_lines(json, [o.summary() for o in every])
+def transcripts(results: Results, each: int = 2) -> Iterator[str]:
+    """The first games of every pair, word by word."""
+    for pair in results.chosen:
+        for outcome in results.outcomes[f"{pair}, replace"]:
+            for item, reply, hit in itertools.islice(
+                zip(outcome.items, outcome.replies, outcome.hits, strict=True), each
+            ):
+                verdict = "right" if hit else f"wrong: {item.answer}"
+                yield f"{pair}   A reads: {item.prompt_a}\n         B reads: {item.prompt_b}\n         B says:  {reply.text}   ({verdict})"
+
+
+def run(out: Path, json: Path | None) -> None:
+    """Plays everything, prints the tables, and writes `out`/layers.png, `out`/results.jsonl and `out`/items.jsonl."""
+    console = rich.console.Console()
+    results = play_everything()
+    for agent in (results.a, results.b):
+        c = agent.params.config
+        console.print(f"Embedded model {agent.name}: Llama architecture, {c.layers} layers, width {c.width}.")
     console.print(
-        f"\nWritten: {out}/layers.png (accuracy at every k and j), {out}/results.jsonl, {out}/items.jsonl (every token read and written)"
+        f"Greedy decoding on {jax.default_backend()}; b -> b is one model with itself, a -> b goes through W.\n"
     )
-
-
-def play_unseen(a: Agent, b: Agent, chosen: dict[str, tuple[int, int]], W: jax.Array) -> Iterator[Outcome]:
-    """The same with names and companies that never occur in training."""
-    for sender in (b, a):
-        k, j = chosen[f"{sender.name} -> {b.name}"]
-        settings = {"silent": {}, "skyline": {}} if sender is b else {}
-        settings["activation"] = dict(k=k, j=j, W=None if sender is b else W[k, j])
-        for protocol, own in settings.items():
-            for game in GAMES:
-                items = GAMES[game](REPORT, names="new")
-                yield play(f"{game}, new names", items, protocol, sender, b, max_new_tokens=ANSWER_TOKENS, **own)
+    console.print(accuracy_table("Exact match, % [95 % interval]", results.outcomes))
+    for pair in results.chosen:
+        console.print(difference_table(results, pair))
+    console.print(accuracy_table("People and companies that never occur in training", results.unseen))
+    console.print("\nWhat B said after A's activation was grafted in:")
+    for transcript in transcripts(results):
+        console.print(transcript, markup=False, highlight=False, soft_wrap=True)
+    figures.layer_maps(results.maps, results.chosen, out / "layers.png")
+    summaries = [o.summary() for o in results.every()]
+    write_lines(out / "results.jsonl", summaries)
+    write_lines(out / "items.jsonl", [row for o in results.every() for row in o.rows()])
+    if json is not None:
+        write_lines(json, summaries)
+    console.print(f"\n{out}/layers.png: accuracy at every k and j.  {out}/results.jsonl: every result.", soft_wrap=True)
+    console.print(
+        f"{out}/items.jsonl: every game, with each token read and written, positions and norms.", soft_wrap=True
+    )

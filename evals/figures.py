@@ -17,22 +17,24 @@ def layer_maps(maps: Mapping[str, Mapping[str, np.ndarray]], chosen: Mapping[str
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
 
     games = list(next(iter(maps.values())))
     figure, axes = plt.subplots(
         len(maps), len(games), figsize=(4.6 * len(games), 3.9 * len(maps)), squeeze=False, layout="constrained"
     )
-    image = None
+    scale = ScalarMappable(Normalize(0, 100), "viridis")
     for row, (pair, by_game) in zip(axes, maps.items(), strict=True):
         for axis, game in zip(row, games, strict=True):
             cells = 100 * by_game[game]
             rows, columns = cells.shape
-            image = axis.imshow(
+            axis.imshow(
                 cells,
                 origin="lower",
-                cmap="viridis",
-                vmin=0,
-                vmax=100,
+                cmap=scale.cmap,
+                norm=scale.norm,
                 extent=(0.5, columns + 0.5, 0.5, rows + 0.5),
                 aspect="auto",
             )
@@ -47,14 +49,15 @@ def layer_maps(maps: Mapping[str, Mapping[str, np.ndarray]], chosen: Mapping[str
                     color="white" if cells[k, j] < 60 else "black",
                 )
             k, j = chosen[pair]
-            axis.add_patch(plt.Rectangle((j - 0.5, k - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2))
+            axis.add_patch(Rectangle((j - 0.5, k - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2))
             axis.set(
                 title=f"{game.replace('_', ' ')}, {pair}",
                 xlabel="j: layer of B after which it is grafted in",
                 ylabel="k: layer of A that is sent",
             )
-            axis.set_xticks(range(1, columns + 1)), axis.set_yticks(range(1, rows + 1))
-    figure.colorbar(image, ax=axes, label="exact match, %")
+            axis.set_xticks(range(1, columns + 1))
+            axis.set_yticks(range(1, rows + 1))
+    figure.colorbar(scale, ax=axes, label="exact match, %")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130)
     plt.close(figure)

@@ -12,8 +12,7 @@ from jaxtyping import Array
 from jaxcomm.layers import Segment
 
 
-@struct.dataclass
-class KVCache:
+class KVCache(struct.PyTreeNode):
     """Keys and values of S columns for every layer.
 
     k, v: [L, B, K, S, H], or a tuple of L arrays [B, K, S, H], laid out as the blocks of the `Params` that made them

@@ -20,8 +20,7 @@ from jaxcomm.config import AnyArray
 from jaxcomm.model import Params, check_tokens, embed, prefill, run_blocks, unembed
 
 
-@struct.dataclass
-class Sampling:
+class Sampling(struct.PyTreeNode):
     """temperature > 0, then the top_k most likely (0: all), then the smallest set that holds top_p of the mass.
 
     As transformers' logits warpers, in their order. The fields may be traced: changing them compiles nothing.
@@ -32,8 +31,7 @@ class Sampling:
     top_p: Any = 1.0
 
 
-@struct.dataclass
-class Generation:
+class Generation(struct.PyTreeNode):
     """tokens [B, T], -1 after a row's end; logprobs [B, T] under the model's own distribution (before temperature and
     cuts), 0 after the end; lengths [B], the stop token counted."""
 
@@ -92,8 +90,7 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Arr
     return jax.vmap(jax.random.categorical)(keys, jnp.where(logits >= threshold, logits, -jnp.inf)).astype(jnp.int32)
 
 
-@struct.dataclass
-class _State:
+class _State(struct.PyTreeNode):
     t: Any
     token: Any
     done: Any

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomm.cache import KVCache
@@ -29,8 +30,7 @@ from jaxcomm.config import FULL, AnyArray, ModelConfig
 from jaxcomm.layers import Block, RMSNorm, rotary
 
 
-@struct.dataclass
-class Params:
+class Params(struct.PyTreeNode):
     """Weights and architecture of one model.
 
     embed [V, D]; norm: the final norm's tree; head [V, D], or None when it is the embedding; blocks: the tree of
@@ -88,7 +88,7 @@ def init(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
 
 def check_layer(params: Params, layer, name: str = "k") -> None:
     """ValueError unless 0 <= layer <= L. A traced layer cannot be looked at; it is the caller's promise."""
-    if not isinstance(layer, jax.core.Tracer) and not 0 <= int(layer) <= params.config.layers:
+    if not isinstance(layer, Tracer) and not 0 <= int(layer) <= params.config.layers:
         raise ValueError(
             f"{name} = {layer} is out of range: this model's layers are 0 (the embedding) to {params.config.layers}"
         )
@@ -123,9 +123,9 @@ def embed(params: Params, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]
 def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Final norm, head and soft-cap: float32 logits of h[L]."""
     c = params.config
-    h = RMSNorm(c.norm_eps, c.norm_plus_one).apply({"params": params.norm}, h)
+    normed: Any = RMSNorm(c.norm_eps, c.norm_plus_one).apply({"params": params.norm}, h)
     head = params.embed if params.head is None else params.head
-    logits = jnp.einsum("btd,vd->btv", h, head, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("btd,vd->btv", normed, head, preferred_element_type=jnp.float32)
     return logits if c.logit_softcap is None else jnp.tanh(logits / c.logit_softcap) * c.logit_softcap
 
 
@@ -138,7 +138,7 @@ def fold_blocks(params: Params, fn: Callable, carry, start, stop):
     if not params.unrolled:
         index = lambda i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), params.blocks)
         return jax.lax.fori_loop(start, stop, lambda i, carry: fn(carry, i, index(i)), carry)
-    traced = isinstance(start, jax.core.Tracer) or isinstance(stop, jax.core.Tracer)
+    traced = isinstance(start, Tracer) or isinstance(stop, Tracer)
     for i, weights in enumerate(params.blocks):
         if traced:
             run = functools.partial(fn, i=i, weights=weights)
@@ -159,7 +159,7 @@ def run_blocks(
     cache: KVCache | None = None,
     column=None,
     visit: tuple[Callable, Any] | None = None,
-):
+) -> tuple[Any, Any, Any]:
     """Blocks start + 1 .. stop over the stream: h[start] -> h[stop].
 
     `past`: caches to attend to. `cache`: where the keys and values made here go. With a `column` they are written
@@ -168,7 +168,8 @@ def run_blocks(
     """
     c = params.config
     stop = c.layers if stop is None else stop
-    block, angles = Block(c), rotary(c.rope, c.head_dim, positions, h.dtype)
+    block: Any = Block(c)
+    angles = rotary(c.rope, c.head_dim, positions, h.dtype)
     fn, state = visit or (lambda state, i, h: state, None)
     reach = [w if w != FULL else np.iinfo(np.int32).max for w in c.windows]
 

@@ -13,4 +13,4 @@ def folder(name: str) -> Path:
     """Where the checkpoint of model "a" (sender) or "b" (receiver, wider and deeper) lies. ValueError for other names."""
     if name not in NAMES:
         raise ValueError(f"the embedded pair has no model {name!r}, only {' and '.join(NAMES)}")
-    return Path(str(resources.files(__package__).joinpath(name)))
+    return Path(str(resources.files("jaxcomm.evals.pair").joinpath(name)))

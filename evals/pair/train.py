@@ -1,4 +1,4 @@
-"""Trains the embedded pair from scratch: `python -m jaxcomm.evals.pair.train --model a`.
+"""Trains the embedded pair from scratch: `jaxcomm train-pair a --out DIR`, `jaxcomm train-pair b --out DIR`.
 
 Two Llama-architecture models of different width and depth, one tokenizer, both trained on `evals/pair/text.py` alone
 and never on handing activations over. The result is an ordinary Hugging Face checkpoint, float16.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +30,13 @@ from jaxcomm.model import Params, forward, init
 
 BOS, EOS = "<s>", "</s>"
 SHAPES = {"a": dict(width=128, layers=6, heads=4, ff=352), "b": dict(width=160, layers=7, heads=5, ff=432)}
-MIXTURE = ("companies", "places", "companies", "echo")
+MIXTURE = ("companies", "places", "companies", "places", "echo")
 """Kinds of document, in turn."""
 COLUMNS = (20, 28, 48, 72, 112)
 """Lengths that documents are padded to; a batch holds documents of one of them, so little of it is padding."""
 TOKENS = 1024
 """Tokens in a batch, padding included."""
-
-
-STEPS = {"a": 8000, "b": 7000}
+STEPS = {"a": 4500, "b": 4500}
 LEARNING_RATE = 4e-3
 WARMUP = 200
 
@@ -68,8 +67,11 @@ def make_config(model: str, vocab: int) -> ModelConfig:
     shape = SHAPES[model]
     return ModelConfig(
         vocab=vocab,
-        **shape,
+        width=shape["width"],
+        layers=shape["layers"],
+        heads=shape["heads"],
         kv_heads=shape["heads"],
+        ff=shape["ff"],
         head_dim=32,
         max_positions=256,
         norm_eps=1e-5,
@@ -80,7 +82,8 @@ def make_config(model: str, vocab: int) -> ModelConfig:
 def batches(tokenizer: tokenizers.Tokenizer, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Documents of all kinds, bucketed by length: tokens [B, T], right-padded with EOS, and the weight [B, T] of each
     token in the loss."""
-    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    vocabulary = tokenizer.get_vocab()
+    bos, eos = vocabulary[BOS], vocabulary[EOS]
 
     def encode(document: Document) -> tuple[list[int], list[float]]:
         pieces = tokenizer.encode_batch([text for text, _ in document], add_special_tokens=False)
@@ -118,21 +121,24 @@ def loss(params: Params, tokens: Int[Array, "B T"], weights: Float[Array, "B T"]
 def make_optimizer(schedule) -> optax.GradientTransformation:
     """Muon for the matrices of the blocks, Adam for embeddings and norms."""
 
-    def matrices(params: Params) -> Params:
-        kind = lambda a: optax.contrib.MuonDimensionNumbers(-1, -2) if a.ndim > 1 else None
-        return params.replace(
-            embed=None, norm=jax.tree.map(lambda a: None, params.norm), blocks=jax.tree.map(kind, params.blocks)
-        )
+    def matrices(params: Any) -> Any:
+        def kind(path, leaf):
+            return None if "norm" in path[0].key else optax.contrib.MuonDimensionNumbers(-1, -2)
+
+        layers = params.blocks if params.unrolled else (params.blocks,)
+        kinds = tuple(jax.tree_util.tree_map_with_path(kind, layer) for layer in layers)
+        nothing = jax.tree.map(lambda leaf: None, params.norm)
+        return params.replace(embed=None, norm=nothing, blocks=kinds if params.unrolled else kinds[0])
 
     return optax.contrib.muon(
         schedule, weight_decay=0.05, adam_b2=0.98, consistent_rms=0.2, muon_weight_dimension_numbers=matrices
     )
 
 
-def train(model: str, steps: int, seed: int, callback=None) -> tuple[Params, tokenizers.Tokenizer]:
+def train(model: str, steps: int, seed: int) -> tuple[Params, tokenizers.Tokenizer]:
     """Weights (stacked, float32) and tokenizer. FloatingPointError: the loss is not a number any more."""
     tokenizer = make_tokenizer()
-    params = init(jax.random.key(seed), make_config(model, tokenizer.get_vocab_size()))
+    params: Any = init(jax.random.key(seed), make_config(model, tokenizer.get_vocab_size()))
     if jax.default_backend() == "cpu":
         params = params.unroll()
     optimizer = make_optimizer(
@@ -152,25 +158,18 @@ def train(model: str, steps: int, seed: int, callback=None) -> tuple[Params, tok
         smooth = float(value) if smooth is None else 0.98 * smooth + 0.02 * float(value)
         if not np.isfinite(smooth):
             raise FloatingPointError(f"the loss is {smooth} at step {n}: nothing was written; try another seed")
-        if callback:
-            callback(n, params, tokenizer)
         bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
     return params.stack(), tokenizer
 
 
 def train_and_save(model: str, out: Path, *, steps: int | None = None, seed: int = 0) -> None:
     """Trains and writes the checkpoint, float16, as a new folder. FileExistsError if `out` exists."""
+    import transformers
 
     if out.exists():
         raise FileExistsError(f"{out} exists: choose another folder, or remove it first")
     params, tokenizer = train(model, STEPS[model] if steps is None else steps, seed)
-    save(params, tokenizer, out)
-
-
-def save(params: Params, tokenizer: tokenizers.Tokenizer, out: Path) -> None:
-    import transformers
-
-    fast = transformers.PreTrainedTokenizerFast(
+    wrapped = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=False
     )
-    to_hf(params, out, tokenizer=fast, dtype=np.float16)
+    to_hf(params, out, tokenizer=wrapped, dtype=np.float16)

@@ -73,7 +73,8 @@ def activation(
     Details of a Reply: the token and position that was read in A and the one edited in B, the norms of A's state, of
     B's before and of B's after the edit. ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
     """
-    check_layer(a.params, k), check_layer(b.params, j, "j")
+    check_layer(a.params, k)
+    check_layer(b.params, j, "j")
     if control is not None and where != "last":
         raise ValueError('controls stand in for one state per game: use where="last"')
     if control == "shuffled" and len(prompts_a) < 2:
