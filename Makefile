@@ -2,7 +2,9 @@
 
 PYTHON ?= python3
 UV := $(shell command -v uv || echo .uv/bin/uv)
+ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
 
 .PHONY: demo test lint clean
 

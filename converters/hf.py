@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -110,6 +111,9 @@ class _Tensors:
             except SafetensorError as error:
                 raise ValueError(f"{path} is truncated or corrupt ({error}): download it again") from error
             self._files |= dict.fromkeys(file.keys(), file)
+        self._bar = files.enter_context(
+            tqdm.tqdm(total=len(self._files), desc=f"loading {folder.name}", unit="tensor", delay=2, leave=False)
+        )
 
     def names(self) -> set[str]:
         return set(self._files)
@@ -125,6 +129,7 @@ class _Tensors:
             raise ValueError(f"tensor {name} is {tensor.dtype}: quantised checkpoints are not supported")
         if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
             raise ValueError(f"tensor {name} holds NaN or infinite values: the checkpoint is damaged")
+        self._bar.update()
         return tensor
 
 

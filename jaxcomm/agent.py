@@ -49,6 +49,9 @@ class Agent:
     def read(self, prompts: Sequence[str], new: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Left-padded tokens and mask [B, P], P a bucket that leaves room for `new` tokens. ValueError: empty or too
         long a prompt."""
+        for row, prompt in enumerate(prompts):
+            if not prompt.strip():
+                raise ValueError(f"empty prompt at row {row}")
         rows = [self.encode(p) for p in prompts]
         limit = self.params.config.max_positions - new
         return left_pad(rows, bucket(max(map(len, rows), default=0), limit))

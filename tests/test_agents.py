@@ -230,6 +230,7 @@ def test_import_is_light():
         ),
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, control="odd"), "unknown control 'odd'"),
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, graft="sum", where="all"), "needs equal widths"),
+        (lambda a, b: silent(a, b, A_READS, ["who ?", " "]), "empty prompt at row 1"),
         (lambda a, b: silent(a, b, A_READS, ["alice " * 1100]), "a prompt of 1101 tokens does not fit"),
         (lambda a, b: dataclasses.replace(a, chat=True, tokenizer=without_template(a)), "has no chat template"),
         (lambda a, b: dataclasses.replace(a, params=smaller(a)), "the tokenizer knows token 17, the model has 5"),
