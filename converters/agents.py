@@ -36,6 +36,12 @@ def agent_from_hf(
 def _stop_tokens(folder: Path, tokenizer) -> tuple[int, ...]:
     for file in ("generation_config.json", "config.json"):
         path = folder / file
-        if path.is_file() and (eos := json.loads(path.read_text()).get("eos_token_id")) is not None:
+        if not path.is_file():
+            continue
+        try:
+            eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a JSON object: {error}") from error
+        if eos is not None:
             return tuple(eos) if isinstance(eos, list) else (eos,)
     return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)

@@ -18,31 +18,13 @@ Path = tuple[str, ...]
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 CARRIES_NO_ARCHITECTURE = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "bos_token_id",
-        "cache_implementation",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "initializer_range",
-        "label2id",
-        "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "pretraining_tp",
-        "problem_type",
-        "return_dict",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    ]
+    """architectures attention_dropout bos_token_id cache_implementation chunk_size_feed_forward dtype eos_token_id
+    id2label initializer_range label2id model_type output_attentions output_hidden_states pad_token_id pretraining_tp
+    problem_type return_dict tie_last_hidden_states tokenizer_class torch_dtype transformers_version unsloth_fixed
+    unsloth_version use_cache""".split()  # noqa: SIM905
 )
-"""Config keys that do not change what a converted model computes. Every other key has to be taken by `read`."""
+"""Config keys that do not change what a converted model computes, nor do those that begin with "_". Every other key
+has to be taken by `read`."""
 
 
 class Values:
@@ -50,7 +32,7 @@ class Values:
 
     def __init__(self, values: Mapping[str, Any]):
         self._values = dict(values)
-        self._left = set(values) - CARRIES_NO_ARCHITECTURE
+        self._left = {key for key in values if key not in CARRIES_NO_ARCHITECTURE and not key.startswith("_")}
 
     def take(self, key: str, default: Any = None) -> Any:
         self._left.discard(key)
@@ -72,48 +54,40 @@ class Values:
         """ValueError if a key is left whose meaning nobody has taken into account."""
         if self._left:
             raise ValueError(
-                f"unknown config keys {', '.join(f'{k} = {self._values[k]!r}' for k in sorted(self._left))}: this version does not know what they change"
+                f"unknown config keys {', '.join(f'{k} = {str(self._values[k])[:40]}' for k in sorted(self._left))}: this version does not know what they change"
             )
 
 
+ROPE_SETTINGS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_positions",
+    },
+}
+"""rope type -> its settings: transformers' name -> the field of `Rope`."""
+
+
 def _read_rope(v: Values) -> Rope:
-    settings = v.take("rope_parameters")
-    if not settings or "rope_theta" not in settings:
-        raise ValueError("config has no rotary base: neither rope_parameters nor rope_theta")
-    settings = dict(settings)
-    fields = {"theta": settings.pop("rope_theta"), "kind": settings.pop("rope_type", "default")}
-    names = (
-        {"factor": "factor"}
-        if fields["kind"] == "linear"
-        else {
-            "factor": "factor",
-            "low_freq_factor": "low_freq_factor",
-            "high_freq_factor": "high_freq_factor",
-            "original_max_position_embeddings": "original_positions",
-        }
-        if fields["kind"] == "llama3"
-        else {}
-    )
-    if fields["kind"] not in ("default", "linear", "llama3"):
-        raise ValueError(f"rope type {fields['kind']!r} is not supported, only default, linear and llama3")
+    settings = dict(v.take("rope_parameters"))
+    settings.pop("type", None)  # the oldest spelling; transformers has copied it to rope_type
+    if settings.pop("partial_rotary_factor", 1.0) not in (None, 1.0):
+        raise ValueError("rope setting partial_rotary_factor is not supported")
+    theta, kind = settings.pop("rope_theta"), settings.pop("rope_type", "default")
+    if kind not in ROPE_SETTINGS:
+        raise ValueError(f"rope type {kind!r} is not supported, only {', '.join(ROPE_SETTINGS)}")
+    names = ROPE_SETTINGS[kind]
     if set(settings) != set(names):
-        raise ValueError(
-            f"rope settings {sorted(settings)} do not fit rope type {fields['kind']!r}, which has {sorted(names)}"
-        )
-    return Rope(**fields, **{ours: settings[theirs] for theirs, ours in names.items()})
+        raise ValueError(f"rope settings {sorted(settings)} do not fit rope type {kind!r}, which has {sorted(names)}")
+    return Rope(theta, kind, **{ours: settings[theirs] for theirs, ours in names.items()})
 
 
 def _write_rope(rope: Rope) -> dict[str, Any]:
-    settings = {"rope_theta": rope.theta, "rope_type": rope.kind}
-    if rope.kind != "default":
-        settings["factor"] = rope.factor
-    if rope.kind == "llama3":
-        settings |= {
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_positions,
-        }
-    return {"rope_parameters": settings}
+    settings = {theirs: getattr(rope, ours) for theirs, ours in ROPE_SETTINGS[rope.kind].items()}
+    return {"rope_parameters": {"rope_theta": rope.theta, "rope_type": rope.kind, **settings}}
 
 
 def _read_common(v: Values) -> dict[str, Any]:
@@ -182,6 +156,7 @@ def _write_llama(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_qwen2(v: Values) -> ModelConfig:
+    v.demand("use_mrope", None, False)
     for folded in ("use_sliding_window", "max_window_layers"):  # transformers has put both into layer_types
         v.take(folded)
     common = _read_common(v)
@@ -195,11 +170,15 @@ def _read_qwen2(v: Values) -> ModelConfig:
 
 def _write_qwen2(c: ModelConfig) -> dict[str, Any]:
     sliding = {"sliding_window": max(c.windows), "use_sliding_window": True} if c.windows else {}
+    if c.head_dim * c.heads != c.width:
+        sliding |= {"head_dim": c.head_dim}
     return _write_common(c) | dict(layer_types=_layer_types(c), hidden_act=_hf_activation(c), **sliding)
 
 
 def _read_gemma2(v: Values) -> ModelConfig:
     v.demand("use_bidirectional_attention", None, False)
+    if (twin := v.take("sliding_window_size")) not in (None, v.take("sliding_window")):  # on the hub beside it
+        raise ValueError(f"config keys sliding_window_size = {twin} and sliding_window differ")
     v.take("hidden_act")  # on the hub beside hidden_activation, which is the one transformers reads
     common, bias = _read_common(v), v.take("attention_bias")
     return ModelConfig(

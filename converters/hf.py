@@ -13,7 +13,7 @@ import json
 import operator
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,16 @@ def locate(path_or_hub_id: str | Path) -> Path:
         )
     import huggingface_hub  # heavy, and needed only to download
 
-    try:
-        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:
-        raise ConnectionError(
-            f"cannot download {name} ({type(error).__name__}): check the id, the network and your access, or give a local folder"
-        ) from error
+    def download(*patterns: str) -> Path:
+        try:
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
+        except Exception as error:  # of many kinds: no network, no such repository, no access, disk full
+            raise ConnectionError(
+                f"cannot download {name} ({type(error).__name__}): check the id, the network and your access, or give a local folder"
+            ) from error
+
+    read_config(download("config.json"))  # refuses what is not supported before the weights are fetched
+    return download("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
 def read_config(folder: Path) -> tuple[Family, ModelConfig]:
@@ -62,7 +65,7 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no config.json")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
         kind = raw.get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(f"{path} is not a JSON object: {error}") from error
@@ -78,7 +81,7 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
         result = family.read(values)
         values.finish()
     except Exception as error:  # transformers' strict dataclasses have error types of their own
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     return family, result
 
 
@@ -90,7 +93,7 @@ class _Tensors:
         index = folder / INDEX
         if index.is_file():
             try:
-                shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
                 raise ValueError(f"{index} is not a weight index: {error!r}") from error
         elif (folder / WEIGHTS).is_file():
@@ -197,7 +200,7 @@ def family_of(config: ModelConfig) -> Family:
             values = transformers.AutoConfig.for_model(family.model_type, **family.write(config)).to_dict()
             if family.read(Values(values)) == config:
                 return family
-        except (ValueError, AssertionError, TypeError):
+        except Exception:  # a family that cannot say it; transformers' strict configs have error types of their own
             continue
     raise ValueError(f"no supported family has this architecture: {config}")
 
@@ -213,6 +216,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     try:
         yield unfinished
         unfinished.chmod(0o755)
+        for file in unfinished.iterdir():
+            file.chmod(0o644)
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -238,18 +243,25 @@ def _write_shard(shard: dict[str, np.ndarray], folder: Path, n: int) -> list[str
 
 
 def to_hf(
-    params: Params, out: str | Path, *, tokenizer: Any = None, dtype=None, shard_bytes: int = SHARD_BYTES
+    params: Params,
+    out: str | Path,
+    *,
+    tokenizer: Any = None,
+    stop_tokens: Sequence[int] = (),
+    dtype=None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Writes `params` as a checkpoint folder that transformers and `from_hf` load; `tokenizer` (a transformers one) too.
 
-    The family is the one whose config describes the architecture; `dtype` defaults to the weights'. FileExistsError if
-    `out` exists; whatever fails, no half-written folder is left.
+    The family is the one whose config describes the architecture; `dtype` defaults to the weights'; `stop_tokens` to the
+    tokenizer's end of sequence. FileExistsError if `out` exists, ValueError if a weight is not finite in `dtype`;
+    whatever fails, no half-written folder is left.
     """
     import transformers
 
     config, family = params.config, family_of(params.config)
     dtype = np.dtype(params.dtype if dtype is None else dtype)
-    eos = None if tokenizer is None else tokenizer.eos_token_id
+    eos = list(stop_tokens) or (None if tokenizer is None else tokenizer.eos_token_id)
     bos = None if tokenizer is None else tokenizer.bos_token_id
     with new_folder(out) as folder:
         hf = transformers.AutoConfig.for_model(
@@ -263,7 +275,10 @@ def to_hf(
         shard: dict[str, np.ndarray] = {}
         shards: list[list[str]] = []
         for name, leaf in _leaves(params, family):
-            tensor = np.ascontiguousarray(np.asarray(leaf).astype(dtype, copy=False))
+            with np.errstate(over="ignore"):
+                tensor = np.ascontiguousarray(np.asarray(leaf).astype(dtype, copy=False))
+            if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
+                raise ValueError(f"tensor {name} is not finite as {dtype}: write it as another dtype")
             if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:
                 shards.append(_write_shard(shard, folder, len(shards)))
                 shard = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -54,12 +55,19 @@ class Play:
     n: int | None = None
     """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets)."""
     seed: int = 0
-    """Which games are drawn."""
+    """Which games are drawn, and how sampling and noise fall."""
     names: Literal["seen", "new"] = "seen"
     """People and companies the embedded pair has read of, or others."""
     temperature: float = 0.0
     """0 decodes greedily."""
     top_p: float = 1.0
+    """Sample from the most likely tokens that hold this share; needs --temperature."""
+    ask: str = "{prompt}"
+    """Message only: what A reads before it writes. Real models want asking: "{prompt} Tell your partner what you know." """
+    tell: str = "{message} {prompt}"
+    """Message only: what B reads."""
+    max_message_tokens: int = 48
+    """Message only: how much A may write."""
     max_new_tokens: int = 16
     dtype: Literal["float32", "bfloat16"] = "float32"
     json: Path | None = None
@@ -74,10 +82,27 @@ class Play:
         from jaxcomm.converters import agent_from_hf
         from jaxcomm.evals import pair
         from jaxcomm.evals.games import GAMES
-        from jaxcomm.evals.play import play, write_lines
+        from jaxcomm.evals.play import check_file, play, write_lines
         from jaxcomm.generate import Sampling
 
+        check_file(self.json)
+        check_file(self.items)
         settings = {}
+        if self.temperature < 0 or (self.top_p < 1 and not self.temperature):
+            raise ValueError(
+                "sampling needs --temperature above 0; without it decoding is greedy and --top-p means nothing"
+            )
+        if self.protocol != "activation" and (self.k, self.j, self.control, self.graft) != (
+            None,
+            None,
+            None,
+            "replace",
+        ):
+            raise ValueError(
+                f"--k, --j, --graft and --control mean nothing to the protocol {self.protocol}: leave them out"
+            )
+        if self.protocol == "message":
+            settings = dict(ask=self.ask, tell=self.tell, max_message_tokens=self.max_message_tokens)
         if self.protocol == "activation":
             if self.k is None or self.j is None:
                 raise ValueError("activation needs --k (A's layer) and --j (B's layer)")
@@ -97,6 +122,7 @@ class Play:
             self.protocol,
             a,
             b,
+            drawn={"games_seed": self.seed, "names": self.names},
             max_new_tokens=self.max_new_tokens,
             sampling=sampling,
             seed=self.seed,
@@ -132,7 +158,7 @@ class Convert:
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists: choose another folder, or remove it first")
         agent = agent_from_hf(self.source, getattr(jnp, self.dtype))
-        to_hf(agent.params, self.out, tokenizer=agent.tokenizer)
+        to_hf(agent.params, self.out, tokenizer=agent.tokenizer, stop_tokens=agent.stop_tokens)
         rich.print(f"{self.source} -> {self.out}, {self.dtype}: {agent.params.config}")
 
 
@@ -162,6 +188,7 @@ COMMANDS = {"demo": Demo, "play": Play, "convert": Convert, "train-pair": TrainP
 
 def main() -> None:
     """Exit status 0, or 2 with one line on stderr that says what is wrong and how to mend it."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, description="Language models that communicate through activations."
     )

@@ -20,19 +20,16 @@ from jaxcomm.evals import figures
 from jaxcomm.evals.games import GAMES, Item
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.pair.text import statements
-from jaxcomm.evals.play import Outcome, layer_map, play, write_lines
+from jaxcomm.evals.play import Outcome, check_file, layer_map, play, states, write_lines
 from jaxcomm.evals.scores import Interval, difference
 from jaxcomm.graft import GRAFTS
 from jaxcomm.mapping import fit_maps
-from jaxcomm.model import hidden_states
 from jaxcomm.protocols import Control
 
 REPORT, SELECT, FIT = 0, 1, 2
 """Seeds: of the games that are reported, of those (k, j) is chosen on, of the sentences W is fitted on."""
 SENTENCES = 1536
 ANSWER_TOKENS = 8
-
-_states = jax.jit(hidden_states, static_argnames="last")
 
 
 def draw(game: str) -> tuple[list[Item], list[Item]]:
@@ -44,12 +41,12 @@ def draw(game: str) -> tuple[list[Item], list[Item]]:
 def fit(a: Agent, b: Agent) -> jax.Array:
     """W for every (k, j), from the states at the last token of training-world statements. [L_A + 1, L_B + 1, D_B, D_A]."""
     sentences = sorted(itertools.islice(statements(FIT), SENTENCES), key=len)
-    states = ([], [])
+    collected = ([], [])
     for start in range(0, SENTENCES, 256):
-        for agent, collected in zip((a, b), states, strict=True):
+        for agent, batches in zip((a, b), collected, strict=True):
             tokens, mask = agent.read(sentences[start : start + 256])
-            collected.append(_states(agent.params, tokens, mask=mask, last=True))
-    return fit_maps(*(jnp.concatenate(s, axis=1) for s in states))
+            batches.append(states(agent.params, tokens, mask=mask, last=True))
+    return fit_maps(*(jnp.concatenate(s, axis=1) for s in collected))
 
 
 @dataclasses.dataclass
@@ -79,12 +76,15 @@ def play_everything() -> Results:
 
     def played(label: str, protocol: str, sender: Agent, **settings) -> None:
         for game, (report, _) in draws.items():
-            outcome = play(game, report, protocol, sender, b, max_new_tokens=ANSWER_TOKENS, **settings)
+            drawn = {"games_seed": REPORT, "names": "seen"}
+            outcome = play(game, report, protocol, sender, b, drawn=drawn, max_new_tokens=ANSWER_TOKENS, **settings)
             results.outcomes.setdefault(label, []).append(outcome)
 
     def played_new(label: str, protocol: str, sender: Agent, **settings) -> None:
         for game, items in new.items():
-            outcome = play(f"{game}, new names", items, protocol, sender, b, max_new_tokens=ANSWER_TOKENS, **settings)
+            drawn = {"games_seed": REPORT, "names": "new"}
+            name = f"{game}, new names"
+            outcome = play(name, items, protocol, sender, b, drawn=drawn, max_new_tokens=ANSWER_TOKENS, **settings)
             results.unseen.setdefault(label, []).append(outcome)
 
     for protocol in ("silent", "skyline"):
@@ -157,6 +157,9 @@ def transcripts(results: Results, each: int = 2) -> Iterator[str]:
 
 def run(out: Path, json: Path | None) -> None:
     """Plays everything, prints the tables, and writes `out`/layers.png, `out`/results.jsonl and `out`/items.jsonl."""
+    if out.is_file():
+        raise NotADirectoryError(f"{out} is a file: name a folder")
+    check_file(json)
     console = rich.console.Console()
     results = play_everything()
     for agent in (results.a, results.b):

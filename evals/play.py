@@ -7,8 +7,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from jaxcomm.model import hidden_states
 from jaxcomm.protocols import PROTOCOLS, Reply
 from jaxcomm.protocols.activation import answer
 
-_states = jax.jit(hidden_states, static_argnames="last")
+states = jax.jit(hidden_states, static_argnames="last")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Outcome:
     pair: str
     protocol: str
     settings: dict[str, Any]
-    """The protocol's own: k, j, graft, control, mapped ..."""
+    """How the items were drawn, and the protocol's own: k, j, graft, control, mapped (through a W), sampling ..."""
     items: Sequence[Item]
     replies: Sequence[Reply]
     seconds: float
@@ -80,21 +81,34 @@ class Outcome:
         """One JSON line per item: what was read and written."""
         fields = zip(self.items, self.replies, self.hits, self.normalised_hits, strict=True)
         return [
-            {"game": self.game, "pair": self.pair, "protocol": self.protocol, "index": n, **dataclasses.asdict(item)}
+            {"game": self.game, "pair": self.pair, "protocol": self.protocol, **self.settings}
+            | {"index": n, **dataclasses.asdict(item)}
             | {"hit": hit, "normalised_hit": loose, **dataclasses.asdict(reply)}
             for n, (item, reply, hit, loose) in enumerate(fields)
         ]
 
 
-def play(game: str, items: Sequence[Item], protocol: str, a: Agent, b: Agent, **settings) -> Outcome:
-    """Every item once. `settings` go to the protocol (`jaxcomm.protocols`)."""
+def play(
+    game: str,
+    items: Sequence[Item],
+    protocol: str,
+    a: Agent,
+    b: Agent,
+    *,
+    drawn: Mapping[str, Any] = MappingProxyType({}),
+    **settings,
+) -> Outcome:
+    """Every item once. `settings` go to the protocol (`jaxcomm.protocols`); `drawn` says how the items were drawn and is
+    kept with the result, as are the settings."""
     start = time.perf_counter()
     replies = PROTOCOLS[protocol](a, b, [i.prompt_a for i in items], [i.prompt_b for i in items], **settings)
     seconds = time.perf_counter() - start
-    shown = {key: settings[key] for key in ("k", "j", "graft", "control") if key in settings}
+    kept = dict(drawn) | {"chat": b.chat, "dtype": b.params.dtype.name}
     if protocol == "activation":
-        shown = {"graft": "replace", **shown, "mapped": settings.get("W") is not None}
-    return Outcome(game, f"{a.name} -> {b.name}", protocol, shown, items, replies, seconds)
+        kept |= {"graft": "replace", "where": "last", "mapped": settings.pop("W", None) is not None}
+    if sampling := settings.pop("sampling", None):
+        kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    return Outcome(game, f"{a.name} -> {b.name}", protocol, kept | settings, items, replies, seconds)
 
 
 def layer_map(
@@ -113,7 +127,7 @@ def layer_map(
     """
     tokens_a, mask_a = a.read([i.prompt_a for i in items])
     tokens_b, mask_b = b.read([i.prompt_b for i in items], max_new_tokens)
-    sent = _states(a.params, tokens_a, mask=mask_a, last=True)
+    sent = states(a.params, tokens_a, mask=mask_a, last=True)
     stops = jnp.asarray(b.stop_tokens, jnp.int32)
     accuracies = np.zeros((a.params.config.layers, b.params.config.layers))
     for k, j in tqdm.tqdm(list(np.ndindex(*accuracies.shape)), desc=title, leave=False):
@@ -123,6 +137,12 @@ def layer_map(
         )  # fmt: skip
         accuracies[k, j] = np.mean([exact_match(t, i.answer) for t, i in zip(b.text(out), items, strict=True)])
     return accuracies
+
+
+def check_file(path: Path | None) -> None:
+    """OSError before the work, not after it, if results cannot be written there."""
+    if path is not None and path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

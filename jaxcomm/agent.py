@@ -13,6 +13,9 @@ import numpy as np
 from jaxcomm.generate import Generation, Sampling, bucket, generate, left_pad
 from jaxcomm.model import Params
 
+CHAT_DATE = "26 Jul 2024"
+"""Templates that write a date (Llama 3.x) write this one, so that a prompt is the same tokens every day."""
+
 _generate = jax.jit(generate, static_argnames="max_new_tokens")
 
 
@@ -43,7 +46,9 @@ class Agent:
         """Token ids of one prompt, raw or as a chat turn (whose template writes its own special tokens)."""
         if self.chat:
             turn = [{"role": "user", "content": prompt}]
-            prompt = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            prompt = self.tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE
+            )
         return self.tokenizer.encode(prompt, add_special_tokens=not self.chat)
 
     def read(self, prompts: Sequence[str], new: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +63,7 @@ class Agent:
 
     def text(self, out: Generation) -> list[str]:
         """What was written, row by row, without special tokens and surrounding space."""
-        rows = [np.asarray(row)[: int(n)] for row, n in zip(out.tokens, out.lengths, strict=True)]
+        rows = [row[:n] for row, n in zip(np.asarray(out.tokens), np.asarray(out.lengths), strict=True)]
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:

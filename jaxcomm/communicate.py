@@ -78,8 +78,6 @@ def receive(
 
     ValueError: j out of range, unknown graft, W of a wrong shape, where="all" with another graft than sum or unequal widths.
     """
-    check_layer(params_b, j, "j")
-    check_tokens(params_b, tokens_b)
     return prefill(params_b, tokens_b, mask=mask, edit=(j, _editor(graft, message, W, mask, where)))
 
 

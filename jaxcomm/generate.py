@@ -85,7 +85,8 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Arr
     rank = jnp.arange(logits.shape[-1])
     kept = jnp.where(rank < k, ordered, -jnp.inf)
     mass_before = jnp.cumsum(jax.nn.softmax(kept, axis=-1), axis=-1) - jax.nn.softmax(kept, axis=-1)
-    kept = jnp.where((mass_before < sampling.top_p) | (rank == 0), kept, jnp.inf)
+    inside = (mass_before < sampling.top_p) | (rank == 0) | (jnp.asarray(sampling.top_p) >= 1)
+    kept = jnp.where(inside, kept, jnp.inf)
     threshold = jnp.min(jnp.where(kept == -jnp.inf, jnp.inf, kept), axis=-1, keepdims=True)
     return jax.vmap(jax.random.categorical)(keys, jnp.where(logits >= threshold, logits, -jnp.inf)).astype(jnp.int32)
 
@@ -113,6 +114,8 @@ def decode(
     logits, prompt: what `model.prefill` returned. Token t of row b is drawn with fold_in(keys[b], t), so a row's text
     does not depend on its neighbours.
     """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
     rows, stops = logits.shape[0], jnp.asarray(stop_tokens, jnp.int32)
     begin = jnp.max(prompt.positions, axis=1) + 1
 

@@ -29,16 +29,20 @@ def resolve(graft: Graft) -> Callable[[Array, Array], Array]:
     return GRAFTS[graft]
 
 
+def carry(a: Float[Array, "*n DA"], W: Float[AnyArray, "_ _"], width: int) -> Float[Array, "*n DB"]:
+    """W a, for W [width, D_A]. ValueError for another shape."""
+    if W.shape != (width, a.shape[-1]):
+        raise ValueError(
+            f"W is {W.shape}, but maps from width {a.shape[-1]} to width {width}: it must be {(width, a.shape[-1])}"
+        )
+    return jnp.einsum("...i,oi->...o", a.astype(W.dtype), W)
+
+
 def apply_graft(
     graft: Graft, a: Float[Array, "*n DA"], b: Float[Array, "*n DB"], W: Float[AnyArray, "_ _"] | None = None
 ) -> Float[Array, "*n DB"]:
     """f(a, b), or f(W a, b). a is cast to b's dtype. ValueError if W does not map a's width to b's."""
-    if W is not None:
-        if W.shape != (b.shape[-1], a.shape[-1]):
-            raise ValueError(
-                f"W is {W.shape}, but maps from width {a.shape[-1]} to width {b.shape[-1]}: it must be {(b.shape[-1], a.shape[-1])}"
-            )
-        a = jnp.einsum("...i,oi->...o", a.astype(W.dtype), W)
+    a = a if W is None else carry(a, W, b.shape[-1])
     d = min(a.shape[-1], b.shape[-1])
     kept, old = jnp.split(b, [b.shape[-1] - d], axis=-1)
     new = resolve(graft)(a[..., a.shape[-1] - d :].astype(b.dtype), old)

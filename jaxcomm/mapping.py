@@ -14,8 +14,16 @@ def fit_maps(
 ) -> Float[Array, "LA LB DB DA"]:
     """W[k, j] = argmin_W sum_n ||W a_n - b_n||^2 + r ||W||^2, for the states of n sentences at every layer.
 
-    r = ridge x the mean square norm per dimension of that layer's states x n, so `ridge` has no unit. float32.
+    r = ridge x the mean square of that layer's states per dimension x n, so `ridge` has no unit. float32 at full
+    precision (accelerators would round the Gram matrices to TF32 or bfloat16). The result holds every map: pass a slice
+    of the states, states_a[k : k + 1], for one.
     """
+    with jax.default_matmul_precision("highest"):
+        return _fit_maps(states_a, states_b, ridge)
+
+
+@jax.jit
+def _fit_maps(states_a, states_b, ridge):
     a, b = states_a.astype(jnp.float32), states_b.astype(jnp.float32)
 
     def one_layer(a):

@@ -233,6 +233,8 @@ def prefill(
     `edit = (j, fn)`: the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once. Blocks up to j keep the keys
     and values of the stream as it was; the later ones make theirs from the edited one, and decoding reads those.
     """
+    check_tokens(params, tokens)
+    check_layer(params, 0 if edit is None else edit[0], "j")
     positions = positions_of(tokens.shape, mask)
     cache = KVCache.empty(params, *tokens.shape)
     h, start = embed(params, tokens), 0

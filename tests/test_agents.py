@@ -25,7 +25,7 @@ from jaxcomm.protocols import activation, message, silent, skyline
 from conftest import assert_close, make_checkpoint
 
 WORDS = ["who", "is", "where", "alice", "bob", "rome", "paris", "the", "at", ".", "?", "user", "assistant", ":", "says"]
-TEMPLATE = "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+TEMPLATE = "<s> {% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +85,7 @@ def test_controls_are_what_they_are_called(agents):
         for x, y in zip(A_READS[::-1], B_READS, strict=True)
     ]
     alone = [r.text for r in silent(a, b, A_READS, B_READS, max_new_tokens=6)]
+    assert said(k=3) != alone, "the activation itself changes something"
     assert said(k=3, control="self") == alone, "B's own state changes nothing"
     assert said(k=3, control="unrelated", unrelated="says alice") == [
         r.text for r in activation(a, b, ["says alice"] * 2, B_READS, k=3, j=2, max_new_tokens=6)
@@ -97,6 +98,39 @@ def test_controls_are_what_they_are_called(agents):
         r.details["norm_sent"] == 0
         for r in activation(a, b, A_READS, B_READS, k=3, j=2, control="zero", max_new_tokens=2)
     )
+
+
+def test_noise_matches_the_norm_of_what_arrives_when_a_map_is_used(agents):
+    a, b = agents
+    W = 3 * jax.random.normal(jax.random.key(0), (b.params.config.width, a.params.config.width))
+    how = dict(k=3, j=2, W=W, max_new_tokens=2)
+    for noise, true in zip(
+        activation(a, b, A_READS, B_READS, control="noise", **how),
+        activation(a, b, A_READS, B_READS, **how),
+        strict=True,
+    ):
+        assert noise.details["norm_after"] == pytest.approx(true.details["norm_after"], rel=1e-5)
+        assert noise.logprob != true.logprob
+
+
+def test_stop_tokens_come_from_where_the_checkpoint_lists_them(agents, tmp_path):
+    import shutil
+
+    from jaxcomm.evals.pair import folder
+
+    copy = shutil.copytree(folder("a"), tmp_path / "copy")
+    assert agent_from_hf(copy).stop_tokens == (1,)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"eos_token_id": [1, 7]}))
+    assert agent_from_hf(copy).stop_tokens == (1, 7)
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5, 9]}))
+    agent = agent_from_hf(copy)
+    assert agent.stop_tokens == (1, 5, 9)
+    done = jaxcomm("convert", copy, "--out", tmp_path / "again", "--dtype", "float16", cwd=tmp_path)
+    assert done.returncode == 0 and agent_from_hf(tmp_path / "again").stop_tokens == (1, 5, 9)
+    (copy / "generation_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"generation_config\.json is not a JSON object"):
+        agent_from_hf(copy)
 
 
 def test_baselines_read_what_they_are_said_to_read(agents):
@@ -136,15 +170,15 @@ def test_layer_maps_hold_the_accuracy_of_every_cell(agents):
         assert cells[k - 1, j - 1] == play("toy", items, "activation", a, b, k=k, j=j, max_new_tokens=3).accuracy.value
 
 
-def test_flops_equal_the_compilers_count_for_a_forward_pass(llama):
-    """XLA counts every multiply-add of the compiled program; ours counts those of matrix products, causal pairs once."""
-    c, tokens = llama.params.config, 32
-    compiled = (
-        jax.jit(lambda p, t: forward(p, t)).lower(llama.params.unroll(), np.zeros((1, tokens), np.int32)).compile()
-    )
-    counted = compiled.cost_analysis()["flops"]
-    ours = blocks_flops(c, tokens) + tokens * 2 * c.width * c.vocab
-    assert ours == pytest.approx(counted, rel=0.15)
+def test_flops_equal_the_compilers_count_for_a_forward_pass():
+    """XLA counts the masked half of the attention too, and a little for norms and softmax."""
+    T = 512
+    c = ModelConfig(vocab=512, width=256, layers=2, heads=4, kv_heads=2, head_dim=64, ff=512, max_positions=T)
+    params = init(jax.random.key(0), c).unroll()
+    counted = jax.jit(forward).lower(params, np.zeros((1, T), np.int32)).compile().cost_analysis()["flops"]
+    masked = 4 * c.heads * c.head_dim * (T * T - T * (T + 1) // 2) * c.layers
+    ours = blocks_flops(c, T) + T * 2 * c.width * c.vocab + masked
+    assert ours < counted < 1.08 * ours
 
 
 def test_generation_flops_equal_reading_everything_once(llama):
@@ -198,6 +232,7 @@ def test_play_writes_one_line_per_result_and_per_item(tmp_path):
     assert (result["game"], result["n"], result["k"], result["j"], result["graft"]) == ("countries", 5, 4, 3, "replace")
     rows = [json.loads(line) for line in (tmp_path / "i.jsonl").read_text().splitlines()]
     assert [r["prompt_a"] for r in rows] == [i.prompt_a for i in countries(0, 5)]
+    assert (result["games_seed"], result["names"], result["chat"], result["dtype"]) == (0, "seen", False, "float32")
     assert np.mean([r["hit"] for r in rows]) == result["accuracy"] and rows[0]["details"]["sent_token"] == "."
 
 
@@ -206,6 +241,18 @@ def test_errors_are_one_line_that_names_the_remedy(tmp_path):
     for arguments, remedy in (
         (("play", "--a", "pair:a", "--b", "pair:b"), "activation needs --k (A's layer) and --j (B's layer)"),
         (("convert", "there", "--out", "there"), "there exists: choose another folder"),
+        (
+            ("play", "--a", "pair:a", "--b", "pair:a", "--protocol", "silent", "--k", 3),
+            "mean nothing to the protocol silent",
+        ),
+        (
+            ("play", "--a", "pair:a", "--b", "pair:a", "--k", 1, "--j", 1, "--top-p", 0.9),
+            "sampling needs --temperature",
+        ),
+        (
+            ("play", "--a", "pair:a", "--b", "pair:a", "--k", 1, "--j", 1, "--json", "there"),
+            "there is a folder: name a file",
+        ),
     ):
         done = jaxcomm(*arguments, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.startswith("jaxcomm: ") and remedy in done.stderr
@@ -230,6 +277,8 @@ def test_import_is_light():
         ),
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, control="odd"), "unknown control 'odd'"),
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, graft="sum", where="all"), "needs equal widths"),
+        (lambda a, b: activation(a, b, A_READS, B_READS[:1], k=1, j=1), "A has 2 prompts, B has 1"),
+        (lambda a, b: silent(a, b, A_READS, B_READS, max_new_tokens=0), "max_new_tokens = 0: it must be at least 1"),
         (lambda a, b: silent(a, b, A_READS, ["who ?", " "]), "empty prompt at row 1"),
         (lambda a, b: silent(a, b, A_READS, ["alice " * 1100]), "a prompt of 1101 tokens does not fit"),
         (lambda a, b: dataclasses.replace(a, chat=True, tokenizer=without_template(a)), "has no chat template"),

@@ -123,7 +123,7 @@ NAN = np.full(48, np.nan, np.float32)
         (lambda f: edit_config(f, quantization_config={"bits": 4}), "unknown config keys quantization_config"),
         (lambda f: edit_config(f, hidden_act="relu"), "hidden_act = 'relu' is not supported, only silu"),
         (lambda f: edit_config(f, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}), "rope type 'yarn' is not supported"),
-        (lambda f: edit_config(f, num_attention_heads=3), "config.json"),
+        (lambda f: edit_config(f, num_attention_heads=3), "heads 3 is not a multiple of kv_heads 2"),
         (lambda f: (f / "config.json").write_text("{"), "is not a JSON object"),
         (lambda f: (f / "config.json").unlink(), "is not a checkpoint folder: it has no config.json"),
         (drop_tensor, "tensor model.layers.2.mlp.up_proj.weight is missing"),
@@ -143,7 +143,37 @@ def test_a_damaged_checkpoint_is_refused_by_name(copy, damage, message):
     damage(copy)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         from_hf(copy)
-    assert message in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, extra",
+    [
+        ("qwen2", {"use_mrope": False, "use_sliding_window": False, "max_window_layers": 28, "sliding_window": 32768}),
+        ("gemma2", {"sliding_window_size": 9, "hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}),
+        ("llama", {"unsloth_fixed": True, "_attn_implementation_autoset": True, "pretraining_tp": 1}),
+        ("llama", {"eos_token_id": [1, 2, 3], "torch_dtype": "bfloat16", "rope_parameters": None, "rope_theta": 7.0,
+                   "rope_scaling": {"type": "linear", "factor": 4.0}}),
+    ],
+)  # fmt: skip
+def test_keys_that_hub_checkpoints_carry_are_understood(name, extra, tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", name, seed=5)
+    path = checkpoint.folder / "config.json"
+    config = {k: v for k, v in (json.loads(path.read_text()) | extra).items() if v is not None}
+    config.pop("layer_types", None)
+    path.write_text(json.dumps(config))
+    loaded = from_hf(checkpoint.folder)
+    theirs = type(checkpoint.torch).from_pretrained(checkpoint.folder, dtype=torch.float32, attn_implementation="eager")
+    tokens = prompts(2, 40)
+    with torch.no_grad():
+        np.testing.assert_allclose(read(loaded, tokens), theirs(torch.from_numpy(tokens).long()).logits, atol=2e-5)
+
+
+def test_a_dtype_that_cannot_hold_a_weight_is_refused(llama, tmp_path):
+    large = llama.params.replace(embed=llama.params.embed.at[3, 3].set(1e6))
+    with pytest.raises(ValueError, match="model.embed_tokens.weight is not finite as float16"):
+        to_hf(large, tmp_path / "out", dtype=np.float16)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):

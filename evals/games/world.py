@@ -50,7 +50,7 @@ class World:
 
 @functools.cache
 def world() -> World:
-    data = json.loads(resources.files("jaxcomm.evals.games").joinpath("world.json").read_text())
+    data = json.loads(resources.files("jaxcomm.evals.games").joinpath("world.json").read_text(encoding="utf-8"))
     tuples = lambda groups: {kind: tuple(values) for kind, values in groups.items()}
     return World(
         landmarks=tuple(Landmark(**entry) for entry in data["landmarks"]),

@@ -13,13 +13,13 @@ from jaxcomm.agent import Agent, row_keys
 from jaxcomm.communicate import Where, receive, send
 from jaxcomm.flops import blocks_flops, graft_flops
 from jaxcomm.generate import Sampling, decode
-from jaxcomm.graft import Graft, apply_graft
+from jaxcomm.graft import Graft, apply_graft, carry
 from jaxcomm.model import check_layer
 from jaxcomm.protocols.base import Reply, replies
 
 Control = Literal["unrelated", "shuffled", "zero", "noise", "self"]
 """What B gets instead of A's activation: A's on an unrelated sentence, A's of another game, zeros, Gaussian noise of
-the same norm, or B's own state h_B[j], which with `replace` must change nothing."""
+the same norm as A's, or B's own state h_B[j], which with `replace` must change nothing."""
 
 UNRELATED = "Water boils at one hundred degrees."
 
@@ -70,13 +70,15 @@ def activation(
 ) -> list[Reply]:
     """A reads its prompts up to layer k, B its own with A's states grafted in after layer j, and answers.
 
-    Details of a Reply: the token and position that was read in A and the one edited in B, the norms of A's state, of
-    B's before and of B's after the edit. ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
+    A control stands in for what arrives at B, after W. Details of a Reply: the token and position that was read in A and
+    the one edited in B; the norms of what arrived, of B's state before and of B's state after the edit. ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
     """
     check_layer(a.params, k)
     check_layer(b.params, j, "j")
     if control is not None and where != "last":
         raise ValueError('controls stand in for one state per game: use where="last"')
+    if len(prompts_a) != len(prompts_b):
+        raise ValueError(f"A has {len(prompts_a)} prompts, B has {len(prompts_b)}: give one of each per game")
     if control == "shuffled" and len(prompts_a) < 2:
         raise ValueError("the control shuffled needs at least two games")
     tokens_a, mask_a = a.read(prompts_a)
@@ -86,16 +88,17 @@ def activation(
     if control == "unrelated":
         tokens, mask = a.read([unrelated])
         message = jnp.broadcast_to(_send(a.params, tokens, k, mask=mask), message.shape)
-    elif control is not None:
+    if W is not None:
+        message = carry(message, W, b.params.config.width)
+    if control not in (None, "unrelated"):
         message = _stand_in(control, message, own, seed)
-        W = None if control == "self" else W
     stops = jnp.asarray(b.stop_tokens, jnp.int32)
     out = answer(
-        b.params, tokens_b, mask_b, message, j, W, row_keys(seed, len(tokens_b)), stops, sampling,
+        b.params, tokens_b, mask_b, message, j, None, row_keys(seed, len(tokens_b)), stops, sampling,
         graft=graft, where=where, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     sent = message if where == "last" else message[:, -1]
-    edited = apply_graft(graft, sent, own, W)
+    edited = apply_graft(graft, sent, own)
     norms = [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in (sent, own, edited)]
     lengths_a, lengths_b = mask_a.sum(axis=1), mask_b.sum(axis=1)
     details = [
