@@ -36,7 +36,8 @@ COLUMNS = (20, 28, 48, 72, 112)
 """Lengths that documents are padded to; a batch holds documents of one of them, so little of it is padding."""
 TOKENS = 1024
 """Tokens in a batch, padding included."""
-STEPS = {"a": 4500, "b": 4500}
+CYCLES = {"a": (4500,), "b": (4500, 2500)}
+"""Steps of each cycle of the learning rate; every cycle starts from the weights as they are stored, in float16."""
 LEARNING_RATE = 4e-3
 WARMUP = 200
 
@@ -135,16 +136,13 @@ def make_optimizer(schedule) -> optax.GradientTransformation:
     )
 
 
-def train(model: str, steps: int, seed: int) -> tuple[Params, tokenizers.Tokenizer]:
-    """Weights (stacked, float32) and tokenizer. FloatingPointError: the loss is not a number any more."""
-    tokenizer = make_tokenizer()
-    params: Any = init(jax.random.key(seed), make_config(model, tokenizer.get_vocab_size()))
-    if jax.default_backend() == "cpu":
-        params = params.unroll()
+def cycle(params: Params, tokenizer: tokenizers.Tokenizer, steps: int, seed: int, label: str) -> Params:
+    """One warm-up and cosine decay with a fresh optimizer, on the documents of `seed`. FloatingPointError: the loss is
+    not a number any more."""
     optimizer = make_optimizer(
         optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(WARMUP, steps // 2), steps, LEARNING_RATE / 50)
     )
-    state = optimizer.init(params)
+    state = optimizer.init(params)  # pyright: ignore[reportArgumentType]
 
     @jax.jit(donate_argnums=(0, 1))
     def step(params, state, tokens, weights):
@@ -152,13 +150,25 @@ def train(model: str, steps: int, seed: int) -> tuple[Params, tokenizers.Tokeniz
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    smooth, bar = None, tqdm.trange(steps, desc=f"training {model}", mininterval=5)
-    for n, (tokens, weights) in zip(bar, batches(tokenizer, seed + 1), strict=False):
+    smooth, bar = None, tqdm.trange(steps, desc=label, mininterval=5)
+    for n, (tokens, weights) in zip(bar, batches(tokenizer, seed), strict=False):
         params, state, value = step(params, state, tokens, weights)
         smooth = float(value) if smooth is None else 0.98 * smooth + 0.02 * float(value)
         if not np.isfinite(smooth):
             raise FloatingPointError(f"the loss is {smooth} at step {n}: nothing was written; try another seed")
         bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
+    return params
+
+
+def train(model: str, cycles: tuple[int, ...], seed: int) -> tuple[Params, tokenizers.Tokenizer]:
+    """Weights (stacked, representable in float16) and tokenizer, after cycles of so many steps."""
+    tokenizer = make_tokenizer()
+    params = init(jax.random.key(seed), make_config(model, tokenizer.get_vocab_size()))
+    if jax.default_backend() == "cpu":
+        params = params.unroll()
+    for n, steps in enumerate(cycles):
+        params = cycle(params, tokenizer, steps, seed + 1 + n, f"training {model}, cycle {n + 1} of {len(cycles)}")
+        params = jax.tree.map(lambda a: a.astype(jnp.float16).astype(jnp.float32), params)
     return params.stack(), tokenizer
 
 
@@ -168,7 +178,7 @@ def train_and_save(model: str, out: Path, *, steps: int | None = None, seed: int
 
     if out.exists():
         raise FileExistsError(f"{out} exists: choose another folder, or remove it first")
-    params, tokenizer = train(model, STEPS[model] if steps is None else steps, seed)
+    params, tokenizer = train(model, CYCLES[model] if steps is None else (steps,), seed)
     wrapped = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=False
     )
