@@ -13,15 +13,21 @@ from jaxcomm.converters.hf import from_hf, locate
 
 
 def agent_from_hf(
-    path_or_hub_id: str | Path, dtype=jnp.float32, *, chat: bool = False, name: str | None = None
+    path_or_hub_id: str | Path,
+    dtype=jnp.float32,
+    *,
+    chat: bool = False,
+    name: str | None = None,
+    unroll: bool | None = None,
 ) -> Agent:
     """Stop tokens come from generation_config.json (where instruct checkpoints list several), else config.json, else
-    the tokenizer. On CPU the layers are unrolled (see `jaxcomm.model`).
+    the tokenizer. `unroll` is the layout of the layers (see `jaxcomm.model`); by default they are unrolled on CPU, which
+    decodes faster and compiles longer.
 
     FileNotFoundError, ConnectionError, ValueError: as `from_hf`, or no usable tokenizer, or one that does not fit.
     """
     folder = locate(path_or_hub_id)
-    params = from_hf(folder, dtype, unroll=jax.default_backend() == "cpu")
+    params = from_hf(folder, dtype, unroll=jax.default_backend() == "cpu" if unroll is None else unroll)
     import transformers
 
     try:

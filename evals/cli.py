@@ -197,3 +197,7 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"jaxcomm: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

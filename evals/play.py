@@ -20,6 +20,7 @@ import tqdm
 from jaxcomm.agent import Agent, row_keys
 from jaxcomm.evals.games import Item
 from jaxcomm.evals.scores import Interval, accuracy, exact_match, normalised_match
+from jaxcomm.graft import carry
 from jaxcomm.model import hidden_states
 from jaxcomm.protocols import PROTOCOLS, Reply
 from jaxcomm.protocols.activation import answer
@@ -131,9 +132,10 @@ def layer_map(
     stops = jnp.asarray(b.stop_tokens, jnp.int32)
     accuracies = np.zeros((a.params.config.layers, b.params.config.layers))
     for k, j in tqdm.tqdm(list(np.ndindex(*accuracies.shape)), desc=title, leave=False):
+        message = sent[k + 1] if W is None else carry(sent[k + 1], W[k + 1, j + 1], b.params.config.width)
         out = answer(
-            b.params, tokens_b, mask_b, sent[k + 1], j + 1, None if W is None else W[k + 1, j + 1],
-            row_keys(0, len(items)), stops, None, graft=graft, where="last", max_new_tokens=max_new_tokens,
+            b.params, tokens_b, mask_b, message, j + 1, row_keys(0, len(items)), stops, None,
+            graft=graft, where="last", max_new_tokens=max_new_tokens,
         )  # fmt: skip
         accuracies[k, j] = np.mean([exact_match(t, i.answer) for t, i in zip(b.text(out), items, strict=True)])
     return accuracies

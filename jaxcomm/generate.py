@@ -58,8 +58,8 @@ def left_pad(prompts: Sequence[Sequence[int]], columns: int | None = None) -> tu
     return tokens, mask
 
 
-def bucket(length: int, limit: int, smallest: int = 16) -> int:
-    """Columns to pad a prompt of `length` tokens to: the next of 16, 24, 32, 48, 64, 96, ..., at most `limit`.
+def bucket(length: int, limit: int, smallest: int = 32) -> int:
+    """Columns to pad a prompt of `length` tokens to: the next of 32, 48, 64, 96, 128, 192, ..., at most `limit`.
 
     Programs compile once per bucket. ValueError if the prompt itself does not fit.
     """

@@ -14,12 +14,13 @@ import transformers
 
 from jaxcomm.agent import Agent
 from jaxcomm.communicate import communicate, send
+from jaxcomm.config import ModelConfig
 from jaxcomm.converters import agent_from_hf
 from jaxcomm.evals.games import Item, countries
 from jaxcomm.evals.play import layer_map, play
 from jaxcomm.flops import blocks_flops, generation_flops
 from jaxcomm.mapping import fit_maps
-from jaxcomm.model import forward
+from jaxcomm.model import forward, init
 from jaxcomm.protocols import activation, message, silent, skyline
 
 from conftest import assert_close, make_checkpoint
@@ -60,7 +61,7 @@ def test_the_text_level_twin_says_what_communicate_says(agents):
                 a.params, b.params, ta, tb, k=k, j=j, graft=graft, max_new_tokens=6, stop_tokens=b.stop_tokens
             )
             assert reply.text == b.text(out)[0]
-            assert reply.written == tuple(b.tokens(out.tokens[0, : int(out.lengths[0])]))
+            assert reply.written == tuple(b.tokens(np.asarray(out.tokens)[0, : int(out.lengths[0])]))
             assert reply.read == ("<s>", *y.split())
 
 
@@ -148,7 +149,17 @@ def test_baselines_read_what_they_are_said_to_read(agents):
 def test_chat_prompts_go_through_each_tokenizers_template_once(agents):
     _, b = agents
     chatty = dataclasses.replace(b, chat=True)
-    assert b.tokens(chatty.encode("where is bob ?")) == ["user", ":", *["where", "is", "bob", "?"], "assistant", ":"]
+    assert b.tokens(chatty.encode("where is bob ?")) == [
+        "<s>",
+        "user",
+        ":",
+        "where",
+        "is",
+        "bob",
+        "?",
+        "assistant",
+        ":",
+    ], "the template writes BOS, the tokenizer must not again"
     reply = activation(chatty, chatty, A_READS, B_READS, k=1, j=1, max_new_tokens=2)[0]
     assert reply.details["sent_token"] == ":" and reply.read[-1] == ":"
 
@@ -282,7 +293,7 @@ def test_import_is_light():
         (lambda a, b: silent(a, b, A_READS, ["who ?", " "]), "empty prompt at row 1"),
         (lambda a, b: silent(a, b, A_READS, ["alice " * 1100]), "a prompt of 1101 tokens does not fit"),
         (lambda a, b: dataclasses.replace(a, chat=True, tokenizer=without_template(a)), "has no chat template"),
-        (lambda a, b: dataclasses.replace(a, params=smaller(a)), "the tokenizer knows token 17, the model has 5"),
+        (lambda a, b: dataclasses.replace(a, params=smaller(a)), "the tokenizer knows token 16, the model has 5"),
     ],
 )
 def test_bad_input_is_one_clear_line(agents, call, message):

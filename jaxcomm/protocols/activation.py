@@ -26,8 +26,8 @@ UNRELATED = "Water boils at one hundred degrees."
 _send = jax.jit(send, static_argnames="where")
 
 
-def _answer(params, tokens, mask, message, j, W, keys, stop_tokens, sampling, graft, where, max_new_tokens):
-    logits, cache = receive(params, tokens, message, j, graft=graft, W=W, mask=mask, where=where)
+def _answer(params, tokens, mask, message, j, keys, stop_tokens, sampling, graft, where, max_new_tokens):
+    logits, cache = receive(params, tokens, message, j, graft=graft, mask=mask, where=where)
     return decode(
         params, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
     )
@@ -36,7 +36,7 @@ def _answer(params, tokens, mask, message, j, W, keys, stop_tokens, sampling, gr
 answer = jax.jit(_answer, static_argnames=("graft", "where", "max_new_tokens"))
 
 
-def _stand_in(control: Control, message: jax.Array, own: jax.Array, seed: int) -> jax.Array:
+def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: int) -> jax.Array:
     match control:
         case "shuffled":
             return jnp.roll(message, 1, axis=0)
@@ -62,7 +62,7 @@ def activation(
     graft: Graft = "replace",
     W=None,
     where: Where = "last",
-    control: Control | None = None,
+    control: str | None = None,
     unrelated: str = UNRELATED,
     max_new_tokens: int = 16,
     sampling: Sampling | None = None,
@@ -86,19 +86,23 @@ def activation(
     message = _send(a.params, tokens_a, k, mask=mask_a, where=where)
     own = _send(b.params, tokens_b, j, mask=mask_b, where="last")
     if control == "unrelated":
-        tokens, mask = a.read([unrelated])
-        message = jnp.broadcast_to(_send(a.params, tokens, k, mask=mask), message.shape)
+        tokens, mask = a.read([unrelated] * len(prompts_a))
+        message = _send(a.params, tokens, k, mask=mask, where=where)
     if W is not None:
         message = carry(message, W, b.params.config.width)
     if control not in (None, "unrelated"):
         message = _stand_in(control, message, own, seed)
-    stops = jnp.asarray(b.stop_tokens, jnp.int32)
-    out = answer(
-        b.params, tokens_b, mask_b, message, j, None, row_keys(seed, len(tokens_b)), stops, sampling,
-        graft=graft, where=where, max_new_tokens=max_new_tokens,
-    )  # fmt: skip
     sent = message if where == "last" else message[:, -1]
     edited = apply_graft(graft, sent, own)
+    if where == "last":  # what f(a, b) is does not depend on what follows: one compiled program serves every f
+        message, f = edited, "replace"
+    else:
+        f = graft
+    stops = jnp.asarray(b.stop_tokens, jnp.int32)
+    out = answer(
+        b.params, tokens_b, mask_b, message, j, row_keys(seed, len(tokens_b)), stops, sampling,
+        graft=f, where=where, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
     norms = [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in (sent, own, edited)]
     lengths_a, lengths_b = mask_a.sum(axis=1), mask_b.sum(axis=1)
     details = [
