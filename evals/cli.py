@@ -170,7 +170,7 @@ class TrainPair:
     """
 
     model: Annotated[Literal["a", "b"], tyro.conf.Positional]
-    """a: the sender; b: the receiver, wider and deeper."""
+    """a: the sender, wider and deeper; b: the receiver."""
     out: Path
     """New folder for the checkpoint; it must not exist."""
     steps: int | None = None

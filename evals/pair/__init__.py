@@ -10,7 +10,7 @@ NAMES = ("a", "b")
 
 
 def folder(name: str) -> Path:
-    """Where the checkpoint of model "a" (sender) or "b" (receiver, wider and deeper) lies. ValueError for other names."""
+    """Where the checkpoint of model "a" (the sender, wider and deeper) or "b" (the receiver) lies. ValueError for other names."""
     if name not in NAMES:
         raise ValueError(f"the embedded pair has no model {name!r}, only {' and '.join(NAMES)}")
     return Path(str(resources.files("jaxcomm.evals.pair").joinpath(name)))

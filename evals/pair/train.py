@@ -29,14 +29,14 @@ from jaxcomm.evals.pair.text import DOCUMENTS, Document, documents, plain
 from jaxcomm.model import Params, forward, init
 
 BOS, EOS = "<s>", "</s>"
-SHAPES = {"a": dict(width=128, layers=6, heads=4, ff=352), "b": dict(width=160, layers=7, heads=5, ff=432)}
+SHAPES = {"a": dict(width=160, layers=7, heads=5, ff=432), "b": dict(width=128, layers=6, heads=4, ff=352)}
 MIXTURE = ("companies", "places", "companies", "places", "echo")
 """Kinds of document, in turn."""
 COLUMNS = (20, 28, 48, 72, 112)
 """Lengths that documents are padded to; a batch holds documents of one of them, so little of it is padding."""
 TOKENS = 1024
 """Tokens in a batch, padding included."""
-CYCLES = {"a": (4500,), "b": (4500, 2500)}
+CYCLES = {"a": (4500, 2500), "b": (4500,)}
 """Steps of each cycle of the learning rate; every cycle starts from the weights as they are stored, in float16."""
 LEARNING_RATE = 4e-3
 WARMUP = 200
