@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -28,7 +29,7 @@ from jaxcomm.protocols import Control
 
 REPORT, SELECT, FIT = 0, 1, 2
 """Seeds: of the games that are reported, of those (k, j) is chosen on, of the sentences W is fitted on."""
-SENTENCES = 1024
+SENTENCES = 4096
 SELECT_GAMES = 40
 ANSWER_TOKENS = 8
 
@@ -163,7 +164,7 @@ def run(out: Path, json: Path | None) -> None:
     if out.is_file():
         raise NotADirectoryError(f"{out} is a file: name a folder")
     check_file(json)
-    console = rich.console.Console()
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
     results = play_everything()
     for agent in (results.a, results.b):
         c = agent.params.config
