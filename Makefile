@@ -6,7 +6,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -21,9 +21,18 @@ lint: .venv/.test
 	$(UV) pip install -q --python .venv/bin/python --no-deps --target build/installed .
 	.venv/bin/pyright --pythonpath .venv/bin/python build/installed/jaxcomm
 
+# transformers' side needs torch, ours has an environment without it.
+bench: .venv/.test .venv-runtime/.runtime
+	.venv/bin/python benchmarks/generate.py --python .venv-runtime/bin/python
+
 .venv/.runtime: pyproject.toml | $(UV)
 	test -x .venv/bin/python || $(UV) venv -q --python $(PYTHON) .venv
 	$(UV) pip install -q --python .venv/bin/python -e .
+	touch $@
+
+.venv-runtime/.runtime: pyproject.toml | $(UV)
+	$(UV) venv -q --allow-existing --python $(PYTHON) .venv-runtime
+	$(UV) pip install -q --python .venv-runtime/bin/python -e .
 	touch $@
 
 .venv/.test: .venv/.runtime
@@ -35,4 +44,4 @@ lint: .venv/.test
 	.uv/bin/pip install -q uv
 
 clean:
-	rm -rf .venv .uv build demo
+	rm -rf .venv .venv-runtime .uv build demo

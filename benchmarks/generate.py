@@ -1,11 +1,12 @@
 """Greedy decoding beside transformers' `generate`, on the same random Llama, in one run.
 
-    python benchmarks/generate.py [--layers 12 --width 768 --prompt 64 --new 64 --rounds 5]
+    make bench, or: python benchmarks/generate.py [--layers 12 --width 768 --prompt 64 --new 64 --rounds 5]
 
 Both sides load the same checkpoint, live in a process of their own (peak memory is each one's own high-water mark,
-imports included) and take turns, so that a noisy machine disturbs both alike. Prefill and every token are timed
-together; compilation is not (the first, untimed turn). The floor is the time to read every weight once per token at the
-bandwidth that a large matrix-vector product reaches in our process.
+imports included) and take turns, so that a noisy machine disturbs both alike. `make bench` gives our side an
+environment of jaxcomm's own dependencies: where torch is installed too, transformers imports it to read a config.
+Prefill and every token are timed together; compilation is not (the first, untimed turn). The floor is the time to read
+every weight once per token at the bandwidth that a large matrix-vector product reaches in this process.
 """
 
 import argparse
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--python", default=sys.executable, help="interpreter of jaxcomm's side")
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -106,7 +108,8 @@ def main() -> None:
         del params
         sides = {}
         for side in ("transformers", "jaxcomm"):
-            command = [sys.executable, __file__, "--prompt", str(args.prompt), "--new", str(args.new)]
+            python = args.python if side == "jaxcomm" else sys.executable
+            command = [python, __file__, "--prompt", str(args.prompt), "--new", str(args.new)]
             command += ["--threads", str(args.threads), "--worker", side, str(folder)]
             environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
             sides[side] = subprocess.Popen(

@@ -86,10 +86,10 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
 
 
 class _Tensors:
-    """Named tensors of a folder's safetensors files; every file is opened once and must be sound."""
+    """Named tensors of a folder's safetensors files, all of which must be sound."""
 
     def __init__(self, folder: Path, files: contextlib.ExitStack):
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
         index = folder / INDEX
         if index.is_file():
             try:
@@ -110,10 +110,10 @@ class _Tensors:
             if not path.is_file():
                 raise FileNotFoundError(f"shard {shard} is missing from {folder}, {INDEX} names it: download it again")
             try:
-                file = files.enter_context(safe_open(path, framework="np"))
+                with safe_open(path, framework="np") as file:
+                    self._files |= dict.fromkeys(file.keys(), path)
             except SafetensorError as error:
                 raise ValueError(f"{path} is truncated or corrupt ({error}): download it again") from error
-            self._files |= dict.fromkeys(file.keys(), file)
         self._bar = files.enter_context(
             tqdm.tqdm(total=len(self._files), desc=f"loading {folder.name}", unit="tensor", delay=2, leave=False)
         )
@@ -124,10 +124,12 @@ class _Tensors:
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in self._files:
             raise ValueError(f"tensor {name} is missing from the checkpoint")
-        found = tuple(self._files[name].get_slice(name).get_shape())
-        if found != shape:
-            raise ValueError(f"tensor {name} has shape {found}, the config asks for {shape}")
-        tensor = self._files[name].get_tensor(name)
+        # Opened for one tensor and closed again: pages of a mapped file count as memory for as long as it is open.
+        with safe_open(self._files[name], framework="np") as file:
+            found = tuple(file.get_slice(name).get_shape())
+            if found != shape:
+                raise ValueError(f"tensor {name} has shape {found}, the config asks for {shape}")
+            tensor = file.get_tensor(name)
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise ValueError(f"tensor {name} is {tensor.dtype}: quantised checkpoints are not supported")
         if not np.isfinite(tensor.astype(np.float32, copy=False)).all():

@@ -21,7 +21,7 @@ from jaxcomm.evals import figures
 from jaxcomm.evals.games import GAMES, Item
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.pair.text import statements
-from jaxcomm.evals.play import Outcome, check_file, layer_map, play, states, write_lines
+from jaxcomm.evals.play import Outcome, check_file, layer_map, play, states, write_lines, write_whole
 from jaxcomm.evals.scores import Interval, difference
 from jaxcomm.graft import GRAFTS
 from jaxcomm.mapping import fit_maps
@@ -179,7 +179,7 @@ def run(out: Path, json: Path | None) -> None:
     console.print("\nWhat B said after A's activation was grafted in:")
     for transcript in transcripts(results):
         console.print(transcript, markup=False, highlight=False, soft_wrap=True)
-    figures.layer_maps(results.maps, results.chosen, out / "layers.png")
+    write_whole(out / "layers.png", figures.layer_maps(results.maps, results.chosen))
     summaries = [o.summary() for o in results.every()]
     write_lines(out / "results.jsonl", summaries)
     write_lines(out / "items.jsonl", [row for o in results.every() for row in o.rows()])

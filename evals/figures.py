@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 
-def layer_maps(maps: Mapping[str, Mapping[str, np.ndarray]], chosen: Mapping[str, tuple[int, int]], out: Path) -> None:
+def layer_maps(maps: Mapping[str, Mapping[str, np.ndarray]], chosen: Mapping[str, tuple[int, int]]) -> bytes:
     """Accuracy over (k, j) as a PNG: one row per pair of models, one column per game; the chosen cell is framed.
 
     maps[pair][game] is [K, J] in 0 .. 1 for k = 1 .. K (up) and j = 1 .. J (right); chosen[pair] = (k, j).
@@ -58,6 +58,7 @@ def layer_maps(maps: Mapping[str, Mapping[str, np.ndarray]], chosen: Mapping[str
             axis.set_xticks(range(1, columns + 1))
             axis.set_yticks(range(1, rows + 1))
     figure.colorbar(scale, ax=axes, label="exact match, %")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=130)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
     plt.close(figure)
+    return png.getvalue()

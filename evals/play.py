@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -17,15 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from jaxcomm.agent import Agent, row_keys
+from jaxcomm.agent import Agent
+from jaxcomm.communicate import read_prompt, resume
 from jaxcomm.evals.games import Item
 from jaxcomm.evals.scores import Interval, accuracy, exact_match, normalised_match
-from jaxcomm.graft import carry
+from jaxcomm.generate import decode, room_for
+from jaxcomm.graft import apply_graft
 from jaxcomm.model import hidden_states
 from jaxcomm.protocols import PROTOCOLS, Reply
-from jaxcomm.protocols.activation import answer
 
 states = jax.jit(hidden_states, static_argnames="last")
+read = jax.jit(read_prompt)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,21 +127,36 @@ def layer_map(
 ) -> np.ndarray:
     """Exact match of activation communication at every k = 1 .. L_A (rows) and j = 1 .. L_B (columns).
 
-    W: maps [L_A + 1, L_B + 1, D_B, D_A], or None. A reads its prompts once; one program serves every cell.
+    W: maps [L_A + 1, L_B + 1, D_B, D_A], or None. Each model reads its prompts once; one program serves every j, and
+    all k of a j are one batch in it.
     """
     tokens_a, mask_a = a.read([i.prompt_a for i in items])
     tokens_b, mask_b = b.read([i.prompt_b for i in items], max_new_tokens)
-    sent = states(a.params, tokens_a, mask=mask_a, last=True)
+    sent = states(a.params, tokens_a, mask=mask_a, last=True)[1:]
+    prompt = read(b.params, tokens_b, mask=mask_b)
     stops = jnp.asarray(b.stop_tokens, jnp.int32)
-    accuracies = np.zeros((a.params.config.layers, b.params.config.layers))
-    for k, j in tqdm.tqdm(list(np.ndindex(*accuracies.shape)), desc=title, leave=False):
-        message = sent[k + 1] if W is None else carry(sent[k + 1], W[k + 1, j + 1], b.params.config.width)
-        out = answer(
-            b.params, tokens_b, mask_b, message, j + 1, row_keys(0, len(items)), stops, None,
-            graft=graft, where="last", max_new_tokens=max_new_tokens,
-        )  # fmt: skip
-        accuracies[k, j] = np.mean([exact_match(t, i.answer) for t, i in zip(b.text(out), items, strict=True)])
-    return accuracies
+    columns = []
+    for j in tqdm.trange(1, b.params.config.layers + 1, desc=title, leave=False):
+        maps = None if W is None else W[1:, j]
+        out = _column(b.params, prompt, sent, maps, j, stops, graft=graft, max_new_tokens=max_new_tokens)
+        cells = [jax.tree.map(lambda leaf, k=k: leaf[k], out) for k in range(len(sent))]
+        columns.append(
+            [np.mean([exact_match(t, i.answer) for t, i in zip(b.text(c), items, strict=True)]) for c in cells]
+        )
+    return np.array(columns).T
+
+
+@functools.partial(jax.jit, static_argnames=("graft", "max_new_tokens"))
+def _column(params, prompt, messages, maps, j, stop_tokens, graft, max_new_tokens):
+    """What B says at one j for every message [K, B, D_A]."""
+
+    def cell(message, W):
+        edited = apply_graft(graft, message, prompt.states[j], W)
+        logits, cache = resume(params, prompt, edited, j, room=room_for(max_new_tokens))
+        past = (prompt.earlier,)
+        return decode(params, logits, cache, past=past, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens)
+
+    return jax.vmap(cell)(messages, maps)
 
 
 def check_file(path: Path | None) -> None:
@@ -148,12 +166,17 @@ def check_file(path: Path | None) -> None:
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """JSON lines, the file whole or not at all."""
+    """JSON lines."""
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that is there whole, or as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

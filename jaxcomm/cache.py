@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from jaxcomm.layers import Segment
 
@@ -34,6 +34,10 @@ class KVCache(struct.PyTreeNode):
             zeros = lambda: jnp.zeros((c.layers, *shape), params.dtype)
         return cls(zeros(), zeros(), jnp.full((batch, columns), -1, jnp.int32))
 
+    def announce(self, positions: Int[Array, "B T"], column) -> KVCache:
+        """The positions of tokens that are, or are about to be, written into columns `column`.. ."""
+        return self.replace(positions=jax.lax.dynamic_update_slice_in_dim(self.positions, positions, column, axis=1))
+
     def layer(self, i) -> Segment:
         """What layer i attends to; i counts from 0 and may be traced if the cache is stacked."""
         if isinstance(self.k, tuple):
@@ -42,7 +46,7 @@ class KVCache(struct.PyTreeNode):
         return index(self.k), index(self.v), self.positions
 
     def write(self, i, k: Array, v: Array, column) -> KVCache:
-        """Layer i's keys and values [B, K, T, H] into columns `column`.. ; `positions` is the caller's to set."""
+        """Layer i's keys and values [B, K, T, H] into columns `column`.. (`announce` says whose)."""
         if isinstance(self.k, tuple):
             put = lambda old, new: (
                 *old[:i],

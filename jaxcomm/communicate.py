@@ -2,7 +2,8 @@
 B's state becomes f(A's, B's), and B goes on.
 
 `communicate` is `send` (A's side) then `receive` (B's side) then `generate.decode`. The edit happens once, in B's
-prefill; the K/V it leads to stay, so every later token reads them.
+prefill; the K/V it leads to stay, so every later token reads them. Whoever tries many edits of one prompt reads it once
+(`read_prompt`) and goes on from each (`resume`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
-from jaxcomm.generate import Generation, Sampling, decode
+from jaxcomm.generate import Generation, Sampling, decode, room_for
 from jaxcomm.graft import Graft, apply_graft
-from jaxcomm.model import Params, check_layer, check_tokens, embed, positions_of, prefill, prefix, run_blocks, unembed
+from jaxcomm.model import (
+    Params,
+    check_layer,
+    check_tokens,
+    embed,
+    positions_of,
+    prefill,
+    prefix,
+    recorder,
+    run_blocks,
+    unembed,
+)
 
 Where = Literal["last", "all"]
 """Which tokens are edited: the prompt's last (default), or all of them (appendix B.1), the two prompts aligned at their
@@ -73,12 +87,58 @@ def receive(
     W: Float[AnyArray, "_ _"] | None = None,
     mask: Bool[AnyArray, "B P"] | None = None,
     where: Where = "last",
+    room: int = 0,
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """B reads its prompt with the message grafted in after block j: logits of the next token, and the cache to go on from.
+    """B reads its prompt with the message grafted in after block j: logits of the next token, and the cache to go on
+    from, with `room` free columns.
 
     ValueError: j out of range, unknown graft, W of a wrong shape, where="all" with another graft than sum or unequal widths.
     """
-    return prefill(params_b, tokens_b, mask=mask, edit=(j, _editor(graft, message, W, mask, where)))
+    return prefill(params_b, tokens_b, mask=mask, room=room, edit=(j, _editor(graft, message, W, mask, where)))
+
+
+class Prompt(struct.PyTreeNode):
+    """B's prompt, read once: all that an edit of its last token leaves as it was.
+
+    states [L_B + 1, B, D_B]: the last token's h[0] .. h[L_B]. earlier: keys and values of the tokens before it (its own
+    column is marked empty). last: its own, one column.
+    """
+
+    states: Any
+    earlier: KVCache
+    last: KVCache
+
+
+def read_prompt(
+    params_b: Params, tokens_b: Int[AnyArray, "B P"], *, mask: Bool[AnyArray, "B P"] | None = None
+) -> Prompt:
+    """B reads left-padded prompts. ValueError: no or too many tokens."""
+    check_tokens(params_b, tokens_b)
+    h, positions = embed(params_b, tokens_b), positions_of(tokens_b.shape, mask)
+    cache = KVCache.empty(params_b, *tokens_b.shape)
+    _, cache, states = run_blocks(params_b, h, positions, cache=cache, visit=recorder(params_b, h, last=True))
+    column = lambda tree: jax.tree.map(lambda a: a[..., -1:, :], tree)
+    last = KVCache(column(cache.k), column(cache.v), positions[:, -1:])
+    return Prompt(states, cache.replace(positions=positions.at[:, -1].set(-1)), last)
+
+
+def resume(
+    params_b: Params, prompt: Prompt, h: Float[Array, "B D"], j, *, room: int = 0
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """B goes on from an edited h_B[j] of its prompt's last token: logits of the next token, and the cache of the edited
+    token with `room` free columns, to `decode` after past=(prompt.earlier,). Blocks j + 1 .. L_B run, on one token.
+
+    `receive` with the same edit gives the same logits. ValueError: j out of range.
+    """
+    check_layer(params_b, j, "j")
+    free = KVCache.empty(params_b, h.shape[0], room)
+    join = lambda a, b: jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=-2), a, b)
+    positions = jnp.concatenate([prompt.last.positions, free.positions], axis=1)
+    cache = KVCache(join(prompt.last.k, free.k), join(prompt.last.v, free.v), positions)
+    h, cache, _ = run_blocks(
+        params_b, h[:, None], prompt.last.positions, j, past=(prompt.earlier,), cache=cache, column=0
+    )
+    return unembed(params_b, h)[:, 0], cache
 
 
 def communicate(
@@ -111,7 +171,9 @@ def communicate(
     if tokens_a.shape[0] != tokens_b.shape[0]:
         raise ValueError(f"A has {tokens_a.shape[0]} prompts, B has {tokens_b.shape[0]}: give one of each per game")
     message = send(params_a, tokens_a, k, mask=mask_a, where=where)
-    logits, cache = receive(params_b, tokens_b, message, j, graft=graft, W=W, mask=mask_b, where=where)
+    logits, cache = receive(
+        params_b, tokens_b, message, j, graft=graft, W=W, mask=mask_b, where=where, room=room_for(max_new_tokens)
+    )
     return decode(
         params_b, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
     )

@@ -1,6 +1,6 @@
 """Decoding: a prompt is read once (`model.prefill`), then one jitted loop writes until every row has stopped.
 
-The prompt's cache is read in place; the loop carries only a short cache for what it writes.
+The loop writes into one cache, in place; what several continuations share (a prompt) may lie in others, which it only reads.
 Knows token ids only. Prompts are left-padded, so the last token of every row is column -1.
 """
 
@@ -96,14 +96,22 @@ class _State(struct.PyTreeNode):
     token: Any
     done: Any
     out: Generation
-    tail: KVCache
+    cache: KVCache
+
+
+def room_for(max_new_tokens: int) -> int:
+    """Columns that writing so many tokens needs in a cache: the last token is never read. ValueError: fewer than one."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
+    return max_new_tokens - 1
 
 
 def decode(
     params: Params,
     logits: Float[Array, "B V"],
-    prompt: KVCache,
+    cache: KVCache,
     *,
+    past: tuple[KVCache, ...] = (),
     max_new_tokens: int,
     sampling: Sampling | None = None,
     keys: Key[Array, "B"] | None = None,
@@ -111,13 +119,12 @@ def decode(
 ) -> Generation:
     """Writes after a prefilled prompt until a stop token or `max_new_tokens`, all rows in one `while_loop`.
 
-    logits, prompt: what `model.prefill` returned. Token t of row b is drawn with fold_in(keys[b], t), so a row's text
-    does not depend on its neighbours.
+    logits, cache: what `model.prefill` returned, its last `room_for(max_new_tokens)` columns free. `past`: caches of what was
+    read before that. Token t of row b is drawn with fold_in(keys[b], t), so a row's text does not depend on its
+    neighbours.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
     rows, stops = logits.shape[0], jnp.asarray(stop_tokens, jnp.int32)
-    begin = jnp.max(prompt.positions, axis=1) + 1
+    begin, column = jnp.max(cache.positions, axis=1) + 1, cache.positions.shape[1] - room_for(max_new_tokens)
 
     def emit(out: Generation, done, logits, t) -> tuple[Generation, Array, Array]:
         drawn = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, t)
@@ -131,13 +138,11 @@ def decode(
         return out, token, done | jnp.isin(token, stops)
 
     def step(s: _State) -> _State:
-        positions = (begin + s.t - 1)[:, None]
-        h, tail, _ = run_blocks(
-            params, embed(params, s.token[:, None]), positions, past=(prompt,), cache=s.tail, column=s.t - 1
-        )
-        tail = tail.replace(positions=jax.lax.dynamic_update_slice(tail.positions, positions, (0, s.t - 1)))
+        positions, at = (begin + s.t - 1)[:, None], column + s.t - 1
+        cache = s.cache.announce(positions, at)
+        h, cache, _ = run_blocks(params, embed(params, s.token[:, None]), positions, past=past, cache=cache, column=at)
         out, token, done = emit(s.out, s.done, unembed(params, h)[:, 0], s.t)
-        return _State(s.t + 1, token, done, out, tail)
+        return _State(s.t + 1, token, done, out, cache)
 
     blank = Generation(
         tokens=jnp.full((rows, max_new_tokens), -1, jnp.int32),
@@ -145,7 +150,7 @@ def decode(
         lengths=jnp.zeros(rows, jnp.int32),
     )
     out, token, done = emit(blank, jnp.zeros(rows, bool), logits, jnp.int32(0))
-    start = _State(jnp.int32(1), token, done, out, KVCache.empty(params, rows, max(max_new_tokens - 1, 1)))
+    start = _State(jnp.int32(1), token, done, out, cache)
     return jax.lax.while_loop(lambda s: (s.t < max_new_tokens) & ~jnp.all(s.done), step, start).out
 
 
@@ -164,7 +169,7 @@ def generate(
     ValueError: empty prompt, or prompt and new tokens exceed the model's positions.
     """
     check_tokens(params, tokens, max_new_tokens)
-    logits, cache = prefill(params, tokens, mask=mask)
+    logits, cache = prefill(params, tokens, mask=mask, room=room_for(max_new_tokens))
     return decode(
         params, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
     )

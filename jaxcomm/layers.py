@@ -5,6 +5,9 @@ Norms, rotary angles and the softmax are computed in float32 whatever the weight
 Mirrors `transformers.models.llama.modeling_llama` (and qwen2, gemma2) with eager attention.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from jaxcomm.config import ModelConfig, Rope
 
 Segment = tuple[Float[Array, "B K _ H"], Float[Array, "B K _ H"], Int[Array, "B _"]]
 """Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment."""
+Gather = Callable[[Array, Array], tuple[tuple[Segment, ...], Any]]
 
 MASKED = -1e30
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
@@ -84,18 +88,19 @@ def visible(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window) -> Arra
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over any number of earlier segments and the tokens themselves.
+    """Grouped-query attention over any number of segments.
 
-    Keys and values of the tokens are returned, not written: who keeps them is the caller's affair. A segment is
-    scored where it lies, so a prompt's cache is shared by everything that continues it.
+    `gather(k, v)` gets the tokens' own keys and values [B, K, T, H] and says which segments they attend to (their own
+    among them) and what is to be kept, which is returned. A segment is scored where it lies, so a prompt's cache is
+    shared by everything that continues it.
     """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, past: tuple[Segment, ...]
-    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B K T H"], Float[Array, "B K T H"]]]:
+        self, x: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, gather: Gather
+    ) -> tuple[Float[Array, "B T D"], Any]:
         c = self.config
         B, T, _ = x.shape
         q = Linear(c.heads * c.head_dim, c.qkv_bias, name="q")(x).reshape(B, T, c.heads, c.head_dim)
@@ -104,7 +109,7 @@ class Attention(nn.Module):
         q = rotate(q, angles).reshape(B, T, c.kv_heads, -1, c.head_dim).transpose(0, 2, 3, 1, 4)
         k, v = rotate(k, angles).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
-        segments = (*past, (k, v, positions))
+        segments, kept = gather(k, v)
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
         scores = []
         for keys, _, key_positions in segments:
@@ -119,7 +124,7 @@ class Attention(nn.Module):
             part = weights[..., start : start + values.shape[2]]
             out, start = out + jnp.einsum("bkgts,bksh->btkgh", part, values), start + values.shape[2]
         out = Linear(c.width, c.out_bias, name="o")(jnp.asarray(out).reshape(B, T, c.heads * c.head_dim))
-        return out, (k, v)
+        return out, kept
 
 
 class GatedMLP(nn.Module):
@@ -135,16 +140,16 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: h[i-1] -> h[i], with the keys and values it made on the way."""
+    """One layer: h[i-1] -> h[i], and what `gather` kept (`Attention`)."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, h: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, past):
+    def __call__(self, h: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, gather: Gather):
         c = self.config
         norm = lambda name: RMSNorm(c.norm_eps, c.norm_plus_one, name=name)
-        x, kv = Attention(c, name="attention")(norm("attention_norm")(h), angles, positions, window, past)
+        x, kept = Attention(c, name="attention")(norm("attention_norm")(h), angles, positions, window, gather)
         h += norm("attention_post_norm")(x) if c.post_norms else x
         x = GatedMLP(c, name="mlp")(norm("mlp_norm")(h))
         h += norm("mlp_post_norm")(x) if c.post_norms else x
-        return h, kv
+        return h, kept

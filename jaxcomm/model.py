@@ -71,7 +71,8 @@ def init(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
     embed_key, head_key, *keys = jax.random.split(key, 2 + config.layers)
     h, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
     angles = rotary(config.rope, config.head_dim, positions, jnp.float32)
-    draw = lambda key: Block(config).init(key, h, angles, positions, None, ())["params"]
+    alone = lambda k, v: (((k, v, positions),), None)
+    draw = lambda key: Block(config).init(key, h, angles, positions, None, alone)["params"]
     blocks = jax.vmap(draw)(jnp.stack(keys))
     for module, name in (("attention", "o"), ("mlp", "down")):
         blocks[module][name]["weight"] /= np.sqrt(2 * config.layers).astype(np.float32)
@@ -163,7 +164,8 @@ def run_blocks(
     """Blocks start + 1 .. stop over the stream: h[start] -> h[stop].
 
     `past`: caches to attend to. `cache`: where the keys and values made here go. With a `column` they are written
-    there and what the cache already holds is attended to as well (decoding); without one they fill it (prefill).
+    there, where the cache's `positions` already announce them, and the whole cache is attended to (decoding); without
+    one they fill it (prefill).
     `visit = (fn, state)`: state = fn(state, i, h[i]) after every block i. Returns h, cache, state.
     """
     c = params.config
@@ -176,11 +178,15 @@ def run_blocks(
     def step(carry, i, weights):
         h, cache, state = carry
         window = jnp.asarray(reach, jnp.int32)[i] if any(c.windows) else None
-        segments = tuple(p.layer(i) for p in past) + ((cache.layer(i),) if column is not None else ())
-        h, (k, v) = block.apply({"params": weights}, h, angles, positions, window, segments)
-        if cache is not None:
-            cache = cache.write(i, k, v, 0 if column is None else column)
-        return h, cache, fn(state, i + 1, h)
+
+        def gather(k, v):
+            # Written first and read after: the other order makes XLA copy the whole cache at every token.
+            kept = None if cache is None else cache.write(i, k, v, 0 if column is None else column)
+            own = (k, v, positions) if column is None else kept.layer(i)
+            return (*(p.layer(i) for p in past), own), kept
+
+        h, kept = block.apply({"params": weights}, h, angles, positions, window, gather)
+        return h, kept, fn(state, i + 1, h)
 
     return fold_blocks(params, step, (h, cache, state), start, stop)
 
@@ -215,10 +221,14 @@ def hidden_states(
     """h[0] .. h[L] as [L + 1, B, T, D]; with `last` only each row's last token, [L + 1, B, D], the rest never stored."""
     check_tokens(params, tokens)
     h = embed(params, tokens)
+    return run_blocks(params, h, positions_of(tokens.shape, mask), visit=recorder(params, h, last))[2]
+
+
+def recorder(params: Params, h: Float[Array, "B T D"], last: bool) -> tuple[Callable, Array]:
+    """A `visit` for `run_blocks` that begins at h[0] and stores what `hidden_states` returns."""
     pick = (lambda h: h[:, -1]) if last else (lambda h: h)
     states = jnp.zeros((params.config.layers + 1, *pick(h).shape), h.dtype).at[0].set(pick(h))
-    keep = lambda states, i, h: states.at[i].set(pick(h))
-    return run_blocks(params, h, positions_of(tokens.shape, mask), visit=(keep, states))[2]
+    return lambda states, i, h: states.at[i].set(pick(h)), states
 
 
 def prefill(
@@ -226,9 +236,10 @@ def prefill(
     tokens: Int[AnyArray, "B P"],
     *,
     mask: Bool[AnyArray, "B P"] | None = None,
+    room: int = 0,
     edit: tuple[Any, Callable] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """Reads a left-padded prompt: logits after its last token, and its keys and values.
+    """Reads a left-padded prompt: logits after its last token, and its keys and values in a cache of P + `room` columns.
 
     `edit = (j, fn)`: the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once. Blocks up to j keep the keys
     and values of the stream as it was; the later ones make theirs from the edited one, and decoding reads those.
@@ -236,11 +247,11 @@ def prefill(
     check_tokens(params, tokens)
     check_layer(params, 0 if edit is None else edit[0], "j")
     positions = positions_of(tokens.shape, mask)
-    cache = KVCache.empty(params, *tokens.shape)
+    cache = KVCache.empty(params, tokens.shape[0], tokens.shape[1] + room)
     h, start = embed(params, tokens), 0
     if edit is not None:
         start, fn = edit
         h, cache, _ = run_blocks(params, h, positions, 0, start, cache=cache)
         h = fn(h)
     h, cache, _ = run_blocks(params, h, positions, start, cache=cache)
-    return unembed(params, h[:, -1:])[:, 0], cache.replace(positions=positions)
+    return unembed(params, h[:, -1:])[:, 0], cache.announce(positions, 0)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcomm.communicate import communicate, communicate_logits, receive, send
-from jaxcomm.generate import left_pad
+from jaxcomm.communicate import communicate, communicate_logits, read_prompt, receive, resume, send
+from jaxcomm.generate import decode, left_pad
 from jaxcomm.graft import GRAFTS, apply_graft
 
 from conftest import assert_close, prompts, talk, write
@@ -160,6 +160,32 @@ def test_gradients_flow_from_bs_loss_to_w_and_to_a_and_are_right(llama, wide):
         size = np.abs(grad_a.stack().blocks["mlp"]["down"]["weight"]).max(axis=(1, 2))
         assert (size[:2] > 0).all(), "blocks 1 .. k of A made the message"
         assert (size[2:] == 0).all(), "blocks above k did not"
+
+
+def test_a_prompt_read_once_goes_on_from_any_edit_as_if_it_were_read_with_it(pair):
+    """`read_prompt` then `resume` against `receive`: logits and text, left-padded rows, both layouts, traced j."""
+    tokens, mask = left_pad([prompts(1, n, seed=n)[0].tolist() for n in (11, 5)])
+    for params in (pair.params, pair.params.unroll()):
+        message = jax.random.normal(jax.random.key(2), (2, params.config.width))
+        prompt = jax.jit(read_prompt)(params, tokens, mask=mask)
+
+        @jax.jit
+        def shared(params, prompt, message, j):
+            logits, cache = resume(params, prompt, apply_graft("mean", message, prompt.states[j]), j, room=5)
+            return logits, decode(params, logits, cache, past=(prompt.earlier,), max_new_tokens=6)
+
+        @jax.jit
+        def whole(params, message, j):
+            logits, cache = receive(params, tokens, message, j, graft="mean", mask=mask, room=5)
+            return logits, decode(params, logits, cache, max_new_tokens=6)
+
+        for j in range(params.config.layers + 1):
+            (logits, out), (want, wanted) = shared(params, prompt, message, j), whole(params, message, j)
+            assert_close(logits, want, f"j = {j}")
+            np.testing.assert_array_equal(out.tokens, wanted.tokens)
+            assert_close(out.logprobs, wanted.logprobs, f"log-probabilities, j = {j}")
+    with pytest.raises(ValueError, match="j = 9 is out of range"):
+        resume(params, prompt, message, 9)
 
 
 def test_w_maps_the_message_before_the_graft(llama, wide):

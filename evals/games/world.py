@@ -42,9 +42,8 @@ class World:
     landmarks: tuple[Landmark, ...]
     names: dict[str, tuple[str, ...]]
     """Given names: "seen" ones occur in the pair's training text, "new" ones never do."""
-    stems: dict[str, tuple[str, ...]]
-    """First words of company names, likewise."""
-    suffixes: tuple[str, ...]
+    companies: dict[str, tuple[str, ...]]
+    """Company names, likewise."""
     filler: tuple[str, ...]
 
 
@@ -55,8 +54,7 @@ def world() -> World:
     return World(
         landmarks=tuple(Landmark(**entry) for entry in data["landmarks"]),
         names=tuples(data["names"]),
-        stems=tuples(data["companies"]["stems"]),
-        suffixes=tuple(data["companies"]["suffixes"]),
+        companies=tuples(data["companies"]),
         filler=tuple(data["filler"]),
     )
 

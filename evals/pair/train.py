@@ -36,7 +36,7 @@ COLUMNS = (20, 28, 48, 72, 112)
 """Lengths that documents are padded to; a batch holds documents of one of them, so little of it is padding."""
 TOKENS = 1024
 """Tokens in a batch, padding included."""
-CYCLES = {"a": (4500, 2500), "b": (4500,)}
+CYCLES = {"a": (4500,), "b": (4500,)}
 """Steps of each cycle of the learning rate; every cycle starts from the weights as they are stored, in float16."""
 LEARNING_RATE = 4e-3
 WARMUP = 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomm.agent import Agent, row_keys
-from jaxcomm.communicate import Where, receive, send
+from jaxcomm.communicate import Where, read_prompt, receive, resume, send
 from jaxcomm.flops import blocks_flops, graft_flops
-from jaxcomm.generate import Sampling, decode
+from jaxcomm.generate import Generation, Sampling, decode, room_for
 from jaxcomm.graft import Graft, apply_graft, carry
 from jaxcomm.model import check_layer
 from jaxcomm.protocols.base import Reply, replies
@@ -24,16 +25,28 @@ the same norm as A's, or B's own state h_B[j], which with `replace` must change 
 UNRELATED = "Water boils at one hundred degrees."
 
 _send = jax.jit(send, static_argnames="where")
+_read = jax.jit(read_prompt)
 
 
-def _answer(params, tokens, mask, message, j, keys, stop_tokens, sampling, graft, where, max_new_tokens):
-    logits, cache = receive(params, tokens, message, j, graft=graft, mask=mask, where=where)
+@functools.partial(jax.jit, static_argnames="max_new_tokens")
+def _resume(params, prompt, h, j, keys, stop_tokens, sampling, max_new_tokens) -> Generation:
+    """Where the last token is edited: what f(a, b) was does not matter here, so one program serves every f."""
+    logits, cache = resume(params, prompt, h, j, room=room_for(max_new_tokens))
+    return decode(
+        params, logits, cache, past=(prompt.earlier,), max_new_tokens=max_new_tokens,
+        sampling=sampling, keys=keys, stop_tokens=stop_tokens,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("graft", "max_new_tokens"))
+def _receive_all(params, tokens, mask, message, j, keys, stop_tokens, sampling, graft, max_new_tokens) -> Generation:
+    """Where all tokens are."""
+    logits, cache = receive(
+        params, tokens, message, j, graft=graft, mask=mask, where="all", room=room_for(max_new_tokens)
+    )
     return decode(
         params, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
     )
-
-
-answer = jax.jit(_answer, static_argnames=("graft", "where", "max_new_tokens"))
 
 
 def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: int) -> jax.Array:
@@ -84,7 +97,8 @@ def activation(
     tokens_a, mask_a = a.read(prompts_a)
     tokens_b, mask_b = b.read(prompts_b, max_new_tokens)
     message = _send(a.params, tokens_a, k, mask=mask_a, where=where)
-    own = _send(b.params, tokens_b, j, mask=mask_b, where="last")
+    prompt = _read(b.params, tokens_b, mask=mask_b)
+    own = prompt.states[j]
     if control == "unrelated":
         tokens, mask = a.read([unrelated] * len(prompts_a))
         message = _send(a.params, tokens, k, mask=mask, where=where)
@@ -94,15 +108,11 @@ def activation(
         message = _stand_in(control, message, own, seed)
     sent = message if where == "last" else message[:, -1]
     edited = apply_graft(graft, sent, own)
-    if where == "last":  # what f(a, b) is does not depend on what follows: one compiled program serves every f
-        message, f = edited, "replace"
+    writing = (row_keys(seed, len(tokens_b)), jnp.asarray(b.stop_tokens, jnp.int32), sampling)
+    if where == "last":
+        out = _resume(b.params, prompt, edited, j, *writing, max_new_tokens=max_new_tokens)
     else:
-        f = graft
-    stops = jnp.asarray(b.stop_tokens, jnp.int32)
-    out = answer(
-        b.params, tokens_b, mask_b, message, j, row_keys(seed, len(tokens_b)), stops, sampling,
-        graft=f, where=where, max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+        out = _receive_all(b.params, tokens_b, mask_b, message, j, *writing, graft=graft, max_new_tokens=max_new_tokens)
     norms = [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in (sent, own, edited)]
     lengths_a, lengths_b = mask_a.sum(axis=1), mask_b.sum(axis=1)
     details = [
