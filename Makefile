@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 UV := $(shell command -v uv || echo .uv/bin/uv)
+# Or the first run of everything would pay for it.
+export UV_COMPILE_BYTECODE := 1
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif

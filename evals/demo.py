@@ -42,7 +42,8 @@ def draw(game: str) -> tuple[list[Item], list[Item]]:
 
 
 def fit(a: Agent, b: Agent) -> jax.Array:
-    """W for every (k, j), from the states at the last token of training-world statements. [L_A + 1, L_B + 1, D_B, D_A]."""
+    """W from every layer of A into every layer of B, fitted on the states at the last token of statements.
+    [L_A + 1, L_B + 1, D_B, D_A]."""
     sentences = sorted(itertools.islice(statements(FIT), SENTENCES), key=len)
     collected = ([], [])
     half = SENTENCES // 2  # short sentences and long ones: two shapes to compile
@@ -65,6 +66,8 @@ class Results:
     maps: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     """pair -> game -> accuracy at every (k, j), on the games the layers are chosen on."""
     chosen: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    target: int = 0
+    """The layer of B that W maps into."""
 
     def every(self) -> list[Outcome]:
         return [o for table in (self.outcomes, self.unseen) for row in table.values() for o in row]
@@ -96,7 +99,12 @@ def play_everything() -> Results:
         played_new(protocol, protocol, b)
     for sender in (b, a):
         pair = f"{sender.name} -> {b.name}"
-        W = None if sender is b else fit(sender, b)
+        if sender is b:
+            maps, W = None, None
+        else:  # into the layer b itself sends best from: early layers of b do not yet know what a statement says
+            results.target = results.chosen[f"{b.name} -> {b.name}"][0]
+            maps = fit(sender, b)
+            W = maps[:, results.target]
         results.maps[pair] = {
             game: layer_map(select, sender, b, W=W, max_new_tokens=ANSWER_TOKENS, title=f"layer map {pair}, {game}")
             for game, (_, select) in draws.items()
@@ -104,11 +112,12 @@ def play_everything() -> Results:
         mean = np.mean(list(results.maps[pair].values()), axis=0)
         k, j = (int(i) + 1 for i in np.unravel_index(np.argmax(mean), mean.shape))
         results.chosen[pair] = (k, j)
-        at = dict(k=k, j=j, W=None if W is None else W[k, j])
+        at = dict(k=k, j=j, W=None if W is None else W[k])
         played(f"{pair}, message", "message", sender)
         for graft in GRAFTS:
             played(f"{pair}, {graft}", "activation", sender, graft=graft, **at)
-        if W is not None:
+        if maps is not None:
+            played(f"{pair}, replace, W into layer j", "activation", sender, k=k, j=j, W=maps[k, j])
             played(f"{pair}, replace without W", "activation", sender, k=k, j=j)
         for control in get_args(Control):
             played(f"{pair}, control: {control}", "activation", sender, control=control, **at)

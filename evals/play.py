@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import operator
 import os
 import tempfile
 import time
@@ -127,22 +128,21 @@ def layer_map(
 ) -> np.ndarray:
     """Exact match of activation communication at every k = 1 .. L_A (rows) and j = 1 .. L_B (columns).
 
-    W: maps [L_A + 1, L_B + 1, D_B, D_A], or None. Each model reads its prompts once; one program serves every j, and
-    all k of a j are one batch in it.
+    W: one map for every layer of A, [L_A + 1, D_B, D_A], or None. Each model reads its prompts once; one program serves
+    every j, and all k of a j are one batch in it.
     """
     tokens_a, mask_a = a.read([i.prompt_a for i in items])
     tokens_b, mask_b = b.read([i.prompt_b for i in items], max_new_tokens)
     sent = states(a.params, tokens_a, mask=mask_a, last=True)[1:]
     prompt = read(b.params, tokens_b, mask=mask_b)
     stops = jnp.asarray(b.stop_tokens, jnp.int32)
+    maps = None if W is None else W[1:]
     columns = []
     for j in tqdm.trange(1, b.params.config.layers + 1, desc=title, leave=False):
-        maps = None if W is None else W[1:, j]
         out = _column(b.params, prompt, sent, maps, j, stops, graft=graft, max_new_tokens=max_new_tokens)
-        cells = [jax.tree.map(lambda leaf, k=k: leaf[k], out) for k in range(len(sent))]
-        columns.append(
-            [np.mean([exact_match(t, i.answer) for t, i in zip(b.text(c), items, strict=True)]) for c in cells]
-        )
+        out = jax.device_get(out)  # whole: slicing on the device waits for every slice
+        texts = (b.text(jax.tree.map(operator.itemgetter(k), out)) for k in range(len(sent)))
+        columns.append([np.mean([exact_match(t, i.answer) for t, i in zip(x, items, strict=True)]) for x in texts])
     return np.array(columns).T
 
 

@@ -63,7 +63,8 @@ class Agent:
 
     def text(self, out: Generation) -> list[str]:
         """What was written, row by row, without special tokens and surrounding space."""
-        rows = [row[:n] for row, n in zip(np.asarray(out.tokens), np.asarray(out.lengths), strict=True)]
+        out = jax.device_get(out)
+        rows = [row[:n] for row, n in zip(out.tokens, out.lengths, strict=True)]
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
@@ -79,8 +80,8 @@ class Agent:
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Generation:
-        """Goes on after prompts that were `read`."""
-        return _generate(
+        """Goes on after prompts that were `read`; the result is on the host."""
+        out = _generate(
             self.params,
             tokens,
             mask=mask,
@@ -89,6 +90,7 @@ class Agent:
             keys=row_keys(seed, len(tokens)),
             stop_tokens=jnp.asarray(self.stop_tokens, jnp.int32),
         )
+        return jax.device_get(out)
 
 
 def row_keys(seed: int, rows: int) -> jax.Array:

@@ -20,7 +20,7 @@ def test_the_world_is_as_large_as_promised_and_names_do_not_give_the_answer_away
     assert len(w.landmarks) >= 150 and len({x.country for x in w.landmarks}) >= 40
     assert len({x.name for x in w.landmarks}) == len(w.landmarks)
     assert not any(x.country.lower() in x.name.lower() for x in w.landmarks)
-    for group in (w.names, w.companies):
+    for group in (w.names, w.stems):
         assert not set(group["seen"]) & set(group["new"])
 
 
@@ -62,7 +62,7 @@ def test_training_text_holds_no_combination_of_the_games():
     items = [item for seed in range(4) for item in countries(seed)]
     pairs = {tuple(re.fullmatch(r"(\w+) is at (?:the )?(.+)\.", i.prompt_a).groups()) for i in items}
     triples = {frozenset(i.choices) for seed in range(4) for i in tip_sheets(seed)}
-    companies = re.compile("|".join(map(re.escape, world().companies["seen"])))
+    companies = re.compile(r"[A-Z]\w+ (?:" + "|".join(map(re.escape, world().suffixes)) + ")")
     landmarks, seen = [x.name for x in world().landmarks], 0
     for kind in DOCUMENTS:
         for document in itertools.islice(documents(kind, 7), 4000):
@@ -84,7 +84,7 @@ def test_every_landmark_has_somebody_to_visit_it_in_the_games_and_in_training():
 
 
 def test_new_names_never_occur_in_training_text():
-    new = set(world().names["new"]) | {company.split()[0] for company in world().companies["new"]}
+    new = set(world().names["new"]) | set(world().stems["new"])
     for kind in DOCUMENTS:
         for document in itertools.islice(documents(kind, 3), 2000):
             assert not new & set(re.findall(r"\w+", plain(document)))

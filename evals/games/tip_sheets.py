@@ -49,6 +49,12 @@ class Sheet:
         return self.buy, self.watch, self.sell
 
 
+def draw_companies(rng: np.random.Generator, names: str = "seen") -> list[str]:
+    """Three companies with different first words."""
+    stems = rng.choice(world().stems[names], 3, replace=False)
+    return [f"{stem} {rng.choice(world().suffixes)}" for stem in stems]
+
+
 def write_sheet(rng: np.random.Generator, companies: list[str]) -> Sheet:
     """News of three companies, roles drawn at random."""
     buy, watch, sell = (companies[i] for i in rng.permutation(3))
@@ -72,10 +78,10 @@ def write_sheet(rng: np.random.Generator, companies: list[str]) -> Sheet:
 def tip_sheets(seed: int = 0, n: int = 70, names: str = "seen") -> list[Item]:
     """n games over triples of companies that no training text brings together. `names`: "seen" or "new" companies."""
     rng, items = np.random.default_rng([seed, 2]), []
-    if names not in world().companies:
-        raise ValueError(f"unknown group of names {names!r}: choose one of {', '.join(world().companies)}")
+    if names not in world().stems:
+        raise ValueError(f"unknown group of names {names!r}: choose one of {', '.join(world().stems)}")
     while len(items) < n:
-        companies = [str(c) for c in rng.choice(world().companies[names], 3, replace=False)]
+        companies = draw_companies(rng, names)
         if held_out(*companies):
             sheet = write_sheet(rng, companies)
             options = tuple(companies[i] for i in rng.permutation(3))

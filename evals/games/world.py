@@ -42,8 +42,9 @@ class World:
     landmarks: tuple[Landmark, ...]
     names: dict[str, tuple[str, ...]]
     """Given names: "seen" ones occur in the pair's training text, "new" ones never do."""
-    companies: dict[str, tuple[str, ...]]
-    """Company names, likewise."""
+    stems: dict[str, tuple[str, ...]]
+    """First words of company names, likewise."""
+    suffixes: tuple[str, ...]
     filler: tuple[str, ...]
 
 
@@ -54,7 +55,8 @@ def world() -> World:
     return World(
         landmarks=tuple(Landmark(**entry) for entry in data["landmarks"]),
         names=tuples(data["names"]),
-        companies=tuples(data["companies"]),
+        stems=tuples(data["companies"]["stems"]),
+        suffixes=tuple(data["companies"]["suffixes"]),
         filler=tuple(data["filler"]),
     )
 

@@ -11,6 +11,7 @@ blue, answered with a guess; words said twice. Nothing here hands activations ov
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,12 +19,11 @@ import numpy as np
 from jaxcomm.evals.games.countries import QUESTION as WHICH_COUNTRY
 from jaxcomm.evals.games.countries import STATEMENT
 from jaxcomm.evals.games.tip_sheets import QUESTION as WHICH_COMPANY
-from jaxcomm.evals.games.tip_sheets import Sheet, write_sheet
+from jaxcomm.evals.games.tip_sheets import Sheet, draw_companies, write_sheet
 from jaxcomm.evals.games.world import Landmark, held_out, world
 
 Document = list[tuple[str, float]]
 CONTEXT = 0.3
-SYLLABLE = ("bdfgklmnprstvz", "aeiou", "lmnrst")
 
 STATEMENTS = (
     STATEMENT,
@@ -80,18 +80,6 @@ def arrange(rng: np.random.Generator, statement: str, reply: str, question: str,
     return document
 
 
-def draw(rng: np.random.Generator, names: tuple[str, ...], n: int) -> list[str]:
-    """n different ones."""
-    return [str(name) for name in rng.choice(names, n, replace=False)]
-
-
-def invent(rng: np.random.Generator) -> str:
-    """A company that does not exist, so that copying a name does not rest on knowing it. No name of the world has this
-    form."""
-    syllables = ["".join(str(rng.choice(list(letters))) for letters in SYLLABLE) for _ in range(2)]
-    return f"{''.join(syllables).capitalize()}{rng.choice(('ix', 'ux'))} {rng.choice(('Inc.', 'LLC', 'Labs', 'Group'))}"
-
-
 def place_statement(rng: np.random.Generator) -> tuple[str, str, Landmark]:
     """Who is where: the sentence, the person and the landmark."""
     w = world()
@@ -101,10 +89,9 @@ def place_statement(rng: np.random.Generator) -> tuple[str, str, Landmark]:
 
 
 def company_statement(rng: np.random.Generator) -> Sheet:
-    """News of three companies, now and then of ones that do not exist."""
+    """News of three companies."""
     while True:
-        invented = rng.random() < 0.1
-        companies = [invent(rng) for _ in range(3)] if invented else draw(rng, world().companies["seen"], 3)
+        companies = draw_companies(rng)
         if not held_out(*companies):
             return write_sheet(rng, companies)
 
@@ -143,9 +130,11 @@ def company_document(rng: np.random.Generator) -> Document:
 def echo_document(rng: np.random.Generator) -> Document:
     """Somebody repeats what was said: the plainest text in which looking back pays, and how copying is learned first."""
     while True:
-        companies = draw(rng, world().companies["seen"], 3)
-        if not held_out(*companies):
-            said = ", ".join([*companies, invent(rng), *draw(rng, world().names["seen"], 3)]) + "."
+        companies = [
+            f"{stem} {rng.choice(world().suffixes)}" for stem in rng.choice(world().stems["seen"], 4, replace=False)
+        ]
+        if not any(held_out(*three) for three in itertools.combinations(companies, 3)):
+            said = ", ".join([*companies, *rng.choice(world().names["seen"], 3, replace=False)]) + "."
             return [(said, CONTEXT), (said, 1.0)]
 
 

@@ -94,14 +94,15 @@ def activation(
         raise ValueError(f"A has {len(prompts_a)} prompts, B has {len(prompts_b)}: give one of each per game")
     if control == "shuffled" and len(prompts_a) < 2:
         raise ValueError("the control shuffled needs at least two games")
-    tokens_a, mask_a = a.read(prompts_a)
+    tokens_a, mask_a = a.read([unrelated] if control == "unrelated" else prompts_a)
     tokens_b, mask_b = b.read(prompts_b, max_new_tokens)
     message = _send(a.params, tokens_a, k, mask=mask_a, where=where)
     prompt = _read(b.params, tokens_b, mask=mask_b)
     own = prompt.states[j]
-    if control == "unrelated":
-        tokens, mask = a.read([unrelated] * len(prompts_a))
-        message = _send(a.params, tokens, k, mask=mask, where=where)
+    if control == "unrelated":  # one sentence for every game
+        rows = len(prompts_b)
+        tokens_a, mask_a = (np.broadcast_to(x, (rows, x.shape[1])) for x in (tokens_a, mask_a))
+        message = jnp.broadcast_to(message, (rows, message.shape[1]))
     if W is not None:
         message = carry(message, W, b.params.config.width)
     if control not in (None, "unrelated"):
@@ -136,4 +137,4 @@ def activation(
     cost = [
         blocks_flops(a.params.config, int(n), blocks=int(k)) + each * m for n, m in zip(lengths_a, edits, strict=True)
     ]
-    return replies(b, tokens_b, mask_b, out, details, cost)
+    return replies(b, tokens_b, mask_b, jax.device_get(out), details, cost)

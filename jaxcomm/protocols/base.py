@@ -31,9 +31,9 @@ class Reply:
 def replies(
     b: Agent, tokens: np.ndarray, mask: np.ndarray, out: Generation, details: list[dict[str, Any]], flops: list[int]
 ) -> list[Reply]:
-    """B's generation as one Reply per row; `flops` is what came on top of B's reading and writing."""
-    rows = zip(b.text(out), tokens, mask, np.asarray(out.tokens), np.asarray(out.lengths), details, flops, strict=True)
-    logprobs = np.asarray(out.logprobs).sum(axis=1)
+    """B's generation, on the host, as one Reply per row; `flops` is what came on top of B's reading and writing."""
+    rows = zip(b.text(out), tokens, mask, out.tokens, out.lengths, details, flops, strict=True)
+    logprobs = out.logprobs.sum(axis=1)
     return [
         Reply(
             text,
