@@ -7,10 +7,9 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich
 import rich.table
@@ -29,7 +28,7 @@ from jaxcomm.protocols import Control
 
 REPORT, SELECT, FIT = 0, 1, 2
 """Seeds: of the games that are reported, of those (k, j) is chosen on, of the sentences W is fitted on."""
-SENTENCES = 4096
+SENTENCES = 1024
 SELECT_GAMES = 40
 ANSWER_TOKENS = 8
 
@@ -41,17 +40,48 @@ def draw(game: str) -> tuple[list[Item], list[Item]]:
     return report, others[:SELECT_GAMES]
 
 
-def fit(a: Agent, b: Agent) -> jax.Array:
-    """W from every layer of A into every layer of B, fitted on the states at the last token of statements.
-    [L_A + 1, L_B + 1, D_B, D_A]."""
-    sentences = sorted(itertools.islice(statements(FIT), SENTENCES), key=len)
-    collected = ([], [])
-    half = SENTENCES // 2  # short sentences and long ones: two shapes to compile
-    for start in (0, half):
-        for agent, batches in zip((a, b), collected, strict=True):
-            tokens, mask = agent.read(sentences[start : start + half])
-            batches.append(states(agent.params, tokens, mask=mask, last=True))
-    return fit_maps(*(jnp.concatenate(s, axis=1) for s in collected))
+def fit(a: Agent, b: Agent, game: str) -> jax.Array:
+    """W from every layer of A into every layer of B, [L_A + 1, L_B + 1, D_B, D_A], fitted on the states at the last
+    token of statements of the game's kind: the paper's recipe, in-distribution (appendix B.3), in closed form."""
+    sentences = list(itertools.islice(statements(game, FIT), SENTENCES))
+    read = ((agent, *agent.read(sentences)) for agent in (a, b))
+    return fit_maps(*(states(agent.params, tokens, mask=mask, last=True) for agent, tokens, mask in read))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The layers of one pair that did best in a game on items that are not reported, and how all of them did there."""
+
+    k: int
+    j: int
+    into: int | None
+    """The layer of B that W maps into, where there is a W."""
+    maps: Any
+    """W from every layer of A into every layer of B, or None."""
+    accuracies: np.ndarray
+    """At every (k, j), through W into that layer."""
+
+    def at(self, into: int | None) -> dict[str, Any]:
+        """Settings for the activation protocol, through W into a layer of B or without one."""
+        return dict(k=self.k, j=self.j, W=None if into is None else self.maps[self.k, into])
+
+    def __str__(self) -> str:
+        return f"k = {self.k}, j = {self.j}" + ("" if self.into is None else f", W into layer {self.into}")
+
+
+def search(sender: Agent, b: Agent, game: str, items: list[Item]) -> Choice:
+    """Every (k, j); with a W, from layers of B's upper half too: what a statement says is not yet in the lower ones."""
+    maps = None if sender is b else fit(sender, b, game)
+    layers, title = b.params.config.layers, f"layer map {sender.name} -> {b.name}, {game}"
+    tried = {
+        into: layer_map(
+            items, sender, b, W=None if maps is None else maps[:, into], max_new_tokens=ANSWER_TOKENS, title=title
+        )
+        for into in ((None,) if maps is None else range(layers // 2 + 1, layers + 1))
+    }
+    into = max(tried, key=lambda into: tried[into].max())
+    k, j = (int(i) + 1 for i in np.unravel_index(np.argmax(tried[into]), tried[into].shape))
+    return Choice(k, j, into, maps, tried[into])
 
 
 @dataclasses.dataclass
@@ -63,11 +93,8 @@ class Results:
     outcomes: dict[str, list[Outcome]] = dataclasses.field(default_factory=dict)
     unseen: dict[str, list[Outcome]] = dataclasses.field(default_factory=dict)
     """Likewise, with people and companies that never occur in training."""
-    maps: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
-    """pair -> game -> accuracy at every (k, j), on the games the layers are chosen on."""
-    chosen: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    target: int = 0
-    """The layer of B that W maps into."""
+    choices: dict[str, dict[str, Choice]] = dataclasses.field(default_factory=dict)
+    """pair -> game -> the layers."""
 
     def every(self) -> list[Outcome]:
         return [o for table in (self.outcomes, self.unseen) for row in table.values() for o in row]
@@ -79,49 +106,36 @@ def play_everything() -> Results:
     a, b = (agent_from_hf(folder(name), name=name, unroll=False) for name in ("a", "b"))
     results = Results(a, b)
     draws = {game: draw(game) for game in GAMES}
-    new = {game: GAMES[game](REPORT, names="new") for game in GAMES}
 
-    def played(label: str, protocol: str, sender: Agent, **settings) -> None:
+    def played(label: str, protocol: str, sender: Agent, at=None, new: bool = False, **settings) -> None:
+        """Both games; at: game -> layers and W."""
         for game, (report, _) in draws.items():
-            drawn = {"games_seed": REPORT, "names": "seen"}
-            outcome = play(game, report, protocol, sender, b, drawn=drawn, max_new_tokens=ANSWER_TOKENS, **settings)
-            results.outcomes.setdefault(label, []).append(outcome)
-
-    def played_new(label: str, protocol: str, sender: Agent, **settings) -> None:
-        for game, items in new.items():
-            drawn = {"games_seed": REPORT, "names": "new"}
-            name = f"{game}, new names"
-            outcome = play(name, items, protocol, sender, b, drawn=drawn, max_new_tokens=ANSWER_TOKENS, **settings)
-            results.unseen.setdefault(label, []).append(outcome)
+            names = "new" if new else "seen"
+            outcome = play(
+                f"{game}, new names" if new else game,
+                GAMES[game](REPORT, names=names) if new else report,
+                protocol, sender, b,
+                drawn={"games_seed": REPORT, "names": names}, max_new_tokens=ANSWER_TOKENS, **settings, **(at[game] if at else {}),
+            )  # fmt: skip
+            (results.unseen if new else results.outcomes).setdefault(label, []).append(outcome)
 
     for protocol in ("silent", "skyline"):
         played(protocol, protocol, b)
-        played_new(protocol, protocol, b)
+        played(protocol, protocol, b, new=True)
     for sender in (b, a):
         pair = f"{sender.name} -> {b.name}"
-        if sender is b:
-            maps, W = None, None
-        else:  # into the layer b itself sends best from: early layers of b do not yet know what a statement says
-            results.target = results.chosen[f"{b.name} -> {b.name}"][0]
-            maps = fit(sender, b)
-            W = maps[:, results.target]
-        results.maps[pair] = {
-            game: layer_map(select, sender, b, W=W, max_new_tokens=ANSWER_TOKENS, title=f"layer map {pair}, {game}")
-            for game, (_, select) in draws.items()
-        }
-        mean = np.mean(list(results.maps[pair].values()), axis=0)
-        k, j = (int(i) + 1 for i in np.unravel_index(np.argmax(mean), mean.shape))
-        results.chosen[pair] = (k, j)
-        at = dict(k=k, j=j, W=None if W is None else W[k])
+        chosen = results.choices[pair] = {game: search(sender, b, game, items) for game, (_, items) in draws.items()}
+        at = {game: c.at(c.into) for game, c in chosen.items()}
         played(f"{pair}, message", "message", sender)
         for graft in GRAFTS:
-            played(f"{pair}, {graft}", "activation", sender, graft=graft, **at)
-        if maps is not None:
-            played(f"{pair}, replace, W into layer j", "activation", sender, k=k, j=j, W=maps[k, j])
-            played(f"{pair}, replace without W", "activation", sender, k=k, j=j)
+            played(f"{pair}, {graft}", "activation", sender, at, graft=graft)
+        if sender is not b:
+            into_j = {game: c.at(c.j) for game, c in chosen.items()}
+            played(f"{pair}, replace, W into layer j", "activation", sender, into_j)
+            played(f"{pair}, replace without W", "activation", sender, {game: c.at(None) for game, c in chosen.items()})
         for control in get_args(Control):
-            played(f"{pair}, control: {control}", "activation", sender, control=control, **at)
-        played_new(f"{pair}, replace", "activation", sender, **at)
+            played(f"{pair}, control: {control}", "activation", sender, at, control=control)
+        played(f"{pair}, replace", "activation", sender, at, new=True)
     return results
 
 
@@ -145,9 +159,9 @@ def accuracy_table(title: str, rows: dict[str, list[Outcome]]) -> rich.table.Tab
 
 def difference_table(results: Results, pair: str) -> rich.table.Table:
     """How many points `replace` is above silent and above every control, game by game on the same questions."""
-    k, j = results.chosen[pair]
-    ours = results.outcomes[f"{pair}, replace"]
-    title = f"{pair}, replace at k = {k}, j = {j} (chosen on other games): points above ..., paired"
+    ours, choices = results.outcomes[f"{pair}, replace"], results.choices[pair]
+    where = "; ".join(f"{game.replace('_', ' ')}: {choice}" for game, choice in choices.items())
+    title = f"{pair}, replace, paired: points above ...\n{where} (chosen on other games)"
     table = rich.table.Table(title=title, title_justify="left")
     for column in ("method", *(o.game.replace("_", " ") for o in ours)):
         table.add_column(column)
@@ -159,7 +173,7 @@ def difference_table(results: Results, pair: str) -> rich.table.Table:
 
 def transcripts(results: Results, each: int = 2) -> Iterator[str]:
     """The first games of every pair, word by word."""
-    for pair in results.chosen:
+    for pair in results.choices:
         for outcome in results.outcomes[f"{pair}, replace"]:
             for item, reply, hit in itertools.islice(
                 zip(outcome.items, outcome.replies, outcome.hits, strict=True), each
@@ -182,13 +196,15 @@ def run(out: Path, json: Path | None) -> None:
         f"Greedy decoding on {jax.default_backend()}; b -> b is one model with itself, a -> b goes through W.\n"
     )
     console.print(accuracy_table("Exact match, % [95 % interval]", results.outcomes))
-    for pair in results.chosen:
+    for pair in results.choices:
         console.print(difference_table(results, pair))
     console.print(accuracy_table("People and companies that never occur in training", results.unseen))
     console.print("\nWhat B said after A's activation was grafted in:")
     for transcript in transcripts(results):
         console.print(transcript, markup=False, highlight=False, soft_wrap=True)
-    write_whole(out / "layers.png", figures.layer_maps(results.maps, results.chosen))
+    maps = {pair: {game: c.accuracies for game, c in by_game.items()} for pair, by_game in results.choices.items()}
+    chosen = {pair: {game: (c.k, c.j) for game, c in by_game.items()} for pair, by_game in results.choices.items()}
+    write_whole(out / "layers.png", figures.layer_maps(maps, chosen))
     summaries = [o.summary() for o in results.every()]
     write_lines(out / "results.jsonl", summaries)
     write_lines(out / "items.jsonl", [row for o in results.every() for row in o.rows()])

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 
 
-def layer_maps(maps: Mapping[str, Mapping[str, np.ndarray]], chosen: Mapping[str, tuple[int, int]]) -> bytes:
+def layer_maps(
+    maps: Mapping[str, Mapping[str, np.ndarray]], chosen: Mapping[str, Mapping[str, tuple[int, int]]]
+) -> bytes:
     """Accuracy over (k, j) as a PNG: one row per pair of models, one column per game; the chosen cell is framed.
 
-    maps[pair][game] is [K, J] in 0 .. 1 for k = 1 .. K (up) and j = 1 .. J (right); chosen[pair] = (k, j).
+    maps[pair][game] is [K, J] in 0 .. 1 for k = 1 .. K (up) and j = 1 .. J (right); chosen[pair][game] = (k, j).
     """
     import matplotlib
 
@@ -48,7 +50,7 @@ def layer_maps(maps: Mapping[str, Mapping[str, np.ndarray]], chosen: Mapping[str
                     fontsize=8,
                     color="white" if cells[k, j] < 60 else "black",
                 )
-            k, j = chosen[pair]
+            k, j = chosen[pair][game]
             axis.add_patch(Rectangle((j - 0.5, k - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2))
             axis.set(
                 title=f"{game.replace('_', ' ')}, {pair}",

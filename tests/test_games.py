@@ -91,7 +91,8 @@ def test_new_names_never_occur_in_training_text():
 
 
 def test_statements_end_where_an_activation_is_read():
-    assert all(s.endswith(".") for s in itertools.islice(statements(0), 200))
+    for game in GAMES:
+        assert all(s.endswith(".") for s in itertools.islice(statements(game, 0), 200))
 
 
 def test_scores_are_the_papers_exact_match_and_a_kinder_one():

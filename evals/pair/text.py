@@ -148,12 +148,11 @@ def documents(kind: str, seed: int) -> Iterator[Document]:
         yield DOCUMENTS[kind](rng)
 
 
-def statements(seed: int) -> Iterator[str]:
-    """What people say to begin with, of both kinds: the sentences a map W is fitted on."""
+def statements(game: str, seed: int) -> Iterator[str]:
+    """What people say to begin with, of the kind A reads in a game: the sentences a map W is fitted on."""
     rng = np.random.default_rng([seed, 9])
     while True:
-        yield place_statement(rng)[0]
-        yield company_statement(rng).text
+        yield place_statement(rng)[0] if game == "countries" else company_statement(rng).text
 
 
 def plain(document: Document) -> str:
