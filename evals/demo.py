@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich
 import rich.table
@@ -28,7 +29,7 @@ from jaxcomm.protocols import Control
 
 REPORT, SELECT, FIT = 0, 1, 2
 """Seeds: of the games that are reported, of those (k, j) is chosen on, of the sentences W is fitted on."""
-SENTENCES = 1024
+SENTENCES = 1000
 SELECT_GAMES = 40
 ANSWER_TOKENS = 8
 
@@ -43,9 +44,12 @@ def draw(game: str) -> tuple[list[Item], list[Item]]:
 def fit(a: Agent, b: Agent, game: str) -> jax.Array:
     """W from every layer of A into every layer of B, [L_A + 1, L_B + 1, D_B, D_A], fitted on the states at the last
     token of statements of the game's kind: the paper's recipe, in-distribution (appendix B.3), in closed form."""
-    sentences = list(itertools.islice(statements(game, FIT), SENTENCES))
-    read = ((agent, *agent.read(sentences)) for agent in (a, b))
-    return fit_maps(*(states(agent.params, tokens, mask=mask, last=True) for agent, tokens, mask in read))
+    sentences, batches = list(itertools.islice(statements(game, FIT), SENTENCES)), ([], [])
+    for agent, collected in zip((a, b), batches, strict=True):
+        tokens, mask = agent.read(sentences)
+        for rows in np.split(np.arange(SENTENCES), SENTENCES // SELECT_GAMES):  # the layer maps' shape: compiled once
+            collected.append(states(agent.params, tokens[rows], mask=mask[rows], last=True))
+    return fit_maps(*(jnp.concatenate(collected, axis=1) for collected in batches))
 
 
 @dataclasses.dataclass(frozen=True)
