@@ -164,19 +164,23 @@ def from_hf(path_or_hub_id: str | Path, dtype=jnp.float32, *, unroll: bool = Fal
         tensors = _Tensors(folder, files)
         unused = tensors.names()
 
+        def place(array: np.ndarray) -> jax.Array:
+            # Waits: tensors whose copies are still under way would pile up on the host.
+            return jnp.asarray(array.astype(dtype, copy=False)).block_until_ready()
+
         def load(path, leaf):
             name, per_layer = _names(family, path)
             if not per_layer:
                 unused.discard(name)
-                return jnp.asarray(tensors.read(name, leaf.shape).astype(dtype, copy=False))
+                return place(tensors.read(name, leaf.shape))
             names = [name.format(i=i) for i in range(config.layers)]
             unused.difference_update(names)
             if unroll:
-                return [jnp.asarray(tensors.read(n, leaf.shape[1:]).astype(dtype, copy=False)) for n in names]
+                return [place(tensors.read(n, leaf.shape[1:])) for n in names]
             stack = np.empty(leaf.shape, dtype)
             for i, n in enumerate(names):
                 stack[i] = tensors.read(n, leaf.shape[1:])
-            return jnp.asarray(stack)
+            return place(stack)
 
         params = jax.tree_util.tree_map_with_path(load, _abstract(config))
     if config.tied_head:
