@@ -66,15 +66,15 @@ class Choice:
     """At every (k, j), through W into that layer."""
 
     def at(self, into: int | None) -> dict[str, Any]:
-        """Settings for the activation protocol, through W into a layer of B or without one."""
-        return dict(k=self.k, j=self.j, W=None if into is None else self.maps[self.k, into])
+        """k, j, W into a layer of B (None: no W), and that layer."""
+        return dict(k=self.k, j=self.j, W=None if into is None else self.maps[self.k, into], into=into)
 
     def __str__(self) -> str:
         return f"k = {self.k}, j = {self.j}" + ("" if self.into is None else f", W into layer {self.into}")
 
 
 def search(sender: Agent, b: Agent, game: str, items: list[Item]) -> Choice:
-    """Every (k, j); with a W, from layers of B's upper half too: what a statement says is not yet in the lower ones."""
+    """Every (k, j); with a W, into each layer of B's upper half: what a statement says has not reached the lower ones."""
     maps = None if sender is b else fit(sender, b, game)
     layers, title = b.params.config.layers, f"layer map {sender.name} -> {b.name}, {game}"
     tried = {
@@ -115,11 +115,12 @@ def play_everything() -> Results:
         """Both games; at: game -> layers and W."""
         for game, (report, _) in draws.items():
             names = "new" if new else "seen"
+            layers = dict(at[game]) if at else {}
+            drawn = {"games_seed": REPORT, "names": names, "W_into": layers.pop("into", None)}
             outcome = play(
                 f"{game}, new names" if new else game,
                 GAMES[game](REPORT, names=names) if new else report,
-                protocol, sender, b,
-                drawn={"games_seed": REPORT, "names": names}, max_new_tokens=ANSWER_TOKENS, **settings, **(at[game] if at else {}),
+                protocol, sender, b, drawn=drawn, max_new_tokens=ANSWER_TOKENS, **settings, **layers,
             )  # fmt: skip
             (results.unseen if new else results.outcomes).setdefault(label, []).append(outcome)
 
@@ -206,9 +207,12 @@ def run(out: Path, json: Path | None) -> None:
     console.print("\nWhat B said after A's activation was grafted in:")
     for transcript in transcripts(results):
         console.print(transcript, markup=False, highlight=False, soft_wrap=True)
-    maps = {pair: {game: c.accuracies for game, c in by_game.items()} for pair, by_game in results.choices.items()}
-    chosen = {pair: {game: (c.k, c.j) for game, c in by_game.items()} for pair, by_game in results.choices.items()}
-    write_whole(out / "layers.png", figures.layer_maps(maps, chosen))
+    maps = {
+        f"{pair}, {game.replace('_', ' ')}\n{choice}": (choice.accuracies, choice.k, choice.j)
+        for pair, by_game in results.choices.items()
+        for game, choice in by_game.items()
+    }
+    write_whole(out / "layers.png", figures.layer_maps(maps, columns=len(GAMES)))
     summaries = [o.summary() for o in results.every()]
     write_lines(out / "results.jsonl", summaries)
     write_lines(out / "items.jsonl", [row for o in results.every() for row in o.rows()])

@@ -23,7 +23,7 @@ from jaxcomm.agent import Agent
 from jaxcomm.communicate import read_prompt, resume
 from jaxcomm.evals.games import Item
 from jaxcomm.evals.scores import Interval, accuracy, exact_match, normalised_match
-from jaxcomm.generate import decode, room_for
+from jaxcomm.generate import decode
 from jaxcomm.graft import apply_graft
 from jaxcomm.model import hidden_states
 from jaxcomm.protocols import PROTOCOLS, Reply
@@ -103,8 +103,8 @@ def play(
     drawn: Mapping[str, Any] = MappingProxyType({}),
     **settings,
 ) -> Outcome:
-    """Every item once. `settings` go to the protocol (`jaxcomm.protocols`); `drawn` says how the items were drawn and is
-    kept with the result, as are the settings."""
+    """Every item once. `settings` go to the protocol (`jaxcomm.protocols`); `drawn` says how items and W came about and
+    is kept with the result, as are the settings."""
     start = time.perf_counter()
     replies = PROTOCOLS[protocol](a, b, [i.prompt_a for i in items], [i.prompt_b for i in items], **settings)
     seconds = time.perf_counter() - start
@@ -152,7 +152,7 @@ def _column(params, prompt, messages, maps, j, stop_tokens, graft, max_new_token
 
     def cell(message, W):
         edited = apply_graft(graft, message, prompt.states[j], W)
-        logits, cache = resume(params, prompt, edited, j, room=room_for(max_new_tokens))
+        logits, cache = resume(params, prompt, edited, j)
         past = (prompt.earlier,)
         return decode(params, logits, cache, past=past, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens)
 

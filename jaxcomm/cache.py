@@ -34,6 +34,12 @@ class KVCache(struct.PyTreeNode):
             zeros = lambda: jnp.zeros((c.layers, *shape), params.dtype)
         return cls(zeros(), zeros(), jnp.full((batch, columns), -1, jnp.int32))
 
+    def extend(self, columns: int) -> KVCache:
+        """The same with so many free columns after it."""
+        free = lambda a: jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, columns), (0, 0)])
+        positions = jnp.pad(self.positions, ((0, 0), (0, columns)), constant_values=-1)
+        return KVCache(jax.tree.map(free, self.k), jax.tree.map(free, self.v), positions)
+
     def announce(self, positions: Int[Array, "B T"], column) -> KVCache:
         """The positions of tokens that are, or are about to be, written into columns `column`.. ."""
         return self.replace(positions=jax.lax.dynamic_update_slice_in_dim(self.positions, positions, column, axis=1))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
-from jaxcomm.generate import Generation, Sampling, decode, room_for
+from jaxcomm.generate import Generation, Sampling, decode
 from jaxcomm.graft import Graft, apply_graft
 from jaxcomm.model import (
     Params,
@@ -87,14 +87,13 @@ def receive(
     W: Float[AnyArray, "_ _"] | None = None,
     mask: Bool[AnyArray, "B P"] | None = None,
     where: Where = "last",
-    room: int = 0,
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """B reads its prompt with the message grafted in after block j: logits of the next token, and the cache to go on
-    from, with `room` free columns.
+    from.
 
     ValueError: j out of range, unknown graft, W of a wrong shape, where="all" with another graft than sum or unequal widths.
     """
-    return prefill(params_b, tokens_b, mask=mask, room=room, edit=(j, _editor(graft, message, W, mask, where)))
+    return prefill(params_b, tokens_b, mask=mask, edit=(j, _editor(graft, message, W, mask, where)))
 
 
 class Prompt(struct.PyTreeNode):
@@ -122,21 +121,15 @@ def read_prompt(
     return Prompt(states, cache.replace(positions=positions.at[:, -1].set(-1)), last)
 
 
-def resume(
-    params_b: Params, prompt: Prompt, h: Float[Array, "B D"], j, *, room: int = 0
-) -> tuple[Float[Array, "B V"], KVCache]:
+def resume(params_b: Params, prompt: Prompt, h: Float[Array, "B D"], j) -> tuple[Float[Array, "B V"], KVCache]:
     """B goes on from an edited h_B[j] of its prompt's last token: logits of the next token, and the cache of the edited
-    token with `room` free columns, to `decode` after past=(prompt.earlier,). Blocks j + 1 .. L_B run, on one token.
+    token, to `decode` after past=(prompt.earlier,). Blocks j + 1 .. L_B run, on one token.
 
     `receive` with the same edit gives the same logits. ValueError: j out of range.
     """
     check_layer(params_b, j, "j")
-    free = KVCache.empty(params_b, h.shape[0], room)
-    join = lambda a, b: jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=-2), a, b)
-    positions = jnp.concatenate([prompt.last.positions, free.positions], axis=1)
-    cache = KVCache(join(prompt.last.k, free.k), join(prompt.last.v, free.v), positions)
     h, cache, _ = run_blocks(
-        params_b, h[:, None], prompt.last.positions, j, past=(prompt.earlier,), cache=cache, column=0
+        params_b, h[:, None], prompt.last.positions, j, past=(prompt.earlier,), cache=prompt.last, column=0
     )
     return unembed(params_b, h)[:, 0], cache
 
@@ -171,9 +164,7 @@ def communicate(
     if tokens_a.shape[0] != tokens_b.shape[0]:
         raise ValueError(f"A has {tokens_a.shape[0]} prompts, B has {tokens_b.shape[0]}: give one of each per game")
     message = send(params_a, tokens_a, k, mask=mask_a, where=where)
-    logits, cache = receive(
-        params_b, tokens_b, message, j, graft=graft, W=W, mask=mask_b, where=where, room=room_for(max_new_tokens)
-    )
+    logits, cache = receive(params_b, tokens_b, message, j, graft=graft, W=W, mask=mask_b, where=where)
     return decode(
         params_b, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
     )

@@ -99,13 +99,6 @@ class _State(struct.PyTreeNode):
     cache: KVCache
 
 
-def room_for(max_new_tokens: int) -> int:
-    """Columns that writing so many tokens needs in a cache: the last token is never read. ValueError: fewer than one."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
-    return max_new_tokens - 1
-
-
 def decode(
     params: Params,
     logits: Float[Array, "B V"],
@@ -119,12 +112,13 @@ def decode(
 ) -> Generation:
     """Writes after a prefilled prompt until a stop token or `max_new_tokens`, all rows in one `while_loop`.
 
-    logits, cache: what `model.prefill` returned, its last `room_for(max_new_tokens)` columns free. `past`: caches of what was
-    read before that. Token t of row b is drawn with fold_in(keys[b], t), so a row's text does not depend on its
+    logits, cache: what `model.prefill` returned. `past`: caches of what was read before that, which are only read. Token t of row b is drawn with fold_in(keys[b], t), so a row's text does not depend on its
     neighbours.
     """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
     rows, stops = logits.shape[0], jnp.asarray(stop_tokens, jnp.int32)
-    begin, column = jnp.max(cache.positions, axis=1) + 1, cache.positions.shape[1] - room_for(max_new_tokens)
+    begin, column = jnp.max(cache.positions, axis=1) + 1, cache.positions.shape[1]
 
     def emit(out: Generation, done, logits, t) -> tuple[Generation, Array, Array]:
         drawn = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, t)
@@ -150,7 +144,7 @@ def decode(
         lengths=jnp.zeros(rows, jnp.int32),
     )
     out, token, done = emit(blank, jnp.zeros(rows, bool), logits, jnp.int32(0))
-    start = _State(jnp.int32(1), token, done, out, cache)
+    start = _State(jnp.int32(1), token, done, out, cache.extend(max_new_tokens - 1))  # the last token is never read
     return jax.lax.while_loop(lambda s: (s.t < max_new_tokens) & ~jnp.all(s.done), step, start).out
 
 
@@ -169,7 +163,7 @@ def generate(
     ValueError: empty prompt, or prompt and new tokens exceed the model's positions.
     """
     check_tokens(params, tokens, max_new_tokens)
-    logits, cache = prefill(params, tokens, mask=mask, room=room_for(max_new_tokens))
+    logits, cache = prefill(params, tokens, mask=mask)
     return decode(
         params, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
     )

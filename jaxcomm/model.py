@@ -7,7 +7,7 @@ Layers count from 1. h[L] is the stream before the final norm (Hugging Face's la
 
 Blocks have one of two layouts. Stacked: one tree whose leaves have a leading axis L; a loop walks it, so a program's
 size and compile time do not depend on L. Unrolled: a tuple of L trees, walked by Python; XLA on CPU copies a layer
-out of a stack before it multiplies by it, which costs decoding almost half its speed (benchmarks/generate.py). Both
+out of a stack before it multiplies by it, which costs decoding almost half its speed (ARCHITECTURE.md, decision 4). Both
 give the same numbers, take the same calls, and allow traced layer bounds.
 """
 
@@ -180,9 +180,11 @@ def run_blocks(
         window = jnp.asarray(reach, jnp.int32)[i] if any(c.windows) else None
 
         def gather(k, v):
-            # Written first and read after: the other order makes XLA copy the whole cache at every token.
-            kept = None if cache is None else cache.write(i, k, v, 0 if column is None else column)
-            own = (k, v, positions) if column is None else kept.layer(i)
+            own, kept = (k, v, positions), cache
+            if cache is not None:
+                # Written first and read after: the other order makes XLA copy the whole cache at every token.
+                kept = cache.write(i, k, v, 0 if column is None else column)
+                own = own if column is None else kept.layer(i)
             return (*(p.layer(i) for p in past), own), kept
 
         h, kept = block.apply({"params": weights}, h, angles, positions, window, gather)
@@ -236,10 +238,9 @@ def prefill(
     tokens: Int[AnyArray, "B P"],
     *,
     mask: Bool[AnyArray, "B P"] | None = None,
-    room: int = 0,
     edit: tuple[Any, Callable] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """Reads a left-padded prompt: logits after its last token, and its keys and values in a cache of P + `room` columns.
+    """Reads a left-padded prompt: logits after its last token, and its keys and values.
 
     `edit = (j, fn)`: the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once. Blocks up to j keep the keys
     and values of the stream as it was; the later ones make theirs from the edited one, and decoding reads those.
@@ -247,11 +248,11 @@ def prefill(
     check_tokens(params, tokens)
     check_layer(params, 0 if edit is None else edit[0], "j")
     positions = positions_of(tokens.shape, mask)
-    cache = KVCache.empty(params, tokens.shape[0], tokens.shape[1] + room)
+    cache = KVCache.empty(params, *tokens.shape)
     h, start = embed(params, tokens), 0
     if edit is not None:
         start, fn = edit
         h, cache, _ = run_blocks(params, h, positions, 0, start, cache=cache)
         h = fn(h)
     h, cache, _ = run_blocks(params, h, positions, start, cache=cache)
-    return unembed(params, h[:, -1:])[:, 0], cache.announce(positions, 0)
+    return unembed(params, h[:, -1:])[:, 0], cache.replace(positions=positions)

@@ -171,12 +171,12 @@ def test_a_prompt_read_once_goes_on_from_any_edit_as_if_it_were_read_with_it(pai
 
         @jax.jit
         def shared(params, prompt, message, j):
-            logits, cache = resume(params, prompt, apply_graft("mean", message, prompt.states[j]), j, room=5)
+            logits, cache = resume(params, prompt, apply_graft("mean", message, prompt.states[j]), j)
             return logits, decode(params, logits, cache, past=(prompt.earlier,), max_new_tokens=6)
 
         @jax.jit
         def whole(params, message, j):
-            logits, cache = receive(params, tokens, message, j, graft="mean", mask=mask, room=5)
+            logits, cache = receive(params, tokens, message, j, graft="mean", mask=mask)
             return logits, decode(params, logits, cache, max_new_tokens=6)
 
         for j in range(params.config.layers + 1):

@@ -63,12 +63,14 @@ def test_training_text_holds_no_combination_of_the_games():
     pairs = {tuple(re.fullmatch(r"(\w+) is at (?:the )?(.+)\.", i.prompt_a).groups()) for i in items}
     triples = {frozenset(i.choices) for seed in range(4) for i in tip_sheets(seed)}
     companies = re.compile(r"[A-Z]\w+ (?:" + "|".join(map(re.escape, world().suffixes)) + ")")
+    assert all(held_out(*triple) for triple in triples)
     landmarks, seen = [x.name for x in world().landmarks], 0
     for kind in DOCUMENTS:
         for document in itertools.islice(documents(kind, 7), 4000):
             text = plain(document)
             named = set(companies.findall(text))
             assert not any(triple <= named for triple in triples), text
+            assert not any(held_out(*three) for three in itertools.combinations(named, 3)), text
             people = [p for p in world().names["seen"] if re.search(rf"\b{p}\b", text)] if kind == "places" else []
             here = {(p, name) for p in people for name in landmarks if name in text}
             assert not here & pairs, text

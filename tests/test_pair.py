@@ -33,16 +33,17 @@ def test_activations_carry_what_silence_and_every_control_lack(pair, sender, gam
     """Layers chosen as the demo does, played on a third seed of the games: b with itself, and a to b through W."""
     a, b, items = pair[sender], pair["b"], GAMES[game](5, 50)
     choice = search(a, b, game, draw(game)[1])
-    hits = lambda protocol, **s: np.mean(play(game, items, protocol, a, b, max_new_tokens=8, **s).hits)
+    hits = lambda protocol, items=items, **s: np.mean(play(game, items, protocol, a, b, max_new_tokens=8, **s).hits)
     assert hits("skyline") >= 0.9
     alone = hits("silent")
     assert alone <= (0.1 if game == "countries" else 0.5)
-    at = choice.at(choice.into)
+    at = {name: choice.at(choice.into)[name] for name in ("k", "j", "W")}
+    assert hits("activation", draw(game)[1], **at) == choice.accuracies[choice.k - 1, choice.j - 1]
     controls = [hits("activation", control=c, **at) for c in get_args(Control)]
     ours = hits("activation", **at)
     assert ours >= max(alone, *controls) + 0.4
     if sender == "a":
-        assert hits("activation", **choice.at(None)) <= ours - 0.4, "the trailing-dimensions rule does not carry it"
+        assert hits("activation", **at | {"W": None}) <= ours - 0.4, "the trailing-dimensions rule does not carry it"
 
 
 def test_training_text_is_batched_without_loss_on_padding():

@@ -13,7 +13,7 @@ import numpy as np
 from jaxcomm.agent import Agent, row_keys
 from jaxcomm.communicate import Where, read_prompt, receive, resume, send
 from jaxcomm.flops import blocks_flops, graft_flops
-from jaxcomm.generate import Generation, Sampling, decode, room_for
+from jaxcomm.generate import Generation, Sampling, decode
 from jaxcomm.graft import Graft, apply_graft, carry
 from jaxcomm.model import check_layer
 from jaxcomm.protocols.base import Reply, replies
@@ -31,7 +31,7 @@ _read = jax.jit(read_prompt)
 @functools.partial(jax.jit, static_argnames="max_new_tokens")
 def _resume(params, prompt, h, j, keys, stop_tokens, sampling, max_new_tokens) -> Generation:
     """Where the last token is edited: what f(a, b) was does not matter here, so one program serves every f."""
-    logits, cache = resume(params, prompt, h, j, room=room_for(max_new_tokens))
+    logits, cache = resume(params, prompt, h, j)
     return decode(
         params, logits, cache, past=(prompt.earlier,), max_new_tokens=max_new_tokens,
         sampling=sampling, keys=keys, stop_tokens=stop_tokens,
@@ -41,9 +41,7 @@ def _resume(params, prompt, h, j, keys, stop_tokens, sampling, max_new_tokens) -
 @functools.partial(jax.jit, static_argnames=("graft", "max_new_tokens"))
 def _receive_all(params, tokens, mask, message, j, keys, stop_tokens, sampling, graft, max_new_tokens) -> Generation:
     """Where all tokens are."""
-    logits, cache = receive(
-        params, tokens, message, j, graft=graft, mask=mask, where="all", room=room_for(max_new_tokens)
-    )
+    logits, cache = receive(params, tokens, message, j, graft=graft, mask=mask, where="all")
     return decode(
         params, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
     )
@@ -83,7 +81,7 @@ def activation(
 ) -> list[Reply]:
     """A reads its prompts up to layer k, B its own with A's states grafted in after layer j, and answers.
 
-    A control stands in for what arrives at B, after W. Details of a Reply: the token and position that was read in A and
+    The control unrelated takes A's place before W, the others stand in for what arrives at B, after W. Details of a Reply: the token and position that was read in A and
     the one edited in B; the norms of what arrived, of B's state before and of B's state after the edit. ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
     """
     check_layer(a.params, k)
