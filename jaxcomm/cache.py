@@ -17,7 +17,8 @@ class KVCache(struct.PyTreeNode):
 
     k, v: [L, B, K, S, H], or a tuple of L arrays [B, K, S, H], laid out as the blocks of the `Params` that made them
     (`jaxcomm.model`). positions: [B, S], the position of the token in each column, -1 where there is none (left
-    padding, columns not yet written). Attention needs nothing else to mask.
+    padding, columns not yet written). Attention needs nothing else to mask, so the order of columns means nothing.
+    With C branches (`layers.Segment`): [.., K, C, S, H] and [B, C, S].
     """
 
     k: Any
@@ -25,24 +26,27 @@ class KVCache(struct.PyTreeNode):
     positions: Any
 
     @classmethod
-    def empty(cls, params, batch: int, columns: int) -> KVCache:
+    def empty(cls, params, batch: int, columns: int, *branches: int) -> KVCache:
         c = params.config
-        shape = (batch, c.kv_heads, columns, c.head_dim)
+        shape = (batch, c.kv_heads, *branches, columns, c.head_dim)
         if params.unrolled:
             zeros = lambda: tuple(jnp.zeros(shape, params.dtype) for _ in range(c.layers))
         else:
             zeros = lambda: jnp.zeros((c.layers, *shape), params.dtype)
-        return cls(zeros(), zeros(), jnp.full((batch, columns), -1, jnp.int32))
+        return cls(zeros(), zeros(), jnp.full((batch, *branches, columns), -1, jnp.int32))
 
     def extend(self, columns: int) -> KVCache:
         """The same with so many free columns after it."""
         free = lambda a: jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, columns), (0, 0)])
-        positions = jnp.pad(self.positions, ((0, 0), (0, columns)), constant_values=-1)
+        positions = jnp.pad(
+            self.positions, [(0, 0)] * (self.positions.ndim - 1) + [(0, columns)], constant_values=-1
+        )
         return KVCache(jax.tree.map(free, self.k), jax.tree.map(free, self.v), positions)
 
     def announce(self, positions: Int[Array, "B T"], column) -> KVCache:
-        """The positions of tokens that are, or are about to be, written into columns `column`.. ."""
-        return self.replace(positions=jax.lax.dynamic_update_slice_in_dim(self.positions, positions, column, axis=1))
+        """The positions of tokens that are, or are about to be, written into columns `column`.. (of every branch)."""
+        new = positions.reshape(*self.positions.shape[:-1], -1)
+        return self.replace(positions=jax.lax.dynamic_update_slice_in_dim(self.positions, new, column, axis=-1))
 
     def layer(self, i) -> Segment:
         """What layer i attends to; i counts from 0 and may be traced if the cache is stacked."""
@@ -53,12 +57,15 @@ class KVCache(struct.PyTreeNode):
 
     def write(self, i, k: Array, v: Array, column) -> KVCache:
         """Layer i's keys and values [B, K, T, H] into columns `column`.. (`announce` says whose)."""
+        k, v = (a.reshape(*a.shape[:2], *self.positions.shape[1:-1], -1, a.shape[-1]) for a in (k, v))
         if isinstance(self.k, tuple):
             put = lambda old, new: (
                 *old[:i],
-                jax.lax.dynamic_update_slice_in_dim(old[i], new, column, axis=2),
+                jax.lax.dynamic_update_slice_in_dim(old[i], new, column, axis=-2),
                 *old[i + 1 :],
             )
         else:
-            put = lambda old, new: jax.lax.dynamic_update_slice(old, new[None], (i, 0, 0, column, 0))
+            put = lambda old, new: jax.lax.dynamic_update_slice(
+                old, new[None], (i, *(0 for _ in new.shape[:-2]), column, 0)
+            )
         return self.replace(k=put(self.k, k), v=put(self.v, v))

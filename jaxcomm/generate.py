@@ -118,7 +118,7 @@ def decode(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
     rows, stops = logits.shape[0], jnp.asarray(stop_tokens, jnp.int32)
-    begin, column = jnp.max(cache.positions, axis=1) + 1, cache.positions.shape[1]
+    begin, column = jnp.max(cache.positions, axis=-1) + 1, cache.positions.shape[-1]
 
     def emit(out: Generation, done, logits, t) -> tuple[Generation, Array, Array]:
         drawn = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, t)

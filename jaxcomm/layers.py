@@ -16,8 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxcomm.config import ModelConfig, Rope
 
-Segment = tuple[Float[Array, "B K _ H"], Float[Array, "B K _ H"], Int[Array, "B _"]]
-"""Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment."""
+Segment = tuple[Float[Array, "B K *_ H"], Float[Array, "B K *_ H"], Int[Array, "B *_"]]
+"""Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment.
+
+Or of C branches, [B, K, C, S, H] and [B, C, S]: the row's T queries are then C groups of T / C, and each group sees its
+own branch only. So many continuations of one prompt are one row, which shares that prompt's segment."""
 Gather = Callable[[Array, Array], tuple[tuple[Segment, ...], Any]]
 
 MASKED = -1e30
@@ -80,10 +83,10 @@ def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array]) -> Float[Arr
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
-def visible(queries: Int[Array, "B T"], keys: Int[Array, "B S"], window) -> Array:
-    """[B, T, S]: key exists, is not later than the query and, if `window` is not None, is within the window."""
-    distance = queries[:, :, None] - keys[:, None, :]
-    seen = (keys[:, None, :] >= 0) & (distance >= 0)
+def visible(queries: Int[Array, "*n T"], keys: Int[Array, "*n S"], window) -> Array:
+    """[*n, T, S]: key exists, is not later than the query and, if `window` is not None, is within the window."""
+    distance = queries[..., :, None] - keys[..., None, :]
+    seen = (keys[..., None, :] >= 0) & (distance >= 0)
     return seen if window is None else seen & (distance < window)
 
 
@@ -113,17 +116,23 @@ class Attention(nn.Module):
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
         scores = []
         for keys, _, key_positions in segments:
-            score = jnp.einsum("bkgth,bksh->bkgts", q, keys, preferred_element_type=jnp.float32) * scale
+            branches = (*key_positions.shape[1:-1], -1)  # (-1,), or (C, -1)
+            queries = q.reshape(*q.shape[:3], *branches, c.head_dim)
+            score = jnp.einsum("bkg...th,bk...sh->bkg...ts", queries, keys, preferred_element_type=jnp.float32) * scale
             if c.attention_softcap is not None:
                 score = jnp.tanh(score / c.attention_softcap) * c.attention_softcap
-            scores.append(jnp.where(visible(positions, key_positions, window)[:, None, None], score, MASKED))
+            seen = visible(positions.reshape(B, *branches), key_positions, window)
+            score = jnp.where(seen[:, None, None], score, MASKED)
+            scores.append(score.reshape(*q.shape[:4], -1))
         weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(x.dtype)
 
         out, start = 0, 0
-        for _, values, _ in segments:
-            part = weights[..., start : start + values.shape[2]]
-            out, start = out + jnp.einsum("bkgts,bksh->btkgh", part, values), start + values.shape[2]
-        out = Linear(c.width, c.out_bias, name="o")(jnp.asarray(out).reshape(B, T, c.heads * c.head_dim))
+        for _, values, key_positions in segments:
+            columns = values.shape[-2]
+            part = weights[..., start : start + columns].reshape(*q.shape[:3], *key_positions.shape[1:-1], -1, columns)
+            got = jnp.einsum("bkg...ts,bk...sh->b...tkgh", part, values)
+            out, start = out + got.reshape(B, T, c.heads * c.head_dim), start + columns
+        out = Linear(c.width, c.out_bias, name="o")(jnp.asarray(out))
         return out, kept
 
 

@@ -159,20 +159,22 @@ def run_blocks(
     past: tuple[KVCache, ...] = (),
     cache: KVCache | None = None,
     column=None,
+    branches: int | None = None,
     visit: tuple[Callable, Any] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Blocks start + 1 .. stop over the stream: h[start] -> h[stop].
 
     `past`: caches to attend to. `cache`: where the keys and values made here go. With a `column` they are written
     there, where the cache's `positions` already announce them, and the whole cache is attended to (decoding); without
-    one they fill it (prefill).
-    `visit = (fn, state)`: state = fn(state, i, h[i]) after every block i. Returns h, cache, state.
+    one they fill it (prefill). `branches`: the T tokens of a row are so many groups that do not see each other.
+    `visit = (fn, state)`: h[i], state = fn(h[i], state, i) after every block i, to look at the stream or to change it.
+    Returns h, cache, state.
     """
     c = params.config
     stop = c.layers if stop is None else stop
     block: Any = Block(c)
     angles = rotary(c.rope, c.head_dim, positions, h.dtype)
-    fn, state = visit or (lambda state, i, h: state, None)
+    fn, state = visit or (lambda h, state, i: (h, state), None)
     reach = [w if w != FULL else np.iinfo(np.int32).max for w in c.windows]
 
     def step(carry, i, weights):
@@ -181,6 +183,9 @@ def run_blocks(
 
         def gather(k, v):
             own, kept = (k, v, positions), cache
+            if branches is not None:
+                split = lambda a, axis: a.reshape(*a.shape[:axis], branches, -1, *a.shape[axis + 1 :])
+                own = split(k, 2), split(v, 2), split(positions, 1)
             if cache is not None:
                 # Written first and read after: the other order makes XLA copy the whole cache at every token.
                 kept = cache.write(i, k, v, 0 if column is None else column)
@@ -188,7 +193,8 @@ def run_blocks(
             return (*(p.layer(i) for p in past), own), kept
 
         h, kept = block.apply({"params": weights}, h, angles, positions, window, gather)
-        return h, kept, fn(state, i + 1, h)
+        h, state = fn(h, state, i + 1)
+        return h, kept, state
 
     return fold_blocks(params, step, (h, cache, state), start, stop)
 
@@ -230,7 +236,7 @@ def recorder(params: Params, h: Float[Array, "B T D"], last: bool) -> tuple[Call
     """A `visit` for `run_blocks` that begins at h[0] and stores what `hidden_states` returns."""
     pick = (lambda h: h[:, -1]) if last else (lambda h: h)
     states = jnp.zeros((params.config.layers + 1, *pick(h).shape), h.dtype).at[0].set(pick(h))
-    return lambda states, i, h: states.at[i].set(pick(h)), states
+    return lambda h, states, i: (h, states.at[i].set(pick(h))), states
 
 
 def prefill(

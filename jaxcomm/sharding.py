@@ -1,0 +1,85 @@
+"""Where arrays live when there is more than one device.
+
+A mesh has a "tensor" axis (one model's matrices are cut along it) or not; every other axis is for data. Functions do not
+know of meshes: parameters are placed, and XLA carries the placement through.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxcomm.model import Params
+
+TENSOR = "tensor"
+_CUT = {"q": 0, "k": 0, "v": 0, "gate": 0, "up": 0, "o": 1, "down": 1}
+"""Which axis of a linear weight [out, in] is cut: outputs of what fans out, inputs of what comes together."""
+
+
+def shard(params: Params, mesh: Mesh) -> Params:
+    """Weights on the devices of `mesh`: matrices cut along its "tensor" axis by heads, feed-forward width and
+    vocabulary, everything else on every device.
+
+    What the axis does not divide (4 key heads on 8 devices) is whole on every device.
+    """
+    c, n = params.config, mesh.shape.get(TENSOR, 1)
+    units = {"q": c.heads, "o": c.heads, "k": c.kv_heads, "v": c.kv_heads, "gate": c.ff, "up": c.ff, "down": c.ff}
+
+    def place(path, leaf):
+        names = [getattr(key, "name", getattr(key, "key", None)) for key in path]
+        spec: list[Any] = [None] * leaf.ndim
+        if names[0] in ("embed", "head") and c.vocab % n == 0:
+            spec[0] = TENSOR
+        elif len(names) > 2 and names[-2] in _CUT and units[names[-2]] % n == 0:
+            axis = _CUT[names[-2]]
+            if names[-1] == "weight":
+                spec[leaf.ndim - 2 + axis] = TENSOR
+            elif axis == 0:
+                spec[-1] = TENSOR
+        return jax.device_put(leaf, NamedSharding(mesh, P(*spec if n > 1 else ())))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh the weights were placed on, or None if they are on one device."""
+    sharding = getattr(params.embed, "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+
+
+def grid(mesh: Mesh, games: int) -> Mesh:
+    """The same devices as (games, cells, tensor): as many of the data devices for the games as divide their number, the
+    rest for the cells, so that no device gets a game that is not one."""
+    names, n = [a for a in mesh.axis_names if a != TENSOR], mesh.shape.get(TENSOR, 1)
+    order = [mesh.axis_names.index(a) for a in names] + ([mesh.axis_names.index(TENSOR)] if n > 1 else [])
+    order += [i for i in range(mesh.devices.ndim) if i not in order]
+    devices = mesh.devices.transpose(order).reshape(-1, n)
+    rows = int(np.gcd(games, len(devices)))
+    return Mesh(devices.reshape(rows, -1, n), ("games", "cells", TENSOR), axis_types=(AxisType.Auto,) * 3)
+
+
+def put(mesh: Mesh | None, tree: Any, *spec) -> Any:
+    """Every leaf on the mesh with its first axes cut as `spec` says; as it is without a mesh."""
+    if mesh is None:
+        return tree
+    return jax.device_put(tree, NamedSharding(mesh, P(*spec)))
+
+
+def constrain(mesh: Mesh | None, x: jax.Array, *spec) -> jax.Array:
+    """Inside jit: x with its first axes cut as `spec` says, the others left to XLA."""
+    if mesh is None:
+        return x
+    free = (P.UNCONSTRAINED,) * (x.ndim - len(spec))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec, *free)))
+
+
+@functools.cache
+def all_devices() -> Mesh | None:
+    """Every device of this process as one data axis; None if there is only one."""
+    devices = np.array(jax.local_devices())
+    return Mesh(devices, ("data",), axis_types=(AxisType.Auto,)) if len(devices) > 1 else None
