@@ -5,6 +5,7 @@ Norms, rotary angles and the softmax are computed in float32 whatever the weight
 Mirrors `transformers.models.llama.modeling_llama` (and qwen2, gemma2) with eager attention.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -124,15 +125,18 @@ class Attention(nn.Module):
             seen = visible(positions.reshape(B, *branches), key_positions, window)
             score = jnp.where(seen[:, None, None], score, MASKED)
             scores.append(score.reshape(*q.shape[:4], -1))
-        weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(x.dtype)
 
-        out, start = 0, 0
-        for _, values, key_positions in segments:
-            columns = values.shape[-2]
-            part = weights[..., start : start + columns].reshape(*q.shape[:3], *key_positions.shape[1:-1], -1, columns)
-            got = jnp.einsum("bkg...ts,bk...sh->b...tkgh", part, values)
-            out, start = out + got.reshape(B, T, c.heads * c.head_dim), start + columns
-        out = Linear(c.width, c.out_bias, name="o")(jnp.asarray(out))
+        # A softmax over all segments where they lie: one maximum, one sum, and the division after the values, where it
+        # is smallest. (Joining the scores and dividing them: 13 % slower in a sweep over prompts of 256 tokens.)
+        most = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
+        parts = [jnp.exp(s - jax.lax.stop_gradient(most)) for s in scores]
+        out, total = jnp.float32(0), sum(jnp.sum(p, axis=-1) for p in parts)
+        for part, (_, values, key_positions) in zip(parts, segments, strict=True):
+            part = part.astype(x.dtype).reshape(*q.shape[:3], *key_positions.shape[1:-1], -1, values.shape[-2])
+            got = jnp.einsum("bkg...ts,bk...sh->bkg...th", part, values).astype(jnp.float32)
+            out += got.reshape(q.shape)
+        out = (out / total[..., None]).astype(x.dtype).transpose(0, 3, 1, 2, 4)
+        out = Linear(c.width, c.out_bias, name="o")(out.reshape(B, T, c.heads * c.head_dim))
         return out, kept
 
 

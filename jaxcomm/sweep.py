@@ -37,7 +37,7 @@ from jaxcomm.sharding import all_devices, constrain, grid, mesh_of, put
 
 MEMORY = 2**30
 """Bytes for a sweep's own arrays on a device that does not say how much it has (CPU)."""
-FULL_ROWS = 2048
+FULL_ROWS = 4096
 """Tokens in flight per device that keep its matrix units busy; more only costs memory."""
 REFILLS = 8
 """Cells per slot in a chunk: the last ones leave slots idle, for about one cell's length of so many."""
@@ -158,16 +158,14 @@ def _score(params, prompt: Prompt, states, edits, layers, answers, ends, stop_to
     h, _ = enter(jnp.zeros((G, C * T, D), edits.dtype), None, first)
     h, *_ = run_blocks(params, h, positions, first, past=(prompt.earlier,), branches=C, visit=(enter, None))
 
-    is_stop = jnp.zeros(params.config.vocab, bool).at[stop_tokens].set(True)
-
     def column(t):
         logits = unembed(params, h.reshape(G, C, T, D)[:, :, t])
         logprobs = jax.nn.log_softmax(logits, axis=-1)
         answer, end = answers[:, t, None], ends[:, t, None]
         token = jnp.take_along_axis(logprobs, jnp.maximum(answer, 0)[..., None], axis=-1)[..., 0]
-        stop = jax.nn.logsumexp(jnp.where(is_stop, logprobs, -jnp.inf), axis=-1)
+        stop = jax.nn.logsumexp(logprobs[..., stop_tokens], axis=-1) if stop_tokens.size else 0.0
         best = jnp.argmax(logits, axis=-1)
-        hit = jnp.where(end, is_stop[best], best == answer)
+        hit = jnp.where(end, jnp.isin(best, stop_tokens), best == answer)
         asked = end | (answer >= 0)
         return hit | ~asked, jnp.where(asked, jnp.where(end, stop, token), 0.0)
 
@@ -227,31 +225,31 @@ def peak_bytes(
 ) -> int:
     """Most bytes a device needs for a chunk beside the weights (and beside `maps`).
 
-    With s the bytes of a number, G games and R slots of each (when scoring answers: R cells of T tokens), C cells, P columns of B's
-    prompt, T new tokens and B's own letters, the largest of
+    With s the bytes of a number, G games, R slots of each, C cells, P columns of B's prompt, T new tokens and B's own
+    letters (G and R, C a device's share of them), the largest of
 
-        reading    G P (6 D + 3 F + 2 N H) s + 8 G N P^2            (B's prompts; likewise A's)
-        decoding   G R (2 L K H T s + 8 N (P + T) + (6 D + 3 F) s + 12 V)
-        answers    G R T (8 N (P + T) + (8 D + 3 F) s) + 12 G R V
+        reading    G P (4 D + 2 F) s + 8 G N P^2                    (B's prompts; likewise A's)
+        decoding   G R (2 L K H T s + max(8 N (P + T) + (4 D + 2 F) s, 8 V))
+        answers    G C max(T (8 N (P + T) + (6 D + 2 F) s), 8 V + 2 T D s)
 
     plus what stays: the prompts' K/V and states 2 L K H G P s + (L + 1) G (D + D_A + T D) s, edits and results
-    G C (D s + 8 T), and one layer's weights and prompts (XLA on CPU copies them out of their stacks).
+    G C (D s + 8 T), and one layer's weights and K/V (XLA on CPU copies them out of their stacks).
     """
     c, a, s = config, config_a, itemsize
     by_game, by_cell = devices
-    G, R, C, P, T = sizes.games // by_game, max(sizes.slots // by_cell, 1), sizes.cells, columns, new
+    G, C, P, T = sizes.games // by_game, sizes.cells, columns, new
+    R = -(-(sizes.slots if decoding else C) // by_cell)
     kv = 2 * c.kv_heads * c.head_dim * s
 
-    def reading(m: ModelConfig, P: int) -> int:
-        tokens = G * P
-        return tokens * (6 * m.width + 3 * m.ff + 2 * m.heads * m.head_dim) * s + 8 * G * m.heads * P * P
+    reading = lambda m, P: G * P * (4 * m.width + 2 * m.ff) * s + 8 * G * m.heads * P * P
 
     stays = c.layers * G * P * kv + G * ((c.layers + 1) * (c.width + T * c.width) + (a.layers + 1) * a.width) * s
     stays += G * C * (c.width * s + 8 * T) + block_weights(c) * s + G * P * kv
+    scores = 8 * c.heads * (P + T)
     if decoding:
-        row = c.layers * T * kv + T * kv + 8 * c.heads * (P + T) + (6 * c.width + 3 * c.ff) * s + 12 * c.vocab
+        row = (c.layers + 1) * T * kv + max(scores + (4 * c.width + 2 * c.ff) * s, 8 * c.vocab)
     else:
-        row = T * (8 * c.heads * (P + T) + (8 * c.width + 3 * c.ff) * s) + 12 * c.vocab
+        row = max(T * (scores + (6 * c.width + 2 * c.ff) * s), 8 * c.vocab + 2 * T * c.width * s)
     return stays + max(reading(a, columns_a), reading(c, P), G * R * row)
 
 
@@ -344,7 +342,8 @@ class Plan:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
 
-        self.stop_tokens, self.sampling, self.keys = jnp.asarray(stop_tokens, jnp.int32), sampling, keys
+        self.stop_tokens = jnp.asarray(np.unique(np.asarray(stop_tokens, np.int32)))
+        self.sampling, self.keys = sampling, keys
         self.answers = None if answers is None else self._targets(np.asarray(answers))
         self.new = max_new_tokens if self.answers is None else self.answers[0].shape[1]
         check_tokens(params_a, tokens_a)

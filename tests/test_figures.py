@@ -1,0 +1,48 @@
+"""Pictures of sweeps: they can be drawn whatever was swept, and pages need nothing but themselves."""
+
+import numpy as np
+import pytest
+
+from jaxcomm.evals.figures import LayerMap, contours, page
+
+
+def layer_map(K: int, J: int, *, title: str = "Countries", scale: float = 1.0) -> LayerMap:
+    """Random values [K, J] at every other layer from the second on; `best` is where they are greatest."""
+    values = -3 + scale * np.random.default_rng(K * J).normal(size=(K, J))
+    ks, js = range(2, 2 * K + 2, 2), range(2, 2 * J + 2, 2)
+    k, j = divmod(int(values.argmax()), J)
+    return LayerMap(title, values, ks, js, (ks[k], js[j]))
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        [layer_map(30, 30), layer_map(30, 30), layer_map(7, 6, title="two\nlines, $3 and $4")],
+        [layer_map(1, 5)],
+        [layer_map(5, 1)],
+        [layer_map(1, 1)],
+        [layer_map(4, 4, scale=0), layer_map(1, 5, scale=0)],
+    ],
+    ids=["30x30", "1x5", "5x1", "1x1", "all equal"],
+)
+@pytest.mark.parametrize("limits", [None, (-10.0, 5.0)])
+def test_contours_are_a_png_whatever_was_swept(maps, limits):
+    png = contours(maps, label="log-probability", columns=2, limits=limits)
+    assert png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82")
+
+
+def test_a_page_needs_no_network_and_shows_its_texts_unchanged():
+    maps = [layer_map(3, 4, title="Countries & cities"), layer_map(1, 1, title="Tip <b> sheets")]
+    html = page("A < B", {"Maps <i>": ("per cent", maps[:1]), "Others": ("nats", maps)}, "k <script> & j")
+    assert 'src="http' not in html and "<link" not in html
+    assert "<h1>A &lt; B</h1>" in html and "<h2>Maps &lt;i&gt;</h2>" in html and "k &lt;script&gt; &amp; j" in html
+    # plotly writes < and > inside its scripts as \u003c and \u003e.
+    assert html.count("Countries &amp; cities") == 2 and "Tip &lt;b&gt; sheets" in html
+    assert html.count(r"k = %{y}\u003cbr\u003ej = %{x}") == 3
+    for value in maps[0].values.flat:
+        assert str(float(value)) in html
+
+
+def test_the_same_sweep_gives_the_same_page():
+    groups = {"Countries": ("per cent", [layer_map(3, 4)] * 4)}
+    assert page("title", groups, "text") == page("title", groups, "text")

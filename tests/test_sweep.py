@@ -1,0 +1,321 @@
+"""A sweep is its cells: whatever is shared, cut, refilled or sharded, each equals the `communicate` call it stands for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, Mesh
+
+from jaxcomm import sweep as module
+from jaxcomm.communicate import communicate_logits
+from jaxcomm.config import ModelConfig
+from jaxcomm.generate import Sampling, left_pad
+from jaxcomm.model import init
+from jaxcomm.sharding import shard
+from jaxcomm.sweep import Plan, Sizes, sweep, sweep_answers
+
+from conftest import assert_close, prompts, talk
+
+ONE = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+STOPS = (3, 11, 12, 13, 40, 41, 42, 43, 44, 45)
+GAMES = 5
+
+
+def half(a, b):
+    return a + b / 2
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """Prompts of unequal lengths for both."""
+    draw = lambda lengths, seed: left_pad([prompts(1, n, seed=seed + n)[0].tolist() for n in lengths], 12)
+    return draw((4, 9, 12, 7, 5), 0), draw((11, 3, 6, 12, 8), 50)
+
+
+@pytest.fixture(scope="module")
+def maps(llama, wide):
+    return 0.3 * np.random.default_rng(0).normal(size=(3, 4, 64, 48)).astype(np.float32)
+
+
+KS, JS = (0, 2, 4), (5, 0, 3, 2)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "unrolled"])
+def test_every_cell_equals_its_communicate_call(llama, wide, asked, maps, layout):
+    (ta, ma), (tb, mb) = asked
+    a, b = (p.params.unroll() if layout == "unrolled" else p.params for p in (llama, wide))
+    for W, grafts in ((None, ("replace", "mean", half)), (maps, ("sum",)), (maps[:, 2:3], ("replace",))):
+        out = sweep(
+            a, b, ta, tb, ks=KS, js=JS, grafts=grafts, maps=W, mask_a=ma, mask_b=mb,
+            max_new_tokens=6, stop_tokens=STOPS, mesh=ONE,
+        )  # fmt: skip
+        for g, graft in enumerate(grafts):
+            for k, j in np.ndindex(3, 4):
+                cell = None if W is None else W[k, j if W.shape[1] > 1 else 0]
+                want = talk(
+                    a, b, ta, tb, k=KS[k], j=JS[j], graft=graft, W=cell, mask_a=ma, mask_b=mb,
+                    max_new_tokens=6, stop_tokens=np.array(STOPS),
+                )  # fmt: skip
+                what = f"{graft}, k = {KS[k]}, j = {JS[j]}"
+                np.testing.assert_array_equal(out.tokens[g, k, j], want.tokens, what)
+                np.testing.assert_array_equal(out.lengths[g, k, j], want.lengths, what)
+                assert_close(out.logprobs[g, k, j], want.logprobs, what, 1e-4)
+
+
+def test_sliding_windows_and_soft_caps_too(pair):
+    tokens = prompts(3, 14)
+    out = sweep(pair.params, pair.params, tokens, tokens[::-1].copy(), ks=(1, 3), js=(1, 4), max_new_tokens=5, mesh=ONE)
+    for k, j in ((0, 0), (1, 1)):
+        want = talk(pair.params, pair.params, tokens, tokens[::-1].copy(), k=(1, 3)[k], j=(1, 4)[j], max_new_tokens=5)
+        np.testing.assert_array_equal(out.tokens[0, k, j], want.tokens)
+
+
+def test_sampled_cells_equal_their_communicate_calls(llama, asked):
+    (ta, ma), (tb, mb) = asked
+    keys, how = jax.random.split(jax.random.key(5), GAMES), dict(sampling=Sampling(1.5, 20), max_new_tokens=5)
+    p = llama.params
+    out = sweep(p, p, ta, tb, ks=(1, 3), js=(2,), mask_a=ma, mask_b=mb, keys=keys, mesh=ONE, **how)
+    for i, k in enumerate((1, 3)):
+        want = talk(p, p, ta, tb, k=k, j=2, mask_a=ma, mask_b=mb, keys=keys, **how)
+        np.testing.assert_array_equal(out.tokens[0, i, 0], want.tokens)
+    with pytest.raises(ValueError, match="sampling needs keys"):
+        sweep(p, p, ta, tb, ks=(1,), js=(2,), sampling=Sampling())
+
+
+def test_an_answer_is_exact_if_and_only_if_decoding_writes_it(llama, wide, asked):
+    """Every text that some cell writes, asked of every cell; stop tokens end answers, unless there are none."""
+    (ta, ma), (tb, mb) = asked
+    grid = dict(ks=(1, 3), js=(0, 2, 5), grafts=("replace", "sum"), mask_a=ma, mask_b=mb, mesh=ONE)
+    verdicts = []
+    for stops in (STOPS, ()):
+        said = sweep(llama.params, wide.params, ta, tb, max_new_tokens=4, stop_tokens=stops, **grid)
+        ended = np.isin(said.tokens, stops).any(-1)
+        for g, k, j in ((0, 0, 0), (1, 1, 1), (0, 1, 2)):
+            text = said.tokens[g, k, j]
+            answers = np.where(np.isin(text, stops), -1, text)
+            rows = np.flatnonzero((answers >= 0).any(-1))
+            scored = sweep_answers(
+                llama.params, wide.params, ta[rows], tb[rows], answers[rows], stop_tokens=stops,
+                **grid | dict(mask_a=ma[rows], mask_b=mb[rows]),
+            )  # fmt: skip
+            same = (said.tokens == text).all(-1)
+            want = (same & ended if stops else same)[..., rows]
+            # A text cut off by max_new_tokens has no end to be right about.
+            comparable = ended[g, k, j][rows] | (not stops)
+            np.testing.assert_array_equal(scored.exact[..., comparable], want[..., comparable])
+            verdicts.append(scored.exact[..., comparable])
+            np.testing.assert_array_equal(scored.logprobs[..., -1] != 0, np.broadcast_to(
+                (answers[rows] >= 0).all(-1), scored.exact.shape
+            ))  # fmt: skip
+    verdicts = np.concatenate([v.ravel() for v in verdicts])
+    assert 0.1 < verdicts.mean() < 0.9, "a test that knows both outcomes"
+
+
+def test_answers_log_probabilities_are_the_teacher_forced_ones(llama, wide, asked, maps):
+    (ta, ma), (tb, mb) = asked
+    answers = prompts(GAMES, 3, seed=9)
+    out = sweep_answers(
+        llama.params, wide.params, ta, tb, answers, ks=KS, js=JS, maps=maps, mask_a=ma, mask_b=mb, mesh=ONE
+    )
+    foresee = jax.jit(communicate_logits, static_argnames="graft")
+    for k, j in ((0, 1), (1, 0), (2, 3)):
+        logits = foresee(
+            llama.params, wide.params, ta, tb, answers, k=KS[k], j=JS[j], W=maps[k, j], mask_a=ma, mask_b=mb
+        )
+        want = jnp.take_along_axis(jax.nn.log_softmax(logits), answers[..., None], -1)[..., 0]
+        assert_close(out.logprobs[0, k, j], want, f"{k}, {j}", 1e-4)
+    one = sweep_answers(llama.params, wide.params, ta, tb, answers[:, :1], ks=KS, js=JS, maps=maps, mask_a=ma, mask_b=mb)
+    assert_close(one.logprobs[..., 0], out.logprobs[..., 0], "one token", 1e-4)
+
+
+@pytest.fixture(scope="module")
+def whole(llama, asked):
+    """Every layer pair, decoded, and scored with random answers."""
+    (ta, ma), (tb, mb) = asked
+    how = dict(ks=range(5), js=range(5), mask_a=ma, mask_b=mb, stop_tokens=STOPS, mesh=ONE)
+    p, answers = llama.params, prompts(GAMES, 2, seed=3)
+    return sweep(p, p, ta, tb, max_new_tokens=5, **how), sweep_answers(p, p, ta, tb, answers, **how)
+
+
+@settings(max_examples=12)
+@given(data=st.data())
+def test_neither_chunks_nor_order_nor_company_change_a_cell(llama, asked, whole, data):
+    """Chunks of any size, layers in any order, any subset of them."""
+    (ta, ma), (tb, mb) = asked
+    p, layers = llama.params, list(range(5))
+    ks, js = (data.draw(st.lists(st.sampled_from(layers), min_size=1, unique=True)) for _ in range(2))
+    cells = data.draw(st.integers(1, len(ks) * len(js)))
+    sizes = Sizes(data.draw(st.integers(1, GAMES)), cells, data.draw(st.integers(1, cells)))
+    how = dict(ks=ks, js=js, mask_a=ma, mask_b=mb, stop_tokens=STOPS, sizes=sizes, mesh=ONE)
+    plan = Plan(p, p, ta, tb, max_new_tokens=5, **how)
+    order = data.draw(st.permutations(range(len(plan.chunks))))
+    results = {i: plan.run(plan.chunks[i]) for i in order}
+    out = plan.gather([results[i] for i in range(len(plan.chunks))])
+    np.testing.assert_array_equal(out["tokens"][0], whole[0].tokens[0][np.ix_(ks, js)])
+    assert_close(out["logprobs"][0], whole[0].logprobs[0][np.ix_(ks, js)], "logprobs", 1e-4)
+
+    scored = Plan(p, p, ta, tb, answers=prompts(GAMES, 2, seed=3), **how)
+    out = scored.gather([scored.run(chunk) for chunk in scored.chunks])
+    np.testing.assert_array_equal(out["exact"][0], whole[1].exact[0][np.ix_(ks, js)])
+    assert_close(out["logprobs"][0], whole[1].logprobs[0][np.ix_(ks, js)], "answers' logprobs", 1e-4)
+
+
+def mesh(*shape, names=("data", "tensor")):
+    devices = np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape)
+    return Mesh(devices, names[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
+
+
+def test_eight_devices_say_what_one_says(llama, asked, whole):
+    """Games over five of one device, cells over the rest; without a word from the caller."""
+    (ta, ma), (tb, mb) = asked
+    how = dict(ks=range(5), js=range(5), mask_a=ma, mask_b=mb, stop_tokens=STOPS)
+    p, answers = llama.params, prompts(GAMES, 2, seed=3)
+    for rows in (slice(0, 4), slice(0, 5)):  # four games on 4 x 2 devices, five on 1 x 8
+        part = how | dict(mask_a=ma[rows], mask_b=mb[rows])
+        out = sweep(p, p, ta[rows], tb[rows], max_new_tokens=5, **part)
+        np.testing.assert_array_equal(out.tokens, whole[0].tokens[..., rows, :])
+        scored = sweep_answers(p, p, ta[rows], tb[rows], answers[rows], **part)
+        np.testing.assert_array_equal(scored.exact, whole[1].exact[..., rows])
+        assert_close(scored.logprobs, whole[1].logprobs[..., rows, :], "logprobs", 1e-4)
+    plan = Plan(p, p, ta[:4], tb[:4], ks=(1,), js=(1,))
+    assert plan.mesh.devices.shape == (4, 2, 1)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "unrolled"])
+def test_a_model_cut_over_devices_says_the_same(llama, asked, whole, layout):
+    """A tensor axis of two (the key heads), the games and cells over the other four devices."""
+    (ta, ma), (tb, mb) = asked
+    params = llama.params.unroll() if layout == "unrolled" else llama.params
+    cut = shard(params, mesh(4, 2))
+    down = jax.tree.leaves(cut.blocks)[0]
+    assert down.sharding.mesh.size == 8
+    share = sum(a.addressable_shards[0].data.size for a in jax.tree.leaves(cut))
+    assert share < 0.65 * sum(a.size for a in jax.tree.leaves(cut))
+    how = dict(ks=range(5), js=range(5), mask_a=ma, mask_b=mb, stop_tokens=STOPS)
+    out = sweep(cut, cut, ta, tb, max_new_tokens=5, **how)
+    same = out.tokens == whole[0].tokens
+    assert same.mean() > 0.99
+    assert_close(np.where(same, out.logprobs, 0), np.where(same, whole[0].logprobs, 0), "logprobs", 1e-4)
+
+
+def test_no_layer_compiles_anything(llama, asked):
+    (ta, _), (tb, _) = asked
+    go = lambda ks, js: sweep(llama.params, llama.params, ta, tb, ks=ks, js=js, max_new_tokens=3, mesh=ONE)
+    go((1, 2), (3, 4))
+    before = module._decode._cache_size(), module._edits._cache_size(), module._read._cache_size()
+    go((4, 0), (1, 0))
+    assert (module._decode._cache_size(), module._edits._cache_size(), module._read._cache_size()) == before
+
+
+def test_what_has_stopped_is_not_computed(llama, asked):
+    """A slot that is done takes the next cell: tokens forwarded are the tokens written, but for the last cells."""
+    (ta, _), (tb, _) = asked
+    how = dict(ks=range(5), js=range(5), max_new_tokens=24, grafts=("replace", "sum"), stop_tokens=range(70))
+    plan = Plan(llama.params, llama.params, ta, tb, sizes=Sizes(GAMES, 50, 5), mesh=ONE, **how)
+    out = plan.gather([plan.run(chunk) for chunk in plan.chunks])
+    lengths = (out["tokens"] >= 0).sum(-1)
+    per_game = lengths.sum(axis=(0, 1, 2))
+    assert lengths.max() > 3 * lengths.mean(), "some cells are long, or the test says nothing"
+    # All games wait for the longest; in it, slots idle for less than the longest cell.
+    assert out["forwarded"] <= GAMES * (per_game.max() + 5 * lengths.max())
+    assert out["forwarded"] < 0.5 * lengths.size * 24
+
+
+def bytes_of(tree):
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("decoding", [True, False])
+@pytest.mark.parametrize("change", [{}, {"P": 96}, {"slots": 24}, {"vocab": 4000}, {"new": 12}, {"games": 16}])
+def test_peak_memory_is_what_the_formula_says(monkeypatch, decoding, change):
+    """The compiler's own analysis of every program, and what lives beside it, stays within the formula and near it."""
+    s = dict(P=24, slots=8, vocab=512, new=6, games=8) | change
+    c = ModelConfig(
+        vocab=s["vocab"], width=128, layers=6, heads=4, kv_heads=2, head_dim=32, ff=384, max_positions=512
+    )
+    params, tokens = init(jax.random.key(0), c), prompts(s["games"], s["P"])
+    how = dict(max_new_tokens=s["new"]) if decoding else dict(answers=prompts(s["games"], s["new"]))
+    sizes = Sizes(s["games"], 30 if decoding else s["slots"], s["slots"])
+    plan = Plan(params, params, tokens, tokens, ks=range(1, 7), js=range(1, 7), sizes=sizes, mesh=ONE, **how)
+    seen = {}
+
+    def watch(name):
+        real = getattr(module, name)
+
+        def call(*args, **kwargs):
+            analysis = real.lower(*args, **kwargs).compile().memory_analysis()
+            given = bytes_of([a for a in args if a is not plan.params_a and a is not plan.params_b])
+            seen[name] = given + analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    for name in ("_decode", "_score", "_read", "_sent"):
+        watch(name)
+    plan.run(plan.chunks[0])
+    peak, formula = max(seen.values()), plan.need(params, params, None, sizes)
+    assert peak <= formula <= 2 * peak, f"{peak / 1e6:.2f} MB, formula {formula / 1e6:.2f} MB: {seen}"
+
+
+def test_cells_share_the_prompt_they_continue(llama):
+    """Twice the cells cost nothing like twice the prompt."""
+    p, tokens = llama.params, prompts(2, 512)
+    temps = []
+    for slots in (4, 8):
+        plan = Plan(p, p, tokens, tokens, ks=range(5), js=range(5), max_new_tokens=2, sizes=Sizes(2, 8, slots), mesh=ONE)
+        sent, own, prompt, last, *_ = plan._read(plan.chunks[0].games)
+        edits = jnp.zeros((2, 8, 48))
+        compiled = module._decode.lower(
+            p, prompt, last, edits, jnp.zeros(8, jnp.int32), jnp.int32(8), plan.stop_tokens, None, None,
+            slots=slots, max_new_tokens=2, mesh=plan.mesh,
+        ).compile()  # fmt: skip
+        temps.append(compiled.memory_analysis().temp_size_in_bytes)
+    scores = 2 * 4 * 4 * 514 * 8  # of four more slots, float32, twice
+    assert temps[1] - temps[0] < 1.5 * scores < bytes_of((prompt.earlier.k, prompt.earlier.v))
+
+
+def test_a_memory_budget_cuts_and_does_not_change(llama, asked, whole):
+    (ta, ma), (tb, mb) = asked
+    p = llama.params
+    how = dict(ks=range(5), js=range(5), mask_a=ma, mask_b=mb, stop_tokens=STOPS, mesh=ONE)
+    needed = Plan(p, p, ta, tb, max_new_tokens=5, **how).need(p, p, None, Sizes(1, 1, 1))
+    plan = Plan(p, p, ta, tb, max_new_tokens=5, memory=2 * needed, **how)
+    assert len(plan.chunks) > 4 and plan.need(p, p, None, plan.sizes) <= 2 * needed
+    np.testing.assert_array_equal(plan.gather([plan.run(c) for c in plan.chunks])["tokens"], whole[0].tokens)
+    with pytest.raises(ValueError, match=f"budget of {needed - 1} bytes is too small: one cell of one game needs {needed}"):
+        sweep(p, p, ta, tb, max_new_tokens=5, memory=needed - 1, **how)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(ks=()), "ks is empty"),
+        (dict(js=()), "js is empty"),
+        (dict(grafts=()), "grafts is empty"),
+        (dict(ks=(1, 2, 1)), "ks names 1 twice"),
+        (dict(js=(7,)), "j = 7 is out of range: this model's layers are 0 .* to 5"),
+        (dict(ks=(-1,)), "k = -1 is out of range"),
+        (dict(grafts=("add",)), "unknown graft 'add'"),
+        (dict(tokens_a=prompts(4, 5)), "A has 4 prompts, B has 5"),
+        (dict(maps=np.zeros((2, 2, 48, 64), np.float32)), r"maps is \(2, 2, 48, 64\): give one W per .* \(2, 2, 64, 48\)"),
+        (dict(max_new_tokens=0), "max_new_tokens = 0"),
+        (dict(max_new_tokens=2000), "exceed the model's 1024 positions"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(llama, wide, change, message):
+    good = dict(tokens_a=prompts(5, 6), tokens_b=prompts(5, 6), ks=(1, 2), js=(3, 4), max_new_tokens=2)
+    with pytest.raises(ValueError, match=message):
+        sweep(llama.params, wide.params, **good | change)
+
+
+def test_answers_that_are_none_are_refused(llama):
+    go = lambda answers: sweep_answers(llama.params, llama.params, prompts(2, 4), prompts(2, 4), answers, ks=(1,), js=(1,))
+    for answers, message in (
+        (np.array([[1, 2]]), "1 answers for 2 games"),
+        (np.array([[1, -1], [-1, -1]]), "at least one token"),
+        (np.array([[1, 2], [-1, 2]]), "with -1 after its end"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            go(answers)
