@@ -47,7 +47,9 @@ def torch_worker(folder: str, args) -> None:
 
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype)).to(device).eval()
+    model = (
+        transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype)).to(device).eval()
+    )
     cached = {}
 
     def sent(prompt: int):
@@ -108,7 +110,9 @@ def jax_worker(folder: str, args) -> None:
 
     compiling = [0.0]
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: compiling.__setitem__(0, compiling[0] + seconds * name.startswith("/jax/core/compile"))
+        lambda name, seconds, **_: compiling.__setitem__(
+            0, compiling[0] + seconds * name.startswith("/jax/core/compile")
+        )
     )
     params = from_hf(folder, getattr(jnp, args.dtype), unroll=False)
 
@@ -141,7 +145,10 @@ class Side:
     """A process that answers requests."""
 
     def __init__(self, name: str, folder: Path, args):
-        shape = [f"--{key.replace('_', '-')}={getattr(args, key)}" for key in ("games", "vocab", "dtype", "threads", "memory")]
+        shape = [
+            f"--{key.replace('_', '-')}={getattr(args, key)}"
+            for key in ("games", "vocab", "dtype", "threads", "memory")
+        ]
         threads = {"OMP_NUM_THREADS": str(args.threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.process = subprocess.Popen(
             [sys.executable, __file__, *shape, "--worker", name, str(folder)],
@@ -271,7 +278,9 @@ def check_flops(args) -> None:
 
     counted = jax.jit(step).lower(params, past, h, positions).compile().cost_analysis()["flops"]
     by_hand = 64 * (blocks_flops(config, 1, context=63) + head_flops(config))
-    print(f"a step of 64 cells after 63 tokens: {by_hand / 1e9:.3f} GFLOP by hand, {counted / 1e9:.3f} by the compiler (all operations)")
+    print(
+        f"a step of 64 cells after 63 tokens: {by_hand / 1e9:.3f} GFLOP by hand, {counted / 1e9:.3f} by the compiler (all operations)"
+    )
 
 
 def growth(args) -> None:
@@ -293,7 +302,9 @@ def growth(args) -> None:
 
     base = dict(layers=12, grid=5, prompt=64)
     start, compiled = measure(**base)
-    print(f"growth from L 12, 5 x 5 cells, prompts of 64 ({NEW} tokens decoded): {start:.2f} s, compiled in {compiled:.1f} s")
+    print(
+        f"growth from L 12, 5 x 5 cells, prompts of 64 ({NEW} tokens decoded): {start:.2f} s, compiled in {compiled:.1f} s"
+    )
     for name, factor, changed in (
         ("cells x 4", 4, base | {"grid": 10}), ("L x 2", 2, base | {"layers": 24}), ("prompt x 4", 4, base | {"prompt": 256})
     ):  # fmt: skip
@@ -336,7 +347,9 @@ def main() -> None:
         f"medians of {args.columns} alternating turns"
     )
     args.rate, bandwidth = rate(args.dtype)
-    print(f"measured: {args.rate / 1e9:.0f} GFLOP/s in a large matrix product, {bandwidth / 1e9:.0f} GB/s in a matrix-vector product")
+    print(
+        f"measured: {args.rate / 1e9:.0f} GFLOP/s in a large matrix product, {bandwidth / 1e9:.0f} GB/s in a matrix-vector product"
+    )
     check_flops(args)
     with tempfile.TemporaryDirectory() as parent:
         folder = to_hf(init(jax.random.key(0), make_config(args), getattr(jnp, args.dtype)), Path(parent) / "llama")

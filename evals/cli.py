@@ -1,4 +1,4 @@
-"""The command line: `jaxcomm demo | play | convert | train-pair`."""
+"""The command line: `jaxcomm demo | play | sweep | convert | train-pair`."""
 
 from __future__ import annotations
 
@@ -76,11 +76,8 @@ class Play:
     """Write one JSON line per game here: tokens read and written, positions, norms."""
 
     def run(self) -> None:
-        import jax.numpy as jnp
         import rich
 
-        from jaxcomm.converters import agent_from_hf
-        from jaxcomm.evals import pair
         from jaxcomm.evals.games import GAMES
         from jaxcomm.evals.play import check_file, play, write_lines
         from jaxcomm.generate import Sampling
@@ -108,12 +105,7 @@ class Play:
                 raise ValueError("activation needs --k (A's layer) and --j (B's layer)")
             settings = dict(k=self.k, j=self.j, graft=self.graft, control=self.control)
 
-        def load(name: str):
-            path = pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name
-            return agent_from_hf(path, getattr(jnp, self.dtype), chat=self.chat, name=name)
-
-        a = load(self.a)
-        b = a if self.b == self.a else load(self.b)
+        a, b = load_pair(self.a, self.b, dtype=self.dtype, chat=self.chat)
         games = GAMES[self.game](self.seed, names=self.names, **({} if self.n is None else {"n": self.n}))
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
         outcome = play(
@@ -134,6 +126,71 @@ class Play:
             write_lines(self.json, [result])
         if self.items is not None:
             write_lines(self.items, outcome.rows())
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Play both games at every layer pair: maps of accuracy and of the answer's log-probability, and what the best layers are
+    worth on questions they were not chosen on.
+
+    Example: jaxcomm sweep --a pair:b --b pair:b --out runs/b-b
+    """
+
+    a: str
+    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
+    b: str
+    """Receiver, likewise."""
+    out: Path
+    """Run folder: every finished chunk, results.parquet, pictures, sweep.html, report.txt."""
+    resume: bool = False
+    """Go on with the run in the folder."""
+    games: tuple[Literal["countries", "tip_sheets"], ...] = ("countries", "tip_sheets")
+    ks: tuple[int, ...] | None = None
+    """A's layers; default: 1 to its number of layers."""
+    js: tuple[int, ...] | None = None
+    """B's layers, likewise."""
+    grafts: tuple[Literal["sum", "mean", "replace"], ...] = ("replace",)
+    decode: int | None = None
+    """Also write so many tokens in every cell, and count the texts that are right; else only the answer's tokens are read."""
+    text: str | None = None
+    """Fit a map W for every (k, j) on this file, one sentence per line, or on "statements": the games' own, of no game."""
+    into: int | None = None
+    """Fit W into this layer of B instead of the one it is grafted at; needs --text."""
+    chat: bool = False
+    """Put prompts through each tokenizer's chat template instead of reading them raw."""
+    n: int | None = None
+    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets)."""
+    seed: int = 0
+    """Which games are drawn, and how they are halved."""
+    names: Literal["seen", "new"] = "seen"
+    """People and companies the embedded pair has read of, or others."""
+    memory: float | None = None
+    """GiB a device may use beside the weights; default: what is free where the device tells, else 1."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def run(self) -> None:
+        from jaxcomm.evals import sweeps
+
+        if self.into is not None and self.text is None:
+            raise ValueError("--into says where W maps to: it needs --text to fit W on")
+        if self.decode is not None and self.decode < 1:
+            raise ValueError(f"--decode {self.decode}: it must be at least 1")
+        a, b = load_pair(self.a, self.b, dtype=self.dtype, chat=self.chat, unroll=False)
+        asked = sweeps.Asked(
+            games=self.games,
+            ks=tuple(sorted(self.ks)) if self.ks is not None else tuple(sweeps.layers(a)),
+            js=tuple(sorted(self.js)) if self.js is not None else tuple(sweeps.layers(b)),
+            grafts=self.grafts,
+            decode=self.decode,
+            text=self.text,
+            into=self.into,
+            n=self.n,
+            seed=self.seed,
+            names=self.names,
+            memory=None if self.memory is None else int(self.memory * 2**30),
+        )
+        recorded = {"a": self.a, "b": self.b, "chat": self.chat, "dtype": self.dtype}
+        sweeps.run(asked, a, b, self.out, resume=self.resume, recorded=recorded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +240,22 @@ class TrainPair:
         train_and_save(self.model, self.out, steps=self.steps, seed=self.seed)
 
 
-COMMANDS = {"demo": Demo, "play": Play, "convert": Convert, "train-pair": TrainPair}
+def load_pair(a: str, b: str, *, dtype: str, chat: bool, unroll: bool | None = None):
+    """Two agents, or one twice; pair:a and pair:b are the embedded ones."""
+    import jax.numpy as jnp
+
+    from jaxcomm.converters import agent_from_hf
+    from jaxcomm.evals import pair
+
+    def load(name: str):
+        path = pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name
+        return agent_from_hf(path, getattr(jnp, dtype), chat=chat, name=name, unroll=unroll)
+
+    sender = load(a)
+    return sender, sender if b == a else load(b)
+
+
+COMMANDS = {"demo": Demo, "play": Play, "sweep": Sweep, "convert": Convert, "train-pair": TrainPair}
 
 
 def main() -> None:

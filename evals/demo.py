@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich
 import rich.table
@@ -20,16 +19,14 @@ from jaxcomm.converters import agent_from_hf
 from jaxcomm.evals import figures
 from jaxcomm.evals.games import GAMES, Item
 from jaxcomm.evals.pair import folder
-from jaxcomm.evals.pair.text import statements
-from jaxcomm.evals.play import Outcome, check_file, layer_map, play, states, write_lines, write_whole
-from jaxcomm.evals.scores import Interval, difference
+from jaxcomm.evals.play import Outcome, check_file, play, write_lines, write_whole
+from jaxcomm.evals.scores import difference
+from jaxcomm.evals.sweeps import fit, layer_map, layers, own_statements, percent
 from jaxcomm.graft import GRAFTS
-from jaxcomm.mapping import fit_maps
 from jaxcomm.protocols import Control
 
-REPORT, SELECT, FIT = 0, 1, 2
-"""Seeds: of the games that are reported, of those (k, j) is chosen on, of the sentences W is fitted on."""
-SENTENCES = 1000
+REPORT, SELECT = 0, 1
+"""Seeds: of the games that are reported, and of those (k, j) is chosen on."""
 SELECT_GAMES = 40
 ANSWER_TOKENS = 8
 
@@ -39,17 +36,6 @@ def draw(game: str) -> tuple[list[Item], list[Item]]:
     report = GAMES[game](REPORT)
     others = [item for item in GAMES[game](SELECT, 2 * SELECT_GAMES) if item not in report]
     return report, others[:SELECT_GAMES]
-
-
-def fit(a: Agent, b: Agent, game: str) -> jax.Array:
-    """W from every layer of A into every layer of B, [L_A + 1, L_B + 1, D_B, D_A], fitted on the states at the last
-    token of statements of the game's kind: the paper's recipe, in-distribution (appendix B.3), in closed form."""
-    sentences, batches = list(itertools.islice(statements(game, FIT), SENTENCES)), ([], [])
-    for agent, collected in zip((a, b), batches, strict=True):
-        tokens, mask = agent.read(sentences)
-        for rows in np.split(np.arange(SENTENCES), SENTENCES // SELECT_GAMES):  # the layer maps' shape: compiled once
-            collected.append(states(agent.params, tokens[rows], mask=mask[rows], last=True))
-    return fit_maps(*(jnp.concatenate(collected, axis=1) for collected in batches))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +61,16 @@ class Choice:
 
 def search(sender: Agent, b: Agent, game: str, items: list[Item]) -> Choice:
     """Every (k, j); with a W, into each layer of B's upper half: what a statement says has not reached the lower ones."""
-    maps = None if sender is b else fit(sender, b, game)
-    layers, title = b.params.config.layers, f"layer map {sender.name} -> {b.name}, {game}"
+    if sender is b:
+        maps, upper = None, (None,)
+    else:
+        every = [range(agent.params.config.layers + 1) for agent in (sender, b)]
+        maps, upper = fit(sender, b, own_statements(game), *every).W, every[1][len(every[1]) // 2 + 1 :]
     tried = {
         into: layer_map(
-            items, sender, b, W=None if maps is None else maps[:, into], max_new_tokens=ANSWER_TOKENS, title=title
+            items, sender, b, maps=None if maps is None else maps[1:, into, None], max_new_tokens=ANSWER_TOKENS
         )
-        for into in ((None,) if maps is None else range(layers // 2 + 1, layers + 1))
+        for into in upper
     }
     into = max(tried, key=lambda into: tried[into].max())
     k, j = (int(i) + 1 for i in np.unravel_index(np.argmax(tried[into]), tried[into].shape))
@@ -144,10 +133,6 @@ def play_everything() -> Results:
     return results
 
 
-def percent(x: Interval) -> str:
-    return f"{100 * x.value:.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
-
-
 def accuracy_table(title: str, rows: dict[str, list[Outcome]]) -> rich.table.Table:
     """Exact match and compute, one line per method."""
     table = rich.table.Table(title=title, title_justify="left")
@@ -207,12 +192,20 @@ def run(out: Path, json: Path | None) -> None:
     console.print("\nWhat B said after A's activation was grafted in:")
     for transcript in transcripts(results):
         console.print(transcript, markup=False, highlight=False, soft_wrap=True)
-    maps = {
-        f"{pair}, {game.replace('_', ' ')}\n{choice}": (choice.accuracies, choice.k, choice.j)
+    senders = {f"{sender.name} -> {results.b.name}": sender for sender in (results.a, results.b)}
+    maps = [
+        figures.LayerMap(
+            f"{pair}, {game.replace('_', ' ')}\n{choice}",
+            100 * choice.accuracies,
+            layers(senders[pair]),
+            layers(results.b),
+            (choice.k, choice.j),
+        )
         for pair, by_game in results.choices.items()
         for game, choice in by_game.items()
-    }
-    write_whole(out / "layers.png", figures.layer_maps(maps, columns=len(GAMES)))
+    ]
+    pictures = figures.contours(maps, label="exact match, %", columns=len(GAMES), limits=(0, 100))
+    write_whole(out / "layers.png", pictures)
     summaries = [o.summary() for o in results.every()]
     write_lines(out / "results.jsonl", summaries)
     write_lines(out / "items.jsonl", [row for o in results.every() for row in o.rows()])

@@ -45,8 +45,9 @@ class LayerMap:
 
 
 def span(maps: Sequence[LayerMap]) -> tuple[float, float]:
-    """The least and the greatest value of all maps."""
-    return float(min(m.values.min() for m in maps)), float(max(m.values.max() for m in maps))
+    """The least and the greatest value of all maps; of equal values, half below and half above them."""
+    low, high = float(min(m.values.min() for m in maps)), float(max(m.values.max() for m in maps))
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def edges(layers: Sequence[int]) -> np.ndarray:
@@ -68,7 +69,7 @@ def inward(layers: Sequence[int], layer: int) -> int:
 def contours(maps: Sequence[LayerMap], *, label: str, columns: int, limits: tuple[float, float] | None = None) -> bytes:
     """Filled contour maps as in Figure 2 of Ramesh & Li (2025) as a PNG, `columns` in a row, the best cell starred.
 
-    One colour bar serves all; `limits` are its ends, by default the least and the greatest value.
+    One colour bar serves all; `limits` are its ends, by default the least and the greatest value of all.
     """
     import matplotlib
 
@@ -77,9 +78,8 @@ def contours(maps: Sequence[LayerMap], *, label: str, columns: int, limits: tupl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm
     from matplotlib.ticker import MaxNLocator
-    from matplotlib.transforms import nonsingular
 
-    levels = MaxNLocator(nbins=12).tick_values(*nonsingular(*(limits or span(maps)), expander=0.05))
+    levels = np.asarray(MaxNLocator(nbins=12).tick_values(*(limits or span(maps))))
     norm = BoundaryNorm(levels, ncolors=256, clip=True)
     rows = -(-len(maps) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 4.1 * rows), squeeze=False, layout="constrained")
@@ -112,23 +112,24 @@ def draw(axis: Axes, layer_map: LayerMap, norm: Normalize, levels: np.ndarray) -
         va="bottom" if up > 0 else "top",
         bbox=dict(boxstyle="round,pad=0.2", facecolor="white", edgecolor="none", alpha=0.8),
     )
-    axis.set_title(layer_map.title, parse_math=False)
+    axis.set_title(layer_map.title, fontsize="medium", parse_math=False)
     axis.set(xlabel=J_AXIS, ylabel=K_AXIS, xticks=ticks(js), yticks=ticks(ks))
 
 
 def page(title: str, groups: Mapping[str, tuple[str, Sequence[LayerMap]]], text: str) -> str:
     """One page of HTML that needs no network: `text` as it stands, then the maps of every group side by side.
 
-    groups[heading] = the colour bar's label, and maps that share the colour bar. Pointing at a cell shows its k, j and value.
+    groups[heading] = the colour bar's label and the maps that share it. Pointing at a cell shows its k, j and value.
     """
     parts = [f"<h1>{html.escape(title)}</h1>", f"<pre>{html.escape(text)}</pre>"]
     for index, (heading, (label, maps)) in enumerate(groups.items()):
-        # A name for every div: plotly's own are random. The script is 5 MB, so only the first figure brings it.
+        # A name for every div: plotly's own are random. The script is 5 MB, so only the first figure brings it. Its
+        # tool bar would cover the titles.
         figure = heat_maps(label, maps).to_html(
             full_html=False,
             include_plotlyjs=index == 0,
             div_id=f"group-{index}",
-            config={"displaylogo": False, "responsive": True},
+            config={"displayModeBar": False},
         )
         parts += [f"<h2>{html.escape(heading)}</h2>", figure]
     body = "\n".join(parts)
@@ -153,17 +154,17 @@ def heat_maps(label: str, maps: Sequence[LayerMap]) -> Figure:
         rows,
         columns,
         subplot_titles=[markup(m.title) for m in maps],
-        horizontal_spacing=0.075,
+        horizontal_spacing=0.22 / columns,
         vertical_spacing=0.3 / rows,
     )
     for index, layer_map in enumerate(maps):
-        cell = dict(row=index // columns + 1, col=index % columns + 1)
+        row, column = index // columns + 1, index % columns + 1
         ks, js, (k, j) = list(layer_map.ks), list(layer_map.js), layer_map.best
         values = layer_map.values.tolist()
         hover = "k = %{y}<br>j = %{x}<br>%{z:.4~g}<extra></extra>"
-        figure.add_trace(go.Heatmap(x=js, y=ks, z=values, hovertemplate=hover, coloraxis="coloraxis"), **cell)
+        figure.add_trace(go.Heatmap(x=js, y=ks, z=values, hovertemplate=hover, coloraxis="coloraxis"), row, column)
         star = dict(symbol="star", size=14, color="red", line=dict(color="white", width=1))
-        figure.add_trace(go.Scatter(x=[j], y=[k], mode="markers", marker=star, hoverinfo="skip"), **cell)
+        figure.add_trace(go.Scatter(x=[j], y=[k], mode="markers", marker=star, hoverinfo="skip"), row, column)
         figure.add_annotation(
             x=j,
             y=k,
@@ -172,18 +173,23 @@ def heat_maps(label: str, maps: Sequence[LayerMap]) -> Figure:
             xshift=24 * inward(js, j),
             yshift=16 * inward(ks, k),
             bgcolor="rgba(255, 255, 255, 0.8)",
-            **cell,
+            row=row,
+            col=column,
         )
         for update, axis_title, layers in ((figure.update_xaxes, J_AXIS, js), (figure.update_yaxes, K_AXIS, ks)):
             first, *_, last = edges(layers).tolist()
-            update(title=axis_title, title_standoff=6, tickvals=ticks(layers), range=[first, last], **cell)
+            update(title=dict(text=axis_title, standoff=6, font=dict(size=12)), row=row, col=column)
+            update(tickvals=ticks(layers), tickangle=0, range=[first, last], row=row, col=column)
     low, high = span(maps)
+    bar = dict(title=dict(text=markup(label), side="right"))
+    figure.update_annotations(font_size=13)
     figure.update_layout(
         template="plotly_white",
-        height=400 * rows,
+        width=340 * columns + 110,
+        height=380 * rows,
         margin=dict(l=60, r=20, t=60, b=50),
         showlegend=False,
-        coloraxis=dict(colorscale="Viridis", cmin=low, cmax=high, colorbar=dict(title=markup(label))),
+        coloraxis=dict(colorscale="Viridis", cmin=low, cmax=high, colorbar=bar),
     )
     return figure
 

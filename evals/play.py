@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import operator
 import os
 import tempfile
 import time
@@ -14,22 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from jaxcomm.agent import Agent
-from jaxcomm.communicate import read_prompt, resume
 from jaxcomm.evals.games import Item
 from jaxcomm.evals.scores import Interval, accuracy, exact_match, normalised_match
-from jaxcomm.generate import decode
-from jaxcomm.graft import apply_graft
-from jaxcomm.model import hidden_states
 from jaxcomm.protocols import PROTOCOLS, Reply
-
-states = jax.jit(hidden_states, static_argnames="last")
-read = jax.jit(read_prompt)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,49 +104,6 @@ def play(
     return Outcome(game, f"{a.name} -> {b.name}", protocol, kept | settings, items, replies, seconds)
 
 
-def layer_map(
-    items: Sequence[Item],
-    a: Agent,
-    b: Agent,
-    *,
-    graft: str = "replace",
-    W=None,
-    max_new_tokens: int = 16,
-    title: str = "",
-) -> np.ndarray:
-    """Exact match of activation communication at every k = 1 .. L_A (rows) and j = 1 .. L_B (columns).
-
-    W: one map for every layer of A, [L_A + 1, D_B, D_A], or None. Each model reads its prompts once; one program serves
-    every j, and all k of a j are one batch in it.
-    """
-    tokens_a, mask_a = a.read([i.prompt_a for i in items])
-    tokens_b, mask_b = b.read([i.prompt_b for i in items], max_new_tokens)
-    sent = states(a.params, tokens_a, mask=mask_a, last=True)[1:]
-    prompt = read(b.params, tokens_b, mask=mask_b)
-    stops = jnp.asarray(b.stop_tokens, jnp.int32)
-    maps = None if W is None else W[1:]
-    columns = []
-    for j in tqdm.trange(1, b.params.config.layers + 1, desc=title, leave=False):
-        out = _column(b.params, prompt, sent, maps, j, stops, graft=graft, max_new_tokens=max_new_tokens)
-        out = jax.device_get(out)  # whole: slicing on the device waits for every slice
-        texts = (b.text(jax.tree.map(operator.itemgetter(k), out)) for k in range(len(sent)))
-        columns.append([np.mean([exact_match(t, i.answer) for t, i in zip(x, items, strict=True)]) for x in texts])
-    return np.array(columns).T
-
-
-@functools.partial(jax.jit, static_argnames=("graft", "max_new_tokens"))
-def _column(params, prompt, messages, maps, j, stop_tokens, graft, max_new_tokens):
-    """What B says at one j for every message [K, B, D_A]."""
-
-    def cell(message, W):
-        edited = apply_graft(graft, message, prompt.states[j], W)
-        logits, cache = resume(params, prompt, edited, j)
-        past = (prompt.earlier,)
-        return decode(params, logits, cache, past=past, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens)
-
-    return jax.vmap(cell)(messages, maps)
-
-
 def check_file(path: Path | None) -> None:
     """OSError before the work, not after it, if results cannot be written there."""
     if path is not None and path.is_dir():
@@ -177,6 +122,8 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:

@@ -58,6 +58,21 @@ def difference(hits: Sequence[bool], others: Sequence[bool], seed: int = 0) -> I
     return _bootstrap(x, seed)
 
 
+def sign_flip(hits: Sequence[bool], others: Sequence[bool], seed: int = 0) -> float:
+    """p-value of one method being no better or worse than another on the same games: how often the mean paired
+    difference is as large when every game's sign is drawn anew (two-sided, 9999 draws, or every pattern if fewer)."""
+    x = np.asarray(hits, float) - np.asarray(others, float)
+    result = scipy.stats.permutation_test(
+        (x,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",
+        n_resamples=9999,
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
 def _bootstrap(x: np.ndarray, seed: int) -> Interval:
     result = scipy.stats.bootstrap(
         (x,),

@@ -1,7 +1,7 @@
 """Language models that communicate through activations.
 
 The core: `Params` (weights with their architecture), `prefix` / `suffix` / `forward` / `hidden_states`, `generate`,
-`communicate` and its parts. Checkpoints come from `jaxcomm.converters`, games and the command line from `jaxcomm.evals`.
+`communicate` and its parts, `sweep` for every layer pair at once. Checkpoints come from `jaxcomm.converters`, games and the command line from `jaxcomm.evals`.
 """
 
 from jaxcomm.agent import Agent
@@ -10,18 +10,23 @@ from jaxcomm.communicate import communicate, communicate_logits, receive, send
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.generate import Generation, Sampling, decode, generate, left_pad
 from jaxcomm.graft import GRAFTS, apply_graft
-from jaxcomm.mapping import fit_maps
+from jaxcomm.mapping import Maps, fit_maps
 from jaxcomm.model import Params, forward, hidden_states, init, prefill, prefix, suffix
+from jaxcomm.sharding import shard
+from jaxcomm.sweep import AnswerSweep, Sweep, sweep, sweep_answers
 
 __all__ = [
     "GRAFTS",
     "Agent",
+    "AnswerSweep",
     "Generation",
     "KVCache",
+    "Maps",
     "ModelConfig",
     "Params",
     "Rope",
     "Sampling",
+    "Sweep",
     "apply_graft",
     "communicate",
     "communicate_logits",
@@ -36,5 +41,8 @@ __all__ = [
     "prefix",
     "receive",
     "send",
+    "shard",
     "suffix",
+    "sweep",
+    "sweep_answers",
 ]

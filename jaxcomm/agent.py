@@ -61,6 +61,32 @@ class Agent:
         limit = self.params.config.max_positions - new
         return left_pad(rows, bucket(max(map(len, rows), default=0), limit))
 
+    def spell(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+        """Tokens [B, T] of each answer as they follow its prompt, -1 after the end: the tokenizer's own spelling, after a
+        space, or in a chat as a turn begins.
+
+        ValueError: an empty answer, or one whose first letters change how the prompt's end is cut into tokens.
+        """
+        rows = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            begin = self.encode(prompt)
+            if self.chat:
+                row = self.tokenizer.encode(answer, add_special_tokens=False)
+            else:
+                whole = self.encode(f"{prompt} {answer}")
+                if whole[: len(begin)] != begin:
+                    raise ValueError(
+                        f"{answer!r} does not follow {prompt!r} in tokens: end the prompt with punctuation"
+                    )
+                row = whole[len(begin) :]
+            if not row:
+                raise ValueError(f"the answer {answer!r} has no tokens")
+            rows.append(row)
+        spelled = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+        for i, row in enumerate(rows):
+            spelled[i, : len(row)] = row
+        return spelled
+
     def text(self, out: Generation) -> list[str]:
         """What was written, row by row, without special tokens and surrounding space."""
         out = jax.device_get(out)

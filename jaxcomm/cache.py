@@ -38,9 +38,7 @@ class KVCache(struct.PyTreeNode):
     def extend(self, columns: int) -> KVCache:
         """The same with so many free columns after it."""
         free = lambda a: jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, columns), (0, 0)])
-        positions = jnp.pad(
-            self.positions, [(0, 0)] * (self.positions.ndim - 1) + [(0, columns)], constant_values=-1
-        )
+        positions = jnp.pad(self.positions, [(0, 0)] * (self.positions.ndim - 1) + [(0, columns)], constant_values=-1)
         return KVCache(jax.tree.map(free, self.k), jax.tree.map(free, self.v), positions)
 
     def announce(self, positions: Int[Array, "B T"], column) -> KVCache:

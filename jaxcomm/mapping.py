@@ -42,9 +42,7 @@ class Moments(struct.PyTreeNode):
 
     @classmethod
     def of(cls, a: Float[Array, "K n DA"], b: Float[Array, "J n DB"]) -> Moments:
-        return cls(
-            jnp.einsum("knd,kne->kde", a, a), jnp.einsum("knd,jne->kjde", a, b), jnp.einsum("jnd,jnd->j", b, b)
-        )
+        return cls(jnp.einsum("knd,kne->kde", a, a), jnp.einsum("knd,jne->kjde", a, b), jnp.einsum("jnd,jnd->j", b, b))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -76,9 +74,7 @@ def _solve(fit: Moments, held: Moments, ridges) -> Maps:
         errors = jax.lax.map(error, ridges)  # [ridges, J]
         best = jnp.argmin(jnp.where(jnp.isnan(errors), jnp.inf, errors), axis=0)
         # Once more with every sentence: ridge by ridge, since one factorisation serves every j.
-        choose = lambda i, W: jnp.where(
-            (best == i)[:, None, None], solve(aa + held_aa, ab + held_ab, ridges[i]), W
-        )
+        choose = lambda i, W: jnp.where((best == i)[:, None, None], solve(aa + held_aa, ab + held_ab, ridges[i]), W)
         W = jax.lax.fori_loop(0, len(ridges), choose, jnp.swapaxes(jnp.zeros_like(ab), 1, 2))
         return Maps(W, ridges[best], jnp.take_along_axis(errors, best[None], axis=0)[0])
 
@@ -116,7 +112,9 @@ def fit_maps(
     sums, seen = None, 0
     for (tokens_a, mask_a), (tokens_b, mask_b) in batches:
         if len(tokens_a) != len(tokens_b):
-            raise ValueError(f"a batch has {len(tokens_a)} sentences for A and {len(tokens_b)} for B: give both the same")
+            raise ValueError(
+                f"a batch has {len(tokens_a)} sentences for A and {len(tokens_b)} for B: give both the same"
+            )
         a = _states(params_a, tokens_a, mask=mask_a)[np.array(ks)]
         b = _states(params_b, tokens_b, mask=mask_b)[np.array(js)]
         held = (seen + np.arange(len(tokens_a))) % HELD_OUT == HELD_OUT - 1

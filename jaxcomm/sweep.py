@@ -333,7 +333,9 @@ class Plan:
             resolve(graft)
         self.games = len(tokens_b)
         if len(tokens_a) != self.games or not self.games:
-            raise ValueError(f"A has {len(tokens_a)} prompts, B has {self.games}: give one of each per game, and at least one")
+            raise ValueError(
+                f"A has {len(tokens_a)} prompts, B has {self.games}: give one of each per game, and at least one"
+            )
         shapes = [(len(self.ks), n, params_b.config.width, params_a.config.width) for n in (len(self.js), 1)]
         if maps is not None and maps.shape not in shapes:
             raise ValueError(f"maps is {maps.shape}: give one W per (k, j), {shapes[0]}, or one per k, {shapes[1]}")
@@ -443,6 +445,12 @@ class Plan:
         trim = lambda a: np.swapaxes(np.asarray(a), 0, 1)[: len(chunk.cells), : len(chunk.games)]
         host = {name: trim(a) for name, a in jax.device_get(out).items()}
         return host if steps is None else host | {"forwarded": np.int64(steps) * self.sizes.games * self.sizes.slots}
+
+    def work(self, chunk: Chunk) -> int:
+        """Token-layers a chunk may take: tokens of all cells times the blocks each goes through."""
+        layers = np.array(self.js)[self.cells[chunk.cells.start : chunk.cells.stop, 2]]
+        blocks = self.params_b.config.layers - (0 if self.answers is None else layers.min())
+        return int(self.sizes.games * self.sizes.cells * self.new * max(blocks, 1))
 
     def gather(self, results: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """The chunks' results, in the order of `chunks`, as arrays [grafts, ks, js, games, ..]."""

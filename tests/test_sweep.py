@@ -126,7 +126,9 @@ def test_answers_log_probabilities_are_the_teacher_forced_ones(llama, wide, aske
         )
         want = jnp.take_along_axis(jax.nn.log_softmax(logits), answers[..., None], -1)[..., 0]
         assert_close(out.logprobs[0, k, j], want, f"{k}, {j}", 1e-4)
-    one = sweep_answers(llama.params, wide.params, ta, tb, answers[:, :1], ks=KS, js=JS, maps=maps, mask_a=ma, mask_b=mb)
+    one = sweep_answers(
+        llama.params, wide.params, ta, tb, answers[:, :1], ks=KS, js=JS, maps=maps, mask_a=ma, mask_b=mb
+    )
     assert_close(one.logprobs[..., 0], out.logprobs[..., 0], "one token", 1e-4)
 
 
@@ -232,9 +234,7 @@ def bytes_of(tree):
 def test_peak_memory_is_what_the_formula_says(monkeypatch, decoding, change):
     """The compiler's own analysis of every program, and what lives beside it, stays within the formula and near it."""
     s = dict(P=24, slots=8, vocab=512, new=6, games=8) | change
-    c = ModelConfig(
-        vocab=s["vocab"], width=128, layers=6, heads=4, kv_heads=2, head_dim=32, ff=384, max_positions=512
-    )
+    c = ModelConfig(vocab=s["vocab"], width=128, layers=6, heads=4, kv_heads=2, head_dim=32, ff=384, max_positions=512)
     params, tokens = init(jax.random.key(0), c), prompts(s["games"], s["P"])
     how = dict(max_new_tokens=s["new"]) if decoding else dict(answers=prompts(s["games"], s["new"]))
     sizes = Sizes(s["games"], 30 if decoding else s["slots"], s["slots"])
@@ -264,8 +264,10 @@ def test_cells_share_the_prompt_they_continue(llama):
     p, tokens = llama.params, prompts(2, 512)
     temps = []
     for slots in (4, 8):
-        plan = Plan(p, p, tokens, tokens, ks=range(5), js=range(5), max_new_tokens=2, sizes=Sizes(2, 8, slots), mesh=ONE)
-        sent, own, prompt, last, *_ = plan._read(plan.chunks[0].games)
+        plan = Plan(
+            p, p, tokens, tokens, ks=range(5), js=range(5), max_new_tokens=2, sizes=Sizes(2, 8, slots), mesh=ONE
+        )
+XX(plan.chunks[0].games)
         edits = jnp.zeros((2, 8, 48))
         compiled = module._decode.lower(
             p, prompt, last, edits, jnp.zeros(8, jnp.int32), jnp.int32(8), plan.stop_tokens, None, None,
@@ -284,7 +286,9 @@ def test_a_memory_budget_cuts_and_does_not_change(llama, asked, whole):
     plan = Plan(p, p, ta, tb, max_new_tokens=5, memory=2 * needed, **how)
     assert len(plan.chunks) > 4 and plan.need(p, p, None, plan.sizes) <= 2 * needed
     np.testing.assert_array_equal(plan.gather([plan.run(c) for c in plan.chunks])["tokens"], whole[0].tokens)
-    with pytest.raises(ValueError, match=f"budget of {needed - 1} bytes is too small: one cell of one game needs {needed}"):
+    with pytest.raises(
+        ValueError, match=f"budget of {needed - 1} bytes is too small: one cell of one game needs {needed}"
+    ):
         sweep(p, p, ta, tb, max_new_tokens=5, memory=needed - 1, **how)
 
 
@@ -311,7 +315,9 @@ def test_bad_input_is_one_clear_line(llama, wide, change, message):
 
 
 def test_answers_that_are_none_are_refused(llama):
-    go = lambda answers: sweep_answers(llama.params, llama.params, prompts(2, 4), prompts(2, 4), answers, ks=(1,), js=(1,))
+    go = lambda answers: sweep_answers(
+        llama.params, llama.params, prompts(2, 4), prompts(2, 4), answers, ks=(1,), js=(1,)
+    )
     for answers, message in (
         (np.array([[1, 2]]), "1 answers for 2 games"),
         (np.array([[1, -1], [-1, -1]]), "at least one token"),

@@ -1,0 +1,120 @@
+"""Run folders: what was asked, and what is done of it, each piece whole or not there.
+
+    run.json           what makes this run this run: settings, seeds, versions, fingerprints of the models
+    chunks/*.parquet   finished pieces, each written at once when it is done
+    results.parquet    all of them
+
+A run that was stopped, by whatever, goes on where it was; the same bytes come out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxcomm.evals.play import write_whole
+from jaxcomm.model import Params
+
+
+def fingerprint(params: Params) -> str:
+    """Of architecture, dtype and every weight; the same for stacked and unrolled layers."""
+    digest = hashlib.sha256(repr((params.config, params.dtype.name)).encode())
+    blocks = params.blocks if params.unrolled else None
+    for i in range(params.config.layers):
+        layer = blocks[i] if blocks else jax.tree.map(lambda a, i=i: a[i], params.blocks)
+        for leaf in jax.tree.leaves(layer):
+            digest.update(np.asarray(leaf).tobytes())
+    for leaf in jax.tree.leaves((params.embed, params.norm, params.head)):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions and devices: what may change the last bits of a result."""
+    versions = {
+        name: importlib.metadata.version(name) for name in ("jaxcomm", "jax", "jaxlib", "transformers", "numpy")
+    }
+    devices = jax.local_devices()
+    return {"python": platform.python_version(), **versions, "device": devices[0].device_kind, "devices": len(devices)}
+
+
+class RunFolder:
+    """A folder that belongs to one run.
+
+    config: JSON; a folder that holds another is refused. plan: made once, when the run begins, and the same when it
+    goes on (what depends on the machine's state of that hour, such as chunk sizes).
+    ValueError: the folder is of a different run, or of this one and `resume` was not asked for. OSError: not writable.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], plan: Callable[[], Any], *, resume: bool):
+        self.path, self.chunks = path, path / "chunks"
+        config = json.loads(json.dumps(config))
+        if path.is_file():
+            raise NotADirectoryError(f"{path} is a file: name a folder")
+        record = path / "run.json"
+        if record.exists():
+            kept = json.loads(record.read_text())
+            if different := _differences(kept["config"], config):
+                raise ValueError(f"{path} holds a different run ({'; '.join(different)}): choose another folder")
+            if not resume:
+                raise ValueError(f"{path} holds this run already: add --resume to go on, or choose another folder")
+            self.plan = kept["plan"]
+            for leftover in [*path.glob(".*.*"), *self.chunks.glob(".*.*")]:  # of a write that was killed
+                leftover.unlink()
+            return
+        if path.exists() and any(p.name != "chunks" and not p.name.startswith(".") for p in path.iterdir()):
+            raise ValueError(f"{path} is not empty and holds no run: choose another folder")
+        self.chunks.mkdir(parents=True, exist_ok=True)
+        self.plan = json.loads(json.dumps(plan()))
+        write_whole(record, (json.dumps({"config": config, "plan": self.plan}, indent=1) + "\n").encode())
+
+    def done(self, name: str) -> bool:
+        return (self.chunks / f"{name}.parquet").exists()
+
+    def write(self, name: str, columns: Mapping[str, Any]) -> None:
+        """A finished piece. OSError (a full disk): it is not there, the others are."""
+        self.put(f"chunks/{name}.parquet", parquet(pa.table(dict(columns))))
+
+    def read(self, name: str) -> pa.Table:
+        """ValueError if the file is not what was written."""
+        path = self.chunks / f"{name}.parquet"
+        try:
+            return pq.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it and add --resume") from error
+
+    def put(self, name: str, data: bytes) -> None:
+        write_whole(self.path / name, data)
+
+
+def parquet(table: pa.Table) -> bytes:
+    """The same bytes for the same table."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _differences(kept: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*kept, *asked}):
+        old, new = kept.get(key), asked.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {_short(old)} there, {_short(new)} here")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,430 @@
+"""Layer sweeps over the games: computed chunk by chunk into a run folder, drawn, and reported without a selection effect.
+
+The best of many cells is partly luck, so a cell that is chosen and reported on the same questions looks better than it
+is. Here it is chosen on one half of the questions and reported on the other, beside silence and every control.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import numpy as np
+import pyarrow as pa
+import rich.console
+import rich.table
+import tqdm
+
+from jaxcomm.agent import Agent
+from jaxcomm.evals import figures
+from jaxcomm.evals.games import GAMES, Item
+from jaxcomm.evals.pair.text import statements
+from jaxcomm.evals.play import play
+from jaxcomm.evals.runs import RunFolder, fingerprint, parquet, surroundings
+from jaxcomm.evals.scores import Interval, accuracy, difference, exact_match, sign_flip
+from jaxcomm.generate import Generation
+from jaxcomm.mapping import Maps, fit_maps
+from jaxcomm.protocols import Control
+from jaxcomm.sweep import Chunk, Plan, Sizes
+
+SENTENCES, BATCH = 1000, 40
+FIT = 2
+"""Seed of the game's own statements that W is fitted on; no game is drawn with it."""
+STATEMENTS = "statements"
+
+
+def fit(a: Agent, b: Agent, sentences: Sequence[str], ks: Sequence[int], js: Sequence[int]) -> Maps:
+    """W from layers ks of A to layers js of B, from the states at the last token of the sentences."""
+
+    def batches() -> Iterator[tuple[Any, Any]]:
+        both = [agent.read(sentences) for agent in (a, b)]  # padded alike: one program
+        for rows in np.split(np.arange(len(sentences)), range(BATCH, len(sentences), BATCH)):
+            yield tuple((tokens[rows], mask[rows]) for tokens, mask in both)
+
+    return fit_maps(a.params, b.params, batches(), ks=ks, js=js)
+
+
+def own_statements(game: str) -> list[str]:
+    """What A reads in a game, but none of its games: the paper's in-distribution text (appendix B.3)."""
+    return list(itertools.islice(statements(game, FIT), SENTENCES))
+
+
+def plan_game(items: Sequence[Item], a: Agent, b: Agent, *, max_new_tokens: int | None, **how) -> Plan:
+    """A sweep over a game: decoded if there is a number of tokens to write, else the exact match of its answers."""
+    tokens_a, mask_a = a.read([i.prompt_a for i in items])
+    prompts_b = [i.prompt_b for i in items]
+    answers = None if max_new_tokens else b.spell(prompts_b, [i.answer for i in items])
+    room = max_new_tokens or answers.shape[1] + 1  # pyright: ignore[reportOptionalMemberAccess]
+    tokens_b, mask_b = b.read(prompts_b, room)
+    return Plan(
+        a.params, b.params, tokens_a, tokens_b, mask_a=mask_a, mask_b=mask_b, answers=answers,
+        max_new_tokens=max_new_tokens or 1, stop_tokens=b.stop_tokens, **how,
+    )  # fmt: skip
+
+
+def texts(b: Agent, tokens: np.ndarray) -> np.ndarray:
+    """What tokens [.., T] say, as strings [..]. Cells say the same few things: each is put together once."""
+    rows, back = np.unique(tokens.reshape(-1, tokens.shape[-1]), axis=0, return_inverse=True)
+    said = b.text(Generation(rows, np.zeros(rows.shape, np.float32), (rows >= 0).sum(axis=-1)))
+    return np.array(said, object)[back.reshape(tokens.shape[:-1])]
+
+
+def right(said: np.ndarray, items: Sequence[Item]) -> np.ndarray:
+    """Exact match of texts [.., items]."""
+    return np.vectorize(exact_match, otypes=[bool])(said, [i.answer for i in items])
+
+
+def layer_map(items: Sequence[Item], a: Agent, b: Agent, *, maps=None, max_new_tokens: int = 16) -> np.ndarray:
+    """Exact match, decoded, of `replace` at every k = 1 .. L_A (rows) and j = 1 .. L_B (columns). maps: as `sweep`'s."""
+    ks, js = layers(a), layers(b)
+    plan = plan_game(items, a, b, ks=ks, js=js, maps=maps, max_new_tokens=max_new_tokens)
+    tokens = plan.gather([plan.run(chunk) for chunk in plan.chunks])["tokens"][0]
+    return right(texts(b, tokens), items).mean(axis=-1)
+
+
+def layers(agent: Agent) -> list[int]:
+    """1 .. L."""
+    return list(range(1, agent.params.config.layers + 1))
+
+
+# Computing ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A sweep as it is asked for; with the models' fingerprints and the versions it makes a run what it is."""
+
+    games: tuple[str, ...]
+    ks: tuple[int, ...]
+    js: tuple[int, ...]
+    grafts: tuple[str, ...]
+    decode: int | None
+    """Also write so many tokens in every cell."""
+    text: str | None
+    """W per cell: `STATEMENTS`, or a file with a sentence per line. None: no W."""
+    into: int | None
+    """The layer of B that W maps into, if it is not the one it is grafted at."""
+    n: int | None
+    seed: int
+    names: str
+    memory: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One game, scored in one way."""
+
+    game: str
+    kind: str
+    """answers or decoded"""
+    plan: Plan
+
+    def name(self, index: int) -> str:
+        return f"{self.game}-{self.kind}-{index:05d}"
+
+
+def columns(
+    task: Task, chunk: Chunk, result: Mapping[str, np.ndarray], b: Agent, items: Sequence[Item]
+) -> dict[str, Any]:
+    """A finished chunk as a table: one row per cell and question."""
+    plan, games = task.plan, list(chunk.games)
+    g, k, j = np.repeat(plan.cells[chunk.cells.start : chunk.cells.stop], len(games), axis=0).T
+    flat = lambda a: a.reshape(-1, *a.shape[2:])
+    rows = {
+        "game": pa.array([task.game] * len(g)),
+        "graft": pa.array(np.array(plan.grafts)[g].tolist()),
+        "k": pa.array(np.array(plan.ks, np.int32)[k]),
+        "j": pa.array(np.array(plan.js, np.int32)[j]),
+        "question": pa.array(np.tile(np.array(games, np.int32), len(chunk.cells))),
+    }
+    logprobs = flat(result["logprobs"])
+    if task.kind == "answers":
+        asked = plan.answers[0] >= 0
+        used = (asked | plan.answers[1])[np.tile(games, len(chunk.cells))]
+        rows["exact"] = pa.array(flat(result["exact"]))
+        rows["logprob"] = pa.array(logprobs.sum(axis=-1))
+        rows["token_logprobs"] = pa.array(
+            [row[u].tolist() for row, u in zip(logprobs, used, strict=True)], pa.list_(pa.float32())
+        )
+        return rows
+    tokens = flat(result["tokens"])
+    said = texts(b, result["tokens"])
+    written = tokens >= 0
+    rows["text"] = pa.array(flat(said).tolist())
+    rows["hit"] = pa.array(flat(right(said, [items[i] for i in games])))
+    rows["tokens"] = pa.array([row[w].tolist() for row, w in zip(tokens, written, strict=True)], pa.list_(pa.int32()))
+    rows["token_logprobs"] = pa.array(
+        [row[w].tolist() for row, w in zip(logprobs, written, strict=True)], pa.list_(pa.float32())
+    )
+    return rows
+
+
+_COMPILING = [0.0]
+
+
+@functools.cache
+def _watch_compilation() -> list[float]:
+    """Seconds this process has spent compiling, in a list of one."""
+
+    def add(name: str, seconds: float, **_) -> None:
+        _COMPILING[0] += seconds * name.startswith("/jax/core/compile")
+
+    jax.monitoring.register_event_duration_secs_listener(add)
+    return _COMPILING
+
+
+def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[str, Sequence[Item]]) -> None:
+    """Every chunk that is not in the folder yet. The time left is the work left at the median speed of the chunks done in this
+    process, compiling not counted."""
+    every = [(task, i, chunk) for task in tasks for i, chunk in enumerate(task.plan.chunks)]
+    work = {(t.game, t.kind, i): t.plan.work(chunk) for t, i, chunk in every}
+    todo = [(t, i, chunk) for t, i, chunk in every if not folder.done(t.name(i))]
+    left, paces, compiling = sum(work[t.game, t.kind, i] for t, i, _ in todo), [], _watch_compilation()
+    bar = tqdm.tqdm(
+        total=len(every), initial=len(every) - len(todo), bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} chunks{postfix}"
+    )
+    with bar:
+        for task, i, chunk in todo:
+            bar.set_description(f"{task.game}, {task.kind}")
+            start, compiled = time.perf_counter(), compiling[0]
+            result = task.plan.run(chunk)
+            seconds = time.perf_counter() - start - (compiling[0] - compiled)
+            folder.write(task.name(i), columns(task, chunk, result, b, items[task.game]))
+            cost = work[task.game, task.kind, i]
+            left -= cost
+            paces.append(seconds / cost)
+            bar.set_postfix_str(f"{tqdm.tqdm.format_interval(left * float(np.median(paces)))} left", refresh=False)
+            bar.update()
+
+
+def run(asked: Asked, a: Agent, b: Agent, out: Path, *, resume: bool, recorded: Mapping[str, Any]) -> None:
+    """Sweeps, keeps every finished chunk, then writes results.parquet, the pictures, sweep.html and report.txt.
+
+    recorded: what else makes this run what it is. ValueError, OSError: `RunFolder`'s, before anything is computed.
+    """
+    items = {
+        g: GAMES[g](asked.seed, names=asked.names, **({} if asked.n is None else {"n": asked.n})) for g in asked.games
+    }
+    kinds: dict[str, int | None] = {"answers": None} | ({"decoded": asked.decode} if asked.decode else {})
+    how = dict(ks=asked.ks, js=asked.js, grafts=asked.grafts)
+    plan_for = lambda game, kind, **more: plan_game(items[game], a, b, max_new_tokens=kinds[kind], **how, **more)
+
+    def sizes() -> dict[str, list[int]]:
+        pairs = itertools.product(asked.games, kinds)
+        return {
+            f"{g} {kind}": list(dataclasses.astuple(plan_for(g, kind, memory=asked.memory).sizes)) for g, kind in pairs
+        }
+
+    text = None if asked.text in (None, STATEMENTS) else Path(asked.text).read_bytes()
+    config = dataclasses.asdict(asked) | dict(recorded)
+    config |= {"text_sha256": None if text is None else hashlib.sha256(text).hexdigest()}
+    config |= {"fingerprint_a": fingerprint(a.params), "fingerprint_b": fingerprint(b.params), **surroundings()}
+    folder = RunFolder(out, config, sizes, resume=resume)
+
+    maps: dict[str, Any] = {}
+    if asked.text is not None:
+        for game in asked.games:
+            sentences = (
+                own_statements(game) if text is None else [line for line in text.decode().splitlines() if line.strip()]
+            )
+            into = asked.js if asked.into is None else (asked.into,)
+            maps[game] = fit(a, b, sentences, asked.ks, into).W
+    tasks = [
+        Task(g, kind, plan_for(g, kind, maps=maps.get(g), sizes=Sizes(*folder.plan[f"{g} {kind}"])))
+        for g, kind in itertools.product(asked.games, kinds)
+    ]
+    compute(folder, tasks, b, items)
+    report(folder, tasks, asked, a, b, items, maps)
+
+
+# Reporting ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """One game, [grafts, ks, js, questions]: exact match, the answers' log-probability, and decoded hits if there are."""
+
+    exact: np.ndarray
+    logprob: np.ndarray
+    decoded: np.ndarray | None
+
+    @property
+    def hits(self) -> np.ndarray:
+        return self.exact if self.decoded is None else self.decoded
+
+    def best(self, graft: int, questions: np.ndarray) -> tuple[int, int]:
+        """The (k, j), as indices, with most hits on these questions; of equals the one that finds the answers likeliest."""
+        hits = self.hits[graft][..., questions].mean(axis=-1)
+        likely = np.where(hits == hits.max(), self.logprob[graft][..., questions].mean(axis=-1), -np.inf)
+        k, j = np.unravel_index(np.argmax(likely), likely.shape)
+        return int(k), int(j)
+
+
+def collect(
+    folder: RunFolder, tasks: Sequence[Task], items: Mapping[str, Sequence[Item]]
+) -> tuple[pa.Table, dict[str, Cells]]:
+    """All finished chunks: one table, answers and decoded side by side, and per game its cells."""
+    tables, cells = [], {}
+    for game in items:
+        own = [t for t in tasks if t.game == game]
+        plan = own[0].plan
+        shape = (len(plan.grafts), len(plan.ks), len(plan.js), len(items[game]))
+        joined, found = None, {}
+        for task in own:
+            table = pa.concat_tables(folder.read(task.name(i)) for i in range(len(task.plan.chunks)))
+            index = [
+                np.array([list(values).index(v) for v in table[name].to_pylist()])
+                for name, values in (("graft", plan.grafts), ("k", plan.ks), ("j", plan.js))
+            ]
+            order = np.lexsort((table["question"].to_numpy(), *reversed(index)))
+            table = table.take(order)
+            for name in {"exact", "logprob", "hit"} & set(table.column_names):
+                found[name] = table[name].to_numpy().reshape(shape)
+            if joined is None:
+                joined = table.rename_columns({"token_logprobs": "answer_logprobs"})
+            else:
+                for name in ("text", "hit", "tokens", "token_logprobs"):
+                    joined = joined.append_column(name, table[name])
+        tables.append(joined)
+        cells[game] = Cells(found["exact"], found["logprob"], found.get("hit"))
+    return pa.concat_tables(tables), cells
+
+
+def percent(x: Interval) -> str:
+    return f"{100 * x.value:.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
+
+
+def best_table(asked: Asked, cells: Mapping[str, Cells], most: int = 3) -> rich.table.Table:
+    """The best cells of every game and graft, on all questions."""
+    title = (
+        "Best cells on all questions, % exact [95 % interval]; being the best of many, they look better than they are"
+    )
+    table = rich.table.Table(title=title, title_justify="left")
+    for column in ("game", "graft", "k", "j", "exact match", "mean log-probability of the answer"):
+        table.add_column(column, justify="left" if column in ("game", "graft") else "right")
+    for game, found in cells.items():
+        for g, graft in enumerate(asked.grafts):
+            hits, likely = found.hits[g], found.logprob[g].mean(axis=-1)
+            for flat in np.lexsort((-likely.ravel(), -hits.mean(axis=-1).ravel()))[:most]:
+                k, j = np.unravel_index(flat, likely.shape)
+                score = percent(accuracy(hits[k, j]))
+                table.add_row(game, graft, str(asked.ks[k]), str(asked.js[j]), score, f"{likely[k, j]:.2f}")
+    return table
+
+
+def halves_table(
+    asked: Asked,
+    cells: Mapping[str, Cells],
+    a: Agent,
+    b: Agent,
+    items: Mapping[str, Sequence[Item]],
+    maps: Mapping[str, Any],
+) -> rich.table.Table:
+    """The cell chosen on one half of the questions, on that half and on the other; there beside silence and the best
+    control, which are decoded as the cell then is."""
+    tokens = asked.decode or 16
+    title = (
+        "Layers chosen on one half of the questions, reported on the other, %; +: points above, paired, p by sign flips"
+    )
+    table = rich.table.Table(title=title, title_justify="left")
+    for name in (
+        "game",
+        "graft",
+        "k",
+        "j",
+        "half chosen on",
+        "other half",
+        "silent",
+        "+",
+        "p",
+        "best control",
+        "+",
+        "p",
+    ):
+        table.add_column(name)
+    for game, found in cells.items():
+        order = np.random.default_rng([asked.seed, 4]).permutation(len(items[game]))
+        chosen_on, reported = np.split(order, [len(order) // 2])
+        questions = [items[game][i] for i in reported]
+        played = functools.partial(play, game, questions, a=a, b=b, max_new_tokens=tokens)
+        silent = played(protocol="silent").hits
+        for g, graft in enumerate(asked.grafts):
+            k, j = found.best(g, chosen_on)
+            W = None if game not in maps else maps[game][k, j if maps[game].shape[1] > 1 else 0]
+            at = dict(protocol="activation", k=asked.ks[k], j=asked.js[j], graft=graft, W=W)
+            ours = played(**at).hits
+            controls = {name: played(**at, control=name).hits for name in get_args(Control)}
+            name = max(controls, key=lambda name: np.mean(controls[name]))
+            table.add_row(
+                game, graft, str(asked.ks[k]), str(asked.js[j]), percent(accuracy(found.hits[g, k, j, chosen_on])), percent(accuracy(ours)),
+                percent(accuracy(silent)), percent(difference(ours, silent)), f"{sign_flip(ours, silent):.4f}",
+                f"{name} {percent(accuracy(controls[name]))}", percent(difference(ours, controls[name])), f"{sign_flip(ours, controls[name]):.4f}",
+            )  # fmt: skip
+    return table
+
+
+def agreement(cells: Mapping[str, Cells]) -> Iterable[str]:
+    """How often decoding and the argmax test give the same verdict."""
+    for game, found in cells.items():
+        if found.decoded is not None:
+            same = found.decoded == found.exact
+            yield f"{game}: decoding and the exact match of the answer's tokens agree in {same.sum()} of {same.size} answers."
+
+
+def report(
+    folder: RunFolder,
+    tasks: Sequence[Task],
+    asked: Asked,
+    a: Agent,
+    b: Agent,
+    items: Mapping[str, Sequence[Item]],
+    maps: Mapping[str, Any],
+) -> None:
+    """Pictures, page and tables of a finished sweep."""
+    table, cells = collect(folder, tasks, items)
+    folder.put("results.parquet", parquet(table))
+    measures = {
+        "accuracy": ("exact match, %", (0.0, 100.0), lambda found, g: 100 * found.hits[g].mean(axis=-1)),
+        "logprob": ("mean log-probability of the answer", None, lambda found, g: found.logprob[g].mean(axis=-1)),
+    }
+    groups = {}
+    for measure, (label, limits, value) in measures.items():
+        for g, graft in enumerate(asked.grafts):
+            maps_drawn = []
+            for game, found in cells.items():
+                values = value(found, g)
+                k, j = np.unravel_index(np.argmax(values), values.shape)
+                maps_drawn.append(
+                    figures.LayerMap(
+                        f"{game.replace('_', ' ')}, {graft}", values, asked.ks, asked.js, (asked.ks[k], asked.js[j])
+                    )
+                )
+            groups[f"{label}, {graft}"] = (label, maps_drawn)
+            png = figures.contours(maps_drawn, label=label, columns=len(maps_drawn), limits=limits)
+            folder.put(f"{measure}-{graft}.png", png)
+    text = io.StringIO()
+    for console in (
+        rich.console.Console(width=None if sys.stdout.isatty() else 150),
+        rich.console.Console(file=text, width=150),
+    ):
+        console.print(f"{a.name} -> {b.name}: {len(asked.grafts)} x {len(asked.ks)} x {len(asked.js)} cells")
+    tables = [best_table(asked, cells), halves_table(asked, cells, a, b, items, maps)]
+    lines = list(agreement(cells))
+    for console in (
+        rich.console.Console(width=None if sys.stdout.isatty() else 150),
+        rich.console.Console(file=text, width=150),
+    ):
+        for printed in (*tables, *lines):
+            console.print(printed)
+    folder.put("report.txt", text.getvalue().encode())
+    folder.put("sweep.html", figures.page(f"{a.name} -> {b.name}", groups, text.getvalue()).encode())
+    print(f"\n{folder.path}: results.parquet, accuracy-*.png, logprob-*.png, sweep.html, report.txt")
