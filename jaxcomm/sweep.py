@@ -37,7 +37,7 @@ from jaxcomm.sharding import all_devices, constrain, grid, mesh_of, put
 
 MEMORY = 2**30
 """Bytes for a sweep's own arrays on a device that does not say how much it has (CPU)."""
-FULL_ROWS = 4096
+FULL_ROWS = 2048
 """Tokens in flight per device that keep its matrix units busy; more only costs memory."""
 REFILLS = 8
 """Cells per slot in a chunk: the last ones leave slots idle, for about one cell's length of so many."""

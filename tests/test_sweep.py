@@ -1,5 +1,7 @@
 """A sweep is its cells: whatever is shared, cut, refilled or sharded, each equals the `communicate` call it stands for."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
 
-from jaxcomm import sweep as module
 from jaxcomm.communicate import communicate_logits
 from jaxcomm.config import ModelConfig
 from jaxcomm.generate import Sampling, left_pad
@@ -18,6 +19,7 @@ from jaxcomm.sweep import Plan, Sizes, sweep, sweep_answers
 
 from conftest import assert_close, prompts, talk
 
+module = importlib.import_module("jaxcomm.sweep")  # jaxcomm.sweep is the function
 ONE = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
 STOPS = (3, 11, 12, 13, 40, 41, 42, 43, 44, 45)
 GAMES = 5
@@ -267,7 +269,7 @@ def test_cells_share_the_prompt_they_continue(llama):
         plan = Plan(
             p, p, tokens, tokens, ks=range(5), js=range(5), max_new_tokens=2, sizes=Sizes(2, 8, slots), mesh=ONE
         )
-XX(plan.chunks[0].games)
+        _, _, prompt, last, *_ = plan._read(plan.chunks[0].games)
         edits = jnp.zeros((2, 8, 48))
         compiled = module._decode.lower(
             p, prompt, last, edits, jnp.zeros(8, jnp.int32), jnp.int32(8), plan.stop_tokens, None, None,
