@@ -8,7 +8,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-sweep clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -26,6 +26,10 @@ lint: .venv/.test
 # transformers' side needs torch, ours has an environment without it.
 bench: .venv/.test .venv-runtime/.runtime
 	.venv/bin/python benchmarks/generate.py --python .venv-runtime/bin/python
+
+# About half an hour, most of it the other side's.
+bench-sweep: .venv/.test
+	.venv/bin/python benchmarks/sweep.py
 
 .venv/.runtime: pyproject.toml | $(UV)
 	test -x .venv/bin/python || $(UV) venv -q --python $(PYTHON) .venv

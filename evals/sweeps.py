@@ -34,6 +34,7 @@ from jaxcomm.evals.scores import Interval, accuracy, difference, exact_match, si
 from jaxcomm.generate import Generation
 from jaxcomm.mapping import Maps, fit_maps
 from jaxcomm.protocols import Control
+from jaxcomm.sharding import spread
 from jaxcomm.sweep import Chunk, Plan, Sizes
 
 SENTENCES, BATCH = 1000, 40
@@ -211,6 +212,9 @@ def run(asked: Asked, a: Agent, b: Agent, out: Path, *, resume: bool, recorded: 
 
     recorded: what else makes this run what it is. ValueError, OSError: `RunFolder`'s, before anything is computed.
     """
+    # Placed once: every plan would put its own copy on every device.
+    same, b = a is b, dataclasses.replace(b, params=spread(b.params))
+    a = b if same else dataclasses.replace(a, params=spread(a.params))
     items = {
         g: GAMES[g](asked.seed, names=asked.names, **({} if asked.n is None else {"n": asked.n})) for g in asked.games
     }
@@ -261,7 +265,7 @@ class Cells:
     def hits(self) -> np.ndarray:
         return self.exact if self.decoded is None else self.decoded
 
-    def best(self, graft: int, questions: np.ndarray) -> tuple[int, int]:
+    def best(self, graft: int, questions: Any = slice(None)) -> tuple[int, int]:
         """The (k, j), as indices, with most hits on these questions; of equals the one that finds the answers likeliest."""
         hits = self.hits[graft][..., questions].mean(axis=-1)
         likely = np.where(hits == hits.max(), self.logprob[graft][..., questions].mean(axis=-1), -np.inf)
@@ -305,10 +309,7 @@ def percent(x: Interval) -> str:
 
 def best_table(asked: Asked, cells: Mapping[str, Cells], most: int = 3) -> rich.table.Table:
     """The best cells of every game and graft, on all questions."""
-    title = (
-        "Best cells on all questions, % exact [95 % interval]; being the best of many, they look better than they are"
-    )
-    table = rich.table.Table(title=title, title_justify="left")
+    table = rich.table.Table()
     for column in ("game", "graft", "k", "j", "exact match", "mean log-probability of the answer"):
         table.add_column(column, justify="left" if column in ("game", "graft") else "right")
     for game, found in cells.items():
@@ -332,10 +333,7 @@ def halves_table(
     """The cell chosen on one half of the questions, on that half and on the other; there beside silence and the best
     control, which are decoded as the cell then is."""
     tokens = asked.decode or 16
-    title = (
-        "Layers chosen on one half of the questions, reported on the other, %; +: points above, paired, p by sign flips"
-    )
-    table = rich.table.Table(title=title, title_justify="left")
+    table = rich.table.Table()
     for name in (
         "game",
         "graft",
@@ -397,34 +395,28 @@ def report(
         "logprob": ("mean log-probability of the answer", None, lambda found, g: found.logprob[g].mean(axis=-1)),
     }
     groups = {}
-    for measure, (label, limits, value) in measures.items():
-        for g, graft in enumerate(asked.grafts):
-            maps_drawn = []
-            for game, found in cells.items():
-                values = value(found, g)
-                k, j = np.unravel_index(np.argmax(values), values.shape)
-                maps_drawn.append(
-                    figures.LayerMap(
-                        f"{game.replace('_', ' ')}, {graft}", values, asked.ks, asked.js, (asked.ks[k], asked.js[j])
-                    )
-                )
-            groups[f"{label}, {graft}"] = (label, maps_drawn)
-            png = figures.contours(maps_drawn, label=label, columns=len(maps_drawn), limits=limits)
-            folder.put(f"{measure}-{graft}.png", png)
+    for (measure, (label, limits, value)), (g, graft) in itertools.product(measures.items(), enumerate(asked.grafts)):
+        drawn = []
+        for game, found in cells.items():
+            values = value(found, g)
+            k, j = found.best(g) if measure == "accuracy" else np.unravel_index(np.argmax(values), values.shape)
+            title = f"{game.replace('_', ' ')}, {graft}"
+            drawn.append(figures.LayerMap(title, values, asked.ks, asked.js, (asked.ks[k], asked.js[j])))
+        groups[f"{label}, {graft}"] = label, drawn
+        folder.put(f"{measure}-{graft}.png", figures.contours(drawn, label=label, columns=len(drawn), limits=limits))
     text = io.StringIO()
-    for console in (
-        rich.console.Console(width=None if sys.stdout.isatty() else 150),
-        rich.console.Console(file=text, width=150),
-    ):
-        console.print(f"{a.name} -> {b.name}: {len(asked.grafts)} x {len(asked.ks)} x {len(asked.js)} cells")
-    tables = [best_table(asked, cells), halves_table(asked, cells, a, b, items, maps)]
-    lines = list(agreement(cells))
-    for console in (
-        rich.console.Console(width=None if sys.stdout.isatty() else 150),
-        rich.console.Console(file=text, width=150),
-    ):
-        for printed in (*tables, *lines):
-            console.print(printed)
+    parts = [
+        f"{a.name} -> {b.name}, {len(asked.grafts)} x {len(asked.ks)} x {len(asked.js)} cells\n",
+        "Best cells on all questions, % exact [95 % interval]. The best of many look better than they are:",
+        best_table(asked, cells),
+        "\nLayers chosen on one half of the questions, reported on the other, %. +: points above, paired; p by sign flips:",
+        halves_table(asked, cells, a, b, items, maps),
+        *agreement(cells),
+    ]
+    for file in (sys.stdout, text):
+        console = rich.console.Console(file=file, width=None if file.isatty() else 150, emoji=False, markup=False)
+        for part in parts:
+            console.print(part, highlight=False)
     folder.put("report.txt", text.getvalue().encode())
     folder.put("sweep.html", figures.page(f"{a.name} -> {b.name}", groups, text.getvalue()).encode())
     print(f"\n{folder.path}: results.parquet, accuracy-*.png, logprob-*.png, sweep.html, report.txt")

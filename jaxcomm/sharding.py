@@ -52,6 +52,11 @@ def mesh_of(params: Params) -> Mesh | None:
     return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
 
 
+def spread(params: Params) -> Params:
+    """Whole on every device of this process; as they are if there is one device, or they have been placed already."""
+    return params if mesh_of(params) else put(all_devices(), params)
+
+
 def grid(mesh: Mesh, games: int) -> Mesh:
     """The same devices as (games, cells, tensor): as many of the data devices for the games as divide their number, the
     rest for the cells, so that no device gets a game that is not one."""

@@ -359,7 +359,8 @@ class Plan:
         self.sizes = sizes or self._fit(params_a, params_b, mesh, memory)
         self.mesh = None if mesh is None else grid(mesh, self.sizes.games)
         placed = lambda params: params if self.mesh is None or mesh_of(params) else put(self.mesh, params)
-        self.params_a, self.params_b = placed(params_a), placed(params_b)
+        self.params_b = placed(params_b)
+        self.params_a = self.params_b if params_a is params_b else placed(params_a)
         self.maps = None if maps is None else put(self.mesh, jnp.asarray(maps))
         cut = lambda total, size: [range(i, min(i + size, total)) for i in range(0, total, size)]
         self.chunks = tuple(

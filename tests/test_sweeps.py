@@ -1,0 +1,276 @@
+"""`jaxcomm sweep`: its run folder survives anything, its figures are what was computed, its report does not flatter."""
+
+import dataclasses
+import errno
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jaxcomm.converters import agent_from_hf
+from jaxcomm.evals import play as writing
+from jaxcomm.evals import sweeps
+from jaxcomm.evals.games import GAMES
+from jaxcomm.evals.pair import NAMES, folder
+from jaxcomm.evals.runs import fingerprint
+from jaxcomm.evals.scores import sign_flip
+from jaxcomm.protocols import activation
+
+ASKED = sweeps.Asked(
+    games=("countries", "tip_sheets"), ks=(3, 5), js=(1, 4), grafts=("replace", "sum"), decode=6, text=None, into=None,
+    n=6, seed=3, names="seen", memory=None,
+)  # fmt: skip
+SMALL = 6_000_000
+"""Bytes that cut the runs here into several chunks."""
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return {name: agent_from_hf(folder(name), name=name, unroll=False) for name in NAMES}
+
+
+def sweep(pair, out, asked=ASKED, sender="b", resume=False, **recorded):
+    sweeps.run(asked, pair[sender], pair["b"], out, resume=resume, recorded=recorded)
+
+
+def rows(out: Path) -> list[dict]:
+    return pq.read_table(out / "results.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def done(pair, tmp_path_factory):
+    """A run that nothing went wrong with."""
+    out = tmp_path_factory.mktemp("done") / "run"
+    sweep(pair, out)
+    return out
+
+
+def test_every_row_is_the_activation_protocols_answer(pair, done):
+    found = {(r["game"], r["graft"], r["k"], r["j"], r["question"]): r for r in rows(done)}
+    assert len(found) == len(rows(done)) == 2 * 2 * 2 * 2 * 6
+    for game, graft, k, j in itertools.product(ASKED.games, ASKED.grafts, ASKED.ks, ASKED.js):
+        items = GAMES[game](3, n=6)
+        read = [[i.prompt_a for i in items], [i.prompt_b for i in items]]
+        replies = activation(pair["b"], pair["b"], *read, k=k, j=j, graft=graft, max_new_tokens=6)
+        for n, (reply, item) in enumerate(zip(replies, items, strict=True)):
+            row = found[game, graft, k, j, n]
+            assert row["text"] == reply.text and row["hit"] == (reply.text == item.answer)
+            assert len(row["tokens"]) == len(row["token_logprobs"]) == len(reply.written)
+            assert abs(sum(row["token_logprobs"]) - reply.logprob) < 1e-3
+            assert abs(row["logprob"] - sum(row["answer_logprobs"])) < 1e-4
+
+
+@pytest.mark.parametrize("game", list(GAMES))
+def test_exact_match_is_what_decoding_finds_in_every_cell_of_both_games(pair, game):
+    """Without decoding: the answer's tokens are all the argmax. Every layer, one map W per cell, names seen and new."""
+    a, b = pair["a"], pair["b"]
+    ks, js = sweeps.layers(a), sweeps.layers(b)
+    maps = sweeps.fit(a, b, sweeps.own_statements(game)[:200], ks, js).W
+    verdicts = []
+    for names in ("seen", "new"):
+        items = GAMES[game](7, n=20, names=names)
+        decoded, answers = (
+            (plan := sweeps.plan_game(items, a, b, ks=ks, js=js, maps=maps, max_new_tokens=new)).gather(
+                [plan.run(chunk) for chunk in plan.chunks]
+            )
+            for new in (16, None)
+        )
+        said = sweeps.texts(b, decoded["tokens"])
+        np.testing.assert_array_equal(sweeps.right(said, items), answers["exact"])
+        verdicts.append(answers["exact"].mean())
+    assert 0.1 < verdicts[0] < 0.9
+
+
+def test_a_run_leaves_what_it_says(done):
+    names = {p.name for p in done.iterdir()}
+    pictures = {f"{what}-{graft}.png" for what in ("accuracy", "logprob") for graft in ASKED.grafts}
+    assert names == {"run.json", "chunks", "results.parquet", "report.txt", "sweep.html", *pictures}
+    text = (done / "report.txt").read_text()
+    assert "agree in 48 of 48 answers" in text and "best control" in text
+    assert "agree in 48 of 48" in (done / "sweep.html").read_text()
+
+
+def test_a_finished_run_is_not_begun_again_and_a_different_one_is_refused(pair, done, tmp_path):
+    with pytest.raises(ValueError, match="holds this run already: add --resume"):
+        sweep(pair, done)
+    other = dataclasses.replace(ASKED, seed=4)
+    for resume in (True, False):
+        with pytest.raises(ValueError, match=r"holds a different run \(seed: 3 there, 4 here\)"):
+            sweep(pair, done, other, resume=resume)
+    with pytest.raises(ValueError, match="different run .*fingerprint_a"):
+        sweep(pair, done, sender="a", resume=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        sweep(pair, tmp_path)
+    with pytest.raises(NotADirectoryError, match="is a file: name a folder"):
+        sweep(pair, tmp_path / "notes.txt")
+
+
+def test_what_is_missing_is_done_and_the_bytes_are_the_same(pair, done, tmp_path):
+    """The chunks need not be whole, nor in order; what is there is not touched."""
+    out = tmp_path / "run"
+    cut = dataclasses.replace(ASKED, memory=SMALL)
+    sweep(pair, out, cut)
+    want = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+    chunks = sorted((out / "chunks").iterdir())
+    assert len(chunks) >= 8
+    for chunk in chunks[1::2]:
+        chunk.unlink()
+    (out / "results.parquet").unlink()
+    (out / "chunks" / ".countries-answers-00001.parquet.x7").write_bytes(b"half a ch")
+    kept = {p: p.stat().st_mtime_ns for p in chunks[::2]}
+    sweep(pair, out, cut, resume=True)
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == want
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept and len(list((out / "chunks").iterdir())) == len(chunks)
+    # Chunks of another size: the same tokens and verdicts.
+    for x, y in zip(rows(out), rows(done), strict=True):
+        assert {**x, "logprob": 0, "answer_logprobs": 0, "token_logprobs": 0} == {
+            **y, "logprob": 0, "answer_logprobs": 0, "token_logprobs": 0
+        }  # fmt: skip
+        assert abs(x["logprob"] - y["logprob"]) < 1e-3
+
+
+def test_a_full_disk_stops_with_an_error_and_keeps_what_is_done(pair, tmp_path, monkeypatch):
+    writes, real = [], os.fsync
+
+    def fsync(file):
+        writes.append(file)
+        if len(writes) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(writing.os, "fsync", fsync)
+    cut = dataclasses.replace(ASKED, memory=SMALL)
+    with pytest.raises(OSError, match="No space left"):
+        sweep(pair, tmp_path / "run", cut)
+    assert len(list((tmp_path / "run" / "chunks").glob("*"))) == 4  # and run.json; nothing half-written
+    monkeypatch.undo()
+    sweep(pair, tmp_path / "run", cut, resume=True)
+    assert len(rows(tmp_path / "run")) == 96
+
+
+def test_a_damaged_chunk_is_named(pair, tmp_path):
+    asked = dataclasses.replace(ASKED, games=("countries",), decode=None)
+    sweep(pair, tmp_path / "run", asked)
+    chunk = tmp_path / "run" / "chunks" / "countries-answers-00000.parquet"
+    chunk.write_bytes(chunk.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"countries-answers-00000.parquet is damaged .*: remove it and add --resume"):
+        sweep(pair, tmp_path / "run", asked, resume=True)
+
+
+def test_twenty_kills_leave_no_trace(tmp_path):
+    """SIGKILL at random moments, while starting, computing and writing; the last run's files are those of a run in peace."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**os.environ, **cache, "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "jaxcomm.evals.cli", "sweep", "--a", "pair:b", "--b", "pair:b", "--n", "6"]
+    command += [
+        "--games",
+        "countries",
+        "--ks",
+        "3",
+        "4",
+        "5",
+        "--js",
+        "1",
+        "2",
+        "4",
+        "--decode",
+        "4",
+        "--memory",
+        "0.003",
+    ]
+    start = lambda out, *more: subprocess.Popen(
+        [*command, "--out", str(tmp_path / out), *more],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    peace = start("peace")
+    assert peace.wait() == 0, peace.stderr.read()
+    files = lambda out: {p.name: p.read_bytes() for p in (tmp_path / out).iterdir() if p.is_file()}
+    chunks = lambda out: len(list((tmp_path / out / "chunks").glob("*.parquet")))
+    assert chunks("peace") >= 12
+    random.seed(0)
+    for _ in range(20):
+        before, process = chunks("killed"), start("killed", "--resume")
+        enough = before + random.randrange(3)
+        while process.poll() is None and chunks("killed") < max(enough, 1):
+            time.sleep(0.005)
+        time.sleep(random.choice((0.0, 0.01, 0.1, 1.0)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert chunks("killed") >= before
+    last = start("killed", "--resume")
+    assert last.wait() == 0, last.stderr.read()
+    assert files("killed") == files("peace")
+
+
+def test_best_cells_are_chosen_on_one_half_and_reported_on_the_other():
+    """On pure noise the half a cell was chosen on flatters it, the other half does not."""
+    rng = np.random.default_rng(0)
+    exact = rng.random((1, 20, 20, 100)) < 0.3
+    cells = sweeps.Cells(exact, np.zeros(exact.shape), None)
+    chosen, reported = np.arange(50), np.arange(50, 100)
+    k, j = cells.best(0, chosen)
+    assert exact[0, k, j, chosen].mean() > 0.45 and exact[0, k, j, reported].mean() < 0.4
+    likely = np.zeros(exact.shape)
+    likely[0, 3, 4] = 1.0
+    assert sweeps.Cells(np.ones(exact.shape, bool), likely, None).best(0) == (3, 4)
+
+
+def test_sign_flips_equal_an_enumeration_of_all_of_them():
+    x, y = np.array([1, 1, 1, 0, 1, 1, 0, 1], bool), np.array([0, 0, 1, 0, 0, 1, 1, 0], bool)
+    d = x.astype(int) - y
+    means = [np.mean(d * signs) for signs in itertools.product((1, -1), repeat=8)]
+    want = np.mean(np.abs(means) >= abs(d.mean()) - 1e-12)
+    assert sign_flip(x, y) == pytest.approx(want)
+    assert sign_flip(x, x) == 1.0
+
+
+def test_a_fingerprint_is_of_the_weights_and_not_of_their_layout(pair):
+    b = pair["b"].params
+    assert fingerprint(b) == fingerprint(b.unroll()) != fingerprint(pair["a"].params)
+    changed = b.replace(norm={"weight": b.norm["weight"].at[0].add(1e-3)})
+    assert fingerprint(changed) != fingerprint(b)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ks", "0", "9"], "k = 9 is out of range"),
+        (["--ks", "2", "2"], "ks names 2 twice"),
+        (["--into", "3"], "--into says where W maps to"),
+        (["--memory", "0.0001"], "budget of 107374 bytes is too small: one cell of one game needs"),
+        (["--text", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_computed(tmp_path, monkeypatch, capsys, arguments, message):
+    from jaxcomm.evals import cli
+
+    command = [
+        "jaxcomm",
+        "sweep",
+        "--a",
+        "pair:b",
+        "--b",
+        "pair:b",
+        "--n",
+        "4",
+        "--out",
+        str(tmp_path / "run"),
+        *arguments,
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "run.json").exists()
