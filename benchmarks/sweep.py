@@ -189,12 +189,16 @@ def compare(hooks: Side, ours: Side, args, prompt: int, mode: str, answers) -> l
     loop_work, our_work = work(prompt, cells, new, args.layers)
     ratio, possible = all_loop / seconds, loop_work / our_work
     target = max(0.9 * possible, TARGETS[mode].get(prompt, 0))
-    share = flops(args, prompt, cells, new, answers is not None) * args.games / seconds / args.rate
+    floors = (
+        flops(args, prompt, cells, new, answers is not None) * args.games / args.rate,
+        least_bytes(args, prompt, cells, new, answers is not None) / args.bandwidth,
+    )
     print(
         f"{mode:6} P {prompt:3}: hook loop {all_loop:7.1f} s, sweep {seconds:6.2f} s (first call {first:.1f}, of which compiling {compiled:.1f}); "
         f"{cells / seconds:6.1f} cells/s\n"
         f"              token-layers a game {loop_work} against {our_work}: {possible:.1f} x less; measured {ratio:.1f} x "
-        f"= {ratio / possible:.2f} of it, asked {target:.1f}; {share:.0%} of the matmul rate"
+        f"= {ratio / possible:.2f} of it, asked {target:.1f}\n"
+        f"              floor: {floors[0]:.2f} s of matrix products, {floors[1]:.2f} s of memory; reached {max(floors) / seconds:.0%}"
     )
     at = [layers.index(j) for j in columns]
     ours_first = np.array(results[0])[:, at]
@@ -225,6 +229,18 @@ def flops(args, prompt: int, cells: int, new: int, exact: bool) -> float:
     per_layer = lambda tokens: blocks_flops(config, tokens, context=prompt - 1, blocks=1)
     cell = per_layer(new) * above if exact else per_layer(1) * above + (per_layer(new) - per_layer(1)) * args.layers
     return reading + cells * (cell + new * head_flops(config))
+
+
+def least_bytes(args, prompt: int, cells: int, new: int, exact: bool) -> float:
+    """Bytes of all games that must be read with every cell in one batch: weights and the prompts' K/V once per token
+    (once in all for a given answer), and each cell's own K/V at every token."""
+    from jaxcomm.flops import block_weights
+
+    config, size = make_config(args), 4 if args.dtype == "float32" else 2
+    weights = config.layers * block_weights(config) + 2 * config.vocab * config.width
+    kv = 2 * config.layers * config.kv_heads * config.head_dim
+    passes, own = (1, new) if exact else (new, new * (new + 1) // 2)
+    return size * ((2 + passes) * weights + args.games * kv * (passes * prompt + cells * own))
 
 
 def make_config(args):
@@ -276,10 +292,14 @@ def check_flops(args) -> None:
     def step(params, past, h, positions):
         return unembed(params, run_blocks(params, h, positions, past=(past,), branches=64)[0])
 
-    counted = jax.jit(step).lower(params, past, h, positions).compile().cost_analysis()["flops"]
+    counted = jax.jit(step).lower(params, past, h, positions).compile().cost_analysis()
     by_hand = 64 * (blocks_flops(config, 1, context=63) + head_flops(config))
+    read = [
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params.blocks, params.norm, params.head, past))
+    ]
     print(
-        f"a step of 64 cells after 63 tokens: {by_hand / 1e9:.3f} GFLOP by hand, {counted / 1e9:.3f} by the compiler (all operations)"
+        f"a step of 64 cells after 63 tokens, by hand {by_hand / 1e9:.3f} GFLOP and {sum(read) / 1e6:.0f} MB of weights and K/V; "
+        f"by the compiler, with all that lies between, {counted['flops'] / 1e9:.3f} GFLOP and {counted['bytes accessed'] / 1e6:.0f} MB"
     )
 
 
@@ -346,9 +366,9 @@ def main() -> None:
         f"{args.dtype}, {jax.default_backend()}, {args.threads} threads; {args.games} games, {args.grid} x {args.grid} cells; "
         f"medians of {args.columns} alternating turns"
     )
-    args.rate, bandwidth = rate(args.dtype)
+    args.rate, args.bandwidth = rate(args.dtype)
     print(
-        f"measured: {args.rate / 1e9:.0f} GFLOP/s in a large matrix product, {bandwidth / 1e9:.0f} GB/s in a matrix-vector product"
+        f"measured: {args.rate / 1e9:.0f} GFLOP/s in a large matrix product, {args.bandwidth / 1e9:.0f} GB/s in a matrix-vector product"
     )
     check_flops(args)
     with tempfile.TemporaryDirectory() as parent:
