@@ -169,18 +169,16 @@ def columns(
     return rows
 
 
-_COMPILING = [0.0]
-
-
 @functools.cache
-def _watch_compilation() -> list[float]:
-    """Seconds this process has spent compiling, in a list of one."""
+def _compiling() -> list[float]:
+    """Seconds this process has spent compiling since the first call, in a list of one."""
+    spent = [0.0]
 
     def add(name: str, seconds: float, **_) -> None:
-        _COMPILING[0] += seconds * name.startswith("/jax/core/compile")
+        spent[0] += seconds * name.startswith("/jax/core/compile")
 
     jax.monitoring.register_event_duration_secs_listener(add)
-    return _COMPILING
+    return spent
 
 
 def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[str, Sequence[Item]]) -> None:
@@ -189,7 +187,7 @@ def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[s
     every = [(task, i, chunk) for task in tasks for i, chunk in enumerate(task.plan.chunks)]
     work = {(t.game, t.kind, i): t.plan.work(chunk) for t, i, chunk in every}
     todo = [(t, i, chunk) for t, i, chunk in every if not folder.done(t.name(i))]
-    left, paces, compiling = sum(work[t.game, t.kind, i] for t, i, _ in todo), [], _watch_compilation()
+    left, paces, compiling = sum(work[t.game, t.kind, i] for t, i, _ in todo), [], _compiling()
     bar = tqdm.tqdm(
         total=len(every), initial=len(every) - len(todo), bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} chunks{postfix}"
     )

@@ -16,10 +16,8 @@ from jaxcomm.agent import Agent
 from jaxcomm.communicate import communicate, send
 from jaxcomm.config import ModelConfig
 from jaxcomm.converters import agent_from_hf
-from jaxcomm.evals.games import Item, countries
-from jaxcomm.evals.play import layer_map, play
+from jaxcomm.evals.games import countries
 from jaxcomm.flops import blocks_flops, generation_flops
-from jaxcomm.mapping import fit_maps
 from jaxcomm.model import forward, init
 from jaxcomm.protocols import activation, message, silent, skyline
 
@@ -171,16 +169,6 @@ def test_sampled_answers_follow_the_seed(agents):
     assert said(1) == said(1) != said(2)
 
 
-def test_layer_maps_hold_the_accuracy_of_every_cell(agents):
-    a, b = agents
-    goal = activation(a, b, A_READS, B_READS, k=2, j=3, max_new_tokens=3)
-    items = [Item(x, y, r.text) for x, y, r in zip(A_READS, B_READS, goal, strict=True)]
-    cells = layer_map(items, a, b, max_new_tokens=3)
-    assert cells.shape == (4, 4) and cells[1, 2] == 1.0
-    for k, j in ((1, 1), (4, 2)):
-        assert cells[k - 1, j - 1] == play("toy", items, "activation", a, b, k=k, j=j, max_new_tokens=3).accuracy.value
-
-
 def test_flops_equal_the_compilers_count_for_a_forward_pass():
     """XLA counts the masked half of the attention too, and a little for norms and softmax."""
     T = 512
@@ -196,18 +184,6 @@ def test_generation_flops_equal_reading_everything_once(llama):
     c = llama.params.config
     heads = 2 * c.width * c.vocab
     assert generation_flops(c, 10, 5) == blocks_flops(c, 14) + 5 * heads
-
-
-def test_maps_equal_numpys_least_squares():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(3, 50, 4)).astype(np.float32), rng.normal(size=(2, 50, 6)).astype(np.float32)
-    maps = fit_maps(jnp.asarray(a), jnp.asarray(b), ridge=0.1)
-    for k in range(3):
-        r = 0.1 * np.sum(a[k] ** 2) / 4
-        stacked = np.concatenate([a[k], np.sqrt(r) * np.eye(4)])
-        for j in range(2):
-            want = np.linalg.lstsq(stacked, np.concatenate([b[j], np.zeros((4, 6))]), rcond=None)[0].T
-            assert_close(maps[k, j], want, f"W[{k}, {j}]", 1e-4)
 
 
 def jaxcomm(*arguments, cwd):
