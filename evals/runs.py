@@ -3,6 +3,7 @@
     run.json           what makes this run this run: settings, seeds, versions, fingerprints of the models
     chunks/*.parquet   finished pieces, each written at once when it is done
     results.parquet    all of them
+    *.npz              what all pieces need and is costly to make (the maps W)
 
 A run that was stopped, by whatever, goes on where it was; the same bytes come out.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import platform
 from collections.abc import Callable, Mapping
@@ -72,7 +74,7 @@ class RunFolder:
             for leftover in [*path.glob(".*.*"), *self.chunks.glob(".*.*")]:  # of a write that was killed
                 leftover.unlink()
             return
-        if path.exists() and any(p.name != "chunks" and not p.name.startswith(".") for p in path.iterdir()):
+        if any(p.is_file() and not p.name.startswith(".") for p in path.rglob("*")):
             raise ValueError(f"{path} is not empty and holds no run: choose another folder")
         self.chunks.mkdir(parents=True, exist_ok=True)
         self.plan = json.loads(json.dumps(plan()))
@@ -95,6 +97,16 @@ class RunFolder:
 
     def put(self, name: str, data: bytes) -> None:
         write_whole(self.path / name, data)
+
+    def arrays(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """Arrays that are made once and kept in `name`.npz."""
+        path = self.path / f"{name}.npz"
+        if not path.exists():
+            file = io.BytesIO()
+            np.savez(file, **make())
+            self.put(path.name, file.getvalue())
+        with np.load(path) as kept:
+            return dict(kept)
 
 
 def parquet(table: pa.Table) -> bytes:

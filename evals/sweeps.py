@@ -6,6 +6,7 @@ is. Here it is chosen on one half of the questions and reported on the other, be
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -32,7 +33,8 @@ from jaxcomm.evals.play import play
 from jaxcomm.evals.runs import RunFolder, fingerprint, parquet, surroundings
 from jaxcomm.evals.scores import Interval, accuracy, difference, exact_match, sign_flip
 from jaxcomm.generate import Generation
-from jaxcomm.mapping import Maps, fit_maps
+from jaxcomm.mapping import HELD_OUT, Maps, fit_maps
+from jaxcomm.model import check_layer
 from jaxcomm.protocols import Control
 from jaxcomm.sharding import spread
 from jaxcomm.sweep import Chunk, Plan, Sizes
@@ -57,6 +59,18 @@ def fit(a: Agent, b: Agent, sentences: Sequence[str], ks: Sequence[int], js: Seq
 def own_statements(game: str) -> list[str]:
     """What A reads in a game, but none of its games: the paper's in-distribution text (appendix B.3)."""
     return list(itertools.islice(statements(game, FIT), SENTENCES))
+
+
+def read_text(text: str | None, game: str) -> list[str] | None:
+    """The sentences to fit W on: none, the game's own, or a file's lines. ValueError: too few."""
+    if text is None:
+        return None
+    found = (
+        own_statements(game) if text == STATEMENTS else [x for x in Path(text).read_text().splitlines() if x.strip()]
+    )
+    if len(found) < HELD_OUT:
+        raise ValueError(f"{text} has {len(found)} sentences: fitting W needs at least {HELD_OUT}")
+    return found
 
 
 def plan_game(items: Sequence[Item], a: Agent, b: Agent, *, max_new_tokens: int | None, **how) -> Plan:
@@ -182,12 +196,14 @@ def _compiling() -> list[float]:
 
 
 def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[str, Sequence[Item]]) -> None:
-    """Every chunk that is not in the folder yet. The time left is the work left at the median speed of the chunks done in this
-    process, compiling not counted."""
+    """Every chunk that is not in the folder yet. The time left is the work left at the median speed of the
+    chunks of its kind that this process has done, compiling not counted; "?" while a kind has none."""
     every = [(task, i, chunk) for task in tasks for i, chunk in enumerate(task.plan.chunks)]
     work = {(t.game, t.kind, i): t.plan.work(chunk) for t, i, chunk in every}
     todo = [(t, i, chunk) for t, i, chunk in every if not folder.done(t.name(i))]
-    left, paces, compiling = sum(work[t.game, t.kind, i] for t, i, _ in todo), [], _compiling()
+    left, paces, compiling = collections.Counter(), collections.defaultdict(list), _compiling()
+    for task, i, _ in todo:
+        left[task.kind] += work[task.game, task.kind, i]
     bar = tqdm.tqdm(
         total=len(every), initial=len(every) - len(todo), bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} chunks{postfix}"
     )
@@ -199,9 +215,11 @@ def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[s
             seconds = time.perf_counter() - start - (compiling[0] - compiled)
             folder.write(task.name(i), columns(task, chunk, result, b, items[task.game]))
             cost = work[task.game, task.kind, i]
-            left -= cost
-            paces.append(seconds / cost)
-            bar.set_postfix_str(f"{tqdm.tqdm.format_interval(left * float(np.median(paces)))} left", refresh=False)
+            left[task.kind] -= cost
+            paces[task.kind].append(seconds / cost)
+            known = all(paces[kind] for kind in +left)
+            still = sum(left[kind] * float(np.median(paces[kind])) for kind in +left if known)
+            bar.set_postfix_str(f"{tqdm.tqdm.format_interval(still) if known else '?'} left", refresh=False)
             bar.update()
 
 
@@ -210,12 +228,18 @@ def run(asked: Asked, a: Agent, b: Agent, out: Path, *, resume: bool, recorded: 
 
     recorded: what else makes this run what it is. ValueError, OSError: `RunFolder`'s, before anything is computed.
     """
+    if not asked.games or len(set(asked.games)) < len(asked.games):
+        raise ValueError(f"games = {' '.join(asked.games) or 'none'}: name one or both, each once")
+    if asked.into is not None:
+        check_layer(b.params, asked.into, "into")
     # Placed once: every plan would put its own copy on every device.
     same, b = a is b, dataclasses.replace(b, params=spread(b.params))
     a = b if same else dataclasses.replace(a, params=spread(a.params))
     items = {
         g: GAMES[g](asked.seed, names=asked.names, **({} if asked.n is None else {"n": asked.n})) for g in asked.games
     }
+    if few := [game for game, drawn in items.items() if len(drawn) < 4]:
+        raise ValueError(f"{len(items[few[0]])} questions of {few[0]}: a report on halves needs at least 4")
     kinds: dict[str, int | None] = {"answers": None} | ({"decoded": asked.decode} if asked.decode else {})
     how = dict(ks=asked.ks, js=asked.js, grafts=asked.grafts)
     plan_for = lambda game, kind, **more: plan_game(items[game], a, b, max_new_tokens=kinds[kind], **how, **more)
@@ -226,20 +250,18 @@ def run(asked: Asked, a: Agent, b: Agent, out: Path, *, resume: bool, recorded: 
             f"{g} {kind}": list(dataclasses.astuple(plan_for(g, kind, memory=asked.memory).sizes)) for g, kind in pairs
         }
 
-    text = None if asked.text in (None, STATEMENTS) else Path(asked.text).read_bytes()
+    sentences = {game: read_text(asked.text, game) for game in asked.games}
     config = dataclasses.asdict(asked) | dict(recorded)
-    config |= {"text_sha256": None if text is None else hashlib.sha256(text).hexdigest()}
+    config |= {"sentences_sha256": hashlib.sha256(repr(sentences).encode()).hexdigest()}
     config |= {"fingerprint_a": fingerprint(a.params), "fingerprint_b": fingerprint(b.params), **surroundings()}
     folder = RunFolder(out, config, sizes, resume=resume)
 
-    maps: dict[str, Any] = {}
-    if asked.text is not None:
-        for game in asked.games:
-            sentences = (
-                own_statements(game) if text is None else [line for line in text.decode().splitlines() if line.strip()]
-            )
-            into = asked.js if asked.into is None else (asked.into,)
-            maps[game] = fit(a, b, sentences, asked.ks, into).W
+    into = asked.js if asked.into is None else (asked.into,)
+    maps = {
+        game: folder.arrays(f"maps-{game}", lambda text=text: vars(fit(a, b, text, asked.ks, into)))["W"]
+        for game, text in sentences.items()
+        if text is not None
+    }
     tasks = [
         Task(g, kind, plan_for(g, kind, maps=maps.get(g), sizes=Sizes(*folder.plan[f"{g} {kind}"])))
         for g, kind in itertools.product(asked.games, kinds)
@@ -320,17 +342,53 @@ def best_table(asked: Asked, cells: Mapping[str, Cells], most: int = 3) -> rich.
     return table
 
 
-def halves_table(
+@dataclasses.dataclass(frozen=True)
+class Halved:
+    """A cell chosen on one half of a game's questions and played, decoded, on the other; hits are question by question."""
+
+    game: str
+    graft: str
+    k: int
+    j: int
+    chosen_on: np.ndarray
+    """Which questions; there, `flattering` are its hits."""
+    flattering: np.ndarray
+    reported: np.ndarray
+    """Which questions; there, `ours` are its hits, and those of silence and of each control."""
+    ours: list[bool]
+    silent: list[bool]
+    controls: dict[str, list[bool]]
+
+
+def halve(
     asked: Asked,
     cells: Mapping[str, Cells],
     a: Agent,
     b: Agent,
     items: Mapping[str, Sequence[Item]],
     maps: Mapping[str, Any],
-) -> rich.table.Table:
-    """The cell chosen on one half of the questions, on that half and on the other; there beside silence and the best
-    control, which are decoded as the cell then is."""
-    tokens = asked.decode or 16
+) -> Iterator[Halved]:
+    """For every game and graft: the layers that are best on half of the questions, on the other half."""
+    for game, found in cells.items():
+        order = np.random.default_rng([asked.seed, 4]).permutation(len(items[game]))
+        chosen_on, reported = np.split(order, [len(order) // 2])
+        played = functools.partial(
+            play, game, [items[game][i] for i in reported], a=a, b=b, max_new_tokens=asked.decode or 16
+        )
+        silent = played(protocol="silent").hits
+        for g, graft in enumerate(asked.grafts):
+            k, j = found.best(g, chosen_on)
+            W = None if game not in maps else maps[game][k, j if maps[game].shape[1] > 1 else 0]
+            at = dict(protocol="activation", k=asked.ks[k], j=asked.js[j], graft=graft, W=W)
+            controls = {name: played(**at, control=name).hits for name in get_args(Control)}
+            yield Halved(
+                game, graft, asked.ks[k], asked.js[j], chosen_on, found.hits[g, k, j, chosen_on], reported,
+                played(**at).hits, silent, controls,
+            )  # fmt: skip
+
+
+def halves_table(halves: Iterable[Halved]) -> rich.table.Table:
+    """Both halves, and on the reported one how far the cell is above silence and above the best control."""
     table = rich.table.Table()
     for name in (
         "game",
@@ -347,24 +405,14 @@ def halves_table(
         "p",
     ):
         table.add_column(name)
-    for game, found in cells.items():
-        order = np.random.default_rng([asked.seed, 4]).permutation(len(items[game]))
-        chosen_on, reported = np.split(order, [len(order) // 2])
-        questions = [items[game][i] for i in reported]
-        played = functools.partial(play, game, questions, a=a, b=b, max_new_tokens=tokens)
-        silent = played(protocol="silent").hits
-        for g, graft in enumerate(asked.grafts):
-            k, j = found.best(g, chosen_on)
-            W = None if game not in maps else maps[game][k, j if maps[game].shape[1] > 1 else 0]
-            at = dict(protocol="activation", k=asked.ks[k], j=asked.js[j], graft=graft, W=W)
-            ours = played(**at).hits
-            controls = {name: played(**at, control=name).hits for name in get_args(Control)}
-            name = max(controls, key=lambda name: np.mean(controls[name]))
-            table.add_row(
-                game, graft, str(asked.ks[k]), str(asked.js[j]), percent(accuracy(found.hits[g, k, j, chosen_on])), percent(accuracy(ours)),
-                percent(accuracy(silent)), percent(difference(ours, silent)), f"{sign_flip(ours, silent):.4f}",
-                f"{name} {percent(accuracy(controls[name]))}", percent(difference(ours, controls[name])), f"{sign_flip(ours, controls[name]):.4f}",
-            )  # fmt: skip
+    for h in halves:
+        name = max(h.controls, key=lambda name: np.mean(h.controls[name]))
+        above = lambda others, h=h: (percent(difference(h.ours, others)), f"{sign_flip(h.ours, others):.4f}")
+        score = lambda hits: percent(accuracy(hits))
+        table.add_row(
+            h.game, h.graft, str(h.k), str(h.j), score(h.flattering), score(h.ours), score(h.silent), *above(h.silent),
+            f"{name} {score(h.controls[name])}", *above(h.controls[name]),
+        )  # fmt: skip
     return table
 
 
@@ -408,7 +456,7 @@ def report(
         "Best cells on all questions, % exact [95 % interval]. The best of many look better than they are:",
         best_table(asked, cells),
         "\nLayers chosen on one half of the questions, reported on the other, %. +: points above, paired; p by sign flips:",
-        halves_table(asked, cells, a, b, items, maps),
+        halves_table(halve(asked, cells, a, b, items, maps)),
         *agreement(cells),
     ]
     for file in (sys.stdout, text):

@@ -100,8 +100,9 @@ def fit_maps(
     r = ridge x the mean square of A's states per dimension x sentences, so `ridge` has no unit. It is chosen for each
     (k, j) on every tenth sentence, after fitting on the others; W is then fitted on all.
 
-    Memory: twice the sums, K D_A^2 + K J D_A D_B numbers each, and one batch's states. ValueError: a layer out of range, no
-    ridge, fewer than ten sentences, batches of unequal numbers of sentences.
+    Memory: one batch's states, and five times K D_A^2 + K J D_A D_B float32 numbers (two sums, a batch's own two, the
+    result): for large models take few layers at a time. ValueError: a layer out of range, no ridge, fewer than ten
+    sentences, batches of unequal numbers of sentences.
     """
     if not len(ks) or not len(js) or not len(ridges):
         raise ValueError("ks, js and ridges need at least one value each")

@@ -25,9 +25,12 @@ def shard(params: Params, mesh: Mesh) -> Params:
     """Weights on the devices of `mesh`: matrices cut along its "tensor" axis by heads, feed-forward width and
     vocabulary, everything else on every device.
 
-    What the axis does not divide (4 key heads on 8 devices) is whole on every device.
+    What the axis does not divide (4 key heads on 8 devices) is whole on every device. Of the mesh only the devices and
+    the axes' names count: types are set to Auto, and "tensor" comes last, whatever they were.
     """
-    c, n = params.config, mesh.shape.get(TENSOR, 1)
+    devices = _tensor_last(mesh)
+    mesh = Mesh(devices, ("data", TENSOR), axis_types=(AxisType.Auto,) * 2)
+    c, n = params.config, devices.shape[1]
     units = {"q": c.heads, "o": c.heads, "k": c.kv_heads, "v": c.kv_heads, "gate": c.ff, "up": c.ff, "down": c.ff}
 
     def place(path, leaf):
@@ -60,12 +63,19 @@ def spread(params: Params) -> Params:
 def grid(mesh: Mesh, games: int) -> Mesh:
     """The same devices as (games, cells, tensor): as many of the data devices for the games as divide their number, the
     rest for the cells, so that no device gets a game that is not one."""
-    names, n = [a for a in mesh.axis_names if a != TENSOR], mesh.shape.get(TENSOR, 1)
-    order = [mesh.axis_names.index(a) for a in names] + ([mesh.axis_names.index(TENSOR)] if n > 1 else [])
-    order += [i for i in range(mesh.devices.ndim) if i not in order]
-    devices = mesh.devices.transpose(order).reshape(-1, n)
+    devices = _tensor_last(mesh)
     rows = int(np.gcd(games, len(devices)))
-    return Mesh(devices.reshape(rows, -1, n), ("games", "cells", TENSOR), axis_types=(AxisType.Auto,) * 3)
+    return Mesh(
+        devices.reshape(rows, -1, devices.shape[1]), ("games", "cells", TENSOR), axis_types=(AxisType.Auto,) * 3
+    )
+
+
+def _tensor_last(mesh: Mesh) -> np.ndarray:
+    """Devices [data, tensor]."""
+    names = mesh.axis_names
+    if TENSOR not in names:
+        return mesh.devices.reshape(-1, 1)
+    return np.moveaxis(mesh.devices, names.index(TENSOR), -1).reshape(-1, mesh.shape[TENSOR])
 
 
 def put(mesh: Mesh | None, tree: Any, *spec) -> Any:

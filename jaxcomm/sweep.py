@@ -31,7 +31,7 @@ from jaxcomm.communicate import Prompt, read_prompt
 from jaxcomm.config import AnyArray, ModelConfig
 from jaxcomm.flops import block_weights
 from jaxcomm.generate import Sampling, choose
-from jaxcomm.graft import Graft, apply_graft, resolve
+from jaxcomm.graft import Graft, apply_graft, carry, resolve
 from jaxcomm.model import Params, check_layer, check_tokens, embed, hidden_states, recorder, run_blocks, unembed
 from jaxcomm.sharding import all_devices, constrain, grid, mesh_of, put
 
@@ -79,14 +79,14 @@ class _Slots(struct.PyTreeNode):
 def _decode(
     params, prompt: Prompt, last, edits, layers, count, stop_tokens, sampling, keys, *, slots, max_new_tokens, mesh
 ):
-    """tokens, logprobs [G, C, T] of the first `count` cells: edits [G, C, D] at layers [C], after prompts whose last
+    """tokens, logprobs [G, C, T] of the first `count` [G] cells of every game: edits [G, C, D] at layers [C], after prompts whose last
     tokens are `last` [G]. Also the number of steps."""
     (G, C), T = edits.shape[:2], max_new_tokens
     end = prompt.last.positions
     split = functools.partial(constrain, mesh)
 
     def step(s: _Slots) -> _Slots:
-        active = s.cell < count
+        active = s.cell < count[:, None]
         fresh = active & (s.t == 0)
         cell = jnp.minimum(s.cell, C - 1)
         edit = jnp.take_along_axis(edits, cell[..., None], axis=1)
@@ -136,7 +136,7 @@ def _decode(
         logprobs=jnp.zeros((G, C, T), jnp.float32),
         cache=empty.replace(k=jax.tree.map(by_row, empty.k), v=jax.tree.map(by_row, empty.v)),
     )
-    done = jax.lax.while_loop(lambda s: jnp.any(s.cell < count), step, start)
+    done = jax.lax.while_loop(lambda s: jnp.any(s.cell < count[:, None]), step, start)
     return done.tokens, done.logprobs, done.step
 
 
@@ -174,20 +174,16 @@ def _score(params, prompt: Prompt, states, edits, layers, answers, ends, stop_to
 
 
 @functools.partial(jax.jit, static_argnames="grafts")
-def _edits(sent, own, maps, cells, *, grafts):
-    """f(a, b) of every cell, [G, C, D]: sent [K, G, D_A], own [J, G, D], maps None or [K, J or 1, D, D_A], cells [C, 3]
-    (graft, k, j as indices)."""
-
-    def one(cell):
-        graft, k, j = cell
-        W = None if maps is None else maps[k, j if maps.shape[1] > 1 else 0]
-        return jax.lax.switch(graft, [functools.partial(apply_graft, f, W=W) for f in grafts], sent[k], own[j])
-
-    return jnp.swapaxes(jax.lax.map(one, cells), 0, 1)
+def _edits(sent, own, cells, *, grafts):
+    """f(a, b) of every cell, [G, C, D]: sent [C, G, _], own [J, G, D], cells [C, 3] (graft, k, j as indices)."""
+    functions = [functools.partial(apply_graft, f) for f in grafts]
+    one = lambda x: jax.lax.switch(x[1][0], functions, x[0], own[x[1][2]])
+    return jnp.swapaxes(jax.lax.map(one, (sent, cells)), 0, 1)
 
 
-_sent = jax.jit(functools.partial(hidden_states, last=True))
-_read = jax.jit(read_prompt)
+_carry = jax.jit(carry, static_argnames="width")
+_read_a = jax.jit(functools.partial(hidden_states, last=True))
+_read_b = jax.jit(read_prompt)
 
 
 @jax.jit
@@ -221,19 +217,21 @@ def peak_bytes(
     columns: int,
     new: int,
     decoding: bool,
+    sampling: bool = False,
     devices: tuple[int, int] = (1, 1),
 ) -> int:
-    """Most bytes a device needs for a chunk beside the weights (and beside `maps`).
+    """Most bytes a device needs for a chunk beside the weights.
 
     With s the bytes of a number, G games, R slots of each, C cells, P columns of B's prompt, T new tokens and B's own
     letters (G and R, C a device's share of them), the largest of
 
         reading    G P (4 D + 2 F) s + 8 G N P^2                    (B's prompts; likewise A's)
-        decoding   G R (2 L K H T s + max(8 N (P + T) + (4 D + 2 F) s, 8 V))
+        decoding   G R (2 L K H T s + max(8 N (P + T) + (4 D + 2 F) s, 8 V))          (sampling: 32 V)
         answers    G C max(T (8 N (P + T) + (6 D + 2 F) s), 8 V + 2 T D s)
 
-    plus what stays: the prompts' K/V and states 2 L K H G P s + (L + 1) G (D + D_A + T D) s, edits and results
-    G C (D s + 8 T), and one layer's weights and K/V (XLA on CPU copies them out of their stacks).
+    plus what stays: the prompts' K/V and states 2 L K H G P s + (L + 1) G (D + D_A + T D) s, what is sent, edits and
+    results G C ((D + D_A) s + 8 T), and one layer's weights and K/V (XLA on CPU copies them out of their stacks). Of `maps` one
+    W is there at a time.
     """
     c, a, s = config, config_a, itemsize
     by_game, by_cell = devices
@@ -244,10 +242,10 @@ def peak_bytes(
     reading = lambda m, P: G * P * (4 * m.width + 2 * m.ff) * s + 8 * G * m.heads * P * P
 
     stays = c.layers * G * P * kv + G * ((c.layers + 1) * (c.width + T * c.width) + (a.layers + 1) * a.width) * s
-    stays += G * C * (c.width * s + 8 * T) + block_weights(c) * s + G * P * kv
+    stays += G * C * ((c.width + a.width) * s + 8 * T) + block_weights(c) * s + G * P * kv
     scores = 8 * c.heads * (P + T)
     if decoding:
-        row = (c.layers + 1) * T * kv + max(scores + (4 * c.width + 2 * c.ff) * s, 8 * c.vocab)
+        row = (c.layers + 1) * T * kv + max(scores + (4 * c.width + 2 * c.ff) * s, (32 if sampling else 8) * c.vocab)
     else:
         row = max(T * (scores + (6 * c.width + 2 * c.ff) * s), 8 * c.vocab + 2 * T * c.width * s)
     return stays + max(reading(a, columns_a), reading(c, P), G * R * row)
@@ -358,10 +356,9 @@ class Plan:
         mesh = mesh or mesh_of(params_b) or all_devices()
         self.sizes = sizes or self._fit(params_a, params_b, mesh, memory)
         self.mesh = None if mesh is None else grid(mesh, self.sizes.games)
-        placed = lambda params: params if self.mesh is None or mesh_of(params) else put(self.mesh, params)
-        self.params_b = placed(params_b)
-        self.params_a = self.params_b if params_a is params_b else placed(params_a)
-        self.maps = None if maps is None else put(self.mesh, jnp.asarray(maps))
+        self.params_b = self._placed(params_b, "B")
+        self.params_a = self.params_b if params_a is params_b else self._placed(params_a, "A")
+        self.maps = maps
         cut = lambda total, size: [range(i, min(i + size, total)) for i in range(0, total, size)]
         self.chunks = tuple(
             Chunk(games, cells)
@@ -370,11 +367,25 @@ class Plan:
         )
         self._prompts_read: tuple[range, Any] | None = None
 
+    def _placed(self, params: Params, whose: str) -> Params:
+        mesh = mesh_of(params)
+        if mesh is None:
+            return put(self.mesh, params)
+        if self.mesh is None or tuple(mesh.devices.flat) != tuple(self.mesh.devices.flat):
+            raise ValueError(
+                f"{whose}'s weights lie on other devices than the sweep's: place both with shard(params, mesh)"
+            )
+        return params
+
     def _targets(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [G, T] (-1: none) and ends [G, T]: a column for the end follows if there are stop tokens."""
-        lengths = (answers >= 0).sum(axis=1)
         if answers.ndim != 2 or len(answers) != self.games:
-            raise ValueError(f"{len(answers)} answers for {self.games} games: give one per game")
+            raise ValueError(f"{len(answers)} answers for {self.games} games: give one row of tokens per game")
+        if found := sorted({int(i) for i in answers.ravel()} & {int(i) for i in np.asarray(self.stop_tokens)}):
+            raise ValueError(
+                f"an answer contains the stop token {found[0]}: leave it out, the end is asked for by itself"
+            )
+        lengths = (answers >= 0).sum(axis=1)
         if not lengths.all() or np.any((answers >= 0) != (np.arange(answers.shape[1]) < lengths[:, None])):
             raise ValueError("an answer is at least one token, with -1 after its end and nowhere else")
         if len(self.stop_tokens):
@@ -394,6 +405,7 @@ class Plan:
             columns=self.prompts[1][0].shape[1],
             new=self.new,
             decoding=self.answers is None,
+            sampling=self.sampling is not None,
             devices=(shape["games"], shape["cells"]),
         )
 
@@ -412,8 +424,8 @@ class Plan:
             rows = np.minimum(np.arange(games.start, games.start + self.sizes.games), self.games - 1)
             place = lambda a: put(self.mesh, jnp.asarray(a[rows]), "games")
             (tokens_a, mask_a), (tokens_b, mask_b) = ((place(t), place(m)) for t, m in self.prompts)
-            states = _sent(self.params_a, tokens_a, mask=mask_a)
-            prompt = _read(self.params_b, tokens_b, mask=mask_b)
+            states = _read_a(self.params_a, tokens_a, mask=mask_a)
+            prompt = _read_b(self.params_b, tokens_b, mask=mask_b)
             keys = None if self.keys is None else place(self.keys)
             answers = None
             if self.answers is not None:
@@ -429,11 +441,20 @@ class Plan:
         sent, own, prompt, last, keys, answers = self._read(chunk.games)
         rows = np.minimum(np.arange(chunk.cells.start, chunk.cells.start + self.sizes.cells), chunk.cells.stop - 1)
         cells = self.cells[rows]
-        edits = _edits(sent, own, self.maps, jnp.asarray(cells), grafts=self.grafts)
+        if self.maps is None:
+            sent = sent[cells[:, 1]]
+        else:  # one W on the device at a time
+            maps = np.broadcast_to(self.maps, (len(self.ks), len(self.js), *self.maps.shape[2:]))
+            width = self.params_b.config.width
+            sent = jnp.stack(
+                [_carry(sent[k], put(self.mesh, jnp.asarray(maps[k, j])), width=width) for _, k, j in cells]
+            )
+        edits = _edits(sent, own, jnp.asarray(cells), grafts=self.grafts)
         layers = jnp.asarray(np.array(self.js, np.int32)[cells[:, 2]])
         if answers is None:
+            count = np.where(np.arange(self.sizes.games) < len(chunk.games), len(chunk.cells), 0).astype(np.int32)
             tokens, logprobs, steps = _decode(
-                self.params_b, prompt, last, edits, layers, jnp.int32(len(chunk.cells)), self.stop_tokens,
+                self.params_b, prompt, last, edits, layers, put(self.mesh, jnp.asarray(count), "games"), self.stop_tokens,
                 self.sampling, keys, slots=self.sizes.slots, max_new_tokens=self.new, mesh=self.mesh,
             )  # fmt: skip
             out = {"tokens": tokens, "logprobs": logprobs}

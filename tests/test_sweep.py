@@ -20,7 +20,13 @@ from jaxcomm.sweep import Plan, Sizes, sweep, sweep_answers
 from conftest import assert_close, prompts, talk
 
 module = importlib.import_module("jaxcomm.sweep")  # jaxcomm.sweep is the function
-ONE = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def mesh(n):
+    return Mesh(np.array(jax.devices()[:n]), ("data",), axis_types=(AxisType.Auto,))
+
+
+ONE = mesh(1)
 STOPS = (3, 11, 12, 13, 40, 41, 42, 43, 44, 45)
 GAMES = 5
 
@@ -166,11 +172,6 @@ def test_neither_chunks_nor_order_nor_company_change_a_cell(llama, asked, whole,
     assert_close(out["logprobs"][0], whole[1].logprobs[0][np.ix_(ks, js)], "answers' logprobs", 1e-4)
 
 
-def mesh(*shape, names=("data", "tensor")):
-    devices = np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape)
-    return Mesh(devices, names[: len(shape)], axis_types=(AxisType.Auto,) * len(shape))
-
-
 def test_eight_devices_say_what_one_says(llama, asked, whole):
     """Games over five of one device, cells over the rest; without a word from the caller."""
     (ta, ma), (tb, mb) = asked
@@ -192,25 +193,30 @@ def test_a_model_cut_over_devices_says_the_same(llama, asked, whole, layout):
     """A tensor axis of two (the key heads), the games and cells over the other four devices."""
     (ta, ma), (tb, mb) = asked
     params = llama.params.unroll() if layout == "unrolled" else llama.params
-    cut = shard(params, mesh(4, 2))
+    cut = shard(params, jax.make_mesh((2, 4), ("tensor", "data")))  # another order, and Explicit axes
     down = jax.tree.leaves(cut.blocks)[0]
     assert down.sharding.mesh.size == 8
     share = sum(a.addressable_shards[0].data.size for a in jax.tree.leaves(cut))
     assert share < 0.65 * sum(a.size for a in jax.tree.leaves(cut))
     how = dict(ks=range(5), js=range(5), mask_a=ma, mask_b=mb, stop_tokens=STOPS)
-    out = sweep(cut, cut, ta, tb, max_new_tokens=5, **how)
-    same = out.tokens == whole[0].tokens
-    assert same.mean() > 0.99
-    assert_close(np.where(same, out.logprobs, 0), np.where(same, whole[0].logprobs, 0), "logprobs", 1e-4)
+    for rows in (slice(0, 4), slice(0, 5)):  # four games on 4 x 1 devices of two, five on 1 x 4
+        part = how | dict(mask_a=ma[rows], mask_b=mb[rows])
+        out = sweep(cut, cut, ta[rows], tb[rows], max_new_tokens=5, **part)
+        want = whole[0].logprobs[..., rows, :]
+        same = out.tokens == whole[0].tokens[..., rows, :]
+        assert same.mean() > 0.99
+        assert_close(np.where(same, out.logprobs, 0), np.where(same, want, 0), "logprobs", 1e-4)
+    with pytest.raises(ValueError, match="B's weights lie on other devices than the sweep's"):
+        sweep(cut, cut, ta, tb, mesh=mesh(4), **how)
 
 
 def test_no_layer_compiles_anything(llama, asked):
     (ta, _), (tb, _) = asked
     go = lambda ks, js: sweep(llama.params, llama.params, ta, tb, ks=ks, js=js, max_new_tokens=3, mesh=ONE)
     go((1, 2), (3, 4))
-    before = module._decode._cache_size(), module._edits._cache_size(), module._read._cache_size()
+    before = module._decode._cache_size(), module._edits._cache_size(), module._read_b._cache_size()
     go((4, 0), (1, 0))
-    assert (module._decode._cache_size(), module._edits._cache_size(), module._read._cache_size()) == before
+    assert (module._decode._cache_size(), module._edits._cache_size(), module._read_b._cache_size()) == before
 
 
 def test_what_has_stopped_is_not_computed(llama, asked):
@@ -232,13 +238,17 @@ def bytes_of(tree):
 
 
 @pytest.mark.parametrize("decoding", [True, False])
-@pytest.mark.parametrize("change", [{}, {"P": 96}, {"slots": 24}, {"vocab": 4000}, {"new": 12}, {"games": 16}])
+@pytest.mark.parametrize(
+    "change", [{}, {"sampling": Sampling()}, {"P": 96}, {"slots": 24}, {"vocab": 4000}, {"new": 12}, {"games": 16}]
+)
 def test_peak_memory_is_what_the_formula_says(monkeypatch, decoding, change):
     """The compiler's own analysis of every program, and what lives beside it, stays within the formula and near it."""
     s = dict(P=24, slots=8, vocab=512, new=6, games=8) | change
     c = ModelConfig(vocab=s["vocab"], width=128, layers=6, heads=4, kv_heads=2, head_dim=32, ff=384, max_positions=512)
     params, tokens = init(jax.random.key(0), c), prompts(s["games"], s["P"])
     how = dict(max_new_tokens=s["new"]) if decoding else dict(answers=prompts(s["games"], s["new"]))
+    if "sampling" in s:
+        how |= dict(sampling=s["sampling"], keys=jax.random.split(jax.random.key(0), s["games"]))
     sizes = Sizes(s["games"], 30 if decoding else s["slots"], s["slots"])
     plan = Plan(params, params, tokens, tokens, ks=range(1, 7), js=range(1, 7), sizes=sizes, mesh=ONE, **how)
     seen = {}
@@ -254,7 +264,7 @@ def test_peak_memory_is_what_the_formula_says(monkeypatch, decoding, change):
 
         monkeypatch.setattr(module, name, call)
 
-    for name in ("_decode", "_score", "_read", "_sent"):
+    for name in ("_decode", "_score", "_read_b", "_read_a", "_edits", "_read_answers"):
         watch(name)
     plan.run(plan.chunks[0])
     peak, formula = max(seen.values()), plan.need(params, params, None, sizes)
@@ -318,12 +328,14 @@ def test_bad_input_is_one_clear_line(llama, wide, change, message):
 
 def test_answers_that_are_none_are_refused(llama):
     go = lambda answers: sweep_answers(
-        llama.params, llama.params, prompts(2, 4), prompts(2, 4), answers, ks=(1,), js=(1,)
+        llama.params, llama.params, prompts(2, 4), prompts(2, 4), answers, ks=(1,), js=(1,), stop_tokens=(5,)
     )
     for answers, message in (
         (np.array([[1, 2]]), "1 answers for 2 games"),
         (np.array([[1, -1], [-1, -1]]), "at least one token"),
         (np.array([[1, 2], [-1, 2]]), "with -1 after its end"),
+        (np.array([1, 2]), "one row of tokens per game"),
+        (np.array([[1, 2], [5, 2]]), "contains the stop token 5"),
     ):
         with pytest.raises(ValueError, match=message):
             go(answers)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from jaxcomm.evals.games import GAMES
 from jaxcomm.evals.pair import NAMES, folder
 from jaxcomm.evals.runs import fingerprint
 from jaxcomm.evals.scores import sign_flip
-from jaxcomm.protocols import activation
+from jaxcomm.protocols import Control, activation
 
 ASKED = sweeps.Asked(
     games=("countries", "tip_sheets"), ks=(3, 5), js=(1, 4), grafts=("replace", "sum"), decode=6, text=None, into=None,
@@ -107,6 +108,10 @@ def test_a_finished_run_is_not_begun_again_and_a_different_one_is_refused(pair, 
             sweep(pair, done, other, resume=resume)
     with pytest.raises(ValueError, match="different run .*fingerprint_a"):
         sweep(pair, done, sender="a", resume=True)
+    (tmp_path / "lost" / "chunks").mkdir(parents=True)
+    (tmp_path / "lost" / "chunks" / "countries-answers-00000.parquet").write_bytes(b"whose?")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        sweep(pair, tmp_path / "lost", resume=True)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
         sweep(pair, tmp_path)
@@ -170,8 +175,15 @@ def test_twenty_kills_leave_no_trace(tmp_path):
     """SIGKILL at random moments, while starting, computing and writing; the last run's files are those of a run in peace."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = {**os.environ, **cache, "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "jaxcomm.evals.cli", "sweep", "--a", "pair:b", "--b", "pair:b", "--n", "6"]
+    command = [sys.executable, "-m", "jaxcomm.evals.cli"]
     command += [
+        "sweep",
+        "--a",
+        "pair:b",
+        "--b",
+        "pair:b",
+        "--n",
+        "6",
         "--games",
         "countries",
         "--ks",
@@ -226,6 +238,39 @@ def test_best_cells_are_chosen_on_one_half_and_reported_on_the_other():
     assert sweeps.Cells(np.ones(exact.shape, bool), likely, None).best(0) == (3, 4)
 
 
+def test_the_reported_half_is_not_the_one_chosen_on(pair):
+    """And what is reported there is what the protocols say."""
+    b, asked = pair["b"], dataclasses.replace(ASKED, games=("countries",), grafts=("replace",), n=8, decode=5)
+    items = {"countries": GAMES["countries"](3, n=8)}
+    exact = np.random.default_rng(1).random((1, 2, 2, 8)) < 0.5
+    cells = {"countries": sweeps.Cells(exact, np.zeros(exact.shape), None)}
+    (found,) = sweeps.halve(asked, cells, b, b, items, {})
+    assert sorted([*found.chosen_on, *found.reported]) == list(range(8)) and len(found.reported) == 4
+    k, j = ASKED.ks.index(found.k), ASKED.js.index(found.j)
+    np.testing.assert_array_equal(found.flattering, exact[0, k, j, found.chosen_on])
+    assert found.flattering.sum() == exact[0][..., found.chosen_on].sum(axis=-1).max()
+    questions = [items["countries"][i] for i in found.reported]
+    read = [i.prompt_a for i in questions], [i.prompt_b for i in questions]
+    says = lambda **how: [
+        r.text == i.answer
+        for r, i in zip(activation(b, b, *read, k=found.k, j=found.j, max_new_tokens=5, **how), questions, strict=True)
+    ]
+    assert found.ours == says() and found.controls == {c: says(control=c) for c in get_args(Control)}
+    assert found.silent == found.controls["self"], "replacing B's state by itself is silence"
+
+
+def test_maps_are_fitted_once(pair, tmp_path, monkeypatch):
+    asked = dataclasses.replace(
+        ASKED, games=("countries",), grafts=("replace",), decode=None, text="statements", into=4
+    )
+    sweep(pair, tmp_path / "run", asked, sender="a")
+    want = (tmp_path / "run" / "results.parquet").read_bytes()
+    monkeypatch.setattr(sweeps, "fit", None)
+    sweep(pair, tmp_path / "run", asked, sender="a", resume=True)
+    assert (tmp_path / "run" / "results.parquet").read_bytes() == want
+    assert np.mean([r["exact"] for r in rows(tmp_path / "run") if r["k"] == 5]) > 0.4
+
+
 def test_sign_flips_equal_an_enumeration_of_all_of_them():
     x, y = np.array([1, 1, 1, 0, 1, 1, 0, 1], bool), np.array([0, 0, 1, 0, 0, 1, 1, 0], bool)
     d = x.astype(int) - y
@@ -250,24 +295,16 @@ def test_a_fingerprint_is_of_the_weights_and_not_of_their_layout(pair):
         (["--into", "3"], "--into says where W maps to"),
         (["--memory", "0.0001"], "budget of 107374 bytes is too small: one cell of one game needs"),
         (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--text", "statements", "--into", "9"], "into = 9 is out of range"),
+        (["--n", "3"], "3 questions of countries: a report on halves needs at least 4"),
+        (["--games", "countries", "countries"], "games = countries countries: name one or both, each once"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_computed(tmp_path, monkeypatch, capsys, arguments, message):
     from jaxcomm.evals import cli
 
-    command = [
-        "jaxcomm",
-        "sweep",
-        "--a",
-        "pair:b",
-        "--b",
-        "pair:b",
-        "--n",
-        "4",
-        "--out",
-        str(tmp_path / "run"),
-        *arguments,
-    ]
+    command = ["jaxcomm", "sweep", "--a", "pair:b", "--b", "pair:b", "--out"]
+    command += [str(tmp_path / "run"), *arguments]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
