@@ -12,6 +12,10 @@ import scipy.stats
 RESAMPLES, CONFIDENCE = 1000, 0.95
 
 
+Hits = Sequence[bool] | np.ndarray
+"""Right or wrong, question by question."""
+
+
 class Interval(NamedTuple):
     """An estimate and its 95 % interval, as shares."""
 
@@ -35,7 +39,7 @@ def _words(text: str) -> list[str]:
     return [w for w in re.sub(r"[^\w\s]", "", first).split() if w not in ("a", "an", "the")]
 
 
-def accuracy(hits: Sequence[bool], seed: int = 0) -> Interval:
+def accuracy(hits: Hits, seed: int = 0) -> Interval:
     """Share of hits, bootstrap interval over the games (1000 resamples, BCa); Wilson's where all games agree and
     resampling can say nothing."""
     x = np.asarray(hits, float)
@@ -45,7 +49,7 @@ def accuracy(hits: Sequence[bool], seed: int = 0) -> Interval:
     return _bootstrap(x, seed)
 
 
-def difference(hits: Sequence[bool], others: Sequence[bool], seed: int = 0) -> Interval:
+def difference(hits: Hits, others: Hits, seed: int = 0) -> Interval:
     """How much better one method does than another on the same games: mean paired difference, bootstrap interval.
 
     Where the difference is the same in every game, Wilson's interval for a share of all (or none) bounds it.
@@ -58,7 +62,7 @@ def difference(hits: Sequence[bool], others: Sequence[bool], seed: int = 0) -> I
     return _bootstrap(x, seed)
 
 
-def sign_flip(hits: Sequence[bool], others: Sequence[bool], seed: int = 0) -> float:
+def sign_flip(hits: Hits, others: Hits, seed: int = 0) -> float:
     """p-value of one method being no better or worse than another on the same games: how often the mean paired
     difference is as large when every game's sign is drawn anew (two-sided, 9999 draws, or every pattern if fewer)."""
     x = np.asarray(hits, float) - np.asarray(others, float)

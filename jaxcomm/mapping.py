@@ -17,6 +17,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
+from jaxcomm.config import AnyArray
 from jaxcomm.model import Params, check_layer, hidden_states
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -88,7 +89,7 @@ _states = jax.jit(functools.partial(hidden_states, last=True))
 def fit_maps(
     params_a: Params,
     params_b: Params,
-    batches: Iterable[tuple[tuple[Array, Array], tuple[Array, Array]]],
+    batches: Iterable[tuple[tuple[AnyArray, AnyArray], tuple[AnyArray, AnyArray]]],
     *,
     ks: Sequence[int],
     js: Sequence[int],

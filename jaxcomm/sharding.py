@@ -55,6 +55,25 @@ def mesh_of(params: Params) -> Mesh | None:
     return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
 
 
+def move(params: Params, mesh: Mesh) -> Params:
+    """The same buffers under another mesh of the same devices in the same order. (jit takes one mesh at a time.)
+
+    ValueError: they lie on other devices, or are cut along an axis that is not "tensor".
+    """
+    old = mesh_of(params)
+    if old is None or tuple(old.devices.flat) != tuple(mesh.devices.flat):
+        raise ValueError("weights lie on other devices than the sweep: place both models' with shard(params, mesh)")
+
+    def rename(a: jax.Array) -> jax.Array:
+        spec = getattr(a.sharding, "spec", P())
+        if not {name for name in spec if name is not None} <= {TENSOR}:
+            raise ValueError(f"weights are cut along {spec}: place them with shard(params, mesh)")
+        shards = [shard.data for shard in a.addressable_shards]
+        return jax.make_array_from_single_device_arrays(a.shape, NamedSharding(mesh, spec), shards)
+
+    return jax.tree.map(rename, params)
+
+
 def spread(params: Params) -> Params:
     """Whole on every device of this process; as they are if there is one device, or they have been placed already."""
     return params if mesh_of(params) else put(all_devices(), params)

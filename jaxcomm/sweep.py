@@ -33,7 +33,7 @@ from jaxcomm.flops import block_weights
 from jaxcomm.generate import Sampling, choose
 from jaxcomm.graft import Graft, apply_graft, carry, resolve
 from jaxcomm.model import Params, check_layer, check_tokens, embed, hidden_states, recorder, run_blocks, unembed
-from jaxcomm.sharding import all_devices, constrain, grid, mesh_of, put
+from jaxcomm.sharding import all_devices, constrain, grid, mesh_of, move, put
 
 MEMORY = 2**30
 """Bytes for a sweep's own arrays on a device that does not say how much it has (CPU)."""
@@ -356,8 +356,9 @@ class Plan:
         mesh = mesh or mesh_of(params_b) or all_devices()
         self.sizes = sizes or self._fit(params_a, params_b, mesh, memory)
         self.mesh = None if mesh is None else grid(mesh, self.sizes.games)
-        self.params_b = self._placed(params_b, "B")
-        self.params_a = self.params_b if params_a is params_b else self._placed(params_a, "A")
+        place = lambda params: move(params, self.mesh) if mesh_of(params) else put(self.mesh, params)
+        self.params_b = place(params_b)
+        self.params_a = self.params_b if params_a is params_b else place(params_a)
         self.maps = maps
         cut = lambda total, size: [range(i, min(i + size, total)) for i in range(0, total, size)]
         self.chunks = tuple(
@@ -366,16 +367,6 @@ class Plan:
             for cells in cut(len(self.cells), self.sizes.cells)
         )
         self._prompts_read: tuple[range, Any] | None = None
-
-    def _placed(self, params: Params, whose: str) -> Params:
-        mesh = mesh_of(params)
-        if mesh is None:
-            return put(self.mesh, params)
-        if self.mesh is None or tuple(mesh.devices.flat) != tuple(self.mesh.devices.flat):
-            raise ValueError(
-                f"{whose}'s weights lie on other devices than the sweep's: place both with shard(params, mesh)"
-            )
-        return params
 
     def _targets(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [G, T] (-1: none) and ends [G, T]: a column for the end follows if there are stop tokens."""

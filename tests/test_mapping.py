@@ -9,11 +9,12 @@ from jaxcomm.model import hidden_states
 from conftest import assert_close, prompts
 
 N, KS, JS = 120, (0, 2, 4), (1, 5)
-RIDGES = (1e-3, 1e-1, 3.0)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def batches(*cuts):
-    a, b = prompts(N, 7), prompts(N, 9, seed=1)
+    b = prompts(N, 9, vocab=12)
+    a = b[:, 2:]
     mask = np.arange(9) >= np.random.default_rng(2).integers(0, 5, (N, 1))
     for rows in np.split(np.arange(N), cuts):
         yield (a[rows], np.ones((len(rows), 7), bool)), (b[rows], mask[rows])
@@ -69,7 +70,7 @@ def test_bad_input_is_one_clear_line(llama, wide):
         (lambda: fit(batches(), ks=()), "at least one value"),
         (lambda: fit(batches(), js=(6,)), "j = 6 is out of range"),
         (lambda: fit([]), "0 sentences: fitting W needs at least 10"),
-        (lambda: fit([((prompts(3, 4), None), (prompts(2, 4), None))]), "3 sentences for A and 2 for B"),
+        (lambda: fit([tuple((prompts(n, 4), np.ones((n, 4), bool)) for n in (3, 2))]), "3 sentences for A and 2 for B"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

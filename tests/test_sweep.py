@@ -29,6 +29,7 @@ def mesh(n):
 ONE = mesh(1)
 STOPS = (3, 11, 12, 13, 40, 41, 42, 43, 44, 45)
 GAMES = 5
+ANSWERS = 14 + prompts(GAMES, 2, seed=3, vocab=26)  # no stop token among them
 
 
 def half(a, b):
@@ -145,7 +146,7 @@ def whole(llama, asked):
     """Every layer pair, decoded, and scored with random answers."""
     (ta, ma), (tb, mb) = asked
     how = dict(ks=range(5), js=range(5), mask_a=ma, mask_b=mb, stop_tokens=STOPS, mesh=ONE)
-    p, answers = llama.params, prompts(GAMES, 2, seed=3)
+    p, answers = llama.params, ANSWERS
     return sweep(p, p, ta, tb, max_new_tokens=5, **how), sweep_answers(p, p, ta, tb, answers, **how)
 
 
@@ -166,7 +167,7 @@ def test_neither_chunks_nor_order_nor_company_change_a_cell(llama, asked, whole,
     np.testing.assert_array_equal(out["tokens"][0], whole[0].tokens[0][np.ix_(ks, js)])
     assert_close(out["logprobs"][0], whole[0].logprobs[0][np.ix_(ks, js)], "logprobs", 1e-4)
 
-    scored = Plan(p, p, ta, tb, answers=prompts(GAMES, 2, seed=3), **how)
+    scored = Plan(p, p, ta, tb, answers=ANSWERS, **how)
     out = scored.gather([scored.run(chunk) for chunk in scored.chunks])
     np.testing.assert_array_equal(out["exact"][0], whole[1].exact[0][np.ix_(ks, js)])
     assert_close(out["logprobs"][0], whole[1].logprobs[0][np.ix_(ks, js)], "answers' logprobs", 1e-4)
@@ -176,7 +177,7 @@ def test_eight_devices_say_what_one_says(llama, asked, whole):
     """Games over five of one device, cells over the rest; without a word from the caller."""
     (ta, ma), (tb, mb) = asked
     how = dict(ks=range(5), js=range(5), mask_a=ma, mask_b=mb, stop_tokens=STOPS)
-    p, answers = llama.params, prompts(GAMES, 2, seed=3)
+    p, answers = llama.params, ANSWERS
     for rows in (slice(0, 4), slice(0, 5)):  # four games on 4 x 2 devices, five on 1 x 8
         part = how | dict(mask_a=ma[rows], mask_b=mb[rows])
         out = sweep(p, p, ta[rows], tb[rows], max_new_tokens=5, **part)
@@ -206,7 +207,7 @@ def test_a_model_cut_over_devices_says_the_same(llama, asked, whole, layout):
         same = out.tokens == whole[0].tokens[..., rows, :]
         assert same.mean() > 0.99
         assert_close(np.where(same, out.logprobs, 0), np.where(same, want, 0), "logprobs", 1e-4)
-    with pytest.raises(ValueError, match="B's weights lie on other devices than the sweep's"):
+    with pytest.raises(ValueError, match="weights lie on other devices than the sweep"):
         sweep(cut, cut, ta, tb, mesh=mesh(4), **how)
 
 
@@ -234,7 +235,7 @@ def test_what_has_stopped_is_not_computed(llama, asked):
 
 
 def bytes_of(tree):
-    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+    return sum(a.nbytes for a in jax.tree.leaves(tree) if isinstance(a, jax.Array))
 
 
 @pytest.mark.parametrize("decoding", [True, False])
@@ -282,7 +283,7 @@ def test_cells_share_the_prompt_they_continue(llama):
         _, _, prompt, last, *_ = plan._read(plan.chunks[0].games)
         edits = jnp.zeros((2, 8, 48))
         compiled = module._decode.lower(
-            p, prompt, last, edits, jnp.zeros(8, jnp.int32), jnp.int32(8), plan.stop_tokens, None, None,
+            p, prompt, last, edits, jnp.zeros(8, jnp.int32), jnp.full(2, 8), plan.stop_tokens, None, None,
             slots=slots, max_new_tokens=2, mesh=plan.mesh,
         ).compile()  # fmt: skip
         temps.append(compiled.memory_analysis().temp_size_in_bytes)
@@ -296,7 +297,7 @@ def test_a_memory_budget_cuts_and_does_not_change(llama, asked, whole):
     how = dict(ks=range(5), js=range(5), mask_a=ma, mask_b=mb, stop_tokens=STOPS, mesh=ONE)
     needed = Plan(p, p, ta, tb, max_new_tokens=5, **how).need(p, p, None, Sizes(1, 1, 1))
     plan = Plan(p, p, ta, tb, max_new_tokens=5, memory=2 * needed, **how)
-    assert len(plan.chunks) > 4 and plan.need(p, p, None, plan.sizes) <= 2 * needed
+    assert len(plan.chunks) >= 4 and plan.need(p, p, None, plan.sizes) <= 2 * needed
     np.testing.assert_array_equal(plan.gather([plan.run(c) for c in plan.chunks])["tokens"], whole[0].tokens)
     with pytest.raises(
         ValueError, match=f"budget of {needed - 1} bytes is too small: one cell of one game needs {needed}"
@@ -334,7 +335,6 @@ def test_answers_that_are_none_are_refused(llama):
         (np.array([[1, 2]]), "1 answers for 2 games"),
         (np.array([[1, -1], [-1, -1]]), "at least one token"),
         (np.array([[1, 2], [-1, 2]]), "with -1 after its end"),
-        (np.array([1, 2]), "one row of tokens per game"),
         (np.array([[1, 2], [5, 2]]), "contains the stop token 5"),
     ):
         with pytest.raises(ValueError, match=message):

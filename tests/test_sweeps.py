@@ -29,7 +29,7 @@ ASKED = sweeps.Asked(
     games=("countries", "tip_sheets"), ks=(3, 5), js=(1, 4), grafts=("replace", "sum"), decode=6, text=None, into=None,
     n=6, seed=3, names="seen", memory=None,
 )  # fmt: skip
-SMALL = 6_000_000
+SMALL = 1_510_000
 """Bytes that cut the runs here into several chunks."""
 
 
@@ -197,7 +197,7 @@ def test_twenty_kills_leave_no_trace(tmp_path):
         "--decode",
         "4",
         "--memory",
-        "0.003",
+        "0.0013",
     ]
     start = lambda out, *more: subprocess.Popen(
         [*command, "--out", str(tmp_path / out), *more],
