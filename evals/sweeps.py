@@ -162,9 +162,9 @@ def columns(
         "question": pa.array(np.tile(np.array(games, np.int32), len(chunk.cells))),
     }
     logprobs = flat(result["logprobs"])
-    if task.kind == "answers":
-        asked = plan.answers[0] >= 0
-        used = (asked | plan.answers[1])[np.tile(games, len(chunk.cells))]
+    if plan.answers is not None:
+        answers, ends = plan.answers
+        used = ((answers >= 0) | ends)[np.tile(games, len(chunk.cells))]
         rows["exact"] = pa.array(flat(result["exact"]))
         rows["logprob"] = pa.array(logprobs.sum(axis=-1))
         rows["token_logprobs"] = pa.array(
@@ -188,8 +188,8 @@ def _compiling() -> list[float]:
     """Seconds this process has spent compiling since the first call, in a list of one."""
     spent = [0.0]
 
-    def add(name: str, seconds: float, **_) -> None:
-        spent[0] += seconds * name.startswith("/jax/core/compile")
+    def add(event: str, duration_secs: float, **_: str | int) -> None:
+        spent[0] += duration_secs * event.startswith("/jax/core/compile")
 
     jax.monitoring.register_event_duration_secs_listener(add)
     return spent
@@ -379,7 +379,7 @@ def halve(
         for g, graft in enumerate(asked.grafts):
             k, j = found.best(g, chosen_on)
             W = None if game not in maps else maps[game][k, j if maps[game].shape[1] > 1 else 0]
-            at = dict(protocol="activation", k=asked.ks[k], j=asked.js[j], graft=graft, W=W)
+            at: dict[str, Any] = dict(protocol="activation", k=asked.ks[k], j=asked.js[j], graft=graft, W=W)
             controls = {name: played(**at, control=name).hits for name in get_args(Control)}
             yield Halved(
                 game, graft, asked.ks[k], asked.js[j], chosen_on, found.hits[g, k, j, chosen_on], reported,

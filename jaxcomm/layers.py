@@ -130,7 +130,7 @@ class Attention(nn.Module):
         # is smallest. (Joining the scores and dividing them: 13 % slower in a sweep over prompts of 256 tokens.)
         most = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
         parts = [jnp.exp(s - jax.lax.stop_gradient(most)) for s in scores]
-        out, total = jnp.float32(0), sum(jnp.sum(p, axis=-1) for p in parts)
+        out, total = jnp.zeros(q.shape, jnp.float32), functools.reduce(jnp.add, [jnp.sum(p, axis=-1) for p in parts])
         for part, (_, values, key_positions) in zip(parts, segments, strict=True):
             part = part.astype(x.dtype).reshape(*q.shape[:3], *key_positions.shape[1:-1], -1, values.shape[-2])
             got = jnp.einsum("bkg...ts,bk...sh->bkg...th", part, values).astype(jnp.float32)

@@ -52,7 +52,8 @@ def shard(params: Params, mesh: Mesh) -> Params:
 def mesh_of(params: Params) -> Mesh | None:
     """The mesh the weights were placed on, or None if they are on one device."""
     sharding = getattr(params.embed, "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
 
 
 def move(params: Params, mesh: Mesh) -> Params:

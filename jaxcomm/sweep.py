@@ -251,7 +251,7 @@ def peak_bytes(
     return stays + max(reading(a, columns_a), reading(c, P), G * R * row)
 
 
-def device_memory(device: jax.Device) -> int:
+def device_memory(device) -> int:
     """Bytes a sweep may take on a device: nine tenths of what is free, or `MEMORY` where the device does not say."""
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
@@ -356,10 +356,11 @@ class Plan:
         mesh = mesh or mesh_of(params_b) or all_devices()
         self.sizes = sizes or self._fit(params_a, params_b, mesh, memory)
         self.mesh = None if mesh is None else grid(mesh, self.sizes.games)
-        place = lambda params: move(params, self.mesh) if mesh_of(params) else put(self.mesh, params)
+        place = lambda params: move(params, self.mesh) if self.mesh and mesh_of(params) else put(self.mesh, params)
         self.params_b = place(params_b)
         self.params_a = self.params_b if params_a is params_b else place(params_a)
-        self.maps = maps
+        # On the host: a chunk takes one W at a time.
+        self.maps = None if maps is None else np.broadcast_to(maps, (len(self.ks), len(self.js), *maps.shape[2:]))
         cut = lambda total, size: [range(i, min(i + size, total)) for i in range(0, total, size)]
         self.chunks = tuple(
             Chunk(games, cells)
@@ -432,14 +433,12 @@ class Plan:
         sent, own, prompt, last, keys, answers = self._read(chunk.games)
         rows = np.minimum(np.arange(chunk.cells.start, chunk.cells.start + self.sizes.cells), chunk.cells.stop - 1)
         cells = self.cells[rows]
-        if self.maps is None:
+        if (maps := self.maps) is None:
             sent = sent[cells[:, 1]]
-        else:  # one W on the device at a time
-            maps = np.broadcast_to(self.maps, (len(self.ks), len(self.js), *self.maps.shape[2:]))
+        else:
             width = self.params_b.config.width
-            sent = jnp.stack(
-                [_carry(sent[k], put(self.mesh, jnp.asarray(maps[k, j])), width=width) for _, k, j in cells]
-            )
+            through = lambda k, j: _carry(sent[k], put(self.mesh, jnp.asarray(maps[k, j])), width=width)
+            sent = jnp.stack([through(k, j) for _, k, j in cells])
         edits = _edits(sent, own, jnp.asarray(cells), grafts=self.grafts)
         layers = jnp.asarray(np.array(self.js, np.int32)[cells[:, 2]])
         if answers is None:
@@ -457,7 +456,9 @@ class Plan:
             steps, out = None, {"exact": exact, "logprobs": logprobs}
         trim = lambda a: np.swapaxes(np.asarray(a), 0, 1)[: len(chunk.cells), : len(chunk.games)]
         host = {name: trim(a) for name, a in jax.device_get(out).items()}
-        return host if steps is None else host | {"forwarded": np.int64(steps) * self.sizes.games * self.sizes.slots}
+        if steps is not None:
+            host["forwarded"] = np.asarray(np.int64(steps) * self.sizes.games * self.sizes.slots)
+        return host
 
     def work(self, chunk: Chunk) -> int:
         """Token-layers a chunk may take: tokens of all cells times the blocks each goes through."""
