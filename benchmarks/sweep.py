@@ -26,7 +26,7 @@ PRESETS = {
     "small": dict(layers=12, width=256, heads=4, kv_heads=2, head_dim=64, ff=1024, vocab=1024, games=50, grid=11,
                   prompts=[32, 64, 256], columns=11, dtype="float32"),
     "8b": dict(layers=32, width=4096, heads=32, kv_heads=8, head_dim=128, ff=14336, vocab=128256, games=100, grid=30,
-               prompts=[64], columns=1, dtype="bfloat16"),
+               prompts=[64], columns=1, dtype="bfloat16", memory=30 * 2**30),
 }  # fmt: skip
 NEW, ANSWER = 8, 3
 TARGETS = {"decode": {32: 4, 64: 6.5, 256: 15}, "exact": {32: 7, 64: 12, 256: 25}}
@@ -355,6 +355,7 @@ def main() -> None:
     if args.worker:
         return {"transformers": torch_worker, "jaxcomm": jax_worker}[args.worker[0]](args.worker[1], args)
 
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # an accelerator is shared by three processes
     import jax
     import jax.numpy as jnp
 
