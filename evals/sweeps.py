@@ -41,7 +41,7 @@ from jaxcomm.sweep import Chunk, Plan, Sizes
 
 SENTENCES, BATCH = 1000, 40
 FIT = 2
-"""Seed of the game's own statements that W is fitted on; no game is drawn with it."""
+"""Seed of the game's own statements that W is fitted on. They hold no combination of any game (`held_out`)."""
 STATEMENTS = "statements"
 
 

@@ -112,8 +112,8 @@ def decode(
 ) -> Generation:
     """Writes after a prefilled prompt until a stop token or `max_new_tokens`, all rows in one `while_loop`.
 
-    logits, cache: what `model.prefill` returned. `past`: caches of what was read before that, which are only read. Token t of row b is drawn with fold_in(keys[b], t), so a row's text does not depend on its
-    neighbours.
+    logits, cache: what `model.prefill` returned. `past`: caches of what was read before that, which are only read.
+    Token t of row b is drawn with fold_in(keys[b], t), so a row's text does not depend on its neighbours.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")

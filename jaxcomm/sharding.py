@@ -82,7 +82,7 @@ def spread(params: Params) -> Params:
 
 def grid(mesh: Mesh, games: int) -> Mesh:
     """The same devices as (games, cells, tensor): as many of the data devices for the games as divide their number, the
-    rest for the cells, so that no device gets a game that is not one."""
+    rest for the cells, so that no device waits for want of a game."""
     devices = _tensor_last(mesh)
     rows = int(np.gcd(games, len(devices)))
     return Mesh(

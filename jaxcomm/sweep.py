@@ -38,7 +38,7 @@ from jaxcomm.sharding import all_devices, constrain, grid, mesh_of, move, put
 MEMORY = 2**30
 """Bytes for a sweep's own arrays on a device that does not say how much it has (CPU)."""
 FULL_ROWS = 2048
-"""Tokens in flight per device that keep its matrix units busy; more only costs memory."""
+"""Tokens in flight per device; on two CPU cores 550 to 6050 of them were equally fast, so more only cost memory."""
 REFILLS = 8
 """Cells per slot in a chunk: the last ones leave slots idle, for about one cell's length of so many."""
 
@@ -79,8 +79,8 @@ class _Slots(struct.PyTreeNode):
 def _decode(
     params, prompt: Prompt, last, edits, layers, count, stop_tokens, sampling, keys, *, slots, max_new_tokens, mesh
 ):
-    """tokens, logprobs [G, C, T] of the first `count` [G] cells of every game: edits [G, C, D] at layers [C], after prompts whose last
-    tokens are `last` [G]. Also the number of steps."""
+    """tokens, logprobs [G, C, T] of the first `count` [G] cells of every game: edits [G, C, D] at layers [C], after
+    prompts whose last tokens are `last` [G]. Also the number of steps."""
     (G, C), T = edits.shape[:2], max_new_tokens
     end = prompt.last.positions
     split = functools.partial(constrain, mesh)
@@ -218,6 +218,7 @@ def peak_bytes(
     new: int,
     decoding: bool,
     sampling: bool = False,
+    mapped: bool = False,
     devices: tuple[int, int] = (1, 1),
 ) -> int:
     """Most bytes a device needs for a chunk beside the weights.
@@ -230,8 +231,8 @@ def peak_bytes(
         answers    G C max(T (8 N (P + T) + (6 D + 2 F) s), 8 V + 2 T D s)
 
     plus what stays: the prompts' K/V and states 2 L K H G P s + (L + 1) G (D + D_A + T D) s, what is sent, edits and
-    results G C ((D + D_A) s + 8 T), and one layer's weights and K/V (XLA on CPU copies them out of their stacks). Of `maps` one
-    W is there at a time.
+    results G C ((D + D_A) s + 8 T), and one layer's weights and K/V (XLA on CPU copies them out of their stacks).
+    With maps also 4 D D_A: one W is on the device at a time.
     """
     c, a, s = config, config_a, itemsize
     by_game, by_cell = devices
@@ -243,6 +244,7 @@ def peak_bytes(
 
     stays = c.layers * G * P * kv + G * ((c.layers + 1) * (c.width + T * c.width) + (a.layers + 1) * a.width) * s
     stays += G * C * ((c.width + a.width) * s + 8 * T) + block_weights(c) * s + G * P * kv
+    stays += 4 * c.width * a.width * mapped
     scores = 8 * c.heads * (P + T)
     if decoding:
         row = (c.layers + 1) * T * kv + max(scores + (4 * c.width + 2 * c.ff) * s, (32 if sampling else 8) * c.vocab)
@@ -353,14 +355,14 @@ class Plan:
 
         every = itertools.product(*(range(len(values)) for values in (self.grafts, self.ks, self.js)))
         self.cells = np.array(sorted(every, key=lambda cell: self.js[cell[2]]), np.int32)
+        # On the host: a chunk takes one W at a time.
+        self.maps = None if maps is None else np.broadcast_to(maps, (len(self.ks), len(self.js), *maps.shape[2:]))
         mesh = mesh or mesh_of(params_b) or all_devices()
         self.sizes = sizes or self._fit(params_a, params_b, mesh, memory)
         self.mesh = None if mesh is None else grid(mesh, self.sizes.games)
         place = lambda params: move(params, self.mesh) if self.mesh and mesh_of(params) else put(self.mesh, params)
         self.params_b = place(params_b)
         self.params_a = self.params_b if params_a is params_b else place(params_a)
-        # On the host: a chunk takes one W at a time.
-        self.maps = None if maps is None else np.broadcast_to(maps, (len(self.ks), len(self.js), *maps.shape[2:]))
         cut = lambda total, size: [range(i, min(i + size, total)) for i in range(0, total, size)]
         self.chunks = tuple(
             Chunk(games, cells)
@@ -398,6 +400,7 @@ class Plan:
             new=self.new,
             decoding=self.answers is None,
             sampling=self.sampling is not None,
+            mapped=self.maps is not None,
             devices=(shape["games"], shape["cells"]),
         )
 
@@ -438,7 +441,7 @@ class Plan:
         else:
             width = self.params_b.config.width
             through = lambda k, j: _carry(sent[k], put(self.mesh, jnp.asarray(maps[k, j])), width=width)
-            sent = jnp.stack([through(k, j) for _, k, j in cells])
+            sent = jnp.stack([through(k, j).block_until_ready() for _, k, j in cells])  # one W at a time
         edits = _edits(sent, own, jnp.asarray(cells), grafts=self.grafts)
         layers = jnp.asarray(np.array(self.js, np.int32)[cells[:, 2]])
         if answers is None:
@@ -500,7 +503,8 @@ def sweep(
     memory: int | None = None,
     mesh: Mesh | None = None,
 ) -> Sweep:
-    """What B says after its prompt in every cell: `communicate` at every (graft, k, j), for every game.
+    """What B says after its prompt in every cell: `communicate` at every (graft, k, j), for every game (the search of
+    Ramesh & Li 2025, section 4.1 and Figure 2).
 
     maps: W for every k and j, [len(ks), len(js), D_B, D_A], or for every k, [len(ks), 1, D_B, D_A]. keys: one per game,
     the same for all cells. memory: bytes a device may use beside the weights (`peak_bytes`); default: nine tenths of

@@ -220,6 +220,41 @@ def test_no_layer_compiles_anything(llama, asked):
     assert (module._decode._cache_size(), module._edits._cache_size(), module._read_b._cache_size()) == before
 
 
+def test_the_program_grows_neither_with_layers_nor_with_cells():
+    """What XLA is given to compile, line by line: L and the number of cells are only numbers in it."""
+
+    def lines(layers, ks):
+        c = ModelConfig(vocab=64, width=32, layers=layers, heads=2, kv_heads=1, head_dim=16, ff=48, max_positions=64)
+        p, tokens, seen = init(jax.random.key(0), c), prompts(2, 8, vocab=64), []
+        for how in (dict(max_new_tokens=3), dict(answers=prompts(2, 3, vocab=64))):
+            plan = Plan(p, p, tokens, tokens, ks=range(ks), js=range(ks), sizes=Sizes(2, ks * ks, ks), mesh=ONE, **how)
+            *_, prompt, last, _, answers = plan._read(plan.chunks[0].games)
+            edits, at = jnp.zeros((2, ks * ks, 32)), jnp.zeros(ks * ks, jnp.int32)
+            if answers is None:
+                lowered = module._decode.lower(
+                    p, prompt, last, edits, at, jnp.full(2, 4), plan.stop_tokens, None, None,
+                    slots=ks, max_new_tokens=3, mesh=plan.mesh,
+                )  # fmt: skip
+            else:
+                targets, ends, states = answers
+                lowered = module._score.lower(
+                    p, prompt, states, edits, at, targets, ends, plan.stop_tokens, mesh=plan.mesh
+                )
+            seen.append(lowered.as_text().count("\n"))
+        return seen
+
+    assert lines(4, 2) == lines(8, 2) == lines(8, 4)
+
+
+def test_a_device_that_tells_its_memory_is_asked():
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    assert module.device_memory(Device({"bytes_limit": 1000, "bytes_in_use": 200})) == 720
+    assert module.device_memory(Device(None)) == module.device_memory(jax.devices()[0]) == module.MEMORY
+
+
 def test_what_has_stopped_is_not_computed(llama, asked):
     """A slot that is done takes the next cell: tokens forwarded are the tokens written, but for the last cells."""
     (ta, _), (tb, _) = asked
@@ -240,7 +275,17 @@ def bytes_of(tree):
 
 @pytest.mark.parametrize("decoding", [True, False])
 @pytest.mark.parametrize(
-    "change", [{}, {"sampling": Sampling()}, {"P": 96}, {"slots": 24}, {"vocab": 4000}, {"new": 12}, {"games": 16}]
+    "change",
+    [
+        {},
+        {"sampling": Sampling()},
+        {"mapped": True},
+        {"P": 96},
+        {"slots": 24},
+        {"vocab": 4000},
+        {"new": 12},
+        {"games": 16},
+    ],
 )
 def test_peak_memory_is_what_the_formula_says(monkeypatch, decoding, change):
     """The compiler's own analysis of every program, and what lives beside it, stays within the formula and near it."""
@@ -250,6 +295,8 @@ def test_peak_memory_is_what_the_formula_says(monkeypatch, decoding, change):
     how = dict(max_new_tokens=s["new"]) if decoding else dict(answers=prompts(s["games"], s["new"]))
     if "sampling" in s:
         how |= dict(sampling=s["sampling"], keys=jax.random.split(jax.random.key(0), s["games"]))
+    if "mapped" in s:
+        how |= dict(maps=np.zeros((6, 1, 128, 128), np.float32))
     sizes = Sizes(s["games"], 30 if decoding else s["slots"], s["slots"])
     plan = Plan(params, params, tokens, tokens, ks=range(1, 7), js=range(1, 7), sizes=sizes, mesh=ONE, **how)
     seen = {}

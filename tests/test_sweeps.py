@@ -117,6 +117,8 @@ def test_a_finished_run_is_not_begun_again_and_a_different_one_is_refused(pair, 
         sweep(pair, tmp_path)
     with pytest.raises(NotADirectoryError, match="is a file: name a folder"):
         sweep(pair, tmp_path / "notes.txt")
+    with pytest.raises(OSError, match="notes.txt"):
+        sweep(pair, tmp_path / "notes.txt" / "run")
 
 
 def test_what_is_missing_is_done_and_the_bytes_are_the_same(pair, done, tmp_path):
