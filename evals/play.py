@@ -17,6 +17,7 @@ import numpy as np
 from jaxcomm.agent import Agent
 from jaxcomm.evals.games import Item
 from jaxcomm.evals.scores import Interval, accuracy, exact_match, normalised_match
+from jaxcomm.generate import Sampling
 from jaxcomm.protocols import PROTOCOLS, Reply
 
 
@@ -76,7 +77,7 @@ class Outcome:
         return [
             {"game": self.game, "pair": self.pair, "protocol": self.protocol, **self.settings}
             | {"index": n, **dataclasses.asdict(item)}
-            | {"hit": hit, "normalised_hit": loose, **dataclasses.asdict(reply)}
+            | {"hit": hit, "normalised_hit": loose, **reply.row()}
             for n, (item, reply, hit, loose) in enumerate(fields)
         ]
 
@@ -89,18 +90,23 @@ def play(
     b: Agent,
     *,
     drawn: Mapping[str, Any] = MappingProxyType({}),
+    max_new_tokens: int = 16,
+    sampling: Sampling | None = None,
+    seed: int = 0,
     **settings,
 ) -> Outcome:
     """Every item once. `settings` go to the protocol (`jaxcomm.protocols`); `drawn` says how items and W came about and
     is kept with the result, as are the settings."""
-    start = time.perf_counter()
-    replies = PROTOCOLS[protocol](a, b, [i.prompt_a for i in items], [i.prompt_b for i in items], **settings)
+    start, how = time.perf_counter(), dict(sampling=sampling, seed=seed)
+    turn = PROTOCOLS[protocol](a, b, [i.prompt_a for i in items], [i.prompt_b for i in items], **how, **settings)
+    replies = turn.write(max_new_tokens, **how)
     seconds = time.perf_counter() - start
     kept = dict(drawn) | {"chat": b.chat, "dtype": b.params.dtype.name}
     if protocol == "activation":
         kept |= {"graft": "replace", "where": "last", "mapped": settings.pop("W", None) is not None}
-    if sampling := settings.pop("sampling", None):
+    if sampling:
         kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
     return Outcome(game, f"{a.name} -> {b.name}", protocol, kept | settings, items, replies, seconds)
 
 

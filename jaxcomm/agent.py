@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,9 @@ from jaxcomm.model import Params
 
 CHAT_DATE = "26 Jul 2024"
 """Templates that write a date (Llama 3.x) write this one, so that a prompt is the same tokens every day."""
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""A text, or a conversation: turns with a `role` and a `content`, as chat templates take them."""
 
 _generate = jax.jit(generate, static_argnames="max_new_tokens")
 
@@ -42,24 +45,48 @@ class Agent:
         if self.chat and not self.tokenizer.chat_template:
             raise ValueError(f"{self.name}: this tokenizer has no chat template; use raw prompts")
 
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids of one prompt, raw or as a chat turn (whose template writes its own special tokens)."""
-        if self.chat:
-            turn = [{"role": "user", "content": prompt}]
-            prompt = self.tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE
-            )
-        return self.tokenizer.encode(prompt, add_special_tokens=not self.chat)
+    def render(self, prompt: Prompt) -> str:
+        """What the tokenizer is given: the raw text (of a conversation, its turns as paragraphs), or the chat template's
+        rendering, which writes its own special tokens."""
+        if not self.chat:
+            return prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        return self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE
+        )
 
-    def read(self, prompts: Sequence[str], new: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Left-padded tokens and mask [B, P], P a bucket that leaves room for `new` tokens. ValueError: empty or too
-        long a prompt."""
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of one prompt, raw or as a chat turn."""
+        return self.tokenizer.encode(self.render(prompt), add_special_tokens=not self.chat)
+
+    def rows(self, prompts: Sequence[Prompt], new: int = 0) -> list[list[int]]:
+        """Token ids of every prompt. ValueError: an empty one, or one that leaves no room for `new` tokens."""
         for row, prompt in enumerate(prompts):
-            if not prompt.strip():
+            if not (prompt if isinstance(prompt, str) else "".join(turn["content"] for turn in prompt)).strip():
                 raise ValueError(f"empty prompt at row {row}")
         rows = [self.encode(p) for p in prompts]
-        limit = self.params.config.max_positions - new
-        return left_pad(rows, bucket(max(map(len, rows), default=0), limit))
+        self.check_room(rows, new)
+        return rows
+
+    def check_room(self, rows: Sequence[Sequence[int]], new: int) -> None:
+        """ValueError: a prompt that leaves no room for `new` tokens."""
+        length, limit = max(map(len, rows), default=0), self.params.config.max_positions - new
+        if length > limit:
+            raise ValueError(
+                f"a prompt of {length} tokens does not fit: the model's positions leave room for {limit}; shorten it"
+            )
+
+    def read(self, prompts: Sequence[Prompt], new: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Left-padded tokens and mask [B, P], P a bucket that leaves room for `new` tokens. ValueError: as `rows`."""
+        rows = self.rows(prompts, new)
+        return left_pad(rows, bucket(max(map(len, rows), default=0), self.params.config.max_positions - new))
+
+    def follow(self, prompt: Prompt, continuation: str) -> list[int]:
+        """Tokens of a continuation as they follow a prompt: those of both together, without as many as the prompt has
+        alone (lm-evaluation-harness' rule; space at the prompt's end counts to the continuation)."""
+        text = self.render(prompt)
+        whole = self.tokenizer.encode(text + continuation, add_special_tokens=not self.chat)
+        return whole[len(self.tokenizer.encode(text.rstrip(), add_special_tokens=not self.chat)) :]
 
     def spell(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """Tokens [B, T] of each answer as they follow its prompt, -1 after the end: the tokenizer's own spelling, after a
@@ -119,6 +146,8 @@ class Agent:
         return jax.device_get(out)
 
 
-def row_keys(seed: int, rows: int) -> jax.Array:
-    """A random key for every row."""
-    return jax.random.split(jax.random.key(seed), rows)
+def row_keys(seed: int | Sequence[int] | np.ndarray, rows: int) -> jax.Array:
+    """A random key for every row, from one seed or from a seed for each."""
+    if isinstance(seed, int):
+        return jax.random.split(jax.random.key(seed), rows)
+    return jax.vmap(jax.random.key)(np.asarray(seed, np.uint32))

@@ -44,11 +44,12 @@ def send(
     k,
     *,
     mask: Bool[AnyArray, "B P"] | None = None,
+    past: tuple[KVCache, ...] = (),
     where: Where = "last",
 ) -> Array:
     """A's message: h_A[k] at the last token, [B, D_A], or with where="all" at every token, [B, P, D_A] (0 on padding).
-    Blocks above k are not run."""
-    h = prefix(params_a, tokens_a, k, mask=mask)
+    Blocks above k are not run. `past`: caches of what stands before (`prefix`)."""
+    h = prefix(params_a, tokens_a, k, mask=mask, past=past)
     if where == "last":
         return h[:, -1]
     return h if mask is None else jnp.where(mask[..., None], h, 0)
@@ -109,28 +110,34 @@ class Prompt(struct.PyTreeNode):
 
 
 def read_prompt(
-    params_b: Params, tokens_b: Int[AnyArray, "B P"], *, mask: Bool[AnyArray, "B P"] | None = None
+    params_b: Params,
+    tokens_b: Int[AnyArray, "B P"],
+    *,
+    mask: Bool[AnyArray, "B P"] | None = None,
+    past: tuple[KVCache, ...] = (),
 ) -> Prompt:
-    """B reads left-padded prompts. ValueError: no or too many tokens."""
+    """B reads left-padded prompts, after what `past` holds (`prefix`). ValueError: no or too many tokens."""
     check_tokens(params_b, tokens_b)
-    h, positions = embed(params_b, tokens_b), positions_of(tokens_b.shape, mask)
+    h, positions = embed(params_b, tokens_b), positions_of(tokens_b.shape, mask, past)
     cache = KVCache.empty(params_b, *tokens_b.shape)
-    _, cache, states = run_blocks(params_b, h, positions, cache=cache, visit=recorder(params_b, h, last=True))
+    visit = recorder(params_b, h, last=True)
+    _, cache, states = run_blocks(params_b, h, positions, past=past, cache=cache, visit=visit)
     column = lambda tree: jax.tree.map(lambda a: a[..., -1:, :], tree)
     last = KVCache(column(cache.k), column(cache.v), positions[:, -1:])
     return Prompt(states, cache.replace(positions=positions.at[:, -1].set(-1)), last)
 
 
-def resume(params_b: Params, prompt: Prompt, h: Float[Array, "B D"], j) -> tuple[Float[Array, "B V"], KVCache]:
+def resume(
+    params_b: Params, prompt: Prompt, h: Float[Array, "B D"], j, *, past: tuple[KVCache, ...] = ()
+) -> tuple[Float[Array, "B V"], KVCache]:
     """B goes on from an edited h_B[j] of its prompt's last token: logits of the next token, and the cache of the edited
-    token, to `decode` after past=(prompt.earlier,). Blocks j + 1 .. L_B run, on one token.
+    token, to `decode` after past=(*past, prompt.earlier). Blocks j + 1 .. L_B run, on one token.
 
     `receive` with the same edit gives the same logits. ValueError: j out of range.
     """
     check_layer(params_b, j, "j")
-    h, cache, _ = run_blocks(
-        params_b, h[:, None], prompt.last.positions, j, past=(prompt.earlier,), cache=prompt.last, column=0
-    )
+    past = (*past, prompt.earlier)
+    h, cache, _ = run_blocks(params_b, h[:, None], prompt.last.positions, j, past=past, cache=prompt.last, column=0)
     return unembed(params_b, h)[:, 0], cache
 
 

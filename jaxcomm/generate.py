@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
-from jaxcomm.model import Params, check_tokens, embed, prefill, run_blocks, unembed
+from jaxcomm.model import Params, after, check_tokens, embed, prefill, run_blocks, unembed
 
 
 class Sampling(struct.PyTreeNode):
@@ -73,12 +73,8 @@ def bucket(length: int, limit: int, smallest: int = 32) -> int:
     return min(size, limit)
 
 
-def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Array, "B"] | None) -> Int[Array, "B"]:
-    """The next token of every row: the argmax without `sampling`, else a draw with the row's own key."""
-    if sampling is None:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    if keys is None:
-        raise ValueError("sampling needs keys, one per row: jax.random.split(jax.random.key(seed), rows)")
+def warp(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
+    """Logits of the distribution that is drawn from: tempered, -inf where `sampling` cuts."""
     logits = logits / jnp.asarray(sampling.temperature, logits.dtype)
     ordered = -jnp.sort(-logits, axis=-1)
     k = jnp.where(jnp.asarray(sampling.top_k) > 0, jnp.asarray(sampling.top_k), logits.shape[-1])
@@ -88,15 +84,90 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Arr
     inside = (mass_before < sampling.top_p) | (rank == 0) | (jnp.asarray(sampling.top_p) >= 1)
     kept = jnp.where(inside, kept, jnp.inf)
     threshold = jnp.min(jnp.where(kept == -jnp.inf, jnp.inf, kept), axis=-1, keepdims=True)
-    return jax.vmap(jax.random.categorical)(keys, jnp.where(logits >= threshold, logits, -jnp.inf)).astype(jnp.int32)
+    return jnp.where(logits >= threshold, logits, -jnp.inf)
 
 
-class _State(struct.PyTreeNode):
+def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Array, "B"] | None) -> Int[Array, "B"]:
+    """The next token of every row: the argmax without `sampling`, else a draw with the row's own key."""
+    if sampling is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if keys is None:
+        raise ValueError("sampling needs keys, one per row: jax.random.split(jax.random.key(seed), rows)")
+    return jax.vmap(jax.random.categorical)(keys, warp(logits, sampling)).astype(jnp.int32)
+
+
+class Writing(struct.PyTreeNode):
+    """A text half written: t tokens of each row, the last of which has not been read yet; done [B]; what is out; the
+    cache that is written; begin [B], the position of the first new token."""
+
     t: Any
     token: Any
     done: Any
     out: Generation
     cache: KVCache
+    begin: Any
+
+    def emit(self, logits, sampling, keys, stops) -> Writing:
+        """With one more token."""
+        t, drawn = self.t, None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, self.t)
+        token = choose(logits, sampling, drawn)
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1)[:, 0]
+        out = Generation(
+            tokens=self.out.tokens.at[:, t].set(jnp.where(self.done, -1, token)),
+            logprobs=self.out.logprobs.at[:, t].set(jnp.where(self.done, 0.0, logprob)),
+            lengths=self.out.lengths + (~self.done).astype(jnp.int32),
+        )
+        return self.replace(t=t + 1, token=token, done=self.done | jnp.isin(token, stops), out=out)
+
+
+def begin(
+    logits: Float[Array, "B V"],
+    cache: KVCache,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    keys: Key[Array, "B"] | None = None,
+    stop_tokens: Sequence[Any] | AnyArray = (),
+) -> Writing:
+    """The first token after a prefilled prompt, and room for the others; `go_on` writes them."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
+    rows = logits.shape[0]
+    blank = Generation(
+        tokens=jnp.full((rows, max_new_tokens), -1, jnp.int32),
+        logprobs=jnp.zeros((rows, max_new_tokens), jnp.float32),
+        lengths=jnp.zeros(rows, jnp.int32),
+    )
+    none = jnp.zeros(rows, jnp.int32)
+    room = cache.extend(max_new_tokens - 1)  # the last token is never read
+    start = Writing(jnp.int32(0), none, jnp.zeros(rows, bool), blank, room, jnp.max(cache.positions, axis=-1) + 1)
+    return start.emit(logits, sampling, keys, jnp.asarray(stop_tokens, jnp.int32))
+
+
+def go_on(
+    params: Params,
+    writing: Writing,
+    until,
+    *,
+    past: tuple[KVCache, ...] = (),
+    sampling: Sampling | None = None,
+    keys: Key[Array, "B"] | None = None,
+    stop_tokens: Sequence[Any] | AnyArray = (),
+) -> Writing:
+    """Writes until there are `until` tokens (may be traced) or every row is done, all rows in one `while_loop`.
+
+    Who wants to look at the text in between (for stop strings) calls it in steps, and may mark rows as done.
+    """
+    stops, T = jnp.asarray(stop_tokens, jnp.int32), writing.out.tokens.shape[1]
+    first = writing.cache.positions.shape[-1] - (T - 1)
+
+    def step(w: Writing) -> Writing:
+        positions, at = (w.begin + w.t - 1)[:, None], first + w.t - 1
+        cache = w.cache.announce(positions, at)
+        h, cache, _ = run_blocks(params, embed(params, w.token[:, None]), positions, past=past, cache=cache, column=at)
+        return w.replace(cache=cache).emit(unembed(params, h)[:, 0], sampling, keys, stops)
+
+    return jax.lax.while_loop(lambda w: (w.t < until) & ~jnp.all(w.done), step, writing)
 
 
 def decode(
@@ -110,42 +181,56 @@ def decode(
     keys: Key[Array, "B"] | None = None,
     stop_tokens: Sequence[Any] | AnyArray = (),
 ) -> Generation:
-    """Writes after a prefilled prompt until a stop token or `max_new_tokens`, all rows in one `while_loop`.
+    """Writes after a prefilled prompt until a stop token or `max_new_tokens`.
 
     logits, cache: what `model.prefill` returned. `past`: caches of what was read before that, which are only read.
     Token t of row b is drawn with fold_in(keys[b], t), so a row's text does not depend on its neighbours.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
-    rows, stops = logits.shape[0], jnp.asarray(stop_tokens, jnp.int32)
-    begin, column = jnp.max(cache.positions, axis=-1) + 1, cache.positions.shape[-1]
+    how = dict(sampling=sampling, keys=keys, stop_tokens=stop_tokens)
+    writing = begin(logits, cache, max_new_tokens=max_new_tokens, **how)
+    return go_on(params, writing, max_new_tokens, past=past, **how).out
 
-    def emit(out: Generation, done, logits, t) -> tuple[Generation, Array, Array]:
-        drawn = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, t)
-        token = choose(logits, sampling, drawn)
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1)[:, 0]
-        out = Generation(
-            tokens=out.tokens.at[:, t].set(jnp.where(done, -1, token)),
-            logprobs=out.logprobs.at[:, t].set(jnp.where(done, 0.0, logprob)),
-            lengths=out.lengths + (~done).astype(jnp.int32),
-        )
-        return out, token, done | jnp.isin(token, stops)
 
-    def step(s: _State) -> _State:
-        positions, at = (begin + s.t - 1)[:, None], column + s.t - 1
-        cache = s.cache.announce(positions, at)
-        h, cache, _ = run_blocks(params, embed(params, s.token[:, None]), positions, past=past, cache=cache, column=at)
-        out, token, done = emit(s.out, s.done, unembed(params, h)[:, 0], s.t)
-        return _State(s.t + 1, token, done, out, cache)
+def score(
+    params: Params,
+    logits: Float[Array, "B V"],
+    cache: KVCache,
+    continuations: Int[AnyArray, "B C T"],
+    *,
+    past: tuple[KVCache, ...] = (),
+) -> tuple[Float[Array, "B C T"], Bool[Array, "B C T"]]:
+    """Log-probability of each token of C continuations (-1 after an end) of every prefilled prompt, and whether it is the
+    argmax; 0 and True after the end.
 
-    blank = Generation(
-        tokens=jnp.full((rows, max_new_tokens), -1, jnp.int32),
-        logprobs=jnp.zeros((rows, max_new_tokens), jnp.float32),
-        lengths=jnp.zeros(rows, jnp.int32),
-    )
-    out, token, done = emit(blank, jnp.zeros(rows, bool), logits, jnp.int32(0))
-    start = _State(jnp.int32(1), token, done, out, cache.extend(max_new_tokens - 1))  # the last token is never read
-    return jax.lax.while_loop(lambda s: (s.t < max_new_tokens) & ~jnp.all(s.done), step, start).out
+    logits, cache, past: as `decode`'s. The continuations of a row are branches of it: its prompt is read once for all.
+    """
+    B, C, T = continuations.shape
+    real = continuations >= 0
+    tokens = jnp.where(real, continuations, 0)
+    logprobs, best = token_logprobs(logits[:, None], tokens[:, :, 0])
+    if T > 1:
+        positions = after((cache,))[:, :, None] + jnp.arange(T - 1, dtype=jnp.int32)
+        positions = jnp.where(real[:, :, 1:], positions, -1).reshape(B, -1)
+        h = embed(params, tokens[:, :, :-1].reshape(B, -1))
+        h, *_ = run_blocks(params, h, positions, past=(*past, cache), branches=C)
+        # Logits of all tokens at once would not fit: [tokens, V].
+        predict = lambda x: token_logprobs(unembed(params, x[0][None, None])[0, 0], x[1])
+        rest = jax.lax.map(predict, (h.reshape(-1, h.shape[-1]), tokens[:, :, 1:].reshape(-1)), batch_size=LOGITS)
+        join = lambda first, more: jnp.concatenate([first[..., None], more.reshape(B, C, T - 1)], axis=-1)
+        logprobs, best = join(logprobs, rest[0]), join(best, rest[1])
+    else:
+        logprobs, best = logprobs[..., None], best[..., None]
+    return jnp.where(real, logprobs, 0.0), best | ~real
+
+
+LOGITS = 512
+"""Tokens whose logits `score` holds at once."""
+
+
+def token_logprobs(logits: Float[Array, "*#n V"], tokens: Int[Array, "*n"]) -> tuple[Array, Array]:
+    """Log-probability of each token, and whether it is the argmax."""
+    picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == tokens
 
 
 def generate(

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Int
 from jaxcomm.config import ModelConfig, Rope
 
 Segment = tuple[Float[Array, "B K *_ H"], Float[Array, "B K *_ H"], Int[Array, "B *_"]]
-"""Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment.
+"""Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment. B may
+be 1: what all rows share.
 
 Or of C branches, [B, K, C, S, H] and [B, C, S]: the row's T queries are then C groups of T / C, and each group sees its
 own branch only. So many continuations of one prompt are one row, which shares that prompt's segment."""
@@ -84,7 +85,7 @@ def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array]) -> Float[Arr
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
-def visible(queries: Int[Array, "*n T"], keys: Int[Array, "*n S"], window) -> Array:
+def visible(queries: Int[Array, "*#n T"], keys: Int[Array, "*#n S"], window) -> Array:
     """[*n, T, S]: key exists, is not later than the query and, if `window` is not None, is within the window."""
     distance = queries[..., :, None] - keys[..., None, :]
     seen = (keys[..., None, :] >= 0) & (distance >= 0)

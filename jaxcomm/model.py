@@ -95,7 +95,7 @@ def check_layer(params: Params, layer, name: str = "k") -> None:
         )
 
 
-def check_tokens(params: Params, tokens: Int[AnyArray, "B T"], new: int = 0) -> None:
+def check_tokens(params: Params, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], new: int = 0) -> None:
     """ValueError if there is no token, or if the columns and `new` more do not fit the model's positions."""
     length, limit = tokens.shape[1], params.config.max_positions
     if not length:
@@ -106,16 +106,24 @@ def check_tokens(params: Params, tokens: Int[AnyArray, "B T"], new: int = 0) -> 
         )
 
 
-def positions_of(shape: tuple[int, ...], mask: Bool[AnyArray, "B T"] | None = None) -> Int[Array, "B T"]:
-    """0, 1, 2, ... over the real tokens of each row; -1 on padding (mask False)."""
+def positions_of(
+    shape: tuple[int, ...], mask: Bool[AnyArray, "B T"] | None = None, past: tuple[KVCache, ...] = ()
+) -> Int[Array, "B T"]:
+    """0, 1, 2, ... over the real tokens of each row, after those of `past`; -1 on padding (mask False)."""
+    begin = after(past)
     if mask is None:
-        return jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
-    return jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
+        return jnp.broadcast_to(begin + jnp.arange(shape[1], dtype=jnp.int32), shape)
+    return jnp.where(mask, begin + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
 
 
-def embed(params: Params, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
-    """h[0]."""
-    h = params.embed[tokens]
+def after(caches: tuple[KVCache, ...]) -> Int[Array, "B 1"] | int:
+    """The position that follows everything in the caches; B is 1 where they are of one row, which all rows share."""
+    return functools.reduce(jnp.maximum, [c.positions.max(axis=-1, keepdims=True) + 1 for c in caches], 0)
+
+
+def embed(params: Params, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"]) -> Float[Array, "B T D"]:
+    """h[0]: of token ids, or of vectors that stand in for rows of the embedding matrix."""
+    h = jnp.asarray(tokens) if jnp.ndim(tokens) == 3 else params.embed[tokens]
     if params.config.scale_embedding:
         h *= jnp.asarray(params.config.width**0.5, h.dtype)
     return h
@@ -200,12 +208,18 @@ def run_blocks(
 
 
 def prefix(
-    params: Params, tokens: Int[AnyArray, "B T"], k, *, mask: Bool[AnyArray, "B T"] | None = None
+    params: Params,
+    tokens: Int[AnyArray, "B T"],
+    k,
+    *,
+    mask: Bool[AnyArray, "B T"] | None = None,
+    past: tuple[KVCache, ...] = (),
 ) -> Float[Array, "B T D"]:
-    """h[k]: embedding and blocks 1 .. k. `mask` is False on padding. ValueError: k out of range, no or too many tokens."""
+    """h[k]: embedding and blocks 1 .. k. `mask` is False on padding; `past`: caches of what stands before, of every row
+    or of one that all share. ValueError: k out of range, no or too many tokens."""
     check_layer(params, k)
     check_tokens(params, tokens)
-    return run_blocks(params, embed(params, tokens), positions_of(tokens.shape, mask), 0, k)[0]
+    return run_blocks(params, embed(params, tokens), positions_of(tokens.shape, mask, past), 0, k, past=past)[0]
 
 
 def suffix(
@@ -241,24 +255,26 @@ def recorder(params: Params, h: Float[Array, "B T D"], last: bool) -> tuple[Call
 
 def prefill(
     params: Params,
-    tokens: Int[AnyArray, "B P"],
+    tokens: Int[AnyArray, "B P"] | Float[AnyArray, "B P D"],
     *,
     mask: Bool[AnyArray, "B P"] | None = None,
+    past: tuple[KVCache, ...] = (),
     edit: tuple[Any, Callable] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """Reads a left-padded prompt: logits after its last token, and its keys and values.
+    """Reads a left-padded prompt, of tokens or of vectors in their place (`embed`): logits after its last token, and its
+    keys and values. `past`: as `prefix`'s.
 
     `edit = (j, fn)`: the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once. Blocks up to j keep the keys
     and values of the stream as it was; the later ones make theirs from the edited one, and decoding reads those.
     """
     check_tokens(params, tokens)
     check_layer(params, 0 if edit is None else edit[0], "j")
-    positions = positions_of(tokens.shape, mask)
-    cache = KVCache.empty(params, *tokens.shape)
+    positions = positions_of(tokens.shape[:2], mask, past)
+    cache = KVCache.empty(params, *tokens.shape[:2])
     h, start = embed(params, tokens), 0
     if edit is not None:
         start, fn = edit
-        h, cache, _ = run_blocks(params, h, positions, 0, start, cache=cache)
+        h, cache, _ = run_blocks(params, h, positions, 0, start, past=past, cache=cache)
         h = fn(h)
-    h, cache, _ = run_blocks(params, h, positions, start, cache=cache)
+    h, cache, _ = run_blocks(params, h, positions, start, past=past, cache=cache)
     return unembed(params, h[:, -1:])[:, 0], cache.replace(positions=positions)

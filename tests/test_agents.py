@@ -52,7 +52,7 @@ A_READS, B_READS = ["alice is at rome .", "bob is at the paris ."], ["where is a
 def test_the_text_level_twin_says_what_communicate_says(agents):
     a, b = agents
     for k, j, graft in ((1, 2, "replace"), (4, 0, "sum")):
-        replies = activation(a, b, A_READS, B_READS, k=k, j=j, graft=graft, max_new_tokens=6)
+        replies = activation(a, b, A_READS, B_READS, k=k, j=j, graft=graft).write(6)
         for x, y, reply in zip(A_READS, B_READS, replies, strict=True):
             ta, tb = np.asarray([a.encode(x)], np.int32), np.asarray([b.encode(y)], np.int32)
             out = communicate(
@@ -65,7 +65,7 @@ def test_the_text_level_twin_says_what_communicate_says(agents):
 
 def test_rows_say_what_was_read_and_edited(agents):
     a, b = agents
-    (reply, _) = activation(a, b, A_READS, B_READS, k=2, j=3, graft="mean", max_new_tokens=2)
+    (reply, _) = activation(a, b, A_READS, B_READS, k=2, j=3, graft="mean").write(2)
     d = reply.details
     sent = send(a.params, np.asarray([a.encode(A_READS[0])], np.int32), 2)[0]
     own = send(b.params, np.asarray([b.encode(B_READS[0])], np.int32), 3)[0]
@@ -78,34 +78,32 @@ def test_rows_say_what_was_read_and_edited(agents):
 
 def test_controls_are_what_they_are_called(agents):
     a, b = agents
-    said = lambda **s: [r.text for r in activation(a, b, A_READS, B_READS, j=2, max_new_tokens=6, **s)]
+    said = lambda **s: [r.text for r in activation(a, b, A_READS, B_READS, j=2, **s).write(6)]
     assert said(k=3, control="shuffled") == [
-        activation(a, b, [x], [y], k=3, j=2, max_new_tokens=6)[0].text
-        for x, y in zip(A_READS[::-1], B_READS, strict=True)
+        activation(a, b, [x], [y], k=3, j=2).write(6)[0].text for x, y in zip(A_READS[::-1], B_READS, strict=True)
     ]
-    alone = [r.text for r in silent(a, b, A_READS, B_READS, max_new_tokens=6)]
+    alone = [r.text for r in silent(a, b, A_READS, B_READS).write(6)]
     assert said(k=3) != alone, "the activation itself changes something"
     assert said(k=3, control="self") == alone, "B's own state changes nothing"
     assert said(k=3, control="unrelated", unrelated="says alice") == [
-        r.text for r in activation(a, b, ["says alice"] * 2, B_READS, k=3, j=2, max_new_tokens=6)
+        r.text for r in activation(a, b, ["says alice"] * 2, B_READS, k=3, j=2).write(6)
     ]
-    noise = activation(a, b, A_READS, B_READS, k=3, j=2, control="noise", max_new_tokens=2)
-    true = activation(a, b, A_READS, B_READS, k=3, j=2, max_new_tokens=2)
+    noise = activation(a, b, A_READS, B_READS, k=3, j=2, control="noise").write(2)
+    true = activation(a, b, A_READS, B_READS, k=3, j=2).write(2)
     for x, y in zip(noise, true, strict=True):
         assert x.details["norm_sent"] == pytest.approx(y.details["norm_sent"], rel=1e-5)
     assert all(
-        r.details["norm_sent"] == 0
-        for r in activation(a, b, A_READS, B_READS, k=3, j=2, control="zero", max_new_tokens=2)
+        r.details["norm_sent"] == 0 for r in activation(a, b, A_READS, B_READS, k=3, j=2, control="zero").write(2)
     )
 
 
 def test_noise_matches_the_norm_of_what_arrives_when_a_map_is_used(agents):
     a, b = agents
     W = 3 * jax.random.normal(jax.random.key(0), (b.params.config.width, a.params.config.width))
-    how = dict(k=3, j=2, W=W, max_new_tokens=2)
+    how = dict(k=3, j=2, W=W)
     for noise, true in zip(
-        activation(a, b, A_READS, B_READS, control="noise", **how),
-        activation(a, b, A_READS, B_READS, **how),
+        activation(a, b, A_READS, B_READS, control="noise", **how).write(2),
+        activation(a, b, A_READS, B_READS, **how).write(2),
         strict=True,
     ):
         assert noise.details["norm_after"] == pytest.approx(true.details["norm_after"], rel=1e-5)
@@ -134,10 +132,10 @@ def test_stop_tokens_come_from_where_the_checkpoint_lists_them(agents, tmp_path)
 
 def test_baselines_read_what_they_are_said_to_read(agents):
     a, b = agents
-    assert skyline(a, b, A_READS, B_READS)[0].read == ("<s>", *A_READS[0].split(), *B_READS[0].split())
+    assert skyline(a, b, A_READS, B_READS).write()[0].read == ("<s>", *A_READS[0].split(), *B_READS[0].split())
     reply = message(
         a, b, A_READS, B_READS, ask="who says : {prompt}", tell="{prompt} : {message}", max_message_tokens=5
-    )[0]
+    ).write()[0]
     tokens, mask = a.read([f"who says : {A_READS[0]}"])
     wrote = a.text(a.write(tokens, mask, max_new_tokens=5))[0]
     assert reply.details["message"] == wrote
@@ -158,14 +156,14 @@ def test_chat_prompts_go_through_each_tokenizers_template_once(agents):
         "assistant",
         ":",
     ], "the template writes BOS, the tokenizer must not again"
-    reply = activation(chatty, chatty, A_READS, B_READS, k=1, j=1, max_new_tokens=2)[0]
+    reply = activation(chatty, chatty, A_READS, B_READS, k=1, j=1).write(2)[0]
     assert reply.details["sent_token"] == ":" and reply.read[-1] == ":"
 
 
 def test_sampled_answers_follow_the_seed(agents):
     from jaxcomm.generate import Sampling
 
-    said = lambda seed: [r.text for r in silent(*agents, A_READS, B_READS, sampling=Sampling(2.0), seed=seed)]
+    said = lambda seed: [r.text for r in silent(*agents, A_READS, B_READS).write(sampling=Sampling(2.0), seed=seed)]
     assert said(1) == said(1) != said(2)
 
 
@@ -265,7 +263,7 @@ def test_import_is_light():
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, control="odd"), "unknown control 'odd'"),
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, graft="sum", where="all"), "needs equal widths"),
         (lambda a, b: activation(a, b, A_READS, B_READS[:1], k=1, j=1), "A has 2 prompts, B has 1"),
-        (lambda a, b: silent(a, b, A_READS, B_READS, max_new_tokens=0), "max_new_tokens = 0: it must be at least 1"),
+        (lambda a, b: silent(a, b, A_READS, B_READS).write(0), "max_new_tokens = 0: it must be at least 1"),
         (lambda a, b: silent(a, b, A_READS, ["who ?", " "]), "empty prompt at row 1"),
         (lambda a, b: silent(a, b, A_READS, ["alice " * 1100]), "a prompt of 1101 tokens does not fit"),
         (lambda a, b: dataclasses.replace(a, chat=True, tokenizer=without_template(a)), "has no chat template"),

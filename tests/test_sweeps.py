@@ -60,7 +60,7 @@ def test_every_row_is_the_activation_protocols_answer(pair, done):
     for game, graft, k, j in itertools.product(ASKED.games, ASKED.grafts, ASKED.ks, ASKED.js):
         items = GAMES[game](3, n=6)
         read = [[i.prompt_a for i in items], [i.prompt_b for i in items]]
-        replies = activation(pair["b"], pair["b"], *read, k=k, j=j, graft=graft, max_new_tokens=6)
+        replies = activation(pair["b"], pair["b"], *read, k=k, j=j, graft=graft).write(6)
         for n, (reply, item) in enumerate(zip(replies, items, strict=True)):
             row = found[game, graft, k, j, n]
             assert row["text"] == reply.text and row["hit"] == (reply.text == item.answer)
@@ -255,7 +255,7 @@ def test_the_reported_half_is_not_the_one_chosen_on(pair):
     read = [i.prompt_a for i in questions], [i.prompt_b for i in questions]
     says = lambda **how: [
         r.text == i.answer
-        for r, i in zip(activation(b, b, *read, k=found.k, j=found.j, max_new_tokens=5, **how), questions, strict=True)
+        for r, i in zip(activation(b, b, *read, k=found.k, j=found.j, **how).write(5), questions, strict=True)
     ]
     assert found.ours == says() and found.controls == {c: says(control=c) for c in get_args(Control)}
     assert found.silent == found.controls["self"], "replacing B's state by itself is silence"

@@ -1,10 +1,39 @@
-"""How agents may communicate. Every protocol is called as protocol(a, b, prompts_a, prompts_b, *, max_new_tokens,
-sampling, seed, ...) and returns one `Reply` of B per game."""
+"""How agents may communicate. Every protocol is called as protocol(a, b, prompts_a, prompts_b, *, sampling, seed, ...)
+and returns B's `Turn` (or the `Panel` of all who answer): it has heard everything, and now writes or scores."""
 
-from jaxcomm.protocols.activation import Control, activation
-from jaxcomm.protocols.base import Reply
-from jaxcomm.protocols.text import message, silent, skyline
+from jaxcomm.protocols.activation import Control, activation, exchange
+from jaxcomm.protocols.base import Likelihood, Reply, Turn
+from jaxcomm.protocols.cipher import cipher_debate
+from jaxcomm.protocols.debate import FORMS, Form, Panel, debate
+from jaxcomm.protocols.text import message, sender, silent, skyline
 
-PROTOCOLS = {"silent": silent, "skyline": skyline, "message": message, "activation": activation}
+PROTOCOLS = {
+    "silent": silent,
+    "sender": sender,
+    "skyline": skyline,
+    "message": message,
+    "debate": lambda a, b, prompts_a, prompts_b, **how: debate((a, b), (prompts_a, prompts_b), **how),
+    "cipher": lambda a, b, prompts_a, prompts_b, **how: cipher_debate((a, b), (prompts_a, prompts_b), **how),
+    "activation": activation,
+    "exchange": exchange,
+}
+"""name -> protocol. Two agents debate here; `debate` and `cipher_debate` take any number."""
 
-__all__ = ["PROTOCOLS", "Control", "Reply", "activation", "message", "silent", "skyline"]
+__all__ = [
+    "FORMS",
+    "PROTOCOLS",
+    "Control",
+    "Form",
+    "Likelihood",
+    "Panel",
+    "Reply",
+    "Turn",
+    "activation",
+    "cipher_debate",
+    "debate",
+    "exchange",
+    "message",
+    "sender",
+    "silent",
+    "skyline",
+]

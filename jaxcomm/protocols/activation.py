@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomm.agent import Agent, row_keys
+from jaxcomm.agent import Agent, Prompt, row_keys
 from jaxcomm.communicate import Where, read_prompt, receive, resume, send
 from jaxcomm.flops import blocks_flops, graft_flops
-from jaxcomm.generate import Generation, Sampling, decode
+from jaxcomm.generate import Sampling, bucket, left_pad
 from jaxcomm.graft import Graft, apply_graft, carry
 from jaxcomm.model import check_layer
-from jaxcomm.protocols.base import Reply, replies
+from jaxcomm.protocols.answers import ANSWERS, Parse, Tie
+from jaxcomm.protocols.base import Shared, Turn, hear, share
+from jaxcomm.protocols.debate import Panel, lookup
+from jaxcomm.protocols.text import next_seed
 
 Control = Literal["unrelated", "shuffled", "zero", "noise", "self"]
 """What B gets instead of A's activation: A's on an unrelated sentence, A's of another game, zeros, Gaussian noise of
@@ -26,35 +28,20 @@ UNRELATED = "Water boils at one hundred degrees."
 
 _send = jax.jit(send, static_argnames="where")
 _read = jax.jit(read_prompt)
+# The last token's edit is an argument: what f(a, b) was does not matter here, so one program serves every f.
+_resume = jax.jit(resume)
+_receive = jax.jit(receive, static_argnames=("graft", "where"))
 
 
-@functools.partial(jax.jit, static_argnames="max_new_tokens")
-def _resume(params, prompt, h, j, keys, stop_tokens, sampling, max_new_tokens) -> Generation:
-    """Where the last token is edited: what f(a, b) was does not matter here, so one program serves every f."""
-    logits, cache = resume(params, prompt, h, j)
-    return decode(
-        params, logits, cache, past=(prompt.earlier,), max_new_tokens=max_new_tokens,
-        sampling=sampling, keys=keys, stop_tokens=stop_tokens,
-    )  # fmt: skip
-
-
-@functools.partial(jax.jit, static_argnames=("graft", "max_new_tokens"))
-def _receive_all(params, tokens, mask, message, j, keys, stop_tokens, sampling, graft, max_new_tokens) -> Generation:
-    """Where all tokens are."""
-    logits, cache = receive(params, tokens, message, j, graft=graft, mask=mask, where="all")
-    return decode(
-        params, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
-    )
-
-
-def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: int) -> jax.Array:
+def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: int | Sequence[int]) -> jax.Array:
     match control:
         case "shuffled":
             return jnp.roll(message, 1, axis=0)
         case "zero":
             return jnp.zeros_like(message)
         case "noise":
-            noise = jax.random.normal(jax.random.key(seed), message.shape, message.dtype)
+            draw = lambda key: jax.random.normal(key, message.shape[1:], message.dtype)
+            noise = jax.vmap(draw)(row_keys(seed, len(message)))
             norm = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)
             return noise / norm(noise) * norm(message)
         case "self":
@@ -62,77 +49,137 @@ def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: int) -> ja
     raise ValueError(f"unknown control {control!r}: choose one of {', '.join(get_args(Control))}")
 
 
+def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], where: Where) -> Shared:
+    """Where all tokens are edited, what prompts have in common is too, so it is not read apart."""
+    if where == "last":
+        return share(agent, rows)
+    return Shared(*left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions)), ())
+
+
 def activation(
-    a: Agent,
+    a: Agent | Sequence[Agent],
     b: Agent,
-    prompts_a: Sequence[str],
-    prompts_b: Sequence[str],
+    prompts_a: Sequence[Any],
+    prompts_b: Sequence[Prompt],
     *,
-    k: int,
+    k: Any,
     j: int,
     graft: Graft = "replace",
-    W=None,
+    W: Any = None,
     where: Where = "last",
     control: str | None = None,
     unrelated: str = UNRELATED,
-    max_new_tokens: int = 16,
+    think: int = 0,
     sampling: Sampling | None = None,
-    seed: int = 0,
-) -> list[Reply]:
-    """A reads its prompts up to layer k, B its own with A's states grafted in after layer j, and answers.
+    seed: int | Sequence[int] = 0,
+) -> Turn:
+    """A reads its prompts up to layer k, B its own with A's states grafted in after layer j.
 
-    The control unrelated takes A's place before W, the others stand in for what arrives at B, after W. Details of a Reply: the token and position that was read in A and
-    the one edited in B; the norms of what arrived, of B's state before and of B's state after the edit. ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
+    Several senders: give `a`, `prompts_a`, `k` (and `W`) one of each; B gets the mean of what they send.
+    think: A first writes up to so many tokens after its prompt (with `sampling`), and its state at the last of them is
+    sent: chain of thought (appendix B.2), or a sampled completion (B.5: temperature 0.7, 512 tokens).
+
+    The control unrelated takes A's place before W, the others stand in for what arrives at B, after W. Details of a
+    Reply: the token and position that was read in A and the one edited in B; the norms of what arrived, of B's state
+    before and of B's state after the edit. ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
     """
-    check_layer(a.params, k)
+    senders = (a,) if isinstance(a, Agent) else tuple(a)
+    each = lambda value: (value,) if isinstance(a, Agent) else tuple(value)
+    reads, ks, maps = each(prompts_a), each(k), (None,) * len(senders) if W is None else each(W)
+    if not len(senders) == len(reads) == len(ks) == len(maps):
+        raise ValueError(f"{len(senders)} senders, {len(reads)} lists of prompts, {len(ks)} layers k: give one of each")
     check_layer(b.params, j, "j")
     if control is not None and where != "last":
         raise ValueError('controls stand in for one state per game: use where="last"')
-    if len(prompts_a) != len(prompts_b):
-        raise ValueError(f"A has {len(prompts_a)} prompts, B has {len(prompts_b)}: give one of each per game")
-    if control == "shuffled" and len(prompts_a) < 2:
+    for sender, prompts, layer in zip(senders, reads, ks, strict=True):
+        check_layer(sender.params, layer)
+        if len(prompts) != len(prompts_b):
+            raise ValueError(f"A has {len(prompts)} prompts, B has {len(prompts_b)}: give one of each per game")
+    if control == "shuffled" and len(prompts_b) < 2:
         raise ValueError("the control shuffled needs at least two games")
-    tokens_a, mask_a = a.read([unrelated] if control == "unrelated" else prompts_a)
-    tokens_b, mask_b = b.read(prompts_b, max_new_tokens)
-    message = _send(a.params, tokens_a, k, mask=mask_a, where=where)
-    prompt = _read(b.params, tokens_b, mask=mask_b)
-    own = prompt.states[j]
-    if control == "unrelated":  # one sentence for every game
-        rows = len(prompts_b)
-        tokens_a, mask_a = (np.broadcast_to(x, (rows, x.shape[1])) for x in (tokens_a, mask_a))
-        message = jnp.broadcast_to(message, (rows, message.shape[1]))
-    if W is not None:
-        message = carry(message, W, b.params.config.width)
+
+    rows_b = b.rows(prompts_b, 1)
+    tokens_b, mask_b, past_b = _lay_out(b, rows_b, where)
+    prompt = _read(b.params, tokens_b, mask=mask_b, past=past_b)
+    own, flops, messages = prompt.states[j], [0] * len(rows_b), []
+    for sender, prompts, layer, matrix in zip(senders, reads, ks, maps, strict=True):
+        said, rows_a = None, None
+        if control == "unrelated":  # one sentence for every game
+            prompts = [unrelated] * len(rows_b)
+        if think:
+            said = hear(sender, prompts).write(think, sampling=sampling, seed=next_seed(seed))
+            rows_a = [_thought(sender, row, reply) for row, reply in zip(sender.rows(prompts), said, strict=True)]
+        rows_a = sender.rows(prompts) if rows_a is None else rows_a
+        tokens_a, mask_a, past_a = _lay_out(sender, rows_a, where)
+        message = _send(sender.params, tokens_a, layer, mask=mask_a, past=past_a, where=where)
+        messages.append(message if matrix is None else carry(message, matrix, b.params.config.width))
+        fit = graft_flops(sender.params.config, b.params.config, matrix is not None)
+        for i, row in enumerate(rows_a):
+            edits = min(len(row), len(rows_b[i])) if where == "all" else 1
+            flops[i] += blocks_flops(sender.params.config, len(row), blocks=int(layer)) + fit * edits
+            if said is not None:
+                flops[i] += said[i].flops
+    if len({m.shape[1:] for m in messages}) > 1:
+        raise ValueError(
+            "the senders' states differ in width or length: give every sender a W, and edit the last token"
+        )
+    message = messages[0] if len(messages) == 1 else sum(messages) / len(messages)
     if control not in (None, "unrelated"):
         message = _stand_in(control, message, own, seed)
     sent = message if where == "last" else message[:, -1]
     edited = apply_graft(graft, sent, own)
-    writing = (row_keys(seed, len(tokens_b)), jnp.asarray(b.stop_tokens, jnp.int32), sampling)
     if where == "last":
-        out = _resume(b.params, prompt, edited, j, *writing, max_new_tokens=max_new_tokens)
+        logits, cache = _resume(b.params, prompt, edited, j, past=past_b)
+        past_b = (*past_b, prompt.earlier)
     else:
-        out = _receive_all(b.params, tokens_b, mask_b, message, j, *writing, graft=graft, max_new_tokens=max_new_tokens)
+        logits, cache = _receive(b.params, tokens_b, message, j, graft=graft, mask=mask_b, where=where)
     norms = [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in (sent, own, edited)]
-    lengths_a, lengths_b = mask_a.sum(axis=1), mask_b.sum(axis=1)
     details = [
         {
-            "k": int(k),
+            "k": [int(layer) for layer in ks] if len(ks) > 1 else int(ks[0]),
             "j": int(j),
             "graft": graft if isinstance(graft, str) else getattr(graft, "__name__", "callable"),
             "control": control,
-            "sent_token": a.tokens(tokens_a[i, -1:])[0],
-            "sent_position": int(lengths_a[i]) - 1,
-            "edited_token": b.tokens(tokens_b[i, -1:])[0],
-            "edited_position": int(lengths_b[i]) - 1,
+            "sent_token": senders[-1].tokens(rows_a[i][-1:])[0],
+            "sent_position": len(rows_a[i]) - 1,
+            "edited_token": b.tokens(row[-1:])[0],
+            "edited_position": len(row) - 1,
             "norm_sent": float(norms[0][i]),
             "norm_before": float(norms[1][i]),
             "norm_after": float(norms[2][i]),
+            **({} if said is None else {"thought": said[i].text, "message_tokens": len(said[i].written)}),
         }
-        for i in range(len(tokens_b))
+        for i, row in enumerate(rows_b)
     ]
-    edits = [int(n) if where == "all" else 1 for n in np.minimum(lengths_a, lengths_b)]
-    each = graft_flops(a.params.config, b.params.config, W is not None)
-    cost = [
-        blocks_flops(a.params.config, int(n), blocks=int(k)) + each * m for n, m in zip(lengths_a, edits, strict=True)
-    ]
-    return replies(b, tokens_b, mask_b, jax.device_get(out), details, cost)
+    return Turn(b, prompts_b, rows_b, logits, cache, past_b, details, flops)
+
+
+def _thought(sender: Agent, row: Sequence[int], reply) -> list[int]:
+    """A's prompt and what it wrote, without the token it stopped at."""
+    written = sender.tokenizer.convert_tokens_to_ids(list(reply.written))
+    return [*row, *(token for token in written if token not in sender.stop_tokens)]
+
+
+def exchange(
+    a: Agent,
+    b: Agent,
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
+    *,
+    k: int,
+    j: int,
+    k_back: int | None = None,
+    j_back: int | None = None,
+    W: Any = None,
+    W_back: Any = None,
+    answer: Parse | str = "text",
+    tie: Tie = "first",
+    **how: Any,
+) -> Panel:
+    """Both directions at once: B with A's state at k grafted in after its layer j, A with B's at k_back after its j_back
+    (default: k and j), neither of them edited before it is sent. Both answer, B first. how: `activation`'s."""
+    parse = lookup(answer, ANSWERS, "answer")
+    there = activation(a, b, prompts_a, prompts_b, k=k, j=j, W=W, **how)
+    k_back, j_back = k if k_back is None else k_back, j if j_back is None else j_back
+    back = activation(b, a, prompts_b, prompts_a, k=k_back, j=j_back, W=W_back, **how)
+    return Panel((there, back), parse, tie, [0] * len(prompts_b), [{} for _ in prompts_b])

@@ -4,66 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxcomm.agent import Agent
-from jaxcomm.flops import generation_flops
+from jaxcomm.agent import Agent, Prompt
 from jaxcomm.generate import Sampling
-from jaxcomm.protocols.base import Reply, replies
-
-
-def _answer(b: Agent, prompts: Sequence[str], max_new_tokens: int, sampling: Sampling | None, seed: int) -> list[Reply]:
-    tokens, mask = b.read(prompts, max_new_tokens)
-    out = b.write(tokens, mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-    return replies(b, tokens, mask, out, [{} for _ in prompts], [0] * len(prompts))
+from jaxcomm.protocols.base import Turn, hear
 
 
 def silent(
     a: Agent,
     b: Agent,
-    prompts_a: Sequence[str],
-    prompts_b: Sequence[str],
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
     *,
-    max_new_tokens: int = 16,
     sampling: Sampling | None = None,
-    seed: int = 0,
-) -> list[Reply]:
+    seed: int | Sequence[int] = 0,
+) -> Turn:
     """B alone."""
-    return _answer(b, prompts_b, max_new_tokens, sampling, seed)
+    return hear(b, prompts_b)
+
+
+def sender(
+    a: Agent,
+    b: Agent,
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
+    *,
+    sampling: Sampling | None = None,
+    seed: int | Sequence[int] = 0,
+) -> Turn:
+    """A alone, asked what B is."""
+    return hear(a, prompts_b)
 
 
 def skyline(
     a: Agent,
     b: Agent,
-    prompts_a: Sequence[str],
-    prompts_b: Sequence[str],
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
     *,
-    max_new_tokens: int = 16,
     sampling: Sampling | None = None,
-    seed: int = 0,
-) -> list[Reply]:
+    seed: int | Sequence[int] = 0,
+) -> Turn:
     """B reads A's prompt and its own, one after the other: all there is to know."""
-    together = [f"{x} {y}" for x, y in zip(prompts_a, prompts_b, strict=True)]
-    return _answer(b, together, max_new_tokens, sampling, seed)
+    return hear(b, [put("{text} {prompt}", y, text=text(x)) for x, y in zip(prompts_a, prompts_b, strict=True)])
 
 
 def message(
     a: Agent,
     b: Agent,
-    prompts_a: Sequence[str],
-    prompts_b: Sequence[str],
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
     *,
-    max_new_tokens: int = 16,
-    sampling: Sampling | None = None,
-    seed: int = 0,
     ask: str = "{prompt}",
     tell: str = "{message} {prompt}",
     max_message_tokens: int = 48,
-) -> list[Reply]:
+    sampling: Sampling | None = None,
+    seed: int | Sequence[int] = 0,
+) -> Turn:
     """A writes after its prompt (put into `ask`), B reads what A wrote and its own prompt (put into `tell`)."""
-    tokens, mask = a.read([ask.format(prompt=p) for p in prompts_a], max_message_tokens)
-    out = a.write(tokens, mask, max_new_tokens=max_message_tokens, sampling=sampling, seed=seed + 1)
-    messages = a.text(out)
-    cost = [generation_flops(a.params.config, int(m.sum()), int(n)) for m, n in zip(mask, out.lengths, strict=True)]
-    prompts = [tell.format(message=m, prompt=p) for m, p in zip(messages, prompts_b, strict=True)]
-    tokens, mask = b.read(prompts, max_new_tokens)
-    out = b.write(tokens, mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-    return replies(b, tokens, mask, out, [{"message": m} for m in messages], cost)
+    asked = hear(a, [put(ask, prompt) for prompt in prompts_a])
+    said = asked.write(max_message_tokens, sampling=sampling, seed=next_seed(seed))
+    return hear(
+        b,
+        [put(tell, prompt, message=m.text) for m, prompt in zip(said, prompts_b, strict=True)],
+        details=[{"message": m.text, "message_tokens": len(m.written)} for m in said],
+        flops=[m.flops for m in said],
+    )
+
+
+def put(template: str, prompt: Prompt, **parts: str) -> Prompt:
+    """A prompt put into a template, as {prompt}; in a conversation, its last turn is."""
+    if isinstance(prompt, str):
+        return template.format(prompt=prompt, **parts)
+    *before, last = prompt
+    return [*before, {**last, "content": template.format(prompt=last["content"], **parts)}]
+
+
+def text(prompt: Prompt) -> str:
+    """A prompt as running text: of a conversation, its last turn."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def next_seed(seed: int | Sequence[int]) -> int | list[int]:
+    """For another draw."""
+    return seed + 1 if isinstance(seed, int) else [s + 1 for s in seed]

@@ -1,0 +1,134 @@
+"""CIPHER (Pham et al., ICLR 2024, section 3): a model that writes expected embeddings instead of tokens.
+
+At every step the next input is sum_v p[v] E[v], p the tempered next-token distribution and E the embedding matrix, so
+what is said stays in the convex hull of the vocabulary and nothing is drawn. With temperature 0 it is greedy text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxcomm.cache import KVCache
+from jaxcomm.config import AnyArray
+from jaxcomm.generate import Sampling, warp
+from jaxcomm.model import Params, embed, run_blocks, unembed
+
+Stop = Literal["argmax", "nearest", "none"]
+"""A response ends where the likeliest token is a stop token (Zhang et al.'s StateDelta), where the token nearest to the
+expected embedding is one (the paper's), or never (the authors' code, which cuts afterwards)."""
+
+Partial = Literal["off", "entropy", "maxprob"]
+"""Expected embeddings always, or only where the model is unsure, by the entropy of its distribution or by 1 - max p, and
+the argmax's embedding elsewhere (the paper's ablation)."""
+
+THRESHOLDS = {"off": 0.0, "entropy": 1.869, "maxprob": 0.2}
+"""The authors' (their code says p < 0.8)."""
+
+
+class Vectors(struct.PyTreeNode):
+    """A response. own [B, T, D]: as its writer reads it; sent: tuple of [B, T, D_r], the same distributions through each
+    receiver's embedding matrix; tokens [B, T]: nearest in the writer's own, -1 after the end; lengths [B]: vectors
+    before the one that stopped it. Vectors after the end are 0."""
+
+    own: Any
+    sent: tuple[Any, ...]
+    tokens: Any
+    lengths: Any
+
+
+class _State(struct.PyTreeNode):
+    t: Any
+    e: Any
+    done: Any
+    out: Vectors
+    cache: KVCache
+
+
+def nearest(vectors: Float[Array, "*n D"], table: Float[Array, "V D"]) -> Int[Array, "*n"]:
+    """The token whose embedding has the largest cosine with each vector (as the authors' code; the paper says nearest)."""
+    unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-30))
+    vectors, table = (unit(x.astype(jnp.float32)) for x in (vectors, table))
+    return jnp.argmax(jnp.einsum("...d,vd->...v", vectors, table), axis=-1).astype(jnp.int32)
+
+
+def mixture(
+    logits: Float[Array, "B V"], sampling: Sampling, partial: Partial, threshold, reverse: bool
+) -> Float[Array, "B V"]:
+    """The distribution p whose mean embedding is said; its temperature may be [B], and 0 is the argmax."""
+    temperature = jnp.broadcast_to(jnp.asarray(sampling.temperature, jnp.float32), logits.shape[:1])[:, None]
+    certain = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
+    p = jax.nn.softmax(warp(logits, sampling.replace(temperature=jnp.maximum(temperature, 1e-6))), axis=-1)
+    mixed = temperature > 0
+    if partial != "off":
+        plain = jax.nn.softmax(logits, axis=-1)
+        entropy = -jnp.sum(jnp.where(plain > 0, plain * jnp.log(plain), 0.0), axis=-1, keepdims=True)
+        doubt = entropy if partial == "entropy" else 1 - jnp.max(plain, axis=-1, keepdims=True)
+        mixed &= (doubt > threshold) != reverse
+    return jnp.where(mixed, p, certain)
+
+
+def cipher(
+    params: Params,
+    logits: Float[Array, "B V"],
+    cache: KVCache,
+    *,
+    tables: Sequence[Float[AnyArray, "_ _"]] = (),
+    vocab: int | None = None,
+    past: tuple[KVCache, ...] = (),
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Stop = "argmax",
+    stop_tokens: Sequence[Any] | AnyArray = (),
+    partial: Partial = "off",
+    threshold: float | None = None,
+    reverse: bool = False,
+) -> Vectors:
+    """Writes after a prefilled prompt (`model.prefill`), all rows in one `while_loop`.
+
+    tables: embedding matrices [V_r, D_r] of the receivers, over the same vocabulary, of which the first `vocab` tokens
+    are meant (matrices may be padded). sampling: temperature, a number or [B], and cuts of p before it is averaged.
+    reverse: mix where the model is sure instead. Rows of the matrices are averaged raw; a model that scales its
+    embeddings scales the mean, once.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
+    tables = tuple(jnp.asarray(t) for t in (params.embed, *tables))
+    vocab = min(len(t) for t in tables) if vocab is None else vocab
+    tables = tuple(t[:vocab] for t in tables)
+    rows, stops = logits.shape[0], jnp.asarray(stop_tokens, jnp.int32)
+    start, first = jnp.max(cache.positions, axis=-1) + 1, cache.positions.shape[-1]
+    eps = THRESHOLDS[partial] if threshold is None else threshold
+
+    def say(t, done, out: Vectors, logits) -> tuple[Array, Bool[Array, "B"], Vectors]:
+        """The next vector, which is not kept if it ends the response."""
+        p = mixture(logits[:, :vocab], sampling, partial, eps, reverse)
+        said = [jnp.einsum("bv,vd->bd", p, t.astype(jnp.float32)).astype(t.dtype) for t in tables]
+        if stop == "nearest":
+            done |= jnp.isin(nearest(said[0], tables[0]), stops)
+        if stop == "argmax":
+            done |= jnp.isin(jnp.argmax(logits, axis=-1), stops)
+        keep = lambda old, new: old.at[:, t].set(jnp.where(done[:, None], 0, new).astype(old.dtype))
+        own, *sent = (keep(old, new) for old, new in zip((out.own, *out.sent), said, strict=True))
+        return said[0], done, out.replace(own=own, sent=tuple(sent), lengths=out.lengths + (~done).astype(jnp.int32))
+
+    def step(s: _State) -> _State:
+        positions, at = (start + s.t - 1)[:, None], first + s.t - 1
+        cache = s.cache.announce(positions, at)
+        h, cache, _ = run_blocks(params, embed(params, s.e[:, None]), positions, past=past, cache=cache, column=at)
+        e, done, out = say(s.t, s.done, s.out, unembed(params, h)[:, 0])
+        return _State(s.t + 1, e, done, out, cache)
+
+    own, *sent = (jnp.zeros((rows, max_new_tokens, t.shape[1]), t.dtype) for t in tables)
+    none = jnp.full((rows, max_new_tokens), -1, jnp.int32)
+    blank = Vectors(own, tuple(sent), none, jnp.zeros(rows, jnp.int32))
+    e, done, out = say(jnp.int32(0), jnp.zeros(rows, bool), blank, logits)
+    state = _State(jnp.int32(1), e, done, out, cache.extend(max_new_tokens - 1))
+    out = jax.lax.while_loop(lambda s: (s.t < max_new_tokens) & ~jnp.all(s.done), step, state).out
+    written = jnp.arange(max_new_tokens) < out.lengths[:, None]
+    return out.replace(tokens=jnp.where(written, nearest(out.own, tables[0]), -1))

@@ -1,0 +1,227 @@
+"""Debate in expected embeddings (CIPHER, Pham et al. 2024): `debate`, but what agents say are vectors (`jaxcomm.cipher`).
+
+A response stands in its place in the next prompt as vectors, through the receiver's embedding matrix. The prompt's own
+tokens are those it has with the response's readable text (nearest tokens) in that place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxcomm.agent import Agent, Prompt
+from jaxcomm.cipher import Partial, Stop, Vectors, cipher
+from jaxcomm.flops import generation_flops
+from jaxcomm.generate import Sampling, bucket, left_pad
+from jaxcomm.model import Params, prefill
+from jaxcomm.protocols.base import Reply, Turn, cut, hear
+from jaxcomm.protocols.debate import FORMS, Form, check_debate, lookup, next_prompts
+
+_cipher = jax.jit(cipher, static_argnames=("vocab", "max_new_tokens", "stop", "partial", "reverse"))
+
+
+@jax.jit
+def _prefill_spliced(
+    params: Params, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], said: Bool[Array, "B P"],
+    vectors: Float[Array, "B P D"],
+):  # fmt: skip
+    """Reads prompts whose columns `said` are vectors instead of tokens."""
+    return prefill(params, jnp.where(said[..., None], vectors, params.embed[tokens]), mask=mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class CipherTurn(Turn):
+    """A turn that is written in expected embeddings, and read as the tokens nearest to them."""
+
+    how: dict[str, Any] = dataclasses.field(default_factory=dict)
+    vocab: int = 0
+
+    def speak(self, max_new_tokens: int, tables: Sequence[Any] = ()) -> Vectors:
+        """What it says, on the host, and through other tables. ValueError: no room for so many."""
+        self.agent.check_room(self.rows, max_new_tokens)
+        stops = jnp.asarray(self.agent.stop_tokens, jnp.int32)
+        return jax.device_get(
+            _cipher(
+                self.agent.params, self.logits, self.cache, tables=tuple(tables), vocab=self.vocab, past=self.past,
+                max_new_tokens=max_new_tokens, stop_tokens=stops, **self.how,
+            )
+        )  # fmt: skip
+
+    def readable(self, out: Vectors) -> list[str]:
+        rows = zip(out.tokens, out.lengths, strict=True)
+        return [self.agent.tokenizer.decode(row[:n], skip_special_tokens=True) for row, n in rows]
+
+    def write(self, max_new_tokens: int = 16, *, until: Sequence[str] = (), sampling=None, seed=0) -> list[Reply]:
+        """Nothing is drawn, so `sampling` and `seed` mean nothing here; a Reply's logprob is not a number."""
+        out = self.speak(max_new_tokens)
+        config = self.agent.params.config
+        return [
+            Reply(
+                cut(text, until),
+                tuple(self.agent.tokens(row)),
+                tuple(self.agent.tokens(out.tokens[i, : out.lengths[i]])),
+                float("nan"),
+                generation_flops(config, len(row), max(int(out.lengths[i]), 1))
+                + mixing_flops(self.agent, int(out.lengths[i]))
+                + self.flops[i],
+                dict(self.details[i]),
+            )
+            for i, (text, row) in enumerate(zip(self.readable(out), self.rows, strict=True))
+        ]
+
+
+def mixing_flops(agent: Agent, vectors: int) -> int:
+    """Averaging an embedding matrix, once for every vector."""
+    return 2 * vectors * agent.params.config.width * agent.params.config.vocab
+
+
+def cipher_debate(
+    agents: Sequence[Agent],
+    prompts: Sequence[Sequence[Prompt]],
+    *,
+    temperatures: Sequence[float],
+    rounds: int = 3,
+    form: Form | str = "harness",
+    max_message_tokens: int = 256,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    stop: Stop = "argmax",
+    partial: Partial = "off",
+    threshold: float | None = None,
+    reverse: bool = False,
+    sampling: Sampling | None = None,
+    seed: int | Sequence[int] = 0,
+) -> CipherTurn:
+    """The turn of the agent with the lowest temperature, in the last of `rounds`, of which the first is before any
+    debate; the others need not answer in it.
+
+    temperatures: one for each agent; 0 says the embedding of the argmax, greedy text. The rest is `jaxcomm.cipher.cipher`'s.
+    ValueError: the agents' vocabularies differ, and `debate`'s.
+    """
+    form = lookup(form, FORMS, "form")
+    check_debate(agents, prompts, rounds)
+    if len(temperatures) != len(agents) or min(temperatures) < 0:
+        raise ValueError(f"temperatures {list(temperatures)} for {len(agents)} agents: give each one, 0 or above")
+    vocab = check_vocabularies(agents)
+    every = [
+        dict(sampling=Sampling(t, top_k, top_p), stop=stop, partial=partial, threshold=threshold, reverse=reverse)
+        for t in map(float, temperatures)
+    ]
+    lead, items = int(np.argmin(temperatures)), range(len(prompts[0]))
+    heard = [[form.begin(p) for p in own] for own in prompts]
+    listening = range(len(agents)) if rounds > 1 else [lead]
+    turns = {a: CipherTurn(**vars(hear(agents[a], heard[a])), how=every[a], vocab=vocab) for a in listening}
+    flops, said = [0 for _ in items], [[] for _ in items]
+    vectors = {}  # of a response, by its number: as each receiver reads it, and as it was said
+    for r in range(1, rounds):
+        last = r == rounds - 1
+        receivers, texts, n = [lead] if last else list(range(len(agents))), [], len(agents)
+        for a, turn in sorted(turns.items()):
+            other = [b for b in receivers if agents[b].params is not agents[a].params]
+            out = turn.speak(max_message_tokens, [agents[b].params.embed for b in other])
+            spoken = dict(zip(other, out.sent, strict=True))
+            vectors[r * n + a] = {b: spoken.get(b, out.own) for b in receivers}, out
+            texts.append(turn.readable(out))
+            for i in items:
+                new = int(out.lengths[i])
+                flops[i] += generation_flops(agents[a].params.config, len(turn.rows[i]), max(new, 1)) + turn.flops[i]
+                flops[i] += sum(mixing_flops(agents[b], new) for b in (a, *other))
+        for i in items:
+            said[i].append([own[i].strip() for own in texts])
+        marked = [[_mark(r * n + a, text.strip()) for text in own] for a, own in enumerate(texts)]
+        heard = next_prompts(form, prompts, heard, marked, last=last)
+        turns = {
+            b: _hear_vectors(
+                agents[b], heard[b], how=every[b], vocab=vocab,
+                responses=[
+                    {m: (v[b][i], out.tokens[i], out.lengths[i]) for m, (v, out) in vectors.items()} for i in items
+                ],
+            )
+            for b in receivers
+        }  # fmt: skip
+    details = [{"rounds": texts, "agent": lead} for texts in said]
+    return dataclasses.replace(turns[lead], flops=flops, details=details)
+
+
+def check_vocabularies(agents: Sequence[Agent]) -> int:
+    """Tokens of the vocabulary that all agents share. ValueError: they do not share one."""
+    first, *others = agents
+    vocabulary = first.tokenizer.get_vocab()
+    for other in others:
+        theirs = other.tokenizer.get_vocab()
+        if theirs != vocabulary:
+            odd = min(set(vocabulary.items()) ^ set(theirs.items()), key=lambda item: item[1])
+            raise ValueError(
+                f"CIPHER averages embeddings over one vocabulary, those of {first.name} ({len(vocabulary)} tokens) and {other.name} ({len(theirs)}) differ, as in {odd[0]!r}: use debate or message"
+            )
+    return max(vocabulary.values()) + 1
+
+
+_MARK = re.compile("\ue000(\\d+)\ue001(.*?)\ue002", re.DOTALL)
+
+
+def _mark(response: int, text: str) -> str:
+    """A response in a prompt: characters of the private use area say which it is, and where it begins and ends."""
+    return f"\ue000{response}\ue001{text}\ue002"
+
+
+def _splice(agent: Agent, marked: Prompt) -> tuple[list[list[int]], list[int], Prompt]:
+    """A marked prompt as tokens around n responses: n + 1 lists, the responses' numbers, and the plain prompt."""
+    rendered, plain, spans = agent.render(marked), "", []
+    for n, part in enumerate(_MARK.split(rendered)):  # text, number, response, text, number, ...
+        if n % 3 == 1:
+            spans.append((len(plain), int(part)))
+        else:
+            plain += part
+            if n % 3 == 2:
+                spans[-1] = (*spans[-1], len(plain))
+    encoded = agent.tokenizer(plain, add_special_tokens=not agent.chat, return_offsets_mapping=True)
+    pieces, numbers, waiting = [[]], [], list(spans)
+    for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        while waiting and end > waiting[0][0]:
+            numbers.append(waiting.pop(0)[1])
+            pieces.append([])
+        if not any(begin < stop and end > start for start, _, stop in spans):
+            pieces[-1].append(token)
+    for _, number, _ in waiting:
+        numbers.append(number)
+        pieces.append([])
+    unmark = lambda text: _MARK.sub(r"\2", text)
+    if isinstance(marked, str):
+        return pieces, numbers, unmark(marked)
+    return pieces, numbers, [{**turn, "content": unmark(turn["content"])} for turn in marked]
+
+
+def _hear_vectors(
+    agent: Agent, marked: Sequence[Prompt], *, responses: Sequence[dict[int, tuple[Any, Any, Any]]], how, vocab: int
+) -> CipherTurn:
+    """The agent reads its prompts. responses: for every prompt, by number, (vectors [T, D], nearest tokens [T], length)."""
+    rows, vectors, plain = [], [], []
+    width = agent.params.config.width
+    for prompt, given in zip(marked, responses, strict=True):
+        pieces, numbers, text = _splice(agent, prompt)
+        row, vector, plain = list(pieces[0]), [np.zeros((len(pieces[0]), width))], [*plain, text]
+        for number, piece in zip(numbers, pieces[1:], strict=True):
+            own, tokens, n = given[number]
+            row += [-1 - int(t) for t in tokens[:n]] + piece  # negative: said, not written
+            vector += [own[:n], np.zeros((len(piece), width))]
+        rows.append(row)
+        vectors.append(np.concatenate(vector))
+    agent.check_room(rows, 1)
+    tokens, mask = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
+    said = mask & (tokens < 0)
+    spliced = np.zeros((*tokens.shape, width), agent.params.dtype)
+    for i, vector in enumerate(vectors):
+        spliced[i, tokens.shape[1] - len(vector) :] = vector
+    tokens = np.where(said, -1 - tokens, tokens)
+    logits, cache = _prefill_spliced(agent.params, tokens, mask, said, spliced)
+    written = [[-1 - t if t < 0 else t for t in row] for row in rows]
+    nothing = [{} for _ in rows]
+    return CipherTurn(agent, plain, written, logits, cache, (), nothing, [0] * len(rows), how, vocab)

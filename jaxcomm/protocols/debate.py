@@ -1,0 +1,224 @@
+"""Debate in text (Du et al. 2023): all agents answer, read what the others said, and answer again.
+
+Synchronous: in every round an agent sees the others' answers of the round before. The forms keep the structure and key
+phrases of the authors' prompts (their Figure 15 and scripts), in our words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jaxcomm.agent import Agent, Prompt
+from jaxcomm.generate import Sampling
+from jaxcomm.protocols.answers import ANSWERS, Parse, Tie, vote
+from jaxcomm.protocols.base import Likelihood, Reply, Turn, hear
+from jaxcomm.protocols.text import put
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """The words of a debate, with {prompt}, {answer} of one agent, and {others}, what all of them said.
+
+    start: the first turn. peer, own: another's answer, and one's own ("" leaves it out). update: a later turn; last: in
+    the final round, if it is another one; alone: of an agent that has no peers. turns: an agent's answers stay in the
+    conversation and the update is its next turn (Du et al.); else the update is all it reads.
+    """
+
+    peer: str
+    update: str
+    start: str = "{prompt}"
+    own: str = ""
+    last: str | None = None
+    alone: str | None = None
+    turns: bool = False
+
+    def begin(self, prompt: Prompt) -> Prompt:
+        return put(self.start, prompt)
+
+    def go_on(self, prompt: Prompt, heard: Prompt, own: str, peers: Sequence[str], last: bool) -> Prompt:
+        """What an agent reads next. heard: what it read last; own, peers: the answers of the round."""
+        others = "".join(self.peer.format(answer=p) for p in peers) + self.own.format(answer=own)
+        words = (self.last if last and self.last else self.update) if peers else (self.alone or self.update)
+        asked = put(words, prompt, others=others)
+        if not self.turns:
+            return asked
+        before = [{"role": "user", "content": heard}] if isinstance(heard, str) else list(heard)
+        content = asked if isinstance(asked, str) else asked[-1]["content"]
+        return [*before, {"role": "assistant", "content": own}, {"role": "user", "content": content}]
+
+
+_SOLUTIONS = "These are the solutions to the problem from other agents:\n\n{others}"
+_SOLUTION = "One agent solution: ```{answer}```\n\n"
+_BOXED = (
+    "Give your final answer as a single numerical number, in the form \\boxed{{answer}}, at the end of your response."
+)
+_LETTER = "Put the answer in the form (X) at the end of your response."
+
+FORMS = {
+    "harness": Form(
+        peer=_SOLUTION,
+        own="Your own solution: ```{answer}```\n\n",
+        update=_SOLUTIONS + "Use these solutions as additional information and answer again.\n\n{prompt}",
+    ),
+    "plain": Form(peer="{answer} ", update="{others}{prompt}"),
+    "numeric": Form(
+        start=f"Can you solve the following math problem? {{prompt}} Explain your reasoning. {_BOXED}",
+        peer=_SOLUTION,
+        update=f"{_SOLUTIONS}Using the solutions from other agents as additional information, can you give your answer to the math problem? The original math problem is: {{prompt}} {_BOXED}",
+        alone=f"Can you double check that your answer is correct? Please restate it. {_BOXED}",
+        turns=True,
+    ),
+    "choice": Form(
+        start=f"Can you answer the following question as accurately as possible? {{prompt}} Explain your answer. {_LETTER}",
+        peer=_SOLUTION,
+        update=f"{_SOLUTIONS}Using the reasoning from other agents as additional advice, can you give an updated answer? Examine your solution and that of the other agents step by step. {_LETTER}",
+        alone=f"Can you double check that your answer is correct? {_LETTER}",
+        turns=True,
+    ),
+    "biography": Form(
+        start="Give a bullet point biography of {prompt}, highlighting their contributions and achievements as a computer scientist, with each fact separated with a new line character.",
+        peer="Agent response: ```{answer}```\n\n",
+        update="Here are some bullet point biographies of {prompt} given by other agents:\n\n{others}Using these responses as additional advice, what is your updated bullet point biography of the computer scientist {prompt}?",
+        last="Here are some bullet point biographies of {prompt} given by other agents:\n\n{others}Closely examine your biography and those of the other agents and give an updated bullet point biography.",
+        alone="Closely examine your biography and give an updated bullet point biography.",
+        turns=True,
+    ),
+}
+"""harness: around a prompt that ends in its own cue ("Answer:"), as lm-evaluation-harness writes them. plain: the
+answers, then the prompt. numeric, choice, biography: Du et al.'s."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """All agents that answer, prompt by prompt.
+
+    flops, details: of what came before, for each prompt.
+    """
+
+    turns: Sequence[Turn]
+    parse: Parse
+    tie: Tie
+    flops: Sequence[int]
+    details: Sequence[dict[str, Any]]
+
+    def write(
+        self,
+        max_new_tokens: int = 16,
+        *,
+        until: Sequence[str] = (),
+        sampling: Sampling | Sequence[Sampling | None] | None = None,
+        seed: int | Sequence[int] = 0,
+    ) -> list[Reply]:
+        """The reply of the majority (`answers.vote`), one per prompt; it costs what all replies cost. Details: every
+        agent's text and answer, and whose it is."""
+        drawn = per_agent(sampling, len(self.turns))
+        said = [
+            turn.write(max_new_tokens, until=until, sampling=s, seed=vary(seed, i))
+            for i, (turn, s) in enumerate(zip(self.turns, drawn, strict=True))
+        ]
+        return [self._elect(i, list(replies)) for i, replies in enumerate(zip(*said, strict=True))]
+
+    def _elect(self, i: int, replies: list[Reply]) -> Reply:
+        answers = [self.parse(r.text) for r in replies]
+        winner = vote(answers, self.tie)
+        details = {"agent": winner, "answers": answers, "texts": [r.text for r in replies]}
+        flops = self.flops[i] + sum(r.flops for r in replies)
+        return dataclasses.replace(
+            replies[winner], flops=flops, details={**self.details[i], **replies[winner].details, **details}
+        )
+
+    def score(self, continuations: Sequence[Sequence[str]]) -> list[list[Likelihood]]:
+        """Mean log-probability over the agents; greedy if more than half of them would write it."""
+        scored = [turn.score(continuations) for turn in self.turns]
+
+        def join(i: int, every: Sequence[Likelihood]) -> Likelihood:
+            n = len(every)
+            flops = self.flops[i] + sum(x.flops for x in every)
+            mean, greedy = sum(x.logprob for x in every) / n, 2 * sum(x.greedy for x in every) > n
+            return Likelihood(mean, greedy, every[0].tokens, flops)
+
+        return [
+            [join(i, every) for every in zip(*texts, strict=True)] for i, texts in enumerate(zip(*scored, strict=True))
+        ]
+
+
+def debate(
+    agents: Sequence[Agent],
+    prompts: Sequence[Sequence[Prompt]],
+    *,
+    rounds: int = 2,
+    form: Form | str = "harness",
+    answer: Parse | str = "text",
+    tie: Tie = "first",
+    max_message_tokens: int = 256,
+    until: Sequence[str] = (),
+    sampling: Sampling | Sequence[Sampling | None] | None = None,
+    seed: int | Sequence[int] = 0,
+) -> Panel:
+    """Any number of agents, which may have different tokenizers, over `rounds` answers each (the last is the Panel's).
+
+    prompts: for each agent, one for every question. answer: how a text is parsed for the vote. sampling: of all, or one
+    for each agent. Details: every text of the rounds before. ValueError: no agent, no round, unknown form or answer.
+    """
+    form, parse = lookup(form, FORMS, "form"), lookup(answer, ANSWERS, "answer")
+    check_debate(agents, prompts, rounds)
+    heard = [[form.begin(p) for p in own] for own in prompts]
+    turns = [hear(agent, own) for agent, own in zip(agents, heard, strict=True)]
+    drawn, n, items = per_agent(sampling, len(agents)), len(agents), range(len(prompts[0]))
+    flops, said = [0 for _ in items], [[] for _ in items]
+    for r in range(1, rounds):
+        replies = [
+            turn.write(max_message_tokens, until=until, sampling=s, seed=vary(seed, r * n + i))
+            for i, (turn, s) in enumerate(zip(turns, drawn, strict=True))
+        ]
+        texts = [[reply.text for reply in own] for own in replies]
+        for i in items:
+            flops[i] += sum(own[i].flops for own in replies)
+            said[i].append([own[i] for own in texts])
+        heard = next_prompts(form, prompts, heard, texts, last=r == rounds - 1)
+        turns = [hear(agent, own) for agent, own in zip(agents, heard, strict=True)]
+    return Panel(turns, parse, tie, flops, [{"rounds": texts} for texts in said])
+
+
+def next_prompts(
+    form: Form,
+    prompts: Sequence[Sequence[Prompt]],
+    heard: Sequence[Sequence[Prompt]],
+    texts: Sequence[Sequence[str]],
+    *,
+    last: bool,
+) -> list[list[Prompt]]:
+    """What each agent reads next, question by question; texts: what each said to each question."""
+    peers = lambda agent, i: [own[i] for other, own in enumerate(texts) if other != agent]
+    return [
+        [form.go_on(prompt, heard[a][i], texts[a][i], peers(a, i), last) for i, prompt in enumerate(own)]
+        for a, own in enumerate(prompts)
+    ]
+
+
+def check_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], rounds: int) -> None:
+    if rounds < 1:
+        raise ValueError(f"rounds = {rounds}: a debate has at least 1, the first answers")
+    if not agents or len(agents) != len(prompts) or len({len(own) for own in prompts}) > 1:
+        raise ValueError(
+            f"{len(agents)} agents and prompts for {[len(own) for own in prompts]}: give every agent one for each question"
+        )
+
+
+def lookup(value: Any, table: dict[str, Any], what: str) -> Any:
+    """A thing, or the one of that name."""
+    if isinstance(value, str) and value not in table:
+        raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(table)}")
+    return table[value] if isinstance(value, str) else value
+
+
+def per_agent(value: Any, agents: int) -> Sequence[Any]:
+    """One for each agent."""
+    return value if isinstance(value, list | tuple) else [value] * agents
+
+
+def vary(seed: int | Sequence[int], n: int) -> int | list[int]:
+    """The n-th of the draws that one seed stands for."""
+    return seed + n if isinstance(seed, int) else [s + n for s in seed]
