@@ -1,9 +1,10 @@
-"""The command line: `jaxcomm demo | play | sweep | convert | train-pair`."""
+"""The command line: `jaxcomm demo | play | sweep | eval | fit-map | convert | train-pair`."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -190,7 +191,164 @@ class Sweep:
             memory=None if self.memory is None else int(self.memory * 2**30),
         )
         recorded = {"a": self.a, "b": self.b, "chat": self.chat, "dtype": self.dtype}
-        sweeps.run(asked, a, b, self.out, resume=self.resume, recorded=recorded)
+        sweeps.run(asked, a, b, self.out, resume=self.resume, command=command_line(self), recorded=recorded)
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Evaluate protocols between agents on tasks of lm-evaluation-harness, whose prompts, answer extraction and metrics are used.
+
+    Example: jaxcomm eval --a meta-llama/Llama-3.2-3B-Instruct --b meta-llama/Llama-3.1-8B-Instruct --tasks gsm8k,mmlu_high_school_psychology --protocols single sender debate activation --k 26 --j 26 --n 100 --temperature 1 --top-p 0.9 --out runs/table-3
+    """
+
+    a: str
+    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
+    b: str
+    """Receiver, who answers; likewise."""
+    tasks: str
+    """Names of the harness, separated by commas, groups too (mmlu: 57 subjects); here also countries, tip_sheets, countries_choice, statements."""
+    out: Path
+    """Run folder: every finished batch, results.jsonl, items.parquet."""
+    resume: bool = False
+    """Go on with the run in the folder."""
+    protocols: tuple[
+        Literal["single", "sender", "skyline", "message", "debate", "cipher", "activation", "activation-w", "exchange"],
+        ...,
+    ] = ("single",)
+    """single: B alone; sender: A alone; skyline: B reads what A reads, too; exchange: both directions at once."""
+    controls: tuple[Literal["unrelated", "shuffled", "zero", "noise", "self"], ...] = ()
+    """Also graft these instead of A's activation."""
+    others: tuple[str, ...] = ()
+    """More agents: debaters, and senders of activations (whose mean is grafted)."""
+    k: tuple[int, ...] = ()
+    """A's layer, or one for each sender."""
+    j: int | None = None
+    """B's layer."""
+    graft: Literal["sum", "mean", "replace"] = "replace"
+    where: Literal["last", "all"] = "last"
+    """Edit the prompt's last token, or all (graft sum; appendix B.1)."""
+    think: int = 0
+    """A first writes so many tokens, and the state at the last of them is sent (appendices B.2, B.5)."""
+    map: Path | None = None
+    """activation-w: the folder of jaxcomm fit-map."""
+    rounds: int | None = None
+    """Answers of each debater; default: 2 (debate), 3 (cipher)."""
+    form: Literal["harness", "plain", "numeric", "choice", "biography"] = "harness"
+    """Words of debates: around the harness' prompts, none, or Du et al.'s."""
+    answer: Literal["numeric", "choice", "text"] | None = None
+    """How votes are counted; default: numeric for gsm8k*, choice for mmlu*, else text."""
+    tie: Literal["first", "last"] = "first"
+    """Whose answer stands when the votes are even: B's, or the last of the debaters'."""
+    temperatures: tuple[float, ...] = ()
+    """cipher: of B, of A, and of each of the others."""
+    stop: Literal["argmax", "nearest", "none"] = "argmax"
+    """cipher: a response ends where the likeliest, or the nearest token, is a stop token."""
+    partial: Literal["off", "entropy", "maxprob"] = "off"
+    """cipher: expected embeddings only where the model is unsure."""
+    ask: str = "{prompt}"
+    """message: what A reads before it writes."""
+    tell: str = "{message}\n\n{prompt}"
+    """message: what B reads."""
+    max_message_tokens: int = 256
+    max_new_tokens: int | None = None
+    """Default: the task's."""
+    temperature: float | None = None
+    """Sample at this temperature; default: the task's own settings, mostly greedy."""
+    top_p: float = 1.0
+    """Sample from the most likely tokens that hold this share; needs --temperature."""
+    n: int | None = None
+    """So many random questions of every task, by seed; default: all."""
+    seed: int = 0
+    """Which questions and few-shot examples are drawn, and how sampling falls."""
+    few_shot: int | None = None
+    """Examples in the prompt; default: the task's."""
+    data: tuple[str, ...] = ()
+    """TASK=FILE.jsonl, or TASK=FOLDER with a file per split: local records instead of the hub's."""
+    names: Literal["seen", "new"] = "seen"
+    """Own tasks: people and companies the embedded pair has read of, or others."""
+    batch_size: int = 16
+    truncate: bool = False
+    """Prompts that do not fit lose their first tokens (and are counted) instead of being refused."""
+    chat: bool = False
+    """Put prompts through each agent's chat template."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def run(self) -> None:
+        import rich.console
+
+        from jaxcomm.evals import evaluate, maps
+
+        data = dict(pair.partition("=")[::2] for pair in self.data)
+        if odd := [task for task, path in data.items() if not path]:
+            raise ValueError(f"--data {odd[0]}: write TASK=FILE")
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(evaluate.Asked)}
+        paths = {task: Path(path) for task, path in data.items()}
+        tasks = tuple(name for name in self.tasks.split(",") if name)
+        asked = evaluate.Asked(**fields | {"tasks": tasks, "data": paths})
+        evaluate.check(asked, 1 + len(self.others), None if self.map is None else ())
+        a, b, *others = load(self.a, self.b, *self.others, dtype=self.dtype, chat=self.chat)
+        W = None
+        if self.map is not None and "activation-w" in self.protocols:
+            W = [maps.load(self.map, a, b).at(self.k[0], self.j)]
+        recorded = {"a": self.a, "b": self.b, "others": self.others, "chat": self.chat, "dtype": self.dtype}
+        how = dict(resume=self.resume, command=command_line(self), recorded=recorded, maps=W)
+        lines = evaluate.run(asked, a, b, others, self.out, **how)
+        console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
+        for table in evaluate.tables(lines):
+            console.print(table)
+        console.print(f"{self.out}: run.json, results.jsonl, items.parquet", soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitMap:
+    """Fit the map W from A's layers into B's, in closed form and by the paper's gradient descent; keep one, and print both
+    errors on held-out sentences and how alike the two spaces are.
+
+    Example: jaxcomm fit-map --a meta-llama/Llama-3.2-3B-Instruct --b meta-llama/Llama-3.1-8B-Instruct --ks 26 --js 26 --text hub:allenai/c4:en:train:text --out maps/3b-8b
+    """
+
+    a: str
+    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
+    b: str
+    """Receiver, likewise."""
+    ks: tuple[int, ...]
+    """A's layers."""
+    js: tuple[int, ...]
+    """B's layers; there is a W for every k and j."""
+    text: str
+    """statements:countries or statements:tip_sheets (what A reads there), a file with a sentence per line, FILE.jsonl or
+    FILE.jsonl:FIELD, or a hub's data set, hub:NAME:CONFIG:SPLIT:FIELD."""
+    out: Path
+    """New folder for W; it must not exist."""
+    n: int | None = None
+    """Number of sentences; default: all of a file, the paper's 3072 of the others."""
+    recipe: Literal["ridge", "gradient"] = "ridge"
+    """Which W is kept."""
+    seed: int = 0
+    """Which sentences are drawn, and how gradient descent begins and shuffles."""
+    chat: bool = False
+    """Put sentences through each tokenizer's chat template instead of reading them raw."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def run(self) -> None:
+        import jax
+        import rich
+
+        from jaxcomm.evals import maps
+        from jaxcomm.evals.sentences import read_both, sentences
+        from jaxcomm.mapping import fit_maps, similarity, train_maps
+
+        maps.check_new(self.out)
+        text = sentences(self.text, self.n, seed=self.seed)
+        a, b = load_pair(self.a, self.b, dtype=self.dtype, chat=self.chat, unroll=False)
+        at = dict(ks=self.ks, js=self.js)
+        on = lambda function, **more: function(a.params, b.params, read_both(a, b, text), **at, **more)
+        fits = {"ridge": on(fit_maps), "gradient": on(train_maps, key=jax.random.key(self.seed))}
+        how = dict(at, recipe=self.recipe, text=self.text, seed=self.seed)
+        maps.save(self.out, maps.Fitted.of(fits[self.recipe], text, **how), a, b)
+        title = f"W, {a.name} -> {b.name}, {len(text)} sentences of {self.text}"
+        maps.show(title, **at, fits=fits, alike=on(similarity))
+        rich.print(f"{self.out}: W by {self.recipe}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,20 +400,47 @@ class TrainPair:
 
 def load_pair(a: str, b: str, *, dtype: str, chat: bool, unroll: bool | None = None):
     """Two agents, or one twice; pair:a and pair:b are the embedded ones."""
+    sender, receiver = load(a, b, dtype=dtype, chat=chat, unroll=unroll)
+    return sender, receiver
+
+
+def load(*names: str, dtype: str, chat: bool, unroll: bool | None = None):
+    """An agent for every name, the same for the same."""
     import jax.numpy as jnp
 
     from jaxcomm.converters import agent_from_hf
     from jaxcomm.evals import pair
 
-    def load(name: str):
+    def read(name: str):
         path = pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name
         return agent_from_hf(path, getattr(jnp, dtype), chat=chat, name=name, unroll=unroll)
 
-    sender = load(a)
-    return sender, sender if b == a else load(b)
+    agents = {name: read(name) for name in dict.fromkeys(names)}
+    return [agents[name] for name in names]
 
 
-COMMANDS = {"demo": Demo, "play": Play, "sweep": Sweep, "convert": Convert, "train-pair": TrainPair}
+def command_line(command) -> str:
+    """What to type to run it again, in a new folder."""
+    words = ["jaxcomm", next(name for name, kind in COMMANDS.items() if kind is type(command))]
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if value == field.default or field.name == "resume":
+            continue
+        words.append("--" + field.name.replace("_", "-"))
+        if value is not True:
+            words += [str(x) for x in value] if isinstance(value, tuple) else [str(value)]
+    return shlex.join(words)
+
+
+COMMANDS = {
+    "demo": Demo,
+    "play": Play,
+    "sweep": Sweep,
+    "eval": Eval,
+    "fit-map": FitMap,
+    "convert": Convert,
+    "train-pair": TrainPair,
+}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Run folders: what was asked, and what is done of it, each piece whole or not there.
 
-    run.json           what makes this run this run: settings, seeds, versions, fingerprints of the models
+    run.json           the command that runs it again, and what makes this run this run: settings, seeds, versions,
+                       fingerprints of the models
     chunks/*.parquet   finished pieces, each written at once when it is done
     results.parquet    all of them
     *.npz              what all pieces need and is costly to make (the maps W)
@@ -41,11 +42,10 @@ def fingerprint(params: Params) -> str:
     return digest.hexdigest()[:16]
 
 
-def surroundings() -> dict[str, Any]:
-    """Versions and devices: what may change the last bits of a result."""
-    versions = {
-        name: importlib.metadata.version(name) for name in ("jaxcomm", "jax", "jaxlib", "transformers", "numpy")
-    }
+def surroundings(*others: str) -> dict[str, Any]:
+    """Versions, of other packages too, and devices: what may change the last bits of a result."""
+    names = ("jaxcomm", "jax", "jaxlib", "transformers", "numpy", *others)
+    versions = {name: importlib.metadata.version(name) for name in names}
     devices = jax.local_devices()
     return {"python": platform.python_version(), **versions, "device": devices[0].device_kind, "devices": len(devices)}
 
@@ -53,12 +53,12 @@ def surroundings() -> dict[str, Any]:
 class RunFolder:
     """A folder that belongs to one run.
 
-    config: JSON; a folder that holds another is refused. plan: made once, when the run begins, and the same when it
+    config: JSON; a folder that holds another is refused. command: what to type to run it again. plan: made once, when the run begins, and the same when it
     goes on (what depends on the machine's state of that hour, such as chunk sizes).
     ValueError: the folder is of a different run, or of this one and `resume` was not asked for. OSError: not writable.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], plan: Callable[[], Any], *, resume: bool):
+    def __init__(self, path: Path, config: dict[str, Any], plan: Callable[[], Any], *, command: str, resume: bool):
         self.path, self.chunks = path, path / "chunks"
         config = json.loads(json.dumps(config))
         if path.is_file():
@@ -78,7 +78,8 @@ class RunFolder:
             raise ValueError(f"{path} is not empty and holds no run: choose another folder")
         self.chunks.mkdir(parents=True, exist_ok=True)
         self.plan = json.loads(json.dumps(plan()))
-        write_whole(record, (json.dumps({"config": config, "plan": self.plan}, indent=1) + "\n").encode())
+        kept = {"command": command, "config": config, "plan": self.plan}
+        write_whole(record, (json.dumps(kept, indent=1) + "\n").encode())
 
     def done(self, name: str) -> bool:
         return (self.chunks / f"{name}.parquet").exists()

@@ -28,10 +28,10 @@ import tqdm
 from jaxcomm.agent import Agent
 from jaxcomm.evals import figures
 from jaxcomm.evals.games import GAMES, Item
-from jaxcomm.evals.pair.text import statements
 from jaxcomm.evals.play import play
 from jaxcomm.evals.runs import RunFolder, fingerprint, parquet, surroundings
 from jaxcomm.evals.scores import Interval, accuracy, difference, exact_match, sign_flip
+from jaxcomm.evals.sentences import read_both, sentences
 from jaxcomm.generate import Generation
 from jaxcomm.mapping import HELD_OUT, Maps, fit_maps
 from jaxcomm.model import check_layer
@@ -39,7 +39,7 @@ from jaxcomm.protocols import Control
 from jaxcomm.sharding import spread
 from jaxcomm.sweep import Chunk, Plan, Sizes
 
-SENTENCES, BATCH = 1000, 40
+SENTENCES = 1000
 FIT = 2
 """Seed of the game's own statements that W is fitted on. They hold no combination of any game (`held_out`)."""
 STATEMENTS = "statements"
@@ -47,27 +47,19 @@ STATEMENTS = "statements"
 
 def fit(a: Agent, b: Agent, sentences: Sequence[str], ks: Sequence[int], js: Sequence[int]) -> Maps:
     """W from layers ks of A to layers js of B, from the states at the last token of the sentences."""
-
-    def batches() -> Iterator[tuple[Any, Any]]:
-        both = [agent.read(sentences) for agent in (a, b)]  # padded alike: one program
-        for rows in np.split(np.arange(len(sentences)), range(BATCH, len(sentences), BATCH)):
-            yield tuple((tokens[rows], mask[rows]) for tokens, mask in both)
-
-    return fit_maps(a.params, b.params, batches(), ks=ks, js=js)
+    return fit_maps(a.params, b.params, read_both(a, b, sentences), ks=ks, js=js)
 
 
 def own_statements(game: str) -> list[str]:
     """What A reads in a game, but none of its games: the paper's in-distribution text (appendix B.3)."""
-    return list(itertools.islice(statements(game, FIT), SENTENCES))
+    return sentences(f"{STATEMENTS}:{game}", SENTENCES, seed=FIT)
 
 
 def read_text(text: str | None, game: str) -> list[str] | None:
-    """The sentences to fit W on: none, the game's own, or a file's lines. ValueError: too few."""
+    """The sentences to fit W on: none, the game's own, or another source's (`evals.sentences`). ValueError: too few."""
     if text is None:
         return None
-    found = (
-        own_statements(game) if text == STATEMENTS else [x for x in Path(text).read_text().splitlines() if x.strip()]
-    )
+    found = own_statements(game) if text == STATEMENTS else sentences(text)
     if len(found) < HELD_OUT:
         raise ValueError(f"{text} has {len(found)} sentences: fitting W needs at least {HELD_OUT}")
     return found
@@ -223,10 +215,12 @@ def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[s
             bar.update()
 
 
-def run(asked: Asked, a: Agent, b: Agent, out: Path, *, resume: bool, recorded: Mapping[str, Any]) -> None:
+def run(
+    asked: Asked, a: Agent, b: Agent, out: Path, *, resume: bool, command: str, recorded: Mapping[str, Any]
+) -> None:
     """Sweeps, keeps every finished chunk, then writes results.parquet, the pictures, sweep.html and report.txt.
 
-    recorded: what else makes this run what it is. ValueError, OSError: `RunFolder`'s, before anything is computed.
+    recorded: what else makes this run what it is; command: what to type to run it again. ValueError, OSError: `RunFolder`'s, before anything is computed.
     """
     if not asked.games or len(set(asked.games)) < len(asked.games):
         raise ValueError(f"games = {' '.join(asked.games) or 'none'}: name one or both, each once")
@@ -254,7 +248,7 @@ def run(asked: Asked, a: Agent, b: Agent, out: Path, *, resume: bool, recorded: 
     config = dataclasses.asdict(asked) | dict(recorded)
     config |= {"sentences_sha256": hashlib.sha256(repr(sentences).encode()).hexdigest()}
     config |= {"fingerprint_a": fingerprint(a.params), "fingerprint_b": fingerprint(b.params), **surroundings()}
-    folder = RunFolder(out, config, sizes, resume=resume)
+    folder = RunFolder(out, config, sizes, command=command, resume=resume)
 
     into = asked.js if asked.into is None else (asked.into,)
     maps = {

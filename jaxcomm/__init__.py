@@ -10,7 +10,7 @@ from jaxcomm.communicate import communicate, communicate_logits, receive, send
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.generate import Generation, Sampling, decode, generate, left_pad
 from jaxcomm.graft import GRAFTS, apply_graft
-from jaxcomm.mapping import Maps, fit_maps
+from jaxcomm.mapping import Maps, RidgeMaps, Similarity, fit_maps, similarity, train_maps
 from jaxcomm.model import Params, forward, hidden_states, init, prefill, prefix, suffix
 from jaxcomm.sharding import shard
 from jaxcomm.sweep import AnswerSweep, Sweep, sweep, sweep_answers
@@ -24,8 +24,10 @@ __all__ = [
     "Maps",
     "ModelConfig",
     "Params",
+    "RidgeMaps",
     "Rope",
     "Sampling",
+    "Similarity",
     "Sweep",
     "apply_graft",
     "communicate",
@@ -42,7 +44,9 @@ __all__ = [
     "receive",
     "send",
     "shard",
+    "similarity",
     "suffix",
     "sweep",
     "sweep_answers",
+    "train_maps",
 ]

@@ -27,6 +27,7 @@ class Agent:
     """params, a transformers tokenizer, and the tokens it stops at.
 
     chat: put every prompt through the tokenizer's chat template as a user's turn, instead of reading it raw.
+    longest: prompts of more tokens lose their first ones; None refuses what does not fit.
     ValueError: tokenizer and model disagree on the vocabulary, or `chat` without a template.
     """
 
@@ -35,6 +36,7 @@ class Agent:
     stop_tokens: tuple[int, ...]
     name: str = "agent"
     chat: bool = False
+    longest: int | None = None
 
     def __post_init__(self):
         largest = max(self.tokenizer.get_vocab().values())
@@ -64,7 +66,7 @@ class Agent:
         for row, prompt in enumerate(prompts):
             if not (prompt if isinstance(prompt, str) else "".join(turn["content"] for turn in prompt)).strip():
                 raise ValueError(f"empty prompt at row {row}")
-        rows = [self.encode(p) for p in prompts]
+        rows = [self.encode(p)[-self.longest if self.longest else None :] for p in prompts]
         self.check_room(rows, new)
         return rows
 

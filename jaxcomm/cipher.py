@@ -86,7 +86,7 @@ def cipher(
     stop: Stop = "argmax",
     stop_tokens: Sequence[Any] | AnyArray = (),
     partial: Partial = "off",
-    threshold: float | None = None,
+    threshold: Any = None,
     reverse: bool = False,
 ) -> Vectors:
     """Writes after a prefilled prompt (`model.prefill`), all rows in one `while_loop`.

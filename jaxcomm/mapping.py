@@ -1,37 +1,78 @@
-"""The map W from A's activation space to B's, in closed form.
+"""The map W from A's activation space to B's: in closed form, and by gradient descent as published.
 
 Ramesh & Li (section 3.1) learn one W per (k, j) by gradient descent on ||W h_A[k] - h_B[j]||^2 over final tokens of the
-same sentences. The minimiser needs only sums over sentences, so one pass over the text serves every (k, j) and no
-activation outlives its batch.
+same sentences: `train_maps`. The minimiser needs only sums over sentences, so `fit_maps` solves every (k, j) after one pass
+over the text, in which no activation outlives its batch. `similarity` says from such sums how alike the two spaces are.
+All three take the same batches, and both recipes report the error on the same held-out sentences.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxcomm.config import AnyArray
 from jaxcomm.model import Params, check_layer, hidden_states
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 HELD_OUT = 10
-"""Every tenth sentence is kept back to choose the ridge on."""
+"""Every tenth sentence is kept back, to choose the ridge on and to measure the error on."""
+
+Batches = Iterable[tuple[tuple[AnyArray, AnyArray], tuple[AnyArray, AnyArray]]]
+"""((tokens_a, mask_a), (tokens_b, mask_b)), [n, P] each, of the same n sentences in both models' tokens."""
+
+_states = jax.jit(functools.partial(hidden_states, last=True))
+
+
+def _final_states(
+    params_a: Params, params_b: Params, batches: Batches, ks: Sequence[int], js: Sequence[int]
+) -> Iterator[tuple[Float[Array, "K n DA"], Float[Array, "J n DB"], Bool[np.ndarray, " n"]]]:
+    """h_A[ks] and h_B[js] at the last token of each batch's n sentences, and which of these are held out.
+
+    ValueError: a layer out of range, batches of unequal numbers of sentences, at the end: fewer than ten.
+    """
+    if not len(ks) or not len(js):
+        raise ValueError("ks and js need at least one layer each")
+    for k in ks:
+        check_layer(params_a, k)
+    for j in js:
+        check_layer(params_b, j, "j")
+    seen = 0
+    for (tokens_a, mask_a), (tokens_b, mask_b) in batches:
+        n = len(tokens_a)
+        if n != len(tokens_b):
+            raise ValueError(f"a batch has {n} sentences for A and {len(tokens_b)} for B: give both the same")
+        a = _states(params_a, tokens_a, mask=mask_a)[np.array(ks)]
+        b = _states(params_b, tokens_b, mask=mask_b)[np.array(js)]
+        yield a, b, (seen + np.arange(n)) % HELD_OUT == HELD_OUT - 1
+        seen += n
+    if seen < HELD_OUT:
+        raise ValueError(f"{seen} sentences: two models are matched on at least {HELD_OUT}, one of them held out")
+
+
+# In closed form -----------------------------------------------------------------------------------------------------
 
 
 class Maps(struct.PyTreeNode):
-    """W [K, J, D_B, D_A] from each of K layers of A to each of J layers of B; ridge [K, J], the one chosen;
-    error [K, J]: of a fit without the held-out sentences on these, as a share of the mean square of h_B[j]."""
+    """W [K, J, D_B, D_A] from each of K layers of A to each of J layers of B, fitted on all sentences; error [K, J]: of a
+    fit without the held-out sentences on these, as a share of the mean square of h_B[j]."""
 
     W: Any
-    ridge: Any
     error: Any
+
+
+class RidgeMaps(Maps):
+    """Maps in closed form; ridge [K, J]: the one chosen."""
+
+    ridge: Any
 
 
 class Moments(struct.PyTreeNode):
@@ -57,7 +98,7 @@ def _add(sums: tuple[Moments, Moments] | None, a, b, held):
 
 
 @jax.jit
-def _solve(fit: Moments, held: Moments, ridges) -> Maps:
+def _solve(fit: Moments, held: Moments, ridges) -> RidgeMaps:
     def solve(aa, ab, ridge):
         """W [J, D_B, D_A] at one k."""
         penalty = ridge * jnp.trace(aa) / aa.shape[0] * jnp.eye(aa.shape[0], dtype=aa.dtype)
@@ -77,50 +118,205 @@ def _solve(fit: Moments, held: Moments, ridges) -> Maps:
         # Once more with every sentence: ridge by ridge, since one factorisation serves every j.
         choose = lambda i, W: jnp.where((best == i)[:, None, None], solve(aa + held_aa, ab + held_ab, ridges[i]), W)
         W = jax.lax.fori_loop(0, len(ridges), choose, jnp.swapaxes(jnp.zeros_like(ab), 1, 2))
-        return Maps(W, ridges[best], jnp.take_along_axis(errors, best[None], axis=0)[0])
+        return RidgeMaps(W, jnp.take_along_axis(errors, best[None], axis=0)[0], ridges[best])
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(at, ((fit.aa, fit.ab), (held.aa, held.ab)))
 
 
-_states = jax.jit(functools.partial(hidden_states, last=True))
-
-
 def fit_maps(
     params_a: Params,
     params_b: Params,
-    batches: Iterable[tuple[tuple[AnyArray, AnyArray], tuple[AnyArray, AnyArray]]],
+    batches: Batches,
     *,
     ks: Sequence[int],
     js: Sequence[int],
     ridges: Sequence[float] = RIDGES,
-) -> Maps:
+) -> RidgeMaps:
     """W[k, j] = argmin_W sum_n ||W a_n - b_n||^2 + r ||W||^2 for every (k, j), from one pass over the text.
 
-    batches: ((tokens_a, mask_a), (tokens_b, mask_b)), [n, P] each, of the same n sentences in both models' tokens.
-    r = ridge x the mean square of A's states per dimension x sentences, so `ridge` has no unit. It is chosen for each
-    (k, j) on every tenth sentence, after fitting on the others; W is then fitted on all.
+    batches: as `Batches` says. r = ridge x the mean square of A's states per dimension x sentences, so `ridge` has no
+    unit. It is chosen for each (k, j) on every tenth sentence, after fitting on the others; W is then fitted on all.
 
     Memory: one batch's states, and five times K D_A^2 + K J D_A D_B float32 numbers (two sums, a batch's own two, the
     result): for large models take few layers at a time. ValueError: a layer out of range, no ridge, fewer than ten
     sentences, batches of unequal numbers of sentences.
     """
-    if not len(ks) or not len(js) or not len(ridges):
-        raise ValueError("ks, js and ridges need at least one value each")
-    for k in ks:
-        check_layer(params_a, k)
-    for j in js:
-        check_layer(params_b, j, "j")
-    sums, seen = None, 0
-    for (tokens_a, mask_a), (tokens_b, mask_b) in batches:
-        if len(tokens_a) != len(tokens_b):
-            raise ValueError(
-                f"a batch has {len(tokens_a)} sentences for A and {len(tokens_b)} for B: give both the same"
-            )
-        a = _states(params_a, tokens_a, mask=mask_a)[np.array(ks)]
-        b = _states(params_b, tokens_b, mask=mask_b)[np.array(js)]
-        held = (seen + np.arange(len(tokens_a))) % HELD_OUT == HELD_OUT - 1
-        sums, seen = _add(sums, a, b, held), seen + len(tokens_a)
-    if sums is None or seen < HELD_OUT:
-        raise ValueError(f"{seen} sentences: fitting W needs at least {HELD_OUT}, one of which is held out")
+    if not len(ridges):
+        raise ValueError("ridges needs at least one value")
+    sums = None
+    for a, b, held in _final_states(params_a, params_b, batches, ks, js):
+        sums = _add(sums, a, b, held)
+    assert sums is not None  # no sentences: refused above
     return _solve(*sums, jnp.asarray(ridges, jnp.float32))
+
+
+# By gradient descent ------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("epochs", "batch"))
+def _train(
+    a: Float[AnyArray, "K n DA"], b: Float[AnyArray, "J n DB"], keys, learning_rate, *, epochs: int, batch: int
+) -> Float[Array, "K J DB DA"]:
+    """One (k, j) after the other. keys [K, J]: for the first W and the order of the sentences."""
+    n, optimizer = a.shape[1], optax.adam(learning_rate)
+    xavier = jax.nn.initializers.xavier_uniform(in_axis=-1, out_axis=-2)
+    steps = -(-n // batch)
+
+    def train(a, b, key):
+        init_key, order_key = jax.random.split(key)
+
+        def loss(W, rows):
+            # -1 fills up the last batch: the mean is taken over its real rows.
+            return jnp.mean((a[rows] @ W.T - b[rows]) ** 2, where=(rows >= 0)[:, None])
+
+        def step(carry, rows):
+            W, state = carry
+            gradient = jax.grad(loss)(W, rows)
+            with jax.numpy_dtype_promotion("standard"):  # Adam raises floats to the power of its int step
+                updates, state = optimizer.update(gradient, state)
+            return (optax.apply_updates(W, updates), state), None
+
+        def epoch(carry, key):
+            order = jnp.full(steps * batch, -1).at[:n].set(jax.random.permutation(key, n))
+            return jax.lax.scan(step, carry, order.reshape(steps, batch))[0], None
+
+        W = xavier(init_key, (b.shape[1], a.shape[1]), jnp.float32)
+        return jax.lax.scan(epoch, (W, optimizer.init(W)), jax.random.split(order_key, epochs))[0][0]
+
+    with jax.default_matmul_precision("highest"):
+        into = lambda a, keys: jax.lax.map(lambda at: train(a, *at), (b, keys))
+        return jax.lax.map(lambda at: into(*at), (a, keys))
+
+
+@jax.jit
+def _errors(
+    W: Float[Array, "K J DB DA"], a: Float[AnyArray, "K n DA"], b: Float[AnyArray, "J n DB"]
+) -> Float[Array, "K J"]:
+    """Mean square of W a - b as a share of that of b."""
+    square = lambda x: jnp.sum(x**2, axis=(1, 2))
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(lambda at: square(jnp.einsum("jed,nd->jne", *at) - b) / square(b), (W, a))
+
+
+def train_maps(
+    params_a: Params,
+    params_b: Params,
+    batches: Batches,
+    *,
+    ks: Sequence[int],
+    js: Sequence[int],
+    key: Array,
+    epochs: int = 10,
+    batch: int = 32,
+    learning_rate: float = 1e-3,
+) -> Maps:
+    """W for every (k, j) by the recipe of Ramesh & Li, section 3.1: Xavier initialisation (uniform), mean squared error
+    between W h_A[k] and h_B[j], `epochs` times over the sentences in a new order, `batch` at a time, with Adam.
+
+    batches: as `Batches` says; the last batch of an epoch has what is left. A map depends on `key` and its own (k, j),
+    not on which others are trained with it. `epochs=0` is the initialisation.
+
+    Memory: all states, K n D_A + J n D_B float32 numbers, on the host and on the device; there also the result and about five
+    matrices of the size of W. ValueError: as `fit_maps`; epochs below 0, batch below 1.
+    """
+    if epochs < 0 or batch < 1:
+        raise ValueError(f"epochs = {epochs}, batch = {batch}: give at least 0 epochs, of batches of at least 1")
+    on_host = lambda states: np.asarray(states).astype(np.float32)
+    found = ((on_host(a), on_host(b), held) for a, b, held in _final_states(params_a, params_b, batches, ks, js))
+    a, b, held = zip(*found, strict=True)
+    a, b, held = np.concatenate(a, axis=1), np.concatenate(b, axis=1), np.concatenate(held)
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    keys = jax.vmap(fold, (0, None))(fold(key, np.array(ks)), np.array(js))
+    train = functools.partial(_train, keys=keys, learning_rate=learning_rate, epochs=epochs, batch=batch)
+    error = _errors(train(a[:, ~held], b[:, ~held]), a[:, held], b[:, held])
+    return Maps(train(a, b), error)
+
+
+# How alike the spaces are -------------------------------------------------------------------------------------------
+
+
+class Similarity(struct.PyTreeNode):
+    """X [n, D_A] and Y [n, D_B]: h_A[k] and h_B[j] at the last token of n sentences; both numbers lie in 0 .. 1, neither
+    changes when a space is rotated or scaled.
+
+    activation [K, J]: ||Y^T X||_F^2 / (||X||_F^2 ||Y||_F^2) (Ramesh & Li, appendix B.4). Not 1 for X = Y unless all
+    sentences point in one direction: a large common mean raises it.
+    cka [K, J]: linear centred kernel alignment (Kornblith et al. 2019), ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) with the
+    mean over sentences taken off X and Y; 1 for X = Y. NaN where a state is the same for all sentences.
+    """
+
+    activation: Any
+    cka: Any
+
+
+class Centred(struct.PyTreeNode):
+    """n sentences: means (a [K, D_A], b [J, D_B]), and the products of what is left without them, summed: aa
+    [K, D_A, D_A], ab [K, J, D_A, D_B], bb [J, D_B, D_B]. (Where means are large, float32 could not tell these from sums
+    of raw products.)"""
+
+    n: Any
+    means: tuple[Any, Any]
+    products: tuple[Any, Any, Any]
+
+    @classmethod
+    def of(cls, a: Float[Array, "K n DA"], b: Float[Array, "J n DB"]) -> Centred:
+        means = a.mean(axis=1), b.mean(axis=1)
+        return cls(jnp.float32(a.shape[1]), means, _products(a - means[0][:, None], b - means[1][:, None]))
+
+    def join(self, other: Centred) -> Centred:
+        """Of both's sentences (Chan, Golub & LeVeque 1979)."""
+        n = self.n + other.n
+        off = jax.tree.map(jnp.subtract, other.means, self.means)
+        between = _products(off[0][:, None], off[1][:, None])
+        return Centred(
+            n,
+            jax.tree.map(lambda mean, off: mean + other.n / n * off, self.means, off),
+            jax.tree.map(lambda x, y, z: x + y + self.n * other.n / n * z, self.products, other.products, between),
+        )
+
+
+def _products(a: Float[Array, "K n DA"], b: Float[Array, "J n DB"]) -> tuple[Array, Array, Array]:
+    """Sums over n: aa [K, D_A, D_A], ab [K, J, D_A, D_B], bb [J, D_B, D_B]."""
+    return jnp.einsum("knd,kne->kde", a, a), jnp.einsum("knd,jne->kjde", a, b), jnp.einsum("jnd,jne->jde", b, b)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _join(sums: Centred | None, a, b) -> Centred:
+    with jax.default_matmul_precision("highest"):
+        new = Centred.of(a.astype(jnp.float32), b.astype(jnp.float32))
+        return new if sums is None else sums.join(new)
+
+
+@jax.jit
+def _compare(sums: Centred) -> Similarity:
+    (a, b), (aa, ab, bb) = sums.means, sums.products
+    trace = lambda x: jnp.trace(x, axis1=1, axis2=2)
+    own_a, own_b = trace(aa), trace(bb)
+    mean_a, mean_b = (sums.n * jnp.sum(x**2, axis=1) for x in (a, b))
+
+    def share(ab, square_a, square_b):
+        """||ab||_F^2 over both squares; divided before it is squared, since states of 1e4 would overflow."""
+        return jnp.sum((ab / jnp.sqrt(square_a[:, None] * square_b)[..., None, None]) ** 2, axis=(2, 3))
+
+    raw = ab + sums.n * a[:, None, :, None] * b[None, :, None, :]
+    norm = lambda x, own: jnp.sqrt(jnp.sum((x / own[:, None, None]) ** 2, axis=(1, 2)))
+    cka = share(ab, own_a, own_b) / (norm(aa, own_a)[:, None] * norm(bb, own_b))
+    # What float32 cannot tell from no variation at all.
+    vary = (own_a > 1e-12 * mean_a)[:, None] & (own_b > 1e-12 * mean_b)
+    return Similarity(share(raw, own_a + mean_a, own_b + mean_b), jnp.where(vary, cka, jnp.nan))
+
+
+def similarity(
+    params_a: Params, params_b: Params, batches: Batches, *, ks: Sequence[int], js: Sequence[int]
+) -> Similarity:
+    """How alike h_A[k] and h_B[j] are over the sentences, for every (k, j), from one pass over the text.
+
+    batches: as `Batches` says. Memory: one batch's states, and three times K D_A^2 + K J D_A D_B + J D_B^2 float32
+    numbers. ValueError: as `fit_maps`.
+    """
+    sums = None
+    for a, b, _ in _final_states(params_a, params_b, batches, ks, js):
+        sums = _join(sums, a, b)
+    assert sums is not None  # no sentences: refused above
+    return _compare(sums)

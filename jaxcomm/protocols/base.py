@@ -193,7 +193,7 @@ class Turn:
 
 def cut(text: str, until: Sequence[str]) -> str:
     """The text before the first stop string."""
-    return text[: min((at for stop in until if (at := text.find(stop)) >= 0), default=len(text))]
+    return text[: min((at for stop in until if stop and (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def hear(
@@ -208,4 +208,7 @@ def hear(
     rows = agent.rows(prompts, 1) if rows is None else rows
     tokens, mask, past = share(agent, rows)
     logits, cache = prefill_rows(agent.params, tokens, mask=mask, past=past)
+    if agent.longest is not None:
+        dropped = [len(agent.encode(p)) - len(row) for p, row in zip(prompts, rows, strict=True)]
+        details = [{**d, "dropped": n} for d, n in zip(details or [{}] * len(rows), dropped, strict=True)]
     return Turn(agent, prompts, rows, logits, cache, past, details or [{} for _ in rows], flops or [0] * len(rows))

@@ -57,12 +57,14 @@ def message(
     ask: str = "{prompt}",
     tell: str = "{message} {prompt}",
     max_message_tokens: int = 48,
+    until: Sequence[str] = (),
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
 ) -> Turn:
-    """A writes after its prompt (put into `ask`), B reads what A wrote and its own prompt (put into `tell`)."""
+    """A writes after its prompt (put into `ask`), to one of the strings `until`, and B reads what A wrote and its own
+    prompt (put into `tell`)."""
     asked = hear(a, [put(ask, prompt) for prompt in prompts_a])
-    said = asked.write(max_message_tokens, sampling=sampling, seed=next_seed(seed))
+    said = asked.write(max_message_tokens, until=until, sampling=sampling, seed=next_seed(seed))
     return hear(
         b,
         [put(tell, prompt, message=m.text) for m, prompt in zip(said, prompts_b, strict=True)],

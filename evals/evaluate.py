@@ -1,0 +1,309 @@
+"""`jaxcomm eval`: tasks of lm-evaluation-harness under one protocol or several, in a run folder.
+
+run.json          the command that makes this run again, settings, versions, fingerprints
+results.jsonl     one line per protocol, task and metric: value, interval, FLOPs, tokens, seconds
+items.parquet     one row per protocol, task, question and filter: what was answered, how it was scored
+chunks/           the answers, batch by batch
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import rich.table
+
+from jaxcomm.agent import Agent
+from jaxcomm.evals.runs import RunFolder, fingerprint, parquet, surroundings
+from jaxcomm.evals.scores import Interval, accuracy
+from jaxcomm.evals.sweeps import percent
+from jaxcomm.generate import Sampling
+from jaxcomm.protocols import activation, cipher_debate, debate, exchange, message, skyline
+from jaxcomm.protocols.base import hear
+
+PROTOCOLS = (
+    "single", "sender", "skyline", "message", "debate", "cipher", "activation", "activation-w", "exchange",
+)  # fmt: skip
+SUBSET = 6
+"""Seed of the random subset of the questions, with the run's."""
+UNPARSED = "[invalid]"
+"""What the harness' filters return where they find no answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """An evaluation as it is asked for (`jaxcomm eval --help` says what the fields mean)."""
+
+    tasks: tuple[str, ...]
+    protocols: tuple[str, ...] = ("single",)
+    controls: tuple[str, ...] = ()
+    data: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    n: int | None = None
+    seed: int = 0
+    names: str = "seen"
+    few_shot: int | None = None
+    k: tuple[int, ...] = ()
+    j: int | None = None
+    graft: str = "replace"
+    where: str = "last"
+    think: int = 0
+    rounds: int | None = None
+    form: str = "harness"
+    answer: str | None = None
+    tie: str = "first"
+    temperatures: tuple[float, ...] = ()
+    stop: str = "argmax"
+    partial: str = "off"
+    ask: str = "{prompt}"
+    tell: str = "{message}\n\n{prompt}"
+    max_message_tokens: int = 256
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float = 1.0
+    batch_size: int = 16
+    truncate: bool = False
+
+    @property
+    def sampling(self) -> Sampling | None:
+        return Sampling(self.temperature, 0, self.top_p) if self.temperature else None
+
+
+def answer_kind(asked: Asked, task: str) -> str:
+    """How a debate's votes are counted: numbers in GSM8K, letters in MMLU, else the first line as it stands."""
+    kinds = {"gsm": "numeric", "mmlu": "choice"}
+    return asked.answer or next((kind for name, kind in kinds.items() if task.startswith(name)), "text")
+
+
+def arms(asked: Asked, a: Agent, b: Agent, others: Sequence[Agent], maps: Sequence[Any] | None):
+    """One for every protocol and control. maps: W of each sender, for activation-w. ValueError: something it needs is
+    missing, before anything is loaded or computed."""
+    from jaxcomm.evals.harness import Arm
+
+    senders, talks = (a, *others), asked.max_message_tokens
+    check(asked, len(senders), maps)
+    for protocol in asked.protocols:
+        if protocol in ("single", "sender"):
+            who = b if protocol == "single" else a
+            yield Arm(protocol, (who,), lambda agents, x, y, **_: hear(agents[-1], y), alone=True)
+        if protocol == "skyline":
+            yield Arm(protocol, (a, b), lambda agents, x, y, **_: skyline(agents[0], agents[-1], x, y))
+        if protocol == "message":
+            words = dict(ask=asked.ask, tell=asked.tell, max_message_tokens=talks)
+            tell = lambda agents, x, y, task, words=words, **how: message(agents[0], agents[-1], x, y, **words, **how)
+            yield Arm(protocol, (a, b), tell, talks)
+        if protocol == "debate":
+            yield Arm(protocol, (*senders, b), functools.partial(_debate, asked), talks)
+        if protocol == "cipher":
+            yield Arm(protocol, (*senders, b), functools.partial(_cipher, asked), talks)
+        if protocol in ("activation", "activation-w", "exchange"):
+            W = maps if protocol == "activation-w" else None
+            send = _exchange if protocol == "exchange" else _activation
+            names = {protocol: None}
+            if protocol != "exchange":
+                names |= {f"{protocol}, {control}": control for control in asked.controls}
+            for name, control in names.items():
+                yield Arm(name, (*senders, b), functools.partial(send, asked, W, control), asked.think)
+
+
+def check(asked: Asked, senders: int, maps: Sequence[Any] | None) -> None:
+    """ValueError: see `arms`."""
+    activates = [p for p in asked.protocols if p in ("activation", "activation-w", "exchange")]
+    if activates and (not asked.k or asked.j is None):
+        raise ValueError(f"{activates[0]} needs --k (A's layer) and --j (B's layer)")
+    if activates and len(asked.k) not in (1, senders):
+        raise ValueError(f"--k names {len(asked.k)} layers for {senders} senders: give one, or one for each")
+    if "activation-w" in asked.protocols and maps is None:
+        raise ValueError("activation-w needs --map, a folder that jaxcomm fit-map wrote for this pair")
+    if "activation-w" in asked.protocols and senders > 1:
+        raise ValueError("activation-w has a W from A alone: leave out --others")
+    if "exchange" in asked.protocols and senders > 1:
+        raise ValueError("exchange is between two: leave out --others")
+    if "cipher" in asked.protocols and len(asked.temperatures) != senders + 1:
+        raise ValueError(f"cipher needs --temperatures, {senders + 1} numbers: of B, of A, and of each of --others")
+    if asked.controls and not activates:
+        raise ValueError("--controls stand in for an activation: they need the protocol activation")
+    if not asked.temperature and asked.top_p < 1:
+        raise ValueError("--top-p cuts what is sampled from: it needs --temperature above 0")
+
+
+def _table(agents, prompts_a, prompts_b):
+    """Who sits in a debate, B first, and what each is asked."""
+    *senders, b = agents
+    return (b, *senders), (prompts_b, *[prompts_a] * len(senders))
+
+
+def _debate(asked, agents, prompts_a, prompts_b, *, task, until, sampling, seed):
+    return debate(
+        *_table(agents, prompts_a, prompts_b), rounds=asked.rounds or 2, form=asked.form, tie=asked.tie,
+        answer=answer_kind(asked, task), max_message_tokens=asked.max_message_tokens, until=until, sampling=sampling,
+        seed=seed,
+    )  # fmt: skip
+
+
+def _cipher(asked, agents, prompts_a, prompts_b, **_):
+    return cipher_debate(
+        *_table(agents, prompts_a, prompts_b), rounds=asked.rounds or 3, form=asked.form, stop=asked.stop,
+        temperatures=asked.temperatures, max_message_tokens=asked.max_message_tokens, partial=asked.partial,
+    )  # fmt: skip
+
+
+def _activation(asked, maps, control, agents, prompts_a, prompts_b, *, sampling, seed, **_):
+    *senders, b = agents
+    n = len(senders)
+    return activation(
+        senders, b, [prompts_a] * n, prompts_b, k=asked.k * (n // len(asked.k)), j=asked.j, graft=asked.graft, W=maps,
+        where=asked.where, control=control, think=asked.think, sampling=sampling, seed=seed,
+    )  # fmt: skip
+
+
+def _exchange(asked, maps, control, agents, prompts_a, prompts_b, *, task, sampling, seed, **_):
+    a, b = agents
+    return exchange(
+        a, b, prompts_a, prompts_b, k=asked.k[0], j=asked.j, graft=asked.graft, where=asked.where, think=asked.think,
+        answer=answer_kind(asked, task), tie=asked.tie, sampling=sampling, seed=seed,
+    )  # fmt: skip
+
+
+def subset(tasks: Mapping[str, Any], n: int | None, seed: int) -> dict[str, list[int]] | None:
+    """n random questions of every task, or all."""
+    if n is None:
+        return None
+    draw = lambda size: np.random.default_rng([seed, SUBSET]).permutation(size)[:n]
+    return {name: sorted(draw(len(task.eval_docs)).tolist()) for name, task in tasks.items()}
+
+
+def run(
+    asked: Asked, a: Agent, b: Agent, others: Sequence[Agent], out: Path, *,
+    resume: bool, command: str, recorded: Mapping[str, Any], maps: Sequence[Any] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Every protocol on every task; results.jsonl's lines. recorded: what else makes this run what it is; command: what
+    to type to run it again.
+
+    ValueError: `arms`', `tasks.load_tasks`', and a prompt too long for an agent. OSError: `RunFolder`'s.
+    """
+    try:
+        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.tasks import TaskManager
+
+        from jaxcomm.evals.harness import Decoding, ProtocolLM
+        from jaxcomm.evals.tasks import load_tasks
+    except ImportError as error:
+        raise ValueError(
+            f"evaluation needs the extra: pip install 'jaxcomm[eval]' ({error.name} is not installed)"
+        ) from error
+    every = list(arms(asked, a, b, others, maps))
+    tasks = load_tasks(asked.tasks, asked.data, seed=asked.seed, n=asked.n, group=asked.names)
+    files = {task: sorted(p.glob("*.jsonl")) if p.is_dir() else [p] for task, p in asked.data.items()}
+    sha = lambda *parts: hashlib.sha256(b"".join(parts)).hexdigest()
+    config = dataclasses.asdict(asked) | dict(recorded)
+    config |= {"data": {task: sha(*(f.read_bytes() for f in own)) for task, own in files.items()}}
+    config |= {"maps": None if maps is None else sha(*(np.asarray(W).tobytes() for W in maps))}
+    config |= {"fingerprints": [fingerprint(agent.params) for agent in (a, b, *others)], **surroundings("lm_eval")}
+    folder = RunFolder(out, config, dict, command=command, resume=resume)
+
+    decoding = Decoding(asked.seed, asked.batch_size, asked.max_new_tokens, asked.sampling, asked.truncate)
+    chosen, lines, rows = subset(tasks, asked.n, asked.seed), [], []
+    manager = TaskManager(include_defaults=False)  # the index of all tasks takes seconds, once per protocol
+    for arm in every:
+        lm = ProtocolLM(arm, folder, decoding)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found: Any = simple_evaluate(
+                model=lm, tasks=list(tasks.values()), samples=chosen, num_fewshot=asked.few_shot, bootstrap_iters=0,
+                apply_chat_template=b.chat, fewshot_random_seed=1234 + asked.seed, task_manager=manager,
+            )  # fmt: skip
+        for task in tasks:
+            records = [r for (name, *_), r in sorted(lm.records.items()) if name == task]
+            spent = _spent(records)
+            for name, value in found["results"][task].items():
+                metric, _, filtered = name.partition(",")
+                if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
+                    continue
+                samples = [s for s in found["samples"][task] if s["filter"] == filtered]
+                lines.append(
+                    {"protocol": arm.name, "task": task, "metric": metric, "filter": filtered}
+                    | _value(value, [s[metric] for s in samples])
+                    | {"unparsed": sum(s["filtered_resps"] == [UNPARSED] for s in samples)}
+                    | spent
+                    | {"version": found["versions"][task], "few_shot": found["n-shot"].get(task)}
+                )
+            places = {true: local for local, true in enumerate(chosen[task])} if chosen else {}
+            rows += _items(arm.name, task, found["samples"][task], lm, places)
+    folder.put("results.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    folder.put("items.parquet", parquet(pa.Table.from_pylist(rows)))
+    return lines
+
+
+def _value(value: float, each: Sequence[Any]) -> dict[str, Any]:
+    """A metric with its interval, where it is a mean over questions."""
+    if not all(isinstance(x, int | float | np.number) for x in each):
+        return {"value": float(value), "low": None, "high": None, "n": len(each)}
+    low, high = accuracy([float(x) for x in each])[1:]
+    return {"value": float(value), "low": low, "high": high, "n": len(each)}
+
+
+def _spent(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a question cost: means of FLOPs and tokens, the sum of seconds, and how many prompts were cut."""
+    mean = lambda key: float(np.mean([r[key] for r in records]))
+    return {
+        "flops": mean("flops"),
+        "tokens_read": mean("read"),
+        "tokens_written": mean("written"),
+        "message_tokens": float(np.mean([r["details"].get("message_tokens", 0) for r in records])),
+        "seconds": float(sum(r["seconds"] for r in records)),
+        "truncated": sum(bool(r["details"].get("dropped")) for r in records),
+    }
+
+
+def _items(arm: str, task: str, samples: Sequence[Mapping[str, Any]], lm: Any, places: Mapping[int, int]):
+    """places: of a question of the data set among those that were asked; {}: all were."""
+    rows, records = [], {}
+    for (name, question, _), record in lm.records.items():
+        if name == task:
+            records.setdefault(question, record)
+    for sample in samples:
+        metrics = {m: sample[m] for m in sample["metrics"]}
+        record = records[places.get(sample["doc_id"], sample["doc_id"])]
+        rows.append(
+            {
+                "protocol": arm,
+                "task": task,
+                "question": int(sample["doc_id"]),
+                "filter": sample["filter"],
+                "prompt": str(sample["arguments"][0][0]),
+                "target": str(sample["target"]),
+                "answer": json.dumps(sample["filtered_resps"]),
+                "said": json.dumps(sample["resps"]),
+                "metrics": json.dumps(metrics, default=float),
+                "details": json.dumps(record["details"]),
+                "flops": record["flops"],
+            }
+        )
+    return rows
+
+
+def tables(lines: Sequence[Mapping[str, Any]]) -> Iterator[rich.table.Table]:
+    """Results as they are printed: a table for every task and metric, a row for every protocol."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        filtered = "" if line["filter"] == "none" else f", {line['filter']}"
+        groups.setdefault(f"{line['task']}, {line['metric']}{filtered} (n = {line['n']})", []).append(line)
+    for title, rows in groups.items():
+        shown = rich.table.Table(title=title, title_justify="left")
+        for name in ("protocol", "value", "unparsed", "MFLOPs a question", "tokens read + written", "seconds"):
+            shown.add_column(name, justify="left" if name == "protocol" else "right")
+        for line in rows:
+            interval = line["low"] is not None
+            value = percent(Interval(line["value"], line["low"], line["high"])) if interval else f"{line['value']:.4g}"
+            tokens = f"{line['tokens_read']:.0f} + {line['tokens_written'] + line['message_tokens']:.0f}"
+            cost = (f"{line['flops'] / 1e6:.0f}", tokens, f"{line['seconds']:.1f}")
+            shown.add_row(line["protocol"], value, str(line["unparsed"] or ""), *cost)
+        yield shown

@@ -1,0 +1,265 @@
+"""lm-evaluation-harness over protocols: its prompts, answer extraction and metrics, our agents.
+
+A protocol among agents is one `LM` to the harness. It answers in batches, each kept in the run folder as soon as it is
+done, so a run that was stopped repeats nothing. Needs the extra `jaxcomm[eval]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import tqdm
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from jaxcomm.agent import Agent, Prompt
+from jaxcomm.evals.runs import RunFolder
+from jaxcomm.generate import Sampling
+from jaxcomm.protocols import Panel, Turn
+from jaxcomm.protocols.base import hear
+
+CHAT = "jaxcomm-chat:"
+"""How a conversation passes through the harness, which takes prompts for strings: each agent renders it in its own
+template."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One protocol among these agents, as it is evaluated.
+
+    converse(agents, prompts_a, prompts_b, task, until, sampling, seed) -> Turn or Panel. agents: those it is between,
+    the one that answers last. alone: only that one hears anything, so it can score a text without a prompt.
+    """
+
+    name: str
+    agents: tuple[Agent, ...]
+    converse: Callable[..., Turn | Panel]
+    message_tokens: int = 0
+    """What an agent may write besides its answer, and another has to read."""
+    alone: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """What overrides the tasks' own generation settings. sampling None: theirs."""
+
+    seed: int = 0
+    batch_size: int = 16
+    max_new_tokens: int | None = None
+    sampling: Sampling | None = None
+    truncate: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One prompt of a task: all that is asked of it. numbers: the requests' places in the harness' list."""
+
+    task: str
+    doc: Mapping[str, Any]
+    prompt: Prompt
+    items: tuple[Any, ...]
+    """Texts to score, or none."""
+    numbers: tuple[int, ...]
+    seed: int
+
+    @property
+    def prompt_a(self) -> Prompt:
+        return self.doc.get("prompt_a", self.prompt)
+
+
+class ProtocolLM(LM):
+    """A protocol as a model of the harness; `records` holds every answer by (task, document, repeat)."""
+
+    def __init__(self, arm: Arm, folder: RunFolder, decoding: Decoding):
+        super().__init__()
+        self.arm, self.folder, self.decoding = arm, folder, decoding
+        self.records: dict[tuple[str, int, int], dict[str, Any]] = {}
+
+    # What the harness calls ---------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        groups: dict[str, list[Row]] = defaultdict(list)
+        times: Counter[int] = Counter()  # a repeated request comes as the same object again
+        for n, request in enumerate(requests):
+            context, kwargs = request.args
+            row = self._row(request, context, (), (n,), times[id(request)])
+            times[id(request)] += 1
+            groups[json.dumps(kwargs, sort_keys=True)].append(row)
+        texts = [""] * len(requests)
+        for kwargs, rows in groups.items():
+            for row, record in self._answer(rows, functools.partial(self._write, json.loads(kwargs)), kwargs):
+                texts[row.numbers[0]] = record["text"]
+                self._keep(requests[row.numbers[0]], record)
+        return texts
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        together: dict[tuple, list[int]] = defaultdict(list)
+        for n, request in enumerate(requests):
+            together[request.task_name, request.doc_id, request.args[0]].append(n)
+        rows = [
+            self._row(requests[ns[0]], requests[ns[0]].args[0], tuple(requests[n].args[1] for n in ns), tuple(ns))
+            for ns in together.values()
+        ]
+        return self._scored(requests, self._answer(rows, self._score, "loglikelihood"))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        if not self.arm.alone:
+            raise ValueError(
+                f"{requests[0].task_name} scores texts without a prompt, so there is nothing to communicate: use the protocols single and sender"
+            )
+        rows = [self._row(request, "", (request.args[0],), (n,)) for n, request in enumerate(requests)]
+        return [x for x, _ in self._scored(requests, self._answer(rows, self._roll, "rolling"))]
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return CHAT + json.dumps(chat_history)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return "jaxcomm"
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        return "each agent's own"
+
+    # How it is answered -------------------------------------------------------------------------------------------
+
+    def _row(
+        self, request: Instance, context: str, items: tuple[str, ...], numbers: tuple[int, ...], time: int = 0
+    ) -> Row:
+        prompt = json.loads(context.removeprefix(CHAT)) if context.startswith(CHAT) else context
+        name = f"{self.decoding.seed}/{request.task_name}/{request.doc_id}/{time}"
+        return Row(str(request.task_name), request.doc, prompt, items, numbers, zlib.crc32(name.encode()))
+
+    def _answer(self, rows: Sequence[Row], answer: Callable[[Sequence[Row]], list[dict]], kind: str):
+        """Every row with its record: read where a run before had it done, else answered and kept, batch by batch.
+
+        Batches are of one task and of about one length; all of a task have the same number of rows, the last filled up,
+        so one program serves them and shared few-shot examples are read once.
+        """
+        by_task: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            by_task[row.task].append(row)
+        batches = []
+        for task_rows in by_task.values():
+            length = lambda row: -len(self.arm.agents[-1].render(row.prompt))
+            ordered = sorted(task_rows, key=length)
+            count = -(-len(ordered) // self.decoding.batch_size)
+            batches += [[ordered[i] for i in part] for part in np.array_split(np.arange(len(ordered)), count)]
+        size = {task: -(-len(r) // -(-len(r) // self.decoding.batch_size)) for task, r in by_task.items()}
+        for batch in tqdm.tqdm(batches, desc=f"{self.arm.name}, {kind.split('{')[0] or 'writing'}", mininterval=2):
+            task = batch[0].task
+            asked = json.dumps([self.arm.name, kind, [[r.task, r.prompt, r.prompt_a, r.items, r.seed] for r in batch]])
+            name = f"{self.arm.name.replace(' ', '-').replace(':', '')}-{task}-{zlib.crc32(asked.encode()):08x}-{len(batch)}"
+            if not self.folder.done(name):
+                start = time.perf_counter()
+                filled = [*batch, *batch[:1] * (size[task] - len(batch))]
+                try:
+                    records = answer(filled)[: len(batch)]
+                except ValueError as error:
+                    raise ValueError(f"{task}, {self.arm.name}: {error}") from error
+                seconds = (time.perf_counter() - start) / len(batch)
+                lines = [json.dumps(r) for r in records]
+                self.folder.write(name, {"record": pa.array(lines), "seconds": pa.array([seconds] * len(lines))})
+            table = self.folder.read(name)
+            for row, line, seconds in zip(
+                batch, table["record"].to_pylist(), table["seconds"].to_pylist(), strict=True
+            ):
+                yield row, json.loads(line) | {"seconds": seconds}
+
+    def _converse(self, rows: Sequence[Row], until: Sequence[str], sampling: Sampling | None, new: int) -> Turn | Panel:
+        agents = self.arm.agents
+        if self.decoding.truncate:
+            keep = lambda agent: agent.params.config.max_positions - max(new, self.arm.message_tokens)
+            agents = tuple(dataclasses.replace(agent, longest=keep(agent)) for agent in agents)
+        prompts_a, prompts_b = [row.prompt_a for row in rows], [row.prompt for row in rows]
+        return self.arm.converse(
+            agents, prompts_a, prompts_b, task=rows[0].task, until=until, sampling=sampling, seed=[r.seed for r in rows]
+        )
+
+    def _write(self, kwargs: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
+        how: dict[str, Any] = dict(normalize_gen_kwargs(kwargs))
+        sampling = self.decoding.sampling
+        if sampling is None and how["do_sample"] and how["temperature"] > 0:
+            sampling = Sampling(how["temperature"], how.get("top_k", 0), how.get("top_p", 1.0))
+        new = self.decoding.max_new_tokens or how["max_gen_toks"]
+        until = tuple(stop for stop in how["until"] if stop)
+        turn = self._converse(rows, until, sampling, new)
+        replies = turn.write(new, until=until, sampling=sampling, seed=[row.seed for row in rows])
+        return [
+            {"text": r.raw, "read": len(r.read), "written": len(r.written), "flops": r.flops, "details": r.details}
+            for r in replies
+        ]
+
+    def _score(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        b = self.arm.agents[-1]
+        if not all(row.prompt for row in rows):  # unconditional: of the one who answers
+            turn = hear(b, [""] * len(rows), rows=[[_prefix(b)]] * len(rows))
+            found = turn.score_tokens([[_spell(b, text) for text in row.items] for row in rows])
+        else:
+            new = max(len(_spell(agent, text)) for agent in self.arm.agents for row in rows for text in row.items)
+            found = self._converse(rows, (), self.decoding.sampling, new).score([row.items for row in rows])
+            turn = None
+        return [
+            {
+                "logprobs": [x.logprob for x in scored],
+                "greedy": [x.greedy for x in scored],
+                "read": len(b.encode(row.prompt)) if row.prompt else 1,
+                "written": sum(x.tokens for x in scored),
+                "flops": max(x.flops for x in scored),
+                "details": {},
+            }
+            for row, scored in zip(rows, found, strict=True)
+        ]
+
+    def _roll(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Texts longer than the model's positions in disjoint windows, each after one token of the window before."""
+        b = self.arm.agents[-1]
+        limit, spelled = b.params.config.max_positions, [b.tokenizer.encode(row.items[0]) for row in rows]
+        cut = lambda tokens: get_rolling_token_windows(tokens, _prefix(b), limit, 1)
+        windows = [[make_disjoint_window(w) for w in cut(tokens)] for tokens in spelled]
+        flat = [w for own in windows for w in own]
+        found = iter([])
+        scored = []
+        for start in range(0, len(flat), len(rows)):
+            part = flat[start : start + len(rows)]
+            turn = hear(b, [""] * len(part), rows=[context for context, _ in part])
+            scored += [x for (x,) in turn.score_tokens([[text] for _, text in part])]
+        found = iter(scored)
+        records = []
+        for own, tokens in zip(windows, spelled, strict=True):
+            each = [next(found) for _ in own]
+            total, flops = sum(x.logprob for x in each), sum(x.flops for x in each)
+            record = {"logprobs": [total], "greedy": [all(x.greedy for x in each)], "read": 1, "written": len(tokens)}
+            records.append(record | {"flops": flops, "details": {"windows": len(own)}})
+        return records
+
+    def _scored(self, requests: Sequence[Instance], answers) -> list[tuple[float, bool]]:
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for row, record in answers:
+            for n, logprob, greedy in zip(row.numbers, record["logprobs"], record["greedy"], strict=True):
+                found[n] = logprob, greedy
+            self._keep(requests[row.numbers[0]], record)
+        return found
+
+    def _keep(self, request: Instance, record: dict[str, Any]) -> None:
+        self.records[str(request.task_name), int(request.doc_id or 0), int(request.idx)] = record
+
+
+def _prefix(agent: Agent) -> int:
+    """What stands before a text that nothing stands before."""
+    bos = agent.tokenizer.bos_token_id
+    return agent.tokenizer.eos_token_id if bos is None else bos
+
+
+def _spell(agent: Agent, text: str) -> list[int]:
+    return agent.tokenizer.encode(text, add_special_tokens=False)

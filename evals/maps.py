@@ -1,0 +1,123 @@
+"""Maps W as files: an Orbax checkpoint that knows which two models it belongs to.
+
+    maps/    W [K, J, D_B, D_A] and the held-out errors [K, J]
+    about/   JSON: layers, recipe, text and its hash, seed, the models' fingerprints, versions
+
+Orbax writes beside the folder and renames at the end: a folder of this name is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.table
+
+from jaxcomm.agent import Agent
+from jaxcomm.evals.runs import fingerprint, surroundings
+from jaxcomm.mapping import HELD_OUT, Maps, Similarity
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Maps from layers ks of A into layers js of B, and how they were made.
+
+    W [K, J, D_B, D_A]; error [K, J]: as `jaxcomm.Maps` says.
+    """
+
+    W: np.ndarray
+    error: np.ndarray
+    ks: Sequence[int]
+    js: Sequence[int]
+    recipe: str
+    """ridge (`jaxcomm.fit_maps`) or gradient (`jaxcomm.train_maps`)"""
+    text: str
+    """Where the sentences came from (`evals.sentences`)."""
+    seed: int
+    """Of the sentences that were drawn, and of the recipe."""
+    sentences: int
+    sha256: str
+    """Of the sentences, a line each."""
+
+    @classmethod
+    def of(cls, maps: Maps, sentences: Sequence[str], **how: Any) -> Fitted:
+        """how: ks, js, recipe, text, seed."""
+        digest = hashlib.sha256("\n".join(sentences).encode()).hexdigest()
+        return cls(np.asarray(maps.W), np.asarray(maps.error), sentences=len(sentences), sha256=digest, **how)
+
+    def at(self, k: int, j: int) -> np.ndarray:
+        """W [D_B, D_A] from h_A[k] into h_B[j]. ValueError: not among those that were fitted."""
+        if k not in self.ks or j not in self.js:
+            listed = lambda layers: ", ".join(map(str, layers))
+            raise ValueError(
+                f"there is no W for k = {k}, j = {j}: it was fitted for k = {listed(self.ks)} and j = {listed(self.js)}"
+            )
+        return self.W[self.ks.index(k), self.js.index(j)]
+
+
+def check_new(folder: Path) -> None:
+    """FileExistsError before the work, not after it."""
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: choose another folder, or remove it first")
+
+
+def save(folder: Path, fitted: Fitted, a: Agent, b: Agent) -> None:
+    """A new folder with the maps of this pair. OSError: it exists, or cannot be written."""
+    import orbax.checkpoint as ocp
+
+    check_new(folder)
+    about = {f.name: getattr(fitted, f.name) for f in dataclasses.fields(fitted) if f.name not in ("W", "error")}
+    about |= {"ks": list(fitted.ks), "js": list(fitted.js), **surroundings()}
+    for side, agent in (("a", a), ("b", b)):
+        about |= {side: agent.name, f"fingerprint_{side}": fingerprint(agent.params), f"chat_{side}": agent.chat}
+    maps = ocp.args.StandardSave({"W": fitted.W, "error": fitted.error})
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder.absolute(), args=ocp.args.Composite(maps=maps, about=ocp.args.JsonSave(about)))
+
+
+def load(folder: Path, a: Agent, b: Agent) -> Fitted:
+    """What was saved for this pair. ValueError: it was for another (other weights, architecture or dtype), or nothing whole
+    is there."""
+    import orbax.checkpoint as ocp
+
+    def read(**items: Any) -> Any:
+        try:
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                return checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**items))
+        except (KeyError, OSError, ValueError) as error:
+            raise ValueError(f"{folder} holds no maps, or not whole ones: make them with jaxcomm fit-map") from error
+
+    about = read(about=ocp.args.JsonRestore())["about"]
+    others = [
+        f"{side} was {about[side]} ({about[f'fingerprint_{side}']}), here it is {agent.name} ({found})"
+        for side, agent in (("a", a), ("b", b))
+        if (found := fingerprint(agent.params)) != about[f"fingerprint_{side}"]
+    ]
+    if others:
+        raise ValueError(f"{folder} was fitted for another pair (weights, architecture or dtype): {'; '.join(others)}")
+    how = {f.name: about[f.name] for f in dataclasses.fields(Fitted) if f.name in about}
+    return Fitted(**read(maps=ocp.args.PyTreeRestore())["maps"], **how)
+
+
+def show(title: str, ks: Sequence[int], js: Sequence[int], fits: Mapping[str, Maps], alike: Similarity) -> None:
+    """Prints, per (k, j), the held-out error of every recipe and how alike the two spaces are."""
+    table = rich.table.Table(title=title, title_justify="left")
+    errors = {f"error, {recipe}": np.asarray(maps.error) for recipe, maps in fits.items()}
+    columns = {**errors, "similarity (B.4)": np.asarray(alike.activation), "CKA": np.asarray(alike.cka)}
+    for name in ("k", "j", *columns):
+        table.add_column(name, justify="right")
+    for i, k in enumerate(ks):
+        for n, j in enumerate(js):
+            table.add_row(str(k), str(j), *(f"{values[i, n]:.3f}" for values in columns.values()))
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
+    console.print(table)
+    console.print(
+        f"error: on every {HELD_OUT}th sentence, by a W fitted without these, as a share of the mean square of h_B[j].",
+        markup=False,
+    )

@@ -1,0 +1,122 @@
+"""The sentences a map W is fitted on: where they come from, and how two models read them.
+
+    statements:countries, statements:tip_sheets   what A reads in that game, but in none of its games
+    FILE                                          a sentence per line
+    FILE.jsonl, FILE.jsonl:FIELD                  a JSON object per line, with the sentence in FIELD (default: text)
+    hub:NAME:CONFIG:SPLIT:FIELD                   a data set of the Hugging Face hub, streamed; needs jaxcomm[eval]
+
+The paper's W is fitted on 3072 sentences of hub:allenai/c4:en:train:text, its in-distribution W (appendix B.3) on
+hub:openai/gsm8k:main:train:question.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcomm.agent import Agent
+from jaxcomm.evals.games import GAMES
+from jaxcomm.evals.pair.text import statements
+
+PAPER = 3072
+LONGEST = 1000
+"""Characters. A hub's record is often a whole document: it is read up to the last end of a sentence within so many."""
+DRAWN_FROM = 10_000
+"""Records that are held while a hub's data set streams by, to draw from."""
+BATCH = 40
+
+
+def sentences(source: str, n: int | None = None, *, seed: int = 0) -> list[str]:
+    """n sentences from `source` (module docstring). n None: all of a file, the paper's 3072 of what streams.
+
+    seed: which ones. Of a file's, those drawn stay in its order. ValueError, OSError: a source that is not there or has no
+    such field, fewer than n sentences.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "statements":
+        found = list(itertools.islice(_statements(rest, seed), PAPER if n is None else n))
+    elif kind == "hub":
+        found = list(itertools.islice(_hub(source, seed), PAPER if n is None else n))
+    else:
+        found = _file(source)
+        if n is not None and n < len(found):
+            rows = np.sort(np.random.default_rng(seed).choice(len(found), n, replace=False))
+            found = [found[i] for i in rows]
+    if n is not None and len(found) < n:
+        raise ValueError(f"{source} has {len(found)} sentences, {n} were asked for: ask for fewer or name more text")
+    return found
+
+
+def read_both(a: Agent, b: Agent, sentences: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+    """Batches for `jaxcomm.fit_maps` and its like: both models' tokens and masks. Padded alike: one program each."""
+    both = [agent.read(sentences) for agent in (a, b)]
+    for rows in np.split(np.arange(len(sentences)), range(BATCH, len(sentences), BATCH)):
+        yield tuple((tokens[rows], mask[rows]) for tokens, mask in both)
+
+
+def _statements(game: str, seed: int) -> Iterator[str]:
+    if game not in GAMES:
+        raise ValueError(f"statements:{game}: there is no such game, only {' and '.join(GAMES)}")
+    return statements(game, seed)
+
+
+def _file(source: str) -> list[str]:
+    path, colon, field = source.rpartition(".jsonl:")
+    name, field = (f"{path}.jsonl", field) if colon else (source, "text")
+    if not Path(name).is_file():
+        raise FileNotFoundError(
+            f"{name} is no file: name one with a sentence per line, a .jsonl, statements:countries, "
+            "statements:tip_sheets or hub:NAME:CONFIG:SPLIT:FIELD"
+        )
+    lines = [line.strip() for line in Path(name).read_text(encoding="utf-8").split("\n")]
+    if name.endswith(".jsonl"):
+        lines = [
+            _field(_object(line, f"{name}, line {i}"), field, name).strip() for i, line in enumerate(lines, 1) if line
+        ]
+    return [line for line in lines if line]
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        raise ValueError(f"{where} is no JSON object: {line[:40]!r}") from None
+
+
+def _field(record: dict[str, Any], field: str, source: str) -> str:
+    if not isinstance(record.get(field), str):
+        raise ValueError(f"{source} has no text in a field {field!r}: its fields are {', '.join(map(str, record))}")
+    return record[field]
+
+
+def _hub(source: str, seed: int) -> Iterator[str]:
+    """Texts of a streamed data set, in an order drawn with `seed`; long ones without a sentence's end are left out."""
+    if source.count(":") != 4:
+        raise ValueError(f"{source}: write hub:NAME:CONFIG:SPLIT:FIELD, such as hub:openai/gsm8k:main:train:question")
+    _, name, config, split, field = source.split(":")
+    for record in _stream(source, name, config, split, seed):
+        text = _field(record, field, source).strip()
+        if len(text) > LONGEST:
+            longest = re.match(rf"(?s).{{1,{LONGEST - 1}}}[.!?](?=\s)", text)
+            text = longest[0] if longest else ""
+        if text:
+            yield text
+
+
+def _stream(source: str, name: str, config: str, split: str, seed: int) -> Iterator[dict[str, Any]]:
+    instead = "or name a local file with a sentence per line"
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError(f"{source} needs the package datasets: pip install 'jaxcomm[eval]', {instead}") from None
+    try:
+        stream = load_dataset(name, config or None, split=split, streaming=True)
+        yield from stream.shuffle(seed=seed, buffer_size=DRAWN_FROM)
+    except Exception as error:  # every one of its HTTP clients and file formats has its own
+        raise OSError(f"{source} cannot be read ({error}): check its name and the network, {instead}") from error

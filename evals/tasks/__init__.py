@@ -1,0 +1,175 @@
+"""Tasks of lm-evaluation-harness: its own by name, with data from the hub or from local files, and the games' here."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.meta
+import numpy as np
+
+from jaxcomm.evals.games import GAMES, countries
+from jaxcomm.evals.pair.text import statements
+
+HERE = Path(__file__).parent
+OWN = ("countries", "tip_sheets", "countries_choice", "statements")
+"""The games as tasks: generated text, log-likelihood of given choices, and perplexity. Records with a field `prompt_a` say
+what A reads; else it reads what B does."""
+STATEMENTS_SEED = 3
+
+
+def records(name: str, seed: int, n: int | None, names: str) -> list[dict[str, Any]]:
+    """The items of one of our own tasks."""
+    if name == "statements":
+        each = (statements(game, STATEMENTS_SEED + seed) for game in GAMES)
+        return [{"text": text} for _, *both in zip(range((n or 100) // 2 or 1), *each, strict=False) for text in both]
+    game = name.removesuffix("_choice")
+    items = GAMES[game](seed, names=names, **({} if n is None else {"n": n}))
+    found = [{"prompt_a": i.prompt_a, "prompt_b": i.prompt_b, "answer": i.answer} for i in items]
+    if name != game:
+        every, rng = sorted({i.answer for i in countries(0)}), np.random.default_rng([seed, 5])
+        for record in found:
+            others = rng.choice([c for c in every if c != record["answer"]], 3, replace=False).tolist()
+            choices = rng.permutation([record["answer"], *others]).tolist()
+            record |= {"choices": choices, "answer": choices.index(record["answer"])}
+    return found
+
+
+def load_tasks(
+    names: Sequence[str], data: Mapping[str, Path], *, seed: int, n: int | None, group: str = "seen"
+) -> dict[str, Any]:
+    """name -> lm-eval Task; a group's name stands for all its tasks (`mmlu`: 57).
+
+    data: local records in place of the hub's, per task: a JSONL file (the questions; no few-shot examples then), or a
+    folder with one file per split. ValueError: an unknown task (near names are suggested), a task whose data cannot be
+    reached, or records that lack a field.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if odd := sorted(set(data) - set(names)):
+        raise ValueError(f"--data names {odd[0]}, which is not among --tasks {','.join(names)}")
+    found = {}
+    for name in names:
+        if name in OWN and name not in data:
+            found[name] = _task(_config(HERE / f"{name}.yaml"), {"test": records(name, seed, n, group)})
+        elif name in data:
+            found[name] = _local(name, data[name])
+        else:
+            found |= _from_hub(name)
+    return found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return load_yaml(path, resolve_func=True)
+
+
+def _task(config: dict[str, Any], splits: Mapping[str, Sequence[dict[str, Any]]] | None = None) -> Any:
+    """splits: records in memory, in place of the data set's."""
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    if splits is not None:
+        made = {split: datasets.Dataset.from_list(list(rows)) for split, rows in splits.items()}
+        config = config | {"custom_dataset": lambda **_: made}
+    return ConfigurableTask(config=config)
+
+
+def _find(name: str) -> Path | None:
+    """The file of a task of the harness: mostly of the same name, and the index of all takes seconds."""
+    import lm_eval.tasks
+
+    if name in OWN:
+        return HERE / f"{name}.yaml"
+    for path in Path(lm_eval.tasks.__file__).parent.rglob(f"{name}.yaml"):
+        if _named(path) == name:
+            return path
+    return None
+
+
+def _named(path: Path) -> str | None:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return load_yaml(path, resolve_func=False).get("task")
+
+
+def _from_hub(name: str) -> dict[str, Any]:
+    path = _find(name)
+    config = None if path is None else _config(path)
+    try:
+        if config is not None:
+            return {name: _task(config)}
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager()
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, [*manager.all_tasks, *OWN], n=3)
+            raise ValueError(
+                f"unknown task {name!r}" + (f": did you mean {', '.join(near)}?" if near else "; see lm-eval ls tasks")
+            )
+        return manager.load([name])["tasks"]
+    except (OSError, ImportError) as error:  # datasets says it in many ways, all of them OSErrors
+        where = f"{config['dataset_path']}" if config else "its data set"
+        fields = f" with the fields {', '.join(sorted(_fields(config)))}" if config else ""
+        raise ValueError(
+            f"task {name} needs {where} from the hub, which cannot be reached ({type(error).__name__}): give a local JSONL file{fields}: --data {name}=FILE"
+        ) from error
+
+
+def _fields(config: Mapping[str, Any]) -> set[str]:
+    """What a task's templates take from a record."""
+    used = set()
+    for key in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        value = config.get(key)
+        if isinstance(value, str):
+            used |= jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(value))
+            used |= {value} if value.isidentifier() else set()
+    return used
+
+
+def _local(name: str, path: Path) -> Any:
+    found = _find(name)
+    if found is None:
+        (task,) = _from_hub(name).values() or (None,)
+        raise ValueError(f"{name} is not one task with a file of its own, so its data cannot be given locally: {task}")
+    config = _config(found)
+    test = config.get("test_split") or config.get("validation_split")
+    splits = (
+        {f.stem: read_records(f) for f in sorted(path.glob("*.jsonl"))} if path.is_dir() else {test: read_records(path)}
+    )
+    if test not in splits:
+        raise ValueError(f"{path} has no {test}.jsonl: {name} asks the questions of that split")
+    for rows in splits.values():
+        for line, record in enumerate(rows, 1):
+            if lacking := sorted(_fields(config) - set(record)):
+                raise ValueError(
+                    f"{path}: record {line} has no field {lacking[0]!r}; {name} needs {', '.join(sorted(_fields(config)))}"
+                )
+    if not path.is_dir():  # or examples would be questions
+        config |= {"num_fewshot": 0, "training_split": None, "fewshot_split": None, "fewshot_config": None}
+    return _task(config, splits)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """A JSONL file's records. ValueError: a line that is not a JSON object, with its number; FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: name a JSONL file, or a folder with one per split")
+    return list(_parse(path.read_text(encoding="utf-8").splitlines(), path))
+
+
+def _parse(lines: Iterable[str], path: Path) -> Iterable[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number} is not a JSON object")
+        yield record
