@@ -1,4 +1,4 @@
-"""The command line: `jaxcomm demo | play | sweep | eval | fit-map | convert | train-pair`."""
+"""The command line: `jaxcomm demo | play | sweep | eval | report | fit-map | convert | train-pair`."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class Eval:
     b: str
     """Receiver, who answers; likewise."""
     tasks: str
-    """Names of the harness, separated by commas, groups too (mmlu: 57 subjects); here also countries, tip_sheets, countries_choice, statements."""
+    """Names of the harness, separated by commas, groups too (mmlu: 57 subjects); here also countries, tip_sheets, countries_choice, statements, and biographies (with --data biographies=FILE.json)."""
     out: Path
     """Run folder: every finished batch, results.jsonl, items.parquet."""
     resume: bool = False
@@ -231,6 +231,12 @@ class Eval:
     """A first writes so many tokens, and the state at the last of them is sent (appendices B.2, B.5)."""
     map: Path | None = None
     """activation-w: the folder of jaxcomm fit-map."""
+    into: int | None = None
+    """activation-w: the layer of B that W maps into, if it is not the one it is grafted at."""
+    judge: str | None = None
+    """biographies: the checkpoint of the agent that checks facts; default: b."""
+    judge_by: Literal["text", "likelihood"] = "text"
+    """biographies: read what the judge writes, or take the likeliest of its words."""
     rounds: int | None = None
     """Answers of each debater; default: 2 (debate), 3 (cipher)."""
     form: Literal["harness", "plain", "numeric", "choice", "biography"] = "harness"
@@ -263,7 +269,8 @@ class Eval:
     few_shot: int | None = None
     """Examples in the prompt; default: the task's."""
     data: tuple[str, ...] = ()
-    """TASK=FILE.jsonl, or TASK=FOLDER with a file per split: local records instead of the hub's."""
+    """TASK=FILE.jsonl, or TASK=FOLDER with a file per split: local records instead of the hub's. TASK=sample: a few made-up
+    ones that come with the package (gsm8k, mmlu_high_school_geography, biographies)."""
     names: Literal["seen", "new"] = "seen"
     """Own tasks: people and companies the embedded pair has read of, or others."""
     batch_size: int = 16
@@ -276,27 +283,79 @@ class Eval:
     def run(self) -> None:
         import rich.console
 
-        from jaxcomm.evals import evaluate, maps
+        from jaxcomm.evals import evaluate, maps, tasks
 
         data = dict(pair.partition("=")[::2] for pair in self.data)
         if odd := [task for task, path in data.items() if not path]:
             raise ValueError(f"--data {odd[0]}: write TASK=FILE")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(evaluate.Asked)}
-        paths = {task: Path(path) for task, path in data.items()}
-        tasks = tuple(name for name in self.tasks.split(",") if name)
-        asked = evaluate.Asked(**fields | {"tasks": tasks, "data": paths})
+        paths = {task: tasks.sample(task) if path == "sample" else Path(path) for task, path in data.items()}
+        names = tuple(name for name in self.tasks.split(",") if name)
+        asked = evaluate.Asked(**fields | {"tasks": names, "data": paths})
         evaluate.check(asked, 1 + len(self.others), None if self.map is None else ())
-        a, b, *others = load(self.a, self.b, *self.others, dtype=self.dtype, chat=self.chat)
+        who = (self.a, self.b, self.judge or self.b, *self.others)
+        a, b, judge, *others = load(*who, dtype=self.dtype, chat=self.chat)
         W = None
         if self.map is not None and "activation-w" in self.protocols:
-            W = [maps.load(self.map, a, b).at(self.k[0], self.j)]
-        recorded = {"a": self.a, "b": self.b, "others": self.others, "chat": self.chat, "dtype": self.dtype}
-        how = dict(resume=self.resume, command=command_line(self), recorded=recorded, maps=W)
+            W = [maps.load(self.map, a, b).at(self.k[0], self.j if self.into is None else self.into)]
+        recorded = {"a": self.a, "b": self.b, "others": self.others, "judge": self.judge or self.b}
+        recorded |= {"chat": self.chat, "dtype": self.dtype, "into": self.into}
+        how = dict(resume=self.resume, command=command_line(self), recorded=recorded, maps=W, judge=judge)
         lines = evaluate.run(asked, a, b, others, self.out, **how)
         console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
         for table in evaluate.tables(lines):
             console.print(table)
         console.print(f"{self.out}: run.json, results.jsonl, items.parquet", soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """FLOPs of every protocol, by the paper's formulas, exactly with a KV cache, and as XLA counts them.
+
+    Example: jaxcomm cost --a llama-3.2-3b --b llama-3.1-8b --k 26 --j 26
+    """
+
+    a: str = "llama-3.2-3b"
+    """Sender: llama-3.2-3b, llama-3.1-8b, pair:a, pair:b, or a checkpoint's folder or hub id."""
+    b: str = "llama-3.1-8b"
+    """Receiver, likewise."""
+    k: int = 26
+    j: int = 26
+    tokens: tuple[int, int, int] | None = None
+    """Of the prompt, of a message, of the answer; default: four settings."""
+
+    def run(self) -> None:
+        import rich.console
+
+        from jaxcomm.evals import cost
+
+        a, b = (cost.shape(name) for name in (self.a, self.b))
+        console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
+        for P, M, T in [self.tokens] if self.tokens else cost.SETTINGS:
+            title = (
+                f"{self.a} -> {self.b}, GFLOPs: {P} prompt, {M} message, {T} answer tokens, k = {self.k}, j = {self.j}"
+            )
+            console.print(cost.table(title, list(cost.counts(a, b, P, M, T, self.k, self.j, compiled=True))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Put finished runs beside each other and beside the published numbers: Markdown, HTML, CSV, accuracy against compute.
+
+    Example: jaxcomm report runs/table-3 runs/table-3-w --out reports/table-3
+    """
+
+    out: Path
+    """Folder for report.md, report.html, report.csv and the pictures."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders of jaxcomm eval; of jaxcomm sweep, too, whose own report is put in."""
+
+    def run(self) -> None:
+        import rich.console
+
+        from jaxcomm.evals.report import report
+
+        report(self.runs, self.out, rich.console.Console(width=None if sys.stdout.isatty() else 180))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -437,6 +496,8 @@ COMMANDS = {
     "play": Play,
     "sweep": Sweep,
     "eval": Eval,
+    "report": Report,
+    "cost": Cost,
     "fit-map": FitMap,
     "convert": Convert,
     "train-pair": TrainPair,

@@ -22,6 +22,7 @@ import pyarrow as pa
 import rich.table
 
 from jaxcomm.agent import Agent
+from jaxcomm.evals import biographies
 from jaxcomm.evals.runs import RunFolder, fingerprint, parquet, surroundings
 from jaxcomm.evals.scores import Interval, accuracy
 from jaxcomm.evals.sweeps import percent
@@ -70,6 +71,7 @@ class Asked:
     top_p: float = 1.0
     batch_size: int = 16
     truncate: bool = False
+    judge_by: str = "text"
 
     @property
     def sampling(self) -> Sampling | None:
@@ -141,16 +143,18 @@ def _table(agents, prompts_a, prompts_b):
 
 
 def _debate(asked, agents, prompts_a, prompts_b, *, task, until, sampling, seed):
+    form = biographies.TASK_FORM if task == biographies.TASK else asked.form
     return debate(
-        *_table(agents, prompts_a, prompts_b), rounds=asked.rounds or 2, form=asked.form, tie=asked.tie,
+        *_table(agents, prompts_a, prompts_b), rounds=asked.rounds or 2, form=form, tie=asked.tie,
         answer=answer_kind(asked, task), max_message_tokens=asked.max_message_tokens, until=until, sampling=sampling,
         seed=seed,
     )  # fmt: skip
 
 
-def _cipher(asked, agents, prompts_a, prompts_b, **_):
+def _cipher(asked, agents, prompts_a, prompts_b, *, task, **_):
+    form = biographies.TASK_FORM if task == biographies.TASK else asked.form
     return cipher_debate(
-        *_table(agents, prompts_a, prompts_b), rounds=asked.rounds or 3, form=asked.form, stop=asked.stop,
+        *_table(agents, prompts_a, prompts_b), rounds=asked.rounds or 3, form=form, stop=asked.stop,
         temperatures=asked.temperatures, max_message_tokens=asked.max_message_tokens, partial=asked.partial,
     )  # fmt: skip
 
@@ -183,8 +187,9 @@ def subset(tasks: Mapping[str, Any], n: int | None, seed: int) -> dict[str, list
 def run(
     asked: Asked, a: Agent, b: Agent, others: Sequence[Agent], out: Path, *,
     resume: bool, command: str, recorded: Mapping[str, Any], maps: Sequence[Any] | None = None,
+    judge: Agent | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Every protocol on every task; results.jsonl's lines. recorded: what else makes this run what it is; command: what
+    """Every protocol on every task; results.jsonl's lines. judge: who checks the facts of biographies; recorded: what else makes this run what it is; command: what
     to type to run it again.
 
     ValueError: `arms`', `tasks.load_tasks`', and a prompt too long for an agent. OSError: `RunFolder`'s.
@@ -200,13 +205,18 @@ def run(
             f"evaluation needs the extra: pip install 'jaxcomm[eval]' ({error.name} is not installed)"
         ) from error
     every = list(arms(asked, a, b, others, maps))
-    tasks = load_tasks(asked.tasks, asked.data, seed=asked.seed, n=asked.n, group=asked.names)
+    harness = [name for name in asked.tasks if name != biographies.TASK]
+    given = {name: path for name, path in asked.data.items() if name != biographies.TASK}
+    tasks = load_tasks(harness, given, seed=asked.seed, n=asked.n, group=asked.names) if harness else {}
+    people = _people(asked)
     files = {task: sorted(p.glob("*.jsonl")) if p.is_dir() else [p] for task, p in asked.data.items()}
     sha = lambda *parts: hashlib.sha256(b"".join(parts)).hexdigest()
     config = dataclasses.asdict(asked) | dict(recorded)
     config |= {"data": {task: sha(*(f.read_bytes() for f in own)) for task, own in files.items()}}
     config |= {"maps": None if maps is None else sha(*(np.asarray(W).tobytes() for W in maps))}
-    config |= {"fingerprints": [fingerprint(agent.params) for agent in (a, b, *others)], **surroundings("lm_eval")}
+    judge = b if judge is None else judge
+    config |= {"fingerprints": [fingerprint(agent.params) for agent in (a, b, *others, judge)]}
+    config |= surroundings("lm_eval")
     folder = RunFolder(out, config, dict, command=command, resume=resume)
 
     decoding = Decoding(asked.seed, asked.batch_size, asked.max_new_tokens, asked.sampling, asked.truncate)
@@ -214,6 +224,12 @@ def run(
     manager = TaskManager(include_defaults=False)  # the index of all tasks takes seconds, once per protocol
     for arm in every:
         lm = ProtocolLM(arm, folder, decoding)
+        if people:
+            found = lm.biographies(people, judge, asked.judge_by)
+            lines += _biography_lines(arm.name, found)
+            rows += _biography_items(arm.name, found)
+        if not tasks:
+            continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found: Any = simple_evaluate(
@@ -240,6 +256,50 @@ def run(
     folder.put("results.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     folder.put("items.parquet", parquet(pa.Table.from_pylist(rows)))
     return lines
+
+
+def _people(asked: Asked) -> dict[str, list[str]]:
+    """Who is written about: n of the file, drawn by seed."""
+    if biographies.TASK not in asked.tasks:
+        return {}
+    if biographies.TASK not in asked.data:
+        raise ValueError("biographies needs people and facts: --data biographies=FILE.json, {name: bullets}")
+    people = biographies.read_people(asked.data[biographies.TASK])
+    order = np.random.default_rng([asked.seed, SUBSET]).permutation(len(people))[: asked.n]
+    return {name: people[name] for name in (list(people)[i] for i in sorted(order))}
+
+
+def _biography_lines(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    base = {"protocol": arm, "task": biographies.TASK, "metric": "facts"}
+    spent = _spent(list(records.values())) | {"version": None, "few_shot": 0}
+    return [
+        base | {"filter": rule} | line | spent for rule, line in biographies.summarise(list(records.values())).items()
+    ]
+
+
+def _biography_items(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for question, (person, record) in enumerate(records.items()):
+        for name, rule in biographies.RULES.items():
+            total, count, _ = biographies.person_scores(rule, record["verdicts"][name])
+            rows.append(
+                {
+                    "protocol": arm,
+                    "task": biographies.TASK,
+                    "question": question,
+                    "filter": name,
+                    "prompt": person,
+                    "target": "",
+                    "answer": json.dumps(record["texts"]),
+                    "said": json.dumps(record["verdicts"][name]),
+                    "metrics": json.dumps({"facts": total / count if count else None}),
+                    "details": json.dumps(record["details"]),
+                    "flops": record["flops"],
+                    "tokens_read": record["read"],
+                    "tokens_written": record["written"],
+                }
+            )
+    return rows
 
 
 def _value(value: float, each: Sequence[Any]) -> dict[str, Any]:
@@ -285,6 +345,8 @@ def _items(arm: str, task: str, samples: Sequence[Mapping[str, Any]], lm: Any, p
                 "metrics": json.dumps(metrics, default=float),
                 "details": json.dumps(record["details"]),
                 "flops": record["flops"],
+                "tokens_read": record["read"],
+                "tokens_written": record["written"],
             }
         )
     return rows
@@ -302,7 +364,8 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> Iterator[rich.table.Table]:
             shown.add_column(name, justify="left" if name == "protocol" else "right")
         for line in rows:
             interval = line["low"] is not None
-            value = percent(Interval(line["value"], line["low"], line["high"])) if interval else f"{line['value']:.4g}"
+            alone = "none scored" if line["value"] is None else f"{line['value']:.4g}"
+            value = percent(Interval(line["value"], line["low"], line["high"])) if interval else alone
             tokens = f"{line['tokens_read']:.0f} + {line['tokens_written'] + line['message_tokens']:.0f}"
             cost = (f"{line['flops'] / 1e6:.0f}", tokens, f"{line['seconds']:.1f}")
             shown.add_row(line["protocol"], value, str(line["unparsed"] or ""), *cost)

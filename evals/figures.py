@@ -1,12 +1,14 @@
-"""Pictures of sweeps over the layers: contour maps as a PNG, heat maps to point at as a page of HTML."""
+"""Pictures: of sweeps over the layers, contour maps as a PNG and heat maps to point at as a page of HTML; of protocols, what
+they cost and are worth."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
 import io
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -197,3 +199,120 @@ def heat_maps(label: str, maps: Sequence[LayerMap]) -> Figure:
 def markup(text: str) -> str:
     """Plain text as plotly, which reads tags in titles, shows it unchanged."""
     return html.escape(text, quote=False).replace("\n", "<br>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a protocol costs and is worth.
+
+    flops: of a question, > 0.  value, low, high: accuracy and its interval, shares.  control: drawn in grey.
+    """
+
+    name: str
+    flops: float
+    value: float
+    low: float
+    high: float
+    control: bool = False
+
+
+def costs(panels: Mapping[str, Sequence[Cost]], *, label: str) -> bytes:
+    """Accuracy against compute as in Figure 3 of Ramesh & Li (2025) as a PNG, a panel for every title.
+
+    panels[title]: at least one point.  label: of the accuracies.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    size = (6.6 * len(panels), 4.8)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, dpi=130, squeeze=False, layout="constrained")
+    for axis, (title, points) in zip(axes.flat, panels.items(), strict=True):
+        draw_costs(axis, points)
+        axis.set_title(title, fontsize="medium", parse_math=False)
+        axis.set_ylabel(label)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # labels are put where there is room: nothing may move any more
+    for axis, points in zip(axes.flat, panels.values(), strict=True):
+        name_points(axis, points)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    plt.close(figure)
+    return png.getvalue()
+
+
+def draw_costs(axis: Axes, points: Sequence[Cost]) -> None:
+    """Points with their intervals, per cent over FLOPs; the FLOPs on a log axis."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+    colours = itertools.cycle(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))  # the one left out is grey
+    for point in points:
+        colour = "0.6" if point.control else next(colours)
+        bar = [[100 * (point.value - point.low)], [100 * (point.high - point.value)]]
+        how: dict[str, Any] = dict(markersize=6, linewidth=1.2, capsize=3, zorder=2 if point.control else 3)
+        axis.errorbar(point.flops, 100 * point.value, bar, fmt="o", color=colour, **how)
+    flops = [point.flops for point in points]
+    span = max(max(flops) / min(flops), 4)
+    axis.set_xscale("log")
+    axis.set(xlim=(min(flops) / span**0.3, max(flops) * span**0.3), ylim=(-14, 114), yticks=range(0, 101, 20))
+    axis.set_xlabel("FLOPs a question")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 100 else (1,)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.grid(alpha=0.25)
+    axis.set_axisbelow(True)
+
+
+def name_points(axis: Axes, points: Sequence[Cost]) -> np.ndarray:
+    """A label beside every point, with a line to it where it is not close by. The nearest place is taken where neither
+    covers a point, an interval, or another label or its line, and no other point is nearer; where there is none, the one
+    where they cover least. Returns where the labels lie, in pixels [points, (left, bottom, right, top)].
+
+    The axis must be laid out: room is measured in pixels.
+    """
+    figure, inside = axis.get_figure(root=True), np.array([axis.get_window_extent().extents])
+    assert figure is not None
+    at = lambda shares: axis.transData.transform([(p.flops, 100 * x) for p, x in zip(points, shares, strict=True)])
+    centres = at([p.value for p in points])
+    wide, bottoms, tops = np.array([7, 3]), at([p.low for p in points]), at([p.high for p in points])
+    taken = np.vstack([np.hstack([centres - 9, centres + 9]), np.hstack([bottoms - wide, tops + wide])])
+    angles = np.deg2rad([0, 180, 35, -35, 145, -145, 65, -65, 115, -115, 90, -90])
+    places = [(r * np.cos(a), r * np.sin(a)) for r in (11, 20, 32, 46, 62, 80, 100, 124) for a in angles]
+    labels = np.empty((len(points), 4))
+    for n in sorted(range(len(points)), key=lambda n: points[n].control):
+        p = points[n]
+        measured = axis.text(0, 0, p.name, fontsize="small", parse_math=False)
+        width, height = measured.get_window_extent().size
+        measured.remove()
+
+        def boxes(place: tuple[float, float], centre=centres[n], width=width, height=height) -> np.ndarray:
+            """The label's, and those of pieces of its line."""
+            x, y = end = centre + np.multiply(place, figure.dpi / 72)
+            left = x if place[0] > 1 else x - width if place[0] < -1 else x - width / 2
+            pieces = np.linspace((centre + end) / 2, end, 12 if np.hypot(*place) > 12 else 0)
+            label = [left, y - height / 2, left + width, y + height / 2]
+            return np.vstack([label, np.hstack([pieces - 2, pieces + 2])])
+
+        def cost(place: tuple[float, float], n=n, boxes=boxes, taken=taken, area=width * height) -> float:
+            own = boxes(place)
+            away = np.hypot(*(centres - np.clip(centres, own[0, :2], own[0, 2:])).T)
+            outside = area - common(own[:1], inside)
+            return round(common(own, taken) + outside + 1000 * (away[n] > away.min() + 9), 3)
+
+        best = min(places, key=cost)
+        labels[n] = boxes(best)[0]
+        taken = np.vstack([taken, boxes(best)])
+        side, edge = ("left", 0) if best[0] > 1 else ("right", 1) if best[0] < -1 else ("center", 0.5)
+        line = dict(arrowstyle="-", color="0.6", linewidth=0.7, shrinkA=0, shrinkB=4, relpos=(edge, 0.5))
+        axis.annotate(
+            p.name, (p.flops, 100 * p.value), best, textcoords="offset points", ha=side, va="center", fontsize="small",
+            color="0.4" if p.control else "black", arrowprops=line if np.hypot(*best) > 12 else None, parse_math=False,
+        )  # fmt: skip
+    return labels
+
+
+def common(some: np.ndarray, others: np.ndarray) -> float:
+    """Area that boxes [n, (left, bottom, right, top)] share with others [m, ..], pair by pair."""
+    low, high = np.maximum(some[:, None, :2], others[:, :2]), np.minimum(some[:, None, 2:], others[:, 2:])
+    return float(np.maximum(high - low, 0).prod(axis=-1).sum())

@@ -23,12 +23,14 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from jaxcomm.agent import Agent, Prompt
+from jaxcomm.agent import Agent, Prompt, TooLong
+from jaxcomm.evals import biographies
 from jaxcomm.evals.runs import RunFolder
 from jaxcomm.generate import Sampling
-from jaxcomm.protocols import Panel, Turn
+from jaxcomm.protocols import Panel, Reply, Turn
 from jaxcomm.protocols.base import hear
 
+BIOGRAPHY_TOKENS = 400
 CHAT = "jaxcomm-chat:"
 """How a conversation passes through the harness, which takes prompts for strings: each agent renders it in its own
 template."""
@@ -107,10 +109,11 @@ class ProtocolLM(LM):
         together: dict[tuple, list[int]] = defaultdict(list)
         for n, request in enumerate(requests):
             together[request.task_name, request.doc_id, request.args[0]].append(n)
-        rows = [
-            self._row(requests[ns[0]], requests[ns[0]].args[0], tuple(requests[n].args[1] for n in ns), tuple(ns))
-            for ns in together.values()
-        ]
+        rows = []
+        for (_, _, context), ns in together.items():
+            space = context[len(context.rstrip()) :]  # belongs to the texts
+            items = tuple(space + requests[n].args[1] for n in ns)
+            rows.append(self._row(requests[ns[0]], context.rstrip(), items, tuple(ns)))
         return self._scored(requests, self._answer(rows, self._score, "loglikelihood"))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -130,6 +133,34 @@ class ProtocolLM(LM):
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         return "each agent's own"
+
+    def biographies(self, people: Mapping[str, Sequence[str]], judge: Agent, by: str) -> dict[str, dict[str, Any]]:
+        """person -> record, with what each agent wrote and the judge's verdicts (`evals.biographies`)."""
+        new = self.decoding.max_new_tokens or BIOGRAPHY_TOKENS
+        if self.decoding.truncate:
+            positions = judge.params.config.max_positions
+            judge = dataclasses.replace(judge, longest=positions - biographies.VERDICT_TOKENS)
+        rows = []
+        for n, person in enumerate(people):
+            prompt, seed = biographies.prompt(self.arm.name, person), f"{self.decoding.seed}/{biographies.TASK}/{n}"
+            rows.append(Row(biographies.TASK, {"person": person}, prompt, (), (n,), zlib.crc32(seed.encode())))
+
+        def answer(rows: Sequence[Row]) -> list[dict[str, Any]]:
+            turn = self._converse(rows, (), self.decoding.sampling, new)
+            replies = turn.write(new, sampling=self.decoding.sampling, seed=[row.seed for row in rows])
+            texts = [r.details.get("texts", [r.text]) for r in replies]
+            written = [(row.doc["person"], own) for row, own in zip(rows, texts, strict=True)]
+            verdicts = biographies.judged(judge, by, people, written)
+            return [
+                {**_spent(r), "texts": own, "verdicts": found}
+                for r, own, found in zip(replies, texts, verdicts, strict=True)
+            ]
+
+        facts = zlib.crc32(json.dumps([people, judge.name, by]).encode())
+        answers = self._answer(rows, answer, f"{biographies.TASK}{{{facts}")
+        return dict(
+            sorted(((row.doc["person"], record) for row, record in answers), key=lambda x: list(people).index(x[0]))
+        )
 
     # How it is answered -------------------------------------------------------------------------------------------
 
@@ -165,6 +196,10 @@ class ProtocolLM(LM):
                 filled = [*batch, *batch[:1] * (size[task] - len(batch))]
                 try:
                     records = answer(filled)[: len(batch)]
+                except TooLong as error:
+                    raise ValueError(
+                        f"{task}, {self.arm.name}: {error}, write less with --max-new-tokens, or let prompts lose their first tokens with --truncate"
+                    ) from error
                 except ValueError as error:
                     raise ValueError(f"{task}, {self.arm.name}: {error}") from error
                 seconds = (time.perf_counter() - start) / len(batch)
@@ -195,10 +230,7 @@ class ProtocolLM(LM):
         until = tuple(stop for stop in how["until"] if stop)
         turn = self._converse(rows, until, sampling, new)
         replies = turn.write(new, until=until, sampling=sampling, seed=[row.seed for row in rows])
-        return [
-            {"text": r.raw, "read": len(r.read), "written": len(r.written), "flops": r.flops, "details": r.details}
-            for r in replies
-        ]
+        return [{"text": r.raw, **_spent(r)} for r in replies]
 
     def _score(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         b = self.arm.agents[-1]
@@ -208,17 +240,16 @@ class ProtocolLM(LM):
         else:
             new = max(len(_spell(agent, text)) for agent in self.arm.agents for row in rows for text in row.items)
             found = self._converse(rows, (), self.decoding.sampling, new).score([row.items for row in rows])
-            turn = None
         return [
             {
-                "logprobs": [x.logprob for x in scored],
-                "greedy": [x.greedy for x in scored],
-                "read": len(b.encode(row.prompt)) if row.prompt else 1,
-                "written": sum(x.tokens for x in scored),
-                "flops": max(x.flops for x in scored),
-                "details": {},
+                "logprobs": x.logprobs,
+                "greedy": x.greedy,
+                "read": x.read,
+                "written": sum(x.tokens),
+                "flops": x.flops,
+                "details": x.details,
             }
-            for row, scored in zip(rows, found, strict=True)
+            for x in found
         ]
 
     def _roll(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -228,18 +259,22 @@ class ProtocolLM(LM):
         cut = lambda tokens: get_rolling_token_windows(tokens, _prefix(b), limit, 1)
         windows = [[make_disjoint_window(w) for w in cut(tokens)] for tokens in spelled]
         flat = [w for own in windows for w in own]
-        found = iter([])
         scored = []
         for start in range(0, len(flat), len(rows)):
             part = flat[start : start + len(rows)]
             turn = hear(b, [""] * len(part), rows=[context for context, _ in part])
-            scored += [x for (x,) in turn.score_tokens([[text] for _, text in part])]
+            scored += turn.score_tokens([[text] for _, text in part])
         found = iter(scored)
         records = []
         for own, tokens in zip(windows, spelled, strict=True):
             each = [next(found) for _ in own]
-            total, flops = sum(x.logprob for x in each), sum(x.flops for x in each)
-            record = {"logprobs": [total], "greedy": [all(x.greedy for x in each)], "read": 1, "written": len(tokens)}
+            total, flops = sum(x.logprobs[0] for x in each), sum(x.flops for x in each)
+            record = {
+                "logprobs": [total],
+                "greedy": [all(x.greedy[0] for x in each)],
+                "read": 1,
+                "written": len(tokens),
+            }
             records.append(record | {"flops": flops, "details": {"windows": len(own)}})
         return records
 
@@ -253,6 +288,10 @@ class ProtocolLM(LM):
 
     def _keep(self, request: Instance, record: dict[str, Any]) -> None:
         self.records[str(request.task_name), int(request.doc_id or 0), int(request.idx)] = record
+
+
+def _spent(reply: Reply) -> dict[str, Any]:
+    return {"read": len(reply.read), "written": len(reply.written), "flops": reply.flops, "details": reply.details}
 
 
 def _prefix(agent: Agent) -> int:

@@ -12,8 +12,8 @@ import scipy.stats
 RESAMPLES, CONFIDENCE = 1000, 0.95
 
 
-Hits = Sequence[bool] | np.ndarray
-"""Right or wrong, question by question."""
+Hits = Sequence[bool] | Sequence[float] | np.ndarray
+"""Right or wrong, question by question; or a share of right, between 0 and 1."""
 
 
 class Interval(NamedTuple):
@@ -40,10 +40,10 @@ def _words(text: str) -> list[str]:
 
 
 def accuracy(hits: Hits, seed: int = 0) -> Interval:
-    """Share of hits, bootstrap interval over the games (1000 resamples, BCa); Wilson's where all games agree and
-    resampling can say nothing."""
+    """Share of hits, bootstrap interval over the games (1000 resamples, BCa); Wilson's where all are right or all wrong
+    and resampling can say nothing."""
     x = np.asarray(hits, float)
-    if x.min() == x.max():
+    if x.min() == x.max() and x[0] in (0, 1):
         wilson = scipy.stats.binomtest(int(x.sum()), len(x)).proportion_ci(CONFIDENCE, method="wilson")
         return Interval(float(x.mean()), float(wilson.low), float(wilson.high))
     return _bootstrap(x, seed)
@@ -78,6 +78,8 @@ def sign_flip(hits: Hits, others: Hits, seed: int = 0) -> float:
 
 
 def _bootstrap(x: np.ndarray, seed: int) -> Interval:
+    if x.min() == x.max():
+        return Interval(float(x[0]), float(x[0]), float(x[0]))
     result = scipy.stats.bootstrap(
         (x,),
         np.mean,
@@ -87,3 +89,16 @@ def _bootstrap(x: np.ndarray, seed: int) -> Interval:
         rng=np.random.default_rng(seed),
     )
     return Interval(float(x.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+
+def ratio(sums: Sequence[float], counts: Sequence[int], seed: int = 0) -> Interval:
+    """A mean over everything that was counted, with a bootstrap interval over those it was counted of (people); all
+    not a number if nothing was counted."""
+    x, n = np.asarray(sums, float), np.asarray(counts, float)
+    x, n = x[n > 0], n[n > 0]
+    if not len(n):
+        return Interval(np.nan, np.nan, np.nan)
+    draws = np.random.default_rng(seed).integers(0, len(n), (RESAMPLES, len(n)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(x[draws].sum(axis=1) / n[draws].sum(axis=1), [tail, 1 - tail])
+    return Interval(float(x.sum() / n.sum()), float(low), float(high))

@@ -19,6 +19,11 @@ CHAT_DATE = "26 Jul 2024"
 Prompt = str | Sequence[Mapping[str, str]]
 """A text, or a conversation: turns with a `role` and a `content`, as chat templates take them."""
 
+
+class TooLong(ValueError):
+    """A prompt, with what is to follow it, has more tokens than the model has positions."""
+
+
 _generate = jax.jit(generate, static_argnames="max_new_tokens")
 
 
@@ -71,10 +76,10 @@ class Agent:
         return rows
 
     def check_room(self, rows: Sequence[Sequence[int]], new: int) -> None:
-        """ValueError: a prompt that leaves no room for `new` tokens."""
+        """TooLong: a prompt that leaves no room for `new` tokens."""
         length, limit = max(map(len, rows), default=0), self.params.config.max_positions - new
         if length > limit:
-            raise ValueError(
+            raise TooLong(
                 f"a prompt of {length} tokens does not fit: the model's positions leave room for {limit}; shorten it"
             )
 
@@ -85,10 +90,9 @@ class Agent:
 
     def follow(self, prompt: Prompt, continuation: str) -> list[int]:
         """Tokens of a continuation as they follow a prompt: those of both together, without as many as the prompt has
-        alone (lm-evaluation-harness' rule; space at the prompt's end counts to the continuation)."""
-        text = self.render(prompt)
-        whole = self.tokenizer.encode(text + continuation, add_special_tokens=not self.chat)
-        return whole[len(self.tokenizer.encode(text.rstrip(), add_special_tokens=not self.chat)) :]
+        alone (lm-evaluation-harness' rule). Space between the two belongs to the continuation."""
+        whole = self.tokenizer.encode(self.render(prompt) + continuation, add_special_tokens=not self.chat)
+        return whole[len(self.encode(prompt)) :]
 
     def spell(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """Tokens [B, T] of each answer as they follow its prompt, -1 after the end: the tokenizer's own spelling, after a
@@ -123,8 +127,10 @@ class Agent:
         return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Token strings as the tokenizer spells them."""
-        return self.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+        """Token strings as the tokenizer spells them; a model may have more tokens than its tokenizer (padding)."""
+        ids = [int(i) for i in ids]
+        spelled = self.tokenizer.convert_ids_to_tokens(ids)
+        return [f"<{i}>" if token is None else token for i, token in zip(ids, spelled, strict=True)]
 
     def write(
         self,

@@ -3,6 +3,8 @@ cache and without padding. Section 3.2 of Ramesh & Li counts the same things wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxcomm.config import ModelConfig
 
 
@@ -30,6 +32,36 @@ def generation_flops(config: ModelConfig, prompt: int, new: int) -> int:
     return reading + blocks_flops(config, new - 1, context=prompt) + (new - 1) * head_flops(config)
 
 
+def scoring_flops(config: ModelConfig, prompt: int, texts: Sequence[int]) -> int:
+    """Reading `prompt` tokens, and after them each of several texts of so many tokens, the last of which is not read."""
+    after = sum(blocks_flops(config, n - 1, context=prompt) + (n - 1) * head_flops(config) for n in texts)
+    return blocks_flops(config, prompt) + head_flops(config) + after
+
+
 def graft_flops(config_a: ModelConfig, config_b: ModelConfig, mapped: bool) -> int:
     """The edit of one state: W a if there is a map; the sum, mean or copy itself is O(D) and counted as D."""
     return config_b.width + (2 * config_a.width * config_b.width if mapped else 0)
+
+
+# Section 3.2 of Ramesh & Li (2025), as printed: no cache (every token reads the whole prompt again), MLPs of two matrices,
+# K the size and H the number of heads, as many for keys as for queries.
+
+
+def paper_layer(config: ModelConfig, n: int) -> int:
+    """8 n D K H + 4 n^2 K H + 3 H n^2 + 4 n D F."""
+    D, K, H, F = config.width, config.head_dim, config.heads, config.ff
+    return 8 * n * D * K * H + 4 * n * n * K * H + 3 * H * n * n + 4 * n * D * F
+
+
+def paper_message(a: ModelConfig, b: ModelConfig, prompt: int, message: int, answer: int) -> int:
+    """M (4 P V D + L layer(P)) + T (4 (P + M) V D + L layer(P + M)), the first in A's letters, the second in B's."""
+    told = prompt + message
+    writing = message * (4 * prompt * a.vocab * a.width + a.layers * paper_layer(a, prompt))
+    return writing + answer * (4 * told * b.vocab * b.width + b.layers * paper_layer(b, told))
+
+
+def paper_activation(a: ModelConfig, b: ModelConfig, prompt: int, answer: int, k: int, mapped: bool) -> int:
+    """2 P V D + k layer(P) + T (4 P V D + L layer(P)) + F(D), the first two terms in A's letters."""
+    sending = 2 * prompt * a.vocab * a.width + k * paper_layer(a, prompt)
+    answering = answer * (4 * prompt * b.vocab * b.width + b.layers * paper_layer(b, prompt))
+    return sending + answering + graft_flops(a, b, mapped)

@@ -59,7 +59,8 @@ def left_pad(prompts: Sequence[Sequence[int]], columns: int | None = None) -> tu
 
 
 def bucket(length: int, limit: int, smallest: int = 32) -> int:
-    """Columns to pad a prompt of `length` tokens to: the next of 32, 48, 64, 96, 128, 192, ..., at most `limit`.
+    """Columns to pad a prompt of `length` tokens to: the next of 32, 48, 64, 96, 128, 192, 256, then in steps of an eighth
+    (288, 320, .., 512, 576, ..), at most `limit`: long prompts are where padding costs more than compiling.
 
     Programs compile once per bucket. ValueError if the prompt itself does not fit.
     """
@@ -69,7 +70,8 @@ def bucket(length: int, limit: int, smallest: int = 32) -> int:
         )
     size = smallest
     while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+        power = size & (size - 1) == 0
+        size += (1 << (size.bit_length() - 4)) if size >= 256 else size // 2 if power else size // 3
     return min(size, limit)
 
 

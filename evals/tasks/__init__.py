@@ -40,6 +40,14 @@ def records(name: str, seed: int, n: int | None, names: str) -> list[dict[str, A
     return found
 
 
+def sample(name: str) -> Path:
+    """The made-up records of a task that come with the package. ValueError: it has none."""
+    found = {path.stem: path for path in sorted((HERE / "sample").iterdir())}
+    if name not in found:
+        raise ValueError(f"{name} has no sample; there is one for {', '.join(found)}")
+    return found[name]
+
+
 def load_tasks(
     names: Sequence[str], data: Mapping[str, Path], *, seed: int, n: int | None, group: str = "seen"
 ) -> dict[str, Any]:

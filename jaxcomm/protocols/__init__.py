@@ -2,7 +2,7 @@
 and returns B's `Turn` (or the `Panel` of all who answer): it has heard everything, and now writes or scores."""
 
 from jaxcomm.protocols.activation import Control, activation, exchange
-from jaxcomm.protocols.base import Likelihood, Reply, Turn
+from jaxcomm.protocols.base import Reply, Scored, Turn
 from jaxcomm.protocols.cipher import cipher_debate
 from jaxcomm.protocols.debate import FORMS, Form, Panel, debate
 from jaxcomm.protocols.text import message, sender, silent, skyline
@@ -24,9 +24,9 @@ __all__ = [
     "PROTOCOLS",
     "Control",
     "Form",
-    "Likelihood",
     "Panel",
     "Reply",
+    "Scored",
     "Turn",
     "activation",
     "cipher_debate",

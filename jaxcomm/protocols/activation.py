@@ -16,7 +16,7 @@ from jaxcomm.generate import Sampling, bucket, left_pad
 from jaxcomm.graft import Graft, apply_graft, carry
 from jaxcomm.model import check_layer
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie
-from jaxcomm.protocols.base import Shared, Turn, hear, share
+from jaxcomm.protocols.base import Shared, Turn, dropped, hear, share
 from jaxcomm.protocols.debate import Panel, lookup
 from jaxcomm.protocols.text import next_seed
 
@@ -84,7 +84,7 @@ def activation(
     before and of B's state after the edit. ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
     """
     senders = (a,) if isinstance(a, Agent) else tuple(a)
-    each = lambda value: (value,) if isinstance(a, Agent) else tuple(value)
+    each = lambda value: tuple(value) if isinstance(value, list | tuple) and not isinstance(a, Agent) else (value,)
     reads, ks, maps = each(prompts_a), each(k), (None,) * len(senders) if W is None else each(W)
     if not len(senders) == len(reads) == len(ks) == len(maps):
         raise ValueError(f"{len(senders)} senders, {len(reads)} lists of prompts, {len(ks)} layers k: give one of each")
@@ -151,6 +151,8 @@ def activation(
         }
         for i, row in enumerate(rows_b)
     ]
+    for detail, lost in zip(details, dropped(b, prompts_b, rows_b), strict=True):
+        detail |= lost
     return Turn(b, prompts_b, rows_b, logits, cache, past_b, details, flops)
 
 

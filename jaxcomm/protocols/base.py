@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcomm.agent import Agent, Prompt, row_keys
 from jaxcomm.cache import KVCache
-from jaxcomm.flops import blocks_flops, generation_flops, head_flops
+from jaxcomm.flops import generation_flops, scoring_flops
 from jaxcomm.generate import Generation, Sampling, begin, bucket, go_on, left_pad, score
 from jaxcomm.model import prefill
 
@@ -52,14 +52,20 @@ class Reply:
         return {"text": self.text, **dataclasses.asdict(self)}
 
 
-class Likelihood(NamedTuple):
-    """Of a given text after one prompt: its log-probability, whether greedy decoding would write it, its tokens, and the
-    FLOPs of reading both (the communication included)."""
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Texts that were given after one prompt: of each its log-probability, whether greedy decoding would write it, and its
+    number of tokens.
 
-    logprob: float
-    greedy: bool
-    tokens: int
+    read: tokens of the prompt; flops: of all models, the prompt read once for all texts; details: as a `Reply`'s.
+    """
+
+    logprobs: tuple[float, ...]
+    greedy: tuple[bool, ...]
+    tokens: tuple[int, ...]
+    read: int
     flops: int
+    details: dict[str, Any]
 
 
 class Shared(NamedTuple):
@@ -151,18 +157,15 @@ class Turn:
             return np.iinfo(int).max
         return next(n for n in range(begin, len(tokens) + 1) if any(stop in says(n) for stop in until))
 
-    def score(self, continuations: Sequence[Sequence[str]]) -> list[list[Likelihood]]:
-        """Of every given text after its prompt; each prompt may have another number of them. Nothing is written.
+    def score(self, continuations: Sequence[Sequence[str]]) -> list[Scored]:
+        """Of the texts given after each prompt, which may be another number for each. Nothing is written.
 
         ValueError: a text without tokens, or one that does not fit after its prompt.
         """
-        spelled = [
-            [self.agent.follow(prompt, text) for text in texts]
-            for prompt, texts in zip(self.prompts, continuations, strict=True)
-        ]
-        return self.score_tokens(spelled)
+        pairs = zip(self.prompts, continuations, strict=True)
+        return self.score_tokens([[self.agent.follow(prompt, text) for text in texts] for prompt, texts in pairs])
 
-    def score_tokens(self, continuations: Sequence[Sequence[Sequence[int]]]) -> list[list[Likelihood]]:
+    def score_tokens(self, continuations: Sequence[Sequence[Sequence[int]]]) -> list[Scored]:
         """`score` of token ids."""
         for row, texts in zip(self.rows, continuations, strict=True):
             if not all(texts):
@@ -173,22 +176,16 @@ class Turn:
         for i, texts in enumerate(continuations):
             for c, text in enumerate(texts):
                 padded[i, c, : len(text)] = text
-        how = dict(past=self.past)
-        logprobs, greedy = jax.device_get(_score(self.agent.params, self.logits, self.cache, padded, **how))
+        params = self.agent.params
+        logprobs, greedy = jax.device_get(_score(params, self.logits, self.cache, padded, past=self.past))
         logprobs, greedy = logprobs.sum(axis=-1, dtype=np.float64), greedy.all(axis=-1)
-        config = self.agent.params.config
-
-        def cost(i: int, new: int) -> int:
-            blocks = blocks_flops(config, len(self.rows[i]) + new - 1)
-            return self.flops[i] + blocks + new * head_flops(config)
-
-        return [
-            [
-                Likelihood(float(logprobs[i, c]), bool(greedy[i, c]), len(text), cost(i, len(text)))
-                for c, text in enumerate(texts)
-            ]
-            for i, texts in enumerate(continuations)
-        ]
+        scored = []
+        for i, (row, texts) in enumerate(zip(self.rows, continuations, strict=True)):
+            n, lengths = len(texts), tuple(map(len, texts))
+            flops = self.flops[i] + scoring_flops(params.config, len(row), lengths)
+            each = tuple(logprobs[i, :n].tolist()), tuple(greedy[i, :n].tolist())
+            scored.append(Scored(*each, lengths, len(row), flops, dict(self.details[i])))
+        return scored
 
 
 def cut(text: str, until: Sequence[str]) -> str:
@@ -208,7 +205,13 @@ def hear(
     rows = agent.rows(prompts, 1) if rows is None else rows
     tokens, mask, past = share(agent, rows)
     logits, cache = prefill_rows(agent.params, tokens, mask=mask, past=past)
-    if agent.longest is not None:
-        dropped = [len(agent.encode(p)) - len(row) for p, row in zip(prompts, rows, strict=True)]
-        details = [{**d, "dropped": n} for d, n in zip(details or [{}] * len(rows), dropped, strict=True)]
-    return Turn(agent, prompts, rows, logits, cache, past, details or [{} for _ in rows], flops or [0] * len(rows))
+    lost = dropped(agent, prompts, rows)
+    details = [{**given, **own} for given, own in zip(details or [{}] * len(rows), lost, strict=True)]
+    return Turn(agent, prompts, rows, logits, cache, past, details, flops or [0] * len(rows))
+
+
+def dropped(agent: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -> list[dict[str, int]]:
+    """For a Turn's details, of an agent that cuts prompts (`longest`): how many tokens were cut off each."""
+    if agent.longest is None:
+        return [{} for _ in rows]
+    return [{"dropped": len(agent.encode(p)) - len(row)} for p, row in zip(prompts, rows, strict=True)]

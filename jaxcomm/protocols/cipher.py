@@ -118,7 +118,7 @@ def cipher_debate(
     heard = [[form.begin(p) for p in own] for own in prompts]
     listening = range(len(agents)) if rounds > 1 else [lead]
     turns = {a: CipherTurn(**vars(hear(agents[a], heard[a])), how=every[a], vocab=vocab) for a in listening}
-    flops, said = [0 for _ in items], [[] for _ in items]
+    flops, said, told = [0 for _ in items], [[] for _ in items], [0 for _ in items]
     vectors = {}  # of a response, by its number: as each receiver reads it, and as it was said
     for r in range(1, rounds):
         last = r == rounds - 1
@@ -131,6 +131,7 @@ def cipher_debate(
             texts.append(turn.readable(out))
             for i in items:
                 new = int(out.lengths[i])
+                told[i] += new
                 flops[i] += generation_flops(agents[a].params.config, len(turn.rows[i]), max(new, 1)) + turn.flops[i]
                 flops[i] += sum(mixing_flops(agents[b], new) for b in (a, *other))
         for i in items:
@@ -146,8 +147,9 @@ def cipher_debate(
             )
             for b in receivers
         }  # fmt: skip
-    details = [{"rounds": texts, "agent": lead} for texts in said]
-    return dataclasses.replace(turns[lead], flops=flops, details=details)
+    final = turns[lead]
+    details = [{**final.details[i], "rounds": said[i], "message_tokens": told[i], "agent": lead} for i in items]
+    return dataclasses.replace(final, flops=flops, details=details)
 
 
 def check_vocabularies(agents: Sequence[Agent]) -> int:
@@ -188,7 +190,7 @@ def _splice(agent: Agent, marked: Prompt) -> tuple[list[list[int]], list[int], P
         while waiting and end > waiting[0][0]:
             numbers.append(waiting.pop(0)[1])
             pieces.append([])
-        if not any(begin < stop and end > start for start, _, stop in spans):
+        if not any(begin < stop and end > start for start, _, stop in spans if stop > start):
             pieces[-1].append(token)
     for _, number, _ in waiting:
         numbers.append(number)
@@ -203,7 +205,7 @@ def _hear_vectors(
     agent: Agent, marked: Sequence[Prompt], *, responses: Sequence[dict[int, tuple[Any, Any, Any]]], how, vocab: int
 ) -> CipherTurn:
     """The agent reads its prompts. responses: for every prompt, by number, (vectors [T, D], nearest tokens [T], length)."""
-    rows, vectors, plain = [], [], []
+    rows, vectors, plain, details = [], [], [], []
     width = agent.params.config.width
     for prompt, given in zip(marked, responses, strict=True):
         pieces, numbers, text = _splice(agent, prompt)
@@ -212,8 +214,10 @@ def _hear_vectors(
             own, tokens, n = given[number]
             row += [-1 - int(t) for t in tokens[:n]] + piece  # negative: said, not written
             vector += [own[:n], np.zeros((len(piece), width))]
-        rows.append(row)
-        vectors.append(np.concatenate(vector))
+        kept = slice(-agent.longest if agent.longest else None, None)
+        details.append({} if agent.longest is None else {"dropped": len(row) - len(row[kept])})
+        rows.append(row[kept])
+        vectors.append(np.concatenate(vector)[kept])
     agent.check_room(rows, 1)
     tokens, mask = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
     said = mask & (tokens < 0)
@@ -223,5 +227,4 @@ def _hear_vectors(
     tokens = np.where(said, -1 - tokens, tokens)
     logits, cache = _prefill_spliced(agent.params, tokens, mask, said, spliced)
     written = [[-1 - t if t < 0 else t for t in row] for row in rows]
-    nothing = [{} for _ in rows]
-    return CipherTurn(agent, plain, written, logits, cache, (), nothing, [0] * len(rows), how, vocab)
+    return CipherTurn(agent, plain, written, logits, cache, (), details, [0] * len(rows), how, vocab)

@@ -13,7 +13,7 @@ from typing import Any
 from jaxcomm.agent import Agent, Prompt
 from jaxcomm.generate import Sampling
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie, vote
-from jaxcomm.protocols.base import Likelihood, Reply, Turn, hear
+from jaxcomm.protocols.base import Reply, Scored, Turn, hear
 from jaxcomm.protocols.text import put
 
 
@@ -129,19 +129,18 @@ class Panel:
             replies[winner], flops=flops, details={**self.details[i], **replies[winner].details, **details}
         )
 
-    def score(self, continuations: Sequence[Sequence[str]]) -> list[list[Likelihood]]:
-        """Mean log-probability over the agents; greedy if more than half of them would write it."""
-        scored = [turn.score(continuations) for turn in self.turns]
+    def score(self, continuations: Sequence[Sequence[str]]) -> list[Scored]:
+        """Mean log-probabilities over the agents; greedy if more than half of them would write it. Numbers of tokens are
+        the first agent's."""
+        scored = zip(*(turn.score(continuations) for turn in self.turns), strict=True)
+        return [self._join(i, every) for i, every in enumerate(scored)]
 
-        def join(i: int, every: Sequence[Likelihood]) -> Likelihood:
-            n = len(every)
-            flops = self.flops[i] + sum(x.flops for x in every)
-            mean, greedy = sum(x.logprob for x in every) / n, 2 * sum(x.greedy for x in every) > n
-            return Likelihood(mean, greedy, every[0].tokens, flops)
-
-        return [
-            [join(i, every) for every in zip(*texts, strict=True)] for i, texts in enumerate(zip(*scored, strict=True))
-        ]
+    def _join(self, i: int, every: Sequence[Scored]) -> Scored:
+        n = len(every)
+        logprobs = tuple(sum(own) / n for own in zip(*(x.logprobs for x in every), strict=True))
+        greedy = tuple(2 * sum(own) > n for own in zip(*(x.greedy for x in every), strict=True))
+        flops, details = self.flops[i] + sum(x.flops for x in every), {**self.details[i], **every[0].details}
+        return dataclasses.replace(every[0], logprobs=logprobs, greedy=greedy, flops=flops, details=details)
 
 
 def debate(
@@ -160,14 +159,15 @@ def debate(
     """Any number of agents, which may have different tokenizers, over `rounds` answers each (the last is the Panel's).
 
     prompts: for each agent, one for every question. answer: how a text is parsed for the vote. sampling: of all, or one
-    for each agent. Details: every text of the rounds before. ValueError: no agent, no round, unknown form or answer.
+    for each agent. Details: every text of the rounds before and the
+    number of their tokens. ValueError: no agent, no round, unknown form or answer.
     """
     form, parse = lookup(form, FORMS, "form"), lookup(answer, ANSWERS, "answer")
     check_debate(agents, prompts, rounds)
     heard = [[form.begin(p) for p in own] for own in prompts]
     turns = [hear(agent, own) for agent, own in zip(agents, heard, strict=True)]
     drawn, n, items = per_agent(sampling, len(agents)), len(agents), range(len(prompts[0]))
-    flops, said = [0 for _ in items], [[] for _ in items]
+    flops, said, spoken = [0 for _ in items], [[] for _ in items], [0 for _ in items]
     for r in range(1, rounds):
         replies = [
             turn.write(max_message_tokens, until=until, sampling=s, seed=vary(seed, r * n + i))
@@ -176,10 +176,12 @@ def debate(
         texts = [[reply.text for reply in own] for own in replies]
         for i in items:
             flops[i] += sum(own[i].flops for own in replies)
+            spoken[i] += sum(len(own[i].written) for own in replies)
             said[i].append([own[i] for own in texts])
         heard = next_prompts(form, prompts, heard, texts, last=r == rounds - 1)
         turns = [hear(agent, own) for agent, own in zip(agents, heard, strict=True)]
-    return Panel(turns, parse, tie, flops, [{"rounds": texts} for texts in said])
+    details = [{"rounds": texts, "message_tokens": n} for texts, n in zip(said, spoken, strict=True)]
+    return Panel(turns, parse, tie, flops, details)
 
 
 def next_prompts(

@@ -1,0 +1,383 @@
+"""Evaluation: the harness' numbers, runs that resume, biographies, and what it all costs."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import transformers
+
+from jaxcomm.agent import Agent
+from jaxcomm.converters import agent_from_hf
+from jaxcomm.evals import biographies, cost, evaluate
+from jaxcomm.evals.biographies import RULES, bullets, judged, person_scores, read_people
+from jaxcomm.evals.pair import folder
+from jaxcomm.evals.scores import ratio
+from jaxcomm.evals.tasks import HERE, load_tasks, read_records
+from jaxcomm.flops import blocks_flops, generation_flops, head_flops, paper_activation, paper_layer, paper_message
+
+from conftest import make_checkpoint
+
+SAMPLE = HERE / "sample"
+GEOGRAPHY = "mmlu_high_school_geography"
+TEXT = dict(form="plain", tell="{message} {prompt}", max_message_tokens=24)
+
+
+@pytest.fixture(scope="session")
+def b() -> Agent:
+    return agent_from_hf(folder("b"), name="b")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Random weights with the embedded pair's tokenizer."""
+    path = tmp_path_factory.mktemp("random")
+    vocab = json.loads((folder("b") / "config.json").read_text())["vocab_size"]
+    make_checkpoint(path, "llama", seed=5, vocab_size=vocab, eos_token_id=1, bos_token_id=0, pad_token_id=1)
+    transformers.AutoTokenizer.from_pretrained(folder("b")).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def splits(tmp_path_factory):
+    """Local data with few-shot examples of their own: {task: folder}."""
+    made = {}
+    for task, shots in (("gsm8k", "train"), (GEOGRAPHY, "dev")):
+        lines = (SAMPLE / f"{task}.jsonl").read_text().splitlines(keepends=True)
+        made[task] = tmp_path_factory.mktemp(task)
+        (made[task] / f"{shots}.jsonl").write_text("".join(lines[:3]))
+        (made[task] / "test.jsonl").write_text("".join(lines))
+    return made
+
+
+def run(asked, b, out, a=None, **how):
+    how = dict(resume=False, command="jaxcomm eval", recorded={}) | how
+    return evaluate.run(asked, b if a is None else a, b, [], out, **how)
+
+
+def test_single_models_score_as_the_harness_own_hf_backend(checkpoint, splits, tmp_path):
+    """All three kinds of request: text written after few-shot examples, choices by likelihood, perplexity."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    names = ("gsm8k", GEOGRAPHY, "statements", "countries_choice")
+    asked = evaluate.Asked(tasks=names, data=splits, n=5, batch_size=4, few_shot=2, max_new_tokens=None)
+    lines = run(asked, agent_from_hf(checkpoint, name="b"), tmp_path / "run")
+
+    tasks = load_tasks(names, splits, seed=0, n=5)
+    theirs = simple_evaluate(
+        model=HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4),
+        tasks=list(tasks.values()), samples=evaluate.subset(tasks, 5, 0), num_fewshot=2, bootstrap_iters=0,
+        task_manager=TaskManager(include_defaults=False),
+    )  # fmt: skip
+    for line in lines:
+        value = theirs["results"][line["task"]][f"{line['metric']},{line['filter']}"]
+        assert line["value"] == pytest.approx(value, rel=1e-5), line
+    assert {line["task"] for line in lines} == set(names)
+    said = {(r["task"], r["question"], r["filter"]): json.loads(r["said"]) for r in items(tmp_path / "run")}
+    for task, samples in theirs["samples"].items():
+        for sample in samples:
+            ours, want = said[task, sample["doc_id"], sample["filter"]], json.loads(json.dumps(sample["resps"]))
+            if task == "gsm8k":
+                assert ours == want and len(want[0][0]) > 20
+            else:
+                np.testing.assert_allclose(numbers(ours), numbers(want), rtol=1e-5, atol=1e-4)
+
+
+def items(path):
+    return pq.read_table(path / "items.parquet").to_pylist()
+
+
+def numbers(nested) -> list[float]:
+    return [x for part in nested for x in numbers(part)] if isinstance(nested, list) else [float(nested)]
+
+
+def test_every_protocol_plays_the_games_as_tasks(b, tmp_path):
+    """What is told arrives: in text, in vectors and as an activation; a control's does not."""
+    asked = evaluate.Asked(
+        tasks=("countries", "countries_choice"), n=24, k=(4,), j=1, temperatures=(0.1, 0.4), controls=("shuffled",),
+        protocols=("single", "skyline", "message", "debate", "cipher", "activation", "exchange"), **TEXT,
+    )  # fmt: skip
+    lines = run(asked, b, tmp_path / "run")
+    value = {(x["protocol"], x["task"]): x for x in lines}
+    for task in asked.tasks:
+        alone, wrong = value["single", task]["value"], value["activation, shuffled", task]["value"]
+        for told in ("skyline", "message", "debate", "cipher", "activation", "exchange"):
+            assert value[told, task]["value"] > max(alone, wrong) + 0.4, (told, task)
+        assert value["message", task]["flops"] > 1.5 * value["activation", task]["flops"]
+        assert value["message", task]["message_tokens"] > 0 and value["single", task]["message_tokens"] == 0
+    assert all(x["n"] == 24 and x["low"] <= x["value"] <= x["high"] and x["seconds"] > 0 for x in lines)
+
+
+def test_a_game_as_a_task_is_the_game(b, tmp_path):
+    from jaxcomm.evals.games import GAMES
+    from jaxcomm.evals.play import play
+
+    asked = evaluate.Asked(tasks=("tip_sheets",), n=12, seed=3, k=(5,), j=3, protocols=("activation",))
+    run(asked, b, tmp_path / "run")
+    outcome = play("tip_sheets", GAMES["tip_sheets"](3, 12), "activation", b, b, k=5, j=3, max_new_tokens=16)
+    rows = sorted(items(tmp_path / "run"), key=lambda r: r["question"])
+    assert [json.loads(r["answer"])[0] for r in rows] == [r.text for r in outcome.replies]
+    assert [r["flops"] for r in rows] == [r.flops for r in outcome.replies]
+
+
+SAMPLED = evaluate.Asked(
+    tasks=("countries",), n=20, temperature=1.0, top_p=0.9, protocols=("single", "message"), **TEXT
+)
+
+
+def test_a_seed_gives_the_same_rows_twice_and_another_seed_others(b, tmp_path):
+    for name, seed in (("one", 1), ("two", 1), ("other", 2)):
+        run(dataclasses.replace(SAMPLED, seed=seed, batch_size=7), b, tmp_path / name)
+    same = [(tmp_path / name / "items.parquet").read_bytes() for name in ("one", "two", "other")]
+    assert same[0] == same[1] != same[2]
+    answers = {r["answer"] for r in items(tmp_path / "one") if r["protocol"] == "single"}
+    assert len(answers) > 3, "nothing was sampled"
+
+
+def test_a_rows_text_does_not_depend_on_its_batch(b, tmp_path):
+    said = []
+    for size in (3, 20):
+        run(dataclasses.replace(SAMPLED, batch_size=size), b, tmp_path / str(size))
+        said.append({(r["protocol"], r["question"]): r["said"] for r in items(tmp_path / str(size))})
+    assert said[0] == said[1]
+
+
+KILLED = ["--a", "pair:b", "--b", "pair:b", "--tasks", "countries,countries_choice", "--protocols", "single", "message", "--max-message-tokens", "12", "--batch-size", "8", "--temperature", "0.7"]  # fmt: skip
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    """SIGKILL at several moments: nothing that was done is done again, and the rows are those of a run in peace."""
+    command = [sys.executable, "-m", "jaxcomm.evals.cli", "eval", *KILLED, "--out"]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    start = lambda out, *more: subprocess.Popen(
+        [*command, str(out), *more], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    peace = start(tmp_path / "peace")
+    assert peace.wait() == 0, peace.stderr.read()
+    out, kept, kills = tmp_path / "killed", {}, 0
+    for wanted in (1, 9, 20, 33):
+        process = start(out, *(["--resume"] if (out / "run.json").exists() else []))
+        while process.poll() is None and len(list(out.glob("chunks/*.parquet"))) < wanted:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        now = {p.name: p.stat().st_mtime_ns for p in out.glob("chunks/*.parquet")}
+        assert kept.items() <= now.items(), "a finished batch was written again"
+        kept = now
+    assert kills >= 3
+    last = start(out, "--resume")
+    assert last.wait() == 0, last.stderr.read()
+    assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("chunks/*.parquet")}.items()
+    assert (out / "items.parquet").read_bytes() == (tmp_path / "peace" / "items.parquet").read_bytes()
+    lines = [json.loads(x) for x in (out / "results.jsonl").read_text().splitlines()]
+    want = [json.loads(x) for x in (tmp_path / "peace" / "results.jsonl").read_text().splitlines()]
+    assert [x | {"seconds": 0} for x in lines] == [x | {"seconds": 0} for x in want]
+    record = json.loads((out / "run.json").read_text())
+    assert next(iter(record)) == "command" and record["command"].startswith("jaxcomm eval --a pair:b --b pair:b")
+
+
+def test_chat_prompts_reach_each_agent_in_its_own_template(checkpoint, splits, tmp_path):
+    """Few-shot examples are turns, A's template is A's, and the message is put into B's last turn."""
+    template = "{% for m in messages %}" + "NAME {{ m.role }} : {{ m.content }} " + "{% endfor %}NAME assistant :"
+    agents, seen = [], {"a": [], "b": []}
+    for name in "ab":
+        agent = agent_from_hf(checkpoint, name=name)
+        agent.tokenizer.chat_template = template.replace("NAME", name)
+        original = agent.tokenizer.encode
+        agent.tokenizer.encode = lambda text, name=name, original=original, **k: (
+            seen[name].append(text) or original(text, **k)
+        )
+        agents.append(dataclasses.replace(agent, chat=True))
+    asked = evaluate.Asked(
+        tasks=(GEOGRAPHY,),
+        data={GEOGRAPHY: splits[GEOGRAPHY]},
+        n=2,
+        few_shot=2,
+        protocols=("message",),
+        truncate=True,
+        **TEXT,
+    )
+    run(asked, agents[1], tmp_path / "run", a=agents[0])
+    a, b = (next(x for x in seen[name] if "assistant :" in x) for name in "ab")
+    assert a.count("a user :") == 3 and a.count("a assistant :") == 3 and "b user" not in a
+    assert b.count("b user :") == 3 and "a user" not in b
+    assert a.split("a user :")[-1].split("a assistant")[0].strip() in b.split("b user :")[-1]
+
+
+def test_prompts_that_do_not_fit_are_refused_or_cut_and_counted(b, splits, tmp_path):
+    asked = evaluate.Asked(tasks=("gsm8k",), data={"gsm8k": splits["gsm8k"]}, few_shot=3, n=4)
+    with pytest.raises(ValueError, match=r"gsm8k, single: a prompt of \d+ tokens does not fit: .*--truncate"):
+        run(asked, b, tmp_path / "refused")
+    (line, _) = run(dataclasses.replace(asked, truncate=True, max_new_tokens=32), b, tmp_path / "cut")
+    assert line["truncated"] == 4 and line["tokens_read"] == 256 - 32 and line["unparsed"] == 4
+    assert line["value"] == 0
+
+
+def test_unusable_requests_are_one_clear_line(b, splits, tmp_path):
+    ask = lambda **settings: run(evaluate.Asked(**{"tasks": ("countries",), **settings}), b, tmp_path / "never")
+    for settings, said in (
+        (dict(tasks=("gsm9k",)), r"unknown task 'gsm9k': did you mean .*gsm8k"),
+        (dict(tasks=("gsm8k",)), r"needs openai/gsm8k from the hub, which cannot be reached .*answer, question: --data gsm8k=FILE"),
+        (dict(tasks=("gsm8k",), data={"gsm8k": SAMPLE / "absent.jsonl"}), "absent.jsonl does not exist"),
+        (dict(tasks=("gsm8k",), data={"gsm8k": splits["odd"]}), "record 1 has no field"),
+        (dict(data={"gsm8k": SAMPLE / "gsm8k.jsonl"}), "--data names gsm8k, which is not among --tasks countries"),
+        (dict(protocols=("activation",)), "activation needs --k"),
+        (dict(protocols=("activation-w",), k=(1,), j=1), "activation-w needs --map"),
+        (dict(protocols=("cipher",), temperatures=(0.1,)), "cipher needs --temperatures, 2 numbers"),
+        (dict(protocols=("message",), tasks=("statements",), n=2), "scores texts without a prompt"),
+        (dict(controls=("zero",)), "--controls stand in for an activation"),
+        (dict(top_p=0.5), "--top-p cuts what is sampled from"),
+        (dict(tasks=("biographies",)), "biographies needs people and facts"),
+    ):  # fmt: skip
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            ask(**settings)
+    (tmp_path / "odd.jsonl").write_text('{"question": "x", "answer": "y"}\n{"question": \n')
+    with pytest.raises(ValueError, match=r"odd\.jsonl, line 2 is not JSON"):
+        read_records(tmp_path / "odd.jsonl")
+
+
+def test_all_57_subjects_of_mmlu_are_found_by_name():
+    import lm_eval.tasks
+
+    from jaxcomm.evals.tasks import _find
+
+    root = next(iter(lm_eval.tasks.__path__))
+    names = sorted(p.stem for p in __import__("pathlib").Path(root, "mmlu", "default").glob("mmlu_*.yaml"))
+    assert len(names) == 57 and all(_find(name) is not None for name in names[::19]) and _find("gsm8k") is not None
+
+
+# Biographies ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_judge_is_asked_about_every_fact_and_both_rules_score_by_hand(b, monkeypatch):
+    """Verdicts are given by hand; the scores are worked out on paper."""
+    people = {"P": ["f1", "f2"], "Q": ["g1"]}
+    written = [("P", ["- one\n- two", "- uno\n- due"]), ("Q", ["- short", "- x\n- y"])]
+    said = {
+        "consistent": ["Yes.", "no", "uncertain", "hm", "yes"],
+        "supported": ["supported", "partially supported", "unsupported", "hm", "not supported", "Supported"],
+    }
+    asked = []
+
+    def judge_all(judge, by, rule, questions):
+        asked.append(questions)
+        name = next(n for n, r in RULES.items() if r is rule)
+        assert len(questions) == len(said[name])
+        return [(rule.parse(text), text) for text in said[name]]
+
+    monkeypatch.setattr(biographies, "judge_all", judge_all)
+    found = judged(b, "text", people, written)
+    assert asked[0][:2] == [("P", written[0][1][0], "f1"), ("P", written[0][1][0], "f2")]
+    consistent = [person_scores(RULES["consistent"], record["consistent"]) for record in found]
+    assert consistent == [(1.0, 2, 2), (1.0, 1, 0)], "P: yes, no, two dropped; Q: the short one is not asked about"
+    supported = [person_scores(RULES["supported"], record["supported"]) for record in found]
+    assert supported == [((0.75 + 0.0) / 2, 1, 1), (0.5, 1, 0)]
+    records = [{"verdicts": record} for record in found]
+    lines = biographies.summarise(records)
+    assert lines["consistent"]["value"] == pytest.approx(2 / 3) and lines["supported"]["value"] == pytest.approx(0.4375)
+    assert lines["consistent"]["skipped"] == 1 and lines["consistent"]["unparsed"] == 2
+
+
+def test_verdicts_are_read_in_the_authors_order():
+    assert [RULES["consistent"].parse(t) for t in ("Yes, no doubt", "uncertain, no", "No.", "maybe")] == [
+        1,
+        None,
+        0,
+        None,
+    ]
+    assert [RULES["supported"].parse(t) for t in ("Partially supported", "Unsupported", "is supported", "?")] == [
+        0.5,
+        0,
+        1,
+        None,
+    ]
+
+
+def test_people_are_read_as_the_authors_wrote_them(tmp_path):
+    people = read_people(SAMPLE / "biographies.json")
+    assert "Tomas Ridderkerk" in people and people["Ines Calloway"][1] == "She designed the type system of Marl."
+    assert bullets("- a b\n\n  * c\n1. d\n---") == ["a b", "c", "d"]
+    for text, said in (
+        ("[]", "not a JSON object"),
+        ('{"X": ""}', "'X' has no facts"),
+        ('{"X": 3}', "neither a text"),
+        ("{", "not JSON"),
+    ):
+        (tmp_path / "p.json").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_people(tmp_path / "p.json")
+
+
+def test_biographies_run_end_to_end_with_any_judge(b, tmp_path):
+    asked = evaluate.Asked(
+        tasks=("biographies",), data={"biographies": SAMPLE / "biographies.json"}, n=3, judge_by="likelihood",
+        protocols=("single", "debate"), max_message_tokens=16, max_new_tokens=16, truncate=True,
+    )  # fmt: skip
+    lines = run(asked, b, tmp_path / "run")
+    assert {(x["protocol"], x["filter"]) for x in lines} == {(p, r) for p in asked.protocols for r in RULES}
+    assert all(x["n"] == 3 and 0 <= x["value"] <= 1 for x in lines if x["filter"] == "supported")
+    agents = {r["protocol"]: len(json.loads(r["answer"])) for r in items(tmp_path / "run")}
+    assert agents == {"single": 1, "debate": 2}
+    json.loads((tmp_path / "run" / "results.jsonl").read_text().splitlines()[0], parse_constant=pytest.fail)
+
+
+def test_a_ratios_interval_is_over_people():
+    value, low, high = ratio([3.0, 0.0, 5.0], [4, 2, 5])
+    assert value == 8 / 11 and 0 <= low < value < high <= 1
+    assert np.isnan(ratio([0.0, 0.0], [0, 0]).value)
+
+
+# Cost -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_formulas_by_hand():
+    c = dataclasses.replace(cost.SHAPES["llama-3.2-3b"])
+    D, KH, H, F, V, L = 3072, 128 * 24, 24, 8192, 128256, 28
+    layer = lambda n: 8 * n * D * KH + 4 * n**2 * KH + 3 * H * n**2 + 4 * n * D * F
+    assert paper_layer(c, 7) == layer(7)
+    P, M, T, k = 10, 20, 3, 26
+    assert paper_message(c, c, P, M, T) == M * (4 * P * V * D + L * layer(P)) + T * (
+        4 * (P + M) * V * D + L * layer(P + M)
+    )
+    want = 2 * P * V * D + k * layer(P) + T * (4 * P * V * D + L * layer(P)) + D
+    assert paper_activation(c, c, P, T, k, False) == want
+    assert paper_activation(c, c, P, T, k, True) == want + 2 * D * D
+
+
+def test_the_exact_count_is_xlas_within_a_few_percent():
+    """XLA counts the masked half of attention and the norms too, which here is little."""
+    a, b = cost.SHAPES["llama-3.2-3b"], cost.SHAPES["llama-3.1-8b"]
+    for count in cost.counts(a, b, 48, 32, 6, 20, 9, compiled=True):
+        assert 0.999 < count.compiled / count.exact < 1.02 or count.protocol.startswith("activation")
+        assert count.compiled / count.exact < 1.06, "the edited token goes through B twice"
+
+
+def test_less_than_a_quarter_is_a_fact_about_models_without_a_cache():
+    """The claim of section 3.2, at the paper's models and layers."""
+    a, b = cost.SHAPES["llama-3.2-3b"], cost.SHAPES["llama-3.1-8b"]
+    count = {c.protocol: c for c in cost.counts(a, b, 128, 256, 16, 26, 26, compiled=False)}
+    assert count["activation"].paper < count["message"].paper / 4
+    assert count["message"].exact / 4 < count["activation"].exact < count["message"].exact / 2
+
+
+def test_rows_carry_the_flops_of_what_was_read_and_written(b, tmp_path):
+    asked = evaluate.Asked(tasks=("countries_choice", "countries"), n=3, protocols=("single",))
+    run(asked, b, tmp_path / "run")
+    c = b.params.config
+    for row in items(tmp_path / "run"):
+        read, written = row["tokens_read"], row["tokens_written"]
+        assert read == len(b.encode(row["prompt"]))
+        if row["task"] == "countries":
+            assert row["flops"] == generation_flops(c, read, written)
+        else:
+            assert (
+                blocks_flops(c, read) + head_flops(c) <= row["flops"] <= blocks_flops(c, read + 3) + 4 * head_flops(c)
+            )
