@@ -18,14 +18,14 @@ PAIR = --a pair:a --b pair:b
 TASKS = --tasks countries,countries_choice,tip_sheets,gsm8k,mmlu_high_school_geography,biographies \
 	--data gsm8k=sample mmlu_high_school_geography=sample biographies=sample --judge-by likelihood
 TALK = --form plain --tell "{message} {prompt}" --temperatures 0.1 0.4 --max-message-tokens 24 --max-new-tokens 24 --truncate
-PROTOCOLS = --protocols single sender skyline message debate cipher exchange activation
+PROTOCOLS = --protocols single sender skyline message debate cipher activation
 CONTROLS = --controls unrelated shuffled zero noise self
 
 eval-demo: .venv/.eval
 	rm -rf eval-demo
 	.venv/bin/jaxcomm fit-map $(PAIR) --ks 7 --js 1 4 --text statements:countries --n 1000 --out eval-demo/map
 	.venv/bin/jaxcomm eval $(PAIR) $(TASKS) $(TALK) $(PROTOCOLS) activation-w $(CONTROLS) --k 7 --j 1 --map eval-demo/map --into 4 --out eval-demo/a-b
-	.venv/bin/jaxcomm eval --a pair:b --b pair:b $(TASKS) $(TALK) $(PROTOCOLS) $(CONTROLS) --k 4 --j 1 --out eval-demo/b-b
+	.venv/bin/jaxcomm eval --a pair:b --b pair:b $(TASKS) $(TALK) $(PROTOCOLS) exchange $(CONTROLS) --k 4 --j 1 --out eval-demo/b-b
 	.venv/bin/jaxcomm eval --a pair:a --b pair:b --tasks statements --protocols single sender --out eval-demo/perplexity
 	.venv/bin/jaxcomm cost $(PAIR) --k 7 --j 1 --tokens 10 8 3
 	.venv/bin/jaxcomm report eval-demo/a-b eval-demo/b-b eval-demo/perplexity --out eval-demo/report

@@ -224,6 +224,10 @@ class Eval:
     """A's layer, or one for each sender."""
     j: int | None = None
     """B's layer."""
+    k_back: int | None = None
+    """exchange: B's layer that is sent, if not k."""
+    j_back: int | None = None
+    """exchange: A's layer after which it is grafted in, if not j."""
     graft: Literal["sum", "mean", "replace"] = "replace"
     where: Literal["last", "all"] = "last"
     """Edit the prompt's last token, or all (graft sum; appendix B.1)."""

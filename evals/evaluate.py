@@ -27,6 +27,7 @@ from jaxcomm.evals.runs import RunFolder, fingerprint, parquet, surroundings
 from jaxcomm.evals.scores import Interval, accuracy
 from jaxcomm.evals.sweeps import percent
 from jaxcomm.generate import Sampling
+from jaxcomm.model import check_layer
 from jaxcomm.protocols import activation, cipher_debate, debate, exchange, message, skyline
 from jaxcomm.protocols.base import hear
 
@@ -53,6 +54,8 @@ class Asked:
     few_shot: int | None = None
     k: tuple[int, ...] = ()
     j: int | None = None
+    k_back: int | None = None
+    j_back: int | None = None
     graft: str = "replace"
     where: str = "last"
     think: int = 0
@@ -171,9 +174,21 @@ def _activation(asked, maps, control, agents, prompts_a, prompts_b, *, sampling,
 def _exchange(asked, maps, control, agents, prompts_a, prompts_b, *, task, sampling, seed, **_):
     a, b = agents
     return exchange(
-        a, b, prompts_a, prompts_b, k=asked.k[0], j=asked.j, graft=asked.graft, where=asked.where, think=asked.think,
-        answer=answer_kind(asked, task), tie=asked.tie, sampling=sampling, seed=seed,
+        a, b, prompts_a, prompts_b, k=asked.k[0], j=asked.j, k_back=asked.k_back, j_back=asked.j_back,
+        graft=asked.graft, where=asked.where, think=asked.think, answer=answer_kind(asked, task), tie=asked.tie,
+        sampling=sampling, seed=seed,
     )  # fmt: skip
+
+
+def check_layers(asked: Asked, senders: Sequence[Agent], b: Agent) -> None:
+    """ValueError: a layer that an agent does not have, before anything is computed."""
+    for sender, k in zip(senders, asked.k * (len(senders) // max(len(asked.k), 1)), strict=False):
+        check_layer(sender.params, k)
+    if asked.j is not None:
+        check_layer(b.params, asked.j, "j")
+    if "exchange" in asked.protocols:
+        check_layer(b.params, asked.k[0] if asked.k_back is None else asked.k_back, "k_back")
+        check_layer(senders[0].params, asked.j if asked.j_back is None else asked.j_back, "j_back")
 
 
 def subset(tasks: Mapping[str, Any], n: int | None, seed: int) -> dict[str, list[int]] | None:
@@ -205,6 +220,7 @@ def run(
             f"evaluation needs the extra: pip install 'jaxcomm[eval]' ({error.name} is not installed)"
         ) from error
     every = list(arms(asked, a, b, others, maps))
+    check_layers(asked, (a, *others), b)
     harness = [name for name in asked.tasks if name != biographies.TASK]
     given = {name: path for name, path in asked.data.items() if name != biographies.TASK}
     tasks = load_tasks(harness, given, seed=asked.seed, n=asked.n, group=asked.names) if harness else {}
@@ -253,9 +269,35 @@ def run(
                 )
             places = {true: local for local, true in enumerate(chosen[task])} if chosen else {}
             rows += _items(arm.name, task, found["samples"][task], lm, places)
+        lines += _groups(asked.tasks, lines, rows, arm.name)
     folder.put("results.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     folder.put("items.parquet", parquet(pa.Table.from_pylist(rows)))
     return lines
+
+
+def _groups(names: Sequence[str], lines: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], arm: str):
+    """A line for every group that was asked for by name (mmlu), over all its questions together."""
+    for name in names:
+        done = [x for x in lines if x["protocol"] == arm]
+        own = [x for x in done if x["task"].startswith(f"{name}_") and x["low"] is not None]
+        if name in {x["task"] for x in done} or len({x["task"] for x in own}) < 2:
+            continue
+        for metric, filtered in dict.fromkeys((x["metric"], x["filter"]) for x in own):
+            part = [x for x in own if (x["metric"], x["filter"]) == (metric, filtered)]
+            tasks, n = {x["task"] for x in part}, sum(x["n"] for x in part)
+            each = [
+                json.loads(r["metrics"])[metric]
+                for r in rows
+                if r["protocol"] == arm and r["task"] in tasks and r["filter"] == filtered
+            ]
+            mean = lambda key, part=part, n=n: sum(x[key] * x["n"] for x in part) / n
+            yield (
+                {"protocol": arm, "task": name, "metric": metric, "filter": filtered}
+                | _value(float(np.mean(each)), each)
+                | {key: mean(key) for key in ("flops", "tokens_read", "tokens_written", "message_tokens")}
+                | {key: sum(x[key] for x in part) for key in ("seconds", "unparsed", "truncated")}
+                | {"version": None, "few_shot": part[0]["few_shot"]}
+            )
 
 
 def _people(asked: Asked) -> dict[str, list[str]]:

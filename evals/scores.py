@@ -72,9 +72,15 @@ def sign_flip(hits: Hits, others: Hits, seed: int = 0) -> float:
         permutation_type="samples",
         n_resamples=9999,
         vectorized=True,
+        batch=_batch(x),
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
+
+
+def _batch(x: np.ndarray) -> int:
+    """Resamples at a time: 128 MB of them."""
+    return max(1, 2**24 // len(x))
 
 
 def _bootstrap(x: np.ndarray, seed: int) -> Interval:
@@ -86,6 +92,7 @@ def _bootstrap(x: np.ndarray, seed: int) -> Interval:
         n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE,
         vectorized=True,
+        batch=_batch(x),
         rng=np.random.default_rng(seed),
     )
     return Interval(float(x.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high))

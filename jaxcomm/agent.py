@@ -20,6 +20,10 @@ Prompt = str | Sequence[Mapping[str, str]]
 """A text, or a conversation: turns with a `role` and a `content`, as chat templates take them."""
 
 
+Seed = int | np.integer | Sequence[int] | np.ndarray
+"""Of all rows together, or one for each."""
+
+
 class TooLong(ValueError):
     """A prompt, with what is to follow it, has more tokens than the model has positions."""
 
@@ -90,9 +94,17 @@ class Agent:
 
     def follow(self, prompt: Prompt, continuation: str) -> list[int]:
         """Tokens of a continuation as they follow a prompt: those of both together, without as many as the prompt has
-        alone (lm-evaluation-harness' rule). Space between the two belongs to the continuation."""
-        whole = self.tokenizer.encode(self.render(prompt) + continuation, add_special_tokens=not self.chat)
-        return whole[len(self.encode(prompt)) :]
+        alone (lm-evaluation-harness' rule). Space between the two belongs to the continuation.
+
+        ValueError: the prompt ends in space that its last word and the continuation's first share a token with.
+        """
+        text, read = self.render(prompt), self.encode(prompt)
+        whole = self.tokenizer.encode(text + continuation, add_special_tokens=not self.chat)
+        if whole[: len(read)] != read and text != text.rstrip():
+            raise ValueError(
+                f"the prompt ends in space ({text[-20:]!r}): begin the text {continuation!r} with it instead"
+            )
+        return whole[len(read) :]
 
     def spell(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         """Tokens [B, T] of each answer as they follow its prompt, -1 after the end: the tokenizer's own spelling, after a
@@ -154,8 +166,15 @@ class Agent:
         return jax.device_get(out)
 
 
-def row_keys(seed: int | Sequence[int] | np.ndarray, rows: int) -> jax.Array:
+def row_keys(seed: Seed, rows: int) -> jax.Array:
     """A random key for every row, from one seed or from a seed for each."""
-    if isinstance(seed, int):
+    if np.ndim(seed) == 0:
         return jax.random.split(jax.random.key(seed), rows)
     return jax.vmap(jax.random.key)(np.asarray(seed, np.uint32))
+
+
+def vary(seed: Seed, n: int) -> Seed:
+    """The n-th of the seeds that one stands for. Those of rows are spread, since neighbours may have neighbouring ones."""
+    if np.ndim(seed) == 0:
+        return int(seed) + n  # pyright: ignore[reportArgumentType]
+    return (np.asarray(seed, np.uint64) + np.uint64(n * 2654435761)) % np.uint64(2**32)

@@ -112,7 +112,7 @@ def cipher(
         if stop == "nearest":
             done |= jnp.isin(nearest(said[0], tables[0]), stops)
         if stop == "argmax":
-            done |= jnp.isin(jnp.argmax(logits, axis=-1), stops)
+            done |= jnp.isin(jnp.argmax(logits[:, :vocab], axis=-1), stops)
         keep = lambda old, new: old.at[:, t].set(jnp.where(done[:, None], 0, new).astype(old.dtype))
         own, *sent = (keep(old, new) for old, new in zip((out.own, *out.sent), said, strict=True))
         return said[0], done, out.replace(own=own, sent=tuple(sent), lengths=out.lengths + (~done).astype(jnp.int32))

@@ -23,6 +23,7 @@ settings.register_profile("jaxcomm", deadline=None, max_examples=25, derandomize
 settings.load_profile("jaxcomm")
 install_import_hook("jaxcomm", "beartype.beartype")
 
+import tokenizers
 import torch
 import transformers
 
@@ -84,6 +85,21 @@ def make_checkpoint(folder: Path, name: str, seed: int, **changes) -> Pair:
             weight.add_(torch.randn_like(weight) * (0.3 if wide else 0.1))
     model.save_pretrained(folder)
     return Pair(name, model, from_hf(folder), folder)
+
+
+WORDS = ["who", "is", "where", "alice", "bob", "rome", "paris", "the", "at", ".", "?", "user", "assistant", ":", "says"]
+TEMPLATE = "<s> {% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+
+
+def toy_tokenizer(words=WORDS) -> transformers.PreTrainedTokenizerFast:
+    """One token per word, after the specials <s> (begins every raw prompt, and is what unknown words become) and </s>."""
+    vocabulary = {w: i for i, w in enumerate(["<s>", "</s>", *words])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<s>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    )
 
 
 @pytest.fixture(scope="session", params=list(CONFIGS))

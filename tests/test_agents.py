@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
-import transformers
 
 from jaxcomm.agent import Agent
 from jaxcomm.communicate import communicate, send
@@ -21,26 +19,17 @@ from jaxcomm.flops import blocks_flops, generation_flops
 from jaxcomm.model import forward, init
 from jaxcomm.protocols import activation, message, silent, skyline
 
-from conftest import assert_close, make_checkpoint
-
-WORDS = ["who", "is", "where", "alice", "bob", "rome", "paris", "the", "at", ".", "?", "user", "assistant", ":", "says"]
-TEMPLATE = "<s> {% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+from conftest import assert_close, make_checkpoint, toy_tokenizer
 
 
 @pytest.fixture(scope="session")
 def agents(tmp_path_factory):
     """Two random agents of different widths and families over one toy vocabulary, as checkpoint folders."""
-    vocabulary = {w: i for i, w in enumerate(["<s>", "</s>", *WORDS])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<s>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
-    )
+    fast = toy_tokenizer()
     folders = []
     for name, family in (("a", "llama"), ("b", "gemma2")):
         folder = tmp_path_factory.mktemp(f"agent_{name}")
-        make_checkpoint(folder, family, seed=7, vocab_size=len(vocabulary), eos_token_id=1)
+        make_checkpoint(folder, family, seed=7, vocab_size=len(fast), eos_token_id=1)
         fast.save_pretrained(folder)
         folders.append(folder)
     return tuple(agent_from_hf(folder, name=name) for folder, name in zip(folders, "ab", strict=True))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomm.agent import Agent, Prompt, row_keys
+from jaxcomm.agent import Agent, Prompt, Seed, row_keys, vary
 from jaxcomm.communicate import Where, read_prompt, receive, resume, send
 from jaxcomm.flops import blocks_flops, graft_flops
 from jaxcomm.generate import Sampling, bucket, left_pad
@@ -18,7 +18,6 @@ from jaxcomm.model import check_layer
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie
 from jaxcomm.protocols.base import Shared, Turn, dropped, hear, share
 from jaxcomm.protocols.debate import Panel, lookup
-from jaxcomm.protocols.text import next_seed
 
 Control = Literal["unrelated", "shuffled", "zero", "noise", "self"]
 """What B gets instead of A's activation: A's on an unrelated sentence, A's of another game, zeros, Gaussian noise of
@@ -33,7 +32,7 @@ _resume = jax.jit(resume)
 _receive = jax.jit(receive, static_argnames=("graft", "where"))
 
 
-def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: int | Sequence[int]) -> jax.Array:
+def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: Seed) -> jax.Array:
     match control:
         case "shuffled":
             return jnp.roll(message, 1, axis=0)
@@ -71,7 +70,7 @@ def activation(
     unrelated: str = UNRELATED,
     think: int = 0,
     sampling: Sampling | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: Seed = 0,
 ) -> Turn:
     """A reads its prompts up to layer k, B its own with A's states grafted in after layer j.
 
@@ -107,7 +106,7 @@ def activation(
         if control == "unrelated":  # one sentence for every game
             prompts = [unrelated] * len(rows_b)
         if think:
-            said = hear(sender, prompts).write(think, sampling=sampling, seed=next_seed(seed))
+            said = hear(sender, prompts).write(think, sampling=sampling, seed=vary(seed, 1))
             rows_a = [_thought(sender, row, reply) for row, reply in zip(sender.rows(prompts), said, strict=True)]
         rows_a = sender.rows(prompts) if rows_a is None else rows_a
         tokens_a, mask_a, past_a = _lay_out(sender, rows_a, where)

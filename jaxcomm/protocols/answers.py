@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import Literal
+from typing import Literal, get_args
 
 Parse = Callable[[str], str | None]
 Tie = Literal["first", "last"]
 """Of answers with equally many votes, the one given by the first (Du et al.) or by the last agent wins."""
 
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|(?<![\d.])\.\d+)")
+"""A minus that follows a digit, a letter or a bracket is no sign: 5-10 minutes."""
 _BRACED = re.compile(r"\{\s*(-?[$\d.,]*\d[$\d.,]*)\s*\}")
 
 
@@ -28,12 +29,14 @@ def numeric(text: str) -> str | None:
         value = Decimal(re.sub(r"[$,]", "", found[-1]).rstrip("."))
     except InvalidOperation:
         return None
+    if not value:
+        return "0"
     return f"{value:f}".rstrip("0").rstrip(".") if "." in f"{value:f}" else f"{value:f}"
 
 
 def choice(text: str) -> str | None:
-    """The letter of the last "(X)", else of the last capital from A to J that stands alone."""
-    found = re.findall(r"\((\w)\)", text) or re.findall(r"\b([A-J])\b", text)
+    """The letter of the last "(X)", else of the last capital from A to J, but I, that stands alone."""
+    found = re.findall(r"\((\w)\)", text) or re.findall(r"\b([A-HJ])\b", text)
     return found[-1].upper() if found else None
 
 
@@ -47,6 +50,8 @@ ANSWERS: dict[str, Parse] = {"numeric": numeric, "choice": choice, "text": whole
 
 def vote(answers: Sequence[str | None], tie: Tie = "first") -> int:
     """The agent whose answer the majority gave: the first of them, or the last. Who gave none has no vote."""
+    if tie not in get_args(Tie):
+        raise ValueError(f"unknown tie {tie!r}: choose one of {', '.join(get_args(Tie))}")
     given = [a for a in answers if a is not None]
     most = max((given.count(a) for a in given), default=0)
     winners = [i for i, a in enumerate(answers) if a is not None and given.count(a) == most]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomm.agent import Agent, Prompt, row_keys
+from jaxcomm.agent import Agent, Prompt, Seed, row_keys
 from jaxcomm.cache import KVCache
 from jaxcomm.flops import generation_flops, scoring_flops
 from jaxcomm.generate import Generation, Sampling, begin, bucket, go_on, left_pad, score
@@ -111,10 +111,10 @@ class Turn:
         *,
         until: Sequence[str] = (),
         sampling: Sampling | None = None,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
     ) -> list[Reply]:
-        """One reply per prompt, to its stop token, to the first of the strings `until` (not in the text), or to
-        `max_new_tokens`. seed: one for all prompts, or one for each. ValueError: no room for so many tokens."""
+        """One reply per prompt, to its stop token, to whichever of the strings `until` is complete first (it is not in the
+        text), or to `max_new_tokens`. seed: one for all prompts, or one for each. ValueError: no room for so many tokens."""
         self.agent.check_room(self.rows, max_new_tokens)
         out = self._generate(max_new_tokens, until, sampling, row_keys(seed, len(self.rows)))
         config, tokenizer = self.agent.params.config, self.agent.tokenizer

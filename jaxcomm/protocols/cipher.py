@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomm.agent import Agent, Prompt
+from jaxcomm.agent import Agent, Prompt, Seed
 from jaxcomm.cipher import Partial, Stop, Vectors, cipher
 from jaxcomm.flops import generation_flops
 from jaxcomm.generate import Sampling, bucket, left_pad
@@ -97,7 +97,7 @@ def cipher_debate(
     threshold: float | None = None,
     reverse: bool = False,
     sampling: Sampling | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: Seed = 0,
 ) -> CipherTurn:
     """The turn of the agent with the lowest temperature, in the last of `rounds`, of which the first is before any
     debate; the others need not answer in it.
@@ -185,13 +185,16 @@ def _splice(agent: Agent, marked: Prompt) -> tuple[list[list[int]], list[int], P
             if n % 3 == 2:
                 spans[-1] = (*spans[-1], len(plain))
     encoded = agent.tokenizer(plain, add_special_tokens=not agent.chat, return_offsets_mapping=True)
+    spell = lambda text: agent.tokenizer.encode(text, add_special_tokens=False) if text.strip() else []
     pieces, numbers, waiting = [[]], [], list(spans)
     for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        inside = [(start, stop) for start, _, stop in spans if start < stop and begin < stop and start < end]
+        # Of a token that reaches beyond the response, what is the prompt's is spelled again.
+        pieces[-1] += spell(plain[begin : inside[0][0]]) if inside else []
         while waiting and end > waiting[0][0]:
             numbers.append(waiting.pop(0)[1])
             pieces.append([])
-        if not any(begin < stop and end > start for start, _, stop in spans if stop > start):
-            pieces[-1].append(token)
+        pieces[-1] += spell(plain[inside[-1][1] : end]) if inside else [token]
     for _, number, _ in waiting:
         numbers.append(number)
         pieces.append([])

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxcomm.agent import Agent, Prompt
+from jaxcomm.agent import Agent, Prompt, Seed, vary
 from jaxcomm.generate import Sampling
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie, vote
 from jaxcomm.protocols.base import Reply, Scored, Turn, hear
@@ -109,7 +109,7 @@ class Panel:
         *,
         until: Sequence[str] = (),
         sampling: Sampling | Sequence[Sampling | None] | None = None,
-        seed: int | Sequence[int] = 0,
+        seed: Seed = 0,
     ) -> list[Reply]:
         """The reply of the majority (`answers.vote`), one per prompt; it costs what all replies cost. Details: every
         agent's text and answer, and whose it is."""
@@ -154,7 +154,7 @@ def debate(
     max_message_tokens: int = 256,
     until: Sequence[str] = (),
     sampling: Sampling | Sequence[Sampling | None] | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: Seed = 0,
 ) -> Panel:
     """Any number of agents, which may have different tokenizers, over `rounds` answers each (the last is the Panel's).
 
@@ -219,8 +219,3 @@ def lookup(value: Any, table: dict[str, Any], what: str) -> Any:
 def per_agent(value: Any, agents: int) -> Sequence[Any]:
     """One for each agent."""
     return value if isinstance(value, list | tuple) else [value] * agents
-
-
-def vary(seed: int | Sequence[int], n: int) -> int | list[int]:
-    """The n-th of the draws that one seed stands for."""
-    return seed + n if isinstance(seed, int) else [s + n for s in seed]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxcomm.agent import Agent, Prompt
+from jaxcomm.agent import Agent, Prompt, Seed, vary
 from jaxcomm.generate import Sampling
 from jaxcomm.protocols.base import Turn, hear
 
@@ -16,7 +16,7 @@ def silent(
     prompts_b: Sequence[Prompt],
     *,
     sampling: Sampling | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: Seed = 0,
 ) -> Turn:
     """B alone."""
     return hear(b, prompts_b)
@@ -29,7 +29,7 @@ def sender(
     prompts_b: Sequence[Prompt],
     *,
     sampling: Sampling | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: Seed = 0,
 ) -> Turn:
     """A alone, asked what B is."""
     return hear(a, prompts_b)
@@ -42,7 +42,7 @@ def skyline(
     prompts_b: Sequence[Prompt],
     *,
     sampling: Sampling | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: Seed = 0,
 ) -> Turn:
     """B reads A's prompt and its own, one after the other: all there is to know."""
     return hear(b, [put("{text} {prompt}", y, text=text(x)) for x, y in zip(prompts_a, prompts_b, strict=True)])
@@ -59,12 +59,12 @@ def message(
     max_message_tokens: int = 48,
     until: Sequence[str] = (),
     sampling: Sampling | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: Seed = 0,
 ) -> Turn:
     """A writes after its prompt (put into `ask`), to one of the strings `until`, and B reads what A wrote and its own
     prompt (put into `tell`)."""
     asked = hear(a, [put(ask, prompt) for prompt in prompts_a])
-    said = asked.write(max_message_tokens, until=until, sampling=sampling, seed=next_seed(seed))
+    said = asked.write(max_message_tokens, until=until, sampling=sampling, seed=vary(seed, 1))
     return hear(
         b,
         [put(tell, prompt, message=m.text) for m, prompt in zip(said, prompts_b, strict=True)],
@@ -84,8 +84,3 @@ def put(template: str, prompt: Prompt, **parts: str) -> Prompt:
 def text(prompt: Prompt) -> str:
     """A prompt as running text: of a conversation, its last turn."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
-
-
-def next_seed(seed: int | Sequence[int]) -> int | list[int]:
-    """For another draw."""
-    return seed + 1 if isinstance(seed, int) else [s + 1 for s in seed]
