@@ -30,7 +30,7 @@ VERDICT_TOKENS = 12
 JUDGED_AT_ONCE = 32
 
 JudgeBy = Literal["text", "likelihood"]
-"""What the judge writes is read, or the likeliest of the words it may write is taken."""
+"""What the judge writes is read, or the likeliest of the words it may write is taken (log-likelihood per token)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def judge_all(
             verdicts += [reply.text for reply in turn.write(VERDICT_TOKENS, until=("\n",))]
         else:
             scored = turn.score([[f" {word}" for word in rule.words]] * len(part))
-            verdicts += [rule.words[int(np.argmax(own.logprobs))] for own in scored]
+            verdicts += [rule.words[int(np.argmax(np.divide(own.logprobs, own.tokens)))] for own in scored]
     return [(rule.parse(text), text) for text in verdicts]
 
 

@@ -249,6 +249,9 @@ class Eval:
     """How votes are counted; default: numeric for gsm8k*, choice for mmlu*, else text."""
     tie: Literal["first", "last"] = "first"
     """Whose answer stands when the votes are even: B's, or the last of the debaters'."""
+    released_scoring: bool = False
+    """Numbers and letters that agents write: also score them as Du et al. describe, and as their released code does, which
+    drops minus signs and takes what it cannot parse for right."""
     temperatures: tuple[float, ...] = ()
     """cipher: of B, of A, and of each of the others."""
     stop: Literal["argmax", "nearest", "none"] = "argmax"

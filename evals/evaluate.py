@@ -29,6 +29,7 @@ from jaxcomm.evals.sweeps import percent
 from jaxcomm.generate import Sampling
 from jaxcomm.model import check_layer
 from jaxcomm.protocols import activation, cipher_debate, debate, exchange, message, skyline
+from jaxcomm.protocols.answers import ANSWERS, correct
 from jaxcomm.protocols.base import hear
 
 PROTOCOLS = (
@@ -74,6 +75,7 @@ class Asked:
     top_p: float = 1.0
     batch_size: int = 16
     truncate: bool = False
+    released_scoring: bool = False
     judge_by: str = "text"
 
     @property
@@ -268,11 +270,34 @@ def run(
                     | {"version": found["versions"][task], "few_shot": found["n-shot"].get(task)}
                 )
             places = {true: local for local, true in enumerate(chosen[task])} if chosen else {}
-            rows += _items(arm.name, task, found["samples"][task], lm, places)
+            items = _items(arm.name, task, found["samples"][task], lm, places)
+            if asked.released_scoring:
+                lines += _released(answer_kind(asked, task), items, lines[-1])
+            rows += items
         lines += _groups(asked.tasks, lines, rows, arm.name)
     folder.put("results.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     folder.put("items.parquet", parquet(pa.Table.from_pylist(rows)))
     return lines
+
+
+def _released(kind: str, items: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Two more lines for a task whose answers are numbers or letters that agents write: scored as Du et al. describe it, and
+    as the code they released does (`protocols.answers`)."""
+    first = [item for item in items if item["filter"] == items[0]["filter"]]
+    said = [json.loads(item["said"])[0] for item in first]
+    if kind == "text" or not all(isinstance(own[0], str) for own in said):
+        return
+    parse = ANSWERS[kind]
+    for name, released in (("described", False), ("released", True)):
+        hits = [correct(own[0], x["target"], parse, released=released) for own, x in zip(said, first, strict=True)]
+        unparsed = sum(parse(own[0]) is None for own in said)
+        yield {
+            **line,
+            "metric": f"Du et al., {name}",
+            **_value(float(np.mean(hits)), hits),
+            "unparsed": unparsed,
+            "filter": kind,
+        }
 
 
 def _groups(names: Sequence[str], lines: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], arm: str):

@@ -99,12 +99,14 @@ def _bootstrap(x: np.ndarray, seed: int) -> Interval:
 
 
 def ratio(sums: Sequence[float], counts: Sequence[int], seed: int = 0) -> Interval:
-    """A mean over everything that was counted, with a bootstrap interval over those it was counted of (people); all
-    not a number if nothing was counted."""
+    """A mean over everything that was counted, with a bootstrap interval over those it was counted of (people), or
+    Wilson's over them where everything counts 0 or everything 1; all not a number if nothing was counted."""
     x, n = np.asarray(sums, float), np.asarray(counts, float)
     x, n = x[n > 0], n[n > 0]
     if not len(n):
         return Interval(np.nan, np.nan, np.nan)
+    if x.sum() in (0, n.sum()):
+        return accuracy(x > 0)
     draws = np.random.default_rng(seed).integers(0, len(n), (RESAMPLES, len(n)))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(x[draws].sum(axis=1) / n[draws].sum(axis=1), [tail, 1 - tail])

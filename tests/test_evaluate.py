@@ -18,7 +18,7 @@ from jaxcomm.converters import agent_from_hf
 from jaxcomm.evals import biographies, cost, evaluate
 from jaxcomm.evals.biographies import RULES, bullets, judged, person_scores, read_people
 from jaxcomm.evals.pair import folder
-from jaxcomm.evals.scores import ratio
+from jaxcomm.evals.scores import accuracy, ratio
 from jaxcomm.evals.tasks import HERE, load_tasks, read_records
 from jaxcomm.flops import blocks_flops, generation_flops, head_flops, paper_activation, paper_layer, paper_message
 
@@ -234,9 +234,12 @@ def test_prompts_that_do_not_fit_are_refused_or_cut_and_counted(b, splits, tmp_p
     asked = evaluate.Asked(tasks=("gsm8k",), data={"gsm8k": splits["gsm8k"]}, few_shot=3, n=4)
     with pytest.raises(ValueError, match=r"gsm8k, single: a prompt of \d+ tokens does not fit: .*--truncate"):
         run(asked, b, tmp_path / "refused")
-    (line, _) = run(dataclasses.replace(asked, truncate=True, max_new_tokens=32), b, tmp_path / "cut")
+    asked = dataclasses.replace(asked, truncate=True, max_new_tokens=32, released_scoring=True)
+    (line, _, described, released) = run(asked, b, tmp_path / "cut")
     assert line["truncated"] == 4 and line["tokens_read"] == 256 - 32 and line["unparsed"] == 4
-    assert line["value"] == 0
+    assert line["value"] == described["value"] == 0
+    assert described["metric"] == "Du et al., described" and released["metric"] == "Du et al., released"
+    assert released["value"] == released["unparsed"] / 4 == described["unparsed"] / 4
 
 
 def test_unusable_requests_are_one_clear_line(b, splits, tmp_path):
@@ -354,6 +357,7 @@ def test_a_ratios_interval_is_over_people():
     value, low, high = ratio([3.0, 0.0, 5.0], [4, 2, 5])
     assert value == 8 / 11 and 0 <= low < value < high <= 1
     assert np.isnan(ratio([0.0, 0.0], [0, 0]).value)
+    assert ratio([4.0, 2.0], [4, 2]) == accuracy([True, True]), "no certainty from two people"
 
 
 # Cost -----------------------------------------------------------------------------------------------------------------
