@@ -54,7 +54,7 @@ def supported(text: str) -> float | None:
     said = text.casefold()
     if "partial" in said:
         return 0.5
-    if "unsupported" in said or "not supported" in said:
+    if re.search(r"unsupported|(not|n.t)\s+(\w+\s+)?supported", said):
         return 0.0
     return 1.0 if "supported" in said else None
 
@@ -99,8 +99,11 @@ def read_people(path: Path) -> dict[str, list[str]]:
     for name, facts in found.items():
         if not isinstance(facts, str) and not (isinstance(facts, list) and all(isinstance(f, str) for f in facts)):
             raise ValueError(f"{path}: the facts about {name!r} are neither a text of bullets nor a list of them")
-        people[name.split("(")[0].strip()] = bullets(facts if isinstance(facts, str) else "\n".join(facts))
-        if not people[name.split("(")[0].strip()]:
+        person = name.split("(")[0].strip()
+        if person in people:
+            raise ValueError(f"{path} has two people called {person!r}")
+        people[person] = bullets(facts if isinstance(facts, str) else "\n".join(facts))
+        if not people[person]:
             raise ValueError(f"{path}: {name!r} has no facts")
     return people
 

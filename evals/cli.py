@@ -217,7 +217,7 @@ class Eval:
     ] = ("single",)
     """single: B alone; sender: A alone; skyline: B reads what A reads, too; exchange: both directions at once."""
     controls: tuple[Literal["unrelated", "shuffled", "zero", "noise", "self"], ...] = ()
-    """Also graft these instead of A's activation."""
+    """activation and activation-w: also graft these instead of A's activation."""
     others: tuple[str, ...] = ()
     """More agents: debaters, and senders of activations (whose mean is grafted)."""
     k: tuple[int, ...] = ()
@@ -266,7 +266,7 @@ class Eval:
     max_new_tokens: int | None = None
     """Default: the task's."""
     temperature: float | None = None
-    """Sample at this temperature; default: the task's own settings, mostly greedy."""
+    """Sample at this temperature, 0 is greedy; default: the task's own settings, mostly greedy."""
     top_p: float = 1.0
     """Sample from the most likely tokens that hold this share; needs --temperature."""
     n: int | None = None
@@ -302,11 +302,13 @@ class Eval:
         evaluate.check(asked, 1 + len(self.others), None if self.map is None else ())
         who = (self.a, self.b, self.judge or self.b, *self.others)
         a, b, judge, *others = load(*who, dtype=self.dtype, chat=self.chat)
-        W = None
+        W = fitted = None
         if self.map is not None and "activation-w" in self.protocols:
-            W = [maps.load(self.map, a, b).at(self.k[0], self.j if self.into is None else self.into)]
+            fitted = maps.load(self.map, a, b)
+            W = [fitted.at(self.k[0], self.j if self.into is None else self.into)]
         recorded = {"a": self.a, "b": self.b, "others": self.others, "judge": self.judge or self.b}
         recorded |= {"chat": self.chat, "dtype": self.dtype, "into": self.into}
+        recorded |= {"W": None if fitted is None else {"recipe": fitted.recipe, "text": fitted.text}}
         how = dict(resume=self.resume, command=command_line(self), recorded=recorded, maps=W, judge=judge)
         lines = evaluate.run(asked, a, b, others, self.out, **how)
         console = rich.console.Console(width=None if sys.stdout.isatty() else 112)

@@ -50,8 +50,15 @@ class Count:
 def counts(
     a: ModelConfig, b: ModelConfig, P: int, M: int, T: int, k: int, j: int, *, compiled: bool
 ) -> Iterator[Count]:
-    """P prompt tokens (of each agent), M of a message, T of the answer. Debates are of A and B, two rounds; what each says
+    """ValueError: layers or numbers of tokens that cannot be.
+
+    P prompt tokens (of each agent), M of a message, T of the answer. Debates are of A and B, two rounds; what each says
     before has M tokens, and both responses stand before the prompt in the last (the form "harness", without its words)."""
+    for name, layer, config in (("k", k, a), ("j", j, b)):
+        if not 0 <= layer <= config.layers:
+            raise ValueError(f"{name} = {layer} is out of range: this model's layers are 0 to {config.layers}")
+    if min(P, M, T) < 1:
+        raise ValueError(f"{P} prompt, {M} message and {T} answer tokens: give at least one of each")
     xla = lambda count: count() if compiled else None
     write = lambda c, p, t: generation_flops(c, p, t)
     yield Count("single", None, write(b, P, T), xla(lambda: xla_writing(b, P, T)))
@@ -63,13 +70,7 @@ def counts(
     )
     rounds = lambda one: one(a, P, M) + one(b, P, M) + one(a, P + 2 * M, T) + one(b, P + 2 * M, T)
     yield Count("debate", None, rounds(write), xla(lambda: rounds(xla_writing)))
-    said = [
-        (a, M),
-        (a, M),
-        (b, M),
-        (b, M),
-        (b, T),
-    ]  # vectors through matrices: before the end one's own and the other's
+    said = [(a, M), (b, M), (b, M), (b, T)]  # A's through A's matrix and B's, B's through its own: only B listens last
     speak = lambda one, mix: one(a, P, M) + one(b, P, M) + one(b, P + 2 * M, T) + sum(n * mix(c) for c, n in said)
     yield Count(
         "cipher", None, speak(write, lambda c: 2 * c.width * c.vocab), xla(lambda: speak(xla_writing, xla_mixing))

@@ -12,10 +12,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import string
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ import rich.table
 
 from jaxcomm.agent import Agent
 from jaxcomm.evals import biographies
-from jaxcomm.evals.runs import RunFolder, fingerprint, parquet, surroundings
+from jaxcomm.evals.runs import RunFolder, agent_fingerprint, parquet, surroundings
 from jaxcomm.evals.scores import Interval, accuracy
 from jaxcomm.evals.sweeps import percent
 from jaxcomm.generate import Sampling
@@ -79,7 +80,10 @@ class Asked:
     judge_by: str = "text"
 
     @property
-    def sampling(self) -> Sampling | None:
+    def sampling(self) -> Sampling | Literal["task"] | None:
+        """None is greedy."""
+        if self.temperature is None:
+            return "task"
         return Sampling(self.temperature, 0, self.top_p) if self.temperature else None
 
 
@@ -113,11 +117,12 @@ def arms(asked: Asked, a: Agent, b: Agent, others: Sequence[Agent], maps: Sequen
         if protocol in ("activation", "activation-w", "exchange"):
             W = maps if protocol == "activation-w" else None
             send = _exchange if protocol == "exchange" else _activation
-            names = {protocol: None}
-            if protocol != "exchange":
-                names |= {f"{protocol}, {control}": control for control in asked.controls}
-            for name, control in names.items():
-                yield Arm(name, (*senders, b), functools.partial(send, asked, W, control), asked.think)
+            yield Arm(protocol, (*senders, b), functools.partial(send, asked, W, None), asked.think)
+            for control in asked.controls if protocol != "exchange" else ():
+                # In a batch, "shuffled" would be of its neighbours; the harness takes another question of the task.
+                stand_in = None if control == "shuffled" else control
+                run = functools.partial(send, asked, W, stand_in)
+                yield Arm(f"{protocol}, {control}", (*senders, b), run, asked.think, shuffled=control == "shuffled")
 
 
 def check(asked: Asked, senders: int, maps: Sequence[Any] | None) -> None:
@@ -135,10 +140,31 @@ def check(asked: Asked, senders: int, maps: Sequence[Any] | None) -> None:
         raise ValueError("exchange is between two: leave out --others")
     if "cipher" in asked.protocols and len(asked.temperatures) != senders + 1:
         raise ValueError(f"cipher needs --temperatures, {senders + 1} numbers: of B, of A, and of each of --others")
-    if asked.controls and not activates:
-        raise ValueError("--controls stand in for an activation: they need the protocol activation")
+    if asked.controls and not {"activation", "activation-w"} & set(asked.protocols):
+        raise ValueError("--controls stand in for an activation: they need the protocol activation or activation-w")
+    if asked.temperature is not None and asked.temperature < 0:
+        raise ValueError(f"--temperature {asked.temperature}: it must be 0 (greedy) or above")
     if not asked.temperature and asked.top_p < 1:
         raise ValueError("--top-p cuts what is sampled from: it needs --temperature above 0")
+    least = {
+        "n": 1,
+        "rounds": 1,
+        "batch_size": 1,
+        "max_new_tokens": 1,
+        "max_message_tokens": 1,
+        "think": 0,
+        "few_shot": 0,
+    }
+    for name, smallest in least.items():
+        value = getattr(asked, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least {smallest}")
+    for name, words in (("ask", asked.ask), ("tell", asked.tell)):
+        fields = {"prompt"} | ({"message"} if name == "tell" else set())
+        found = {field for _, field, *_ in string.Formatter().parse(words) if field is not None}
+        if found != fields:
+            needed = " and ".join(f"{{{field}}}" for field in sorted(fields))
+            raise ValueError(f"--{name} {words!r}: it must have {needed} and no other braces")
 
 
 def _table(agents, prompts_a, prompts_b):
@@ -150,7 +176,7 @@ def _table(agents, prompts_a, prompts_b):
 def _debate(asked, agents, prompts_a, prompts_b, *, task, until, sampling, seed):
     form = biographies.TASK_FORM if task == biographies.TASK else asked.form
     return debate(
-        *_table(agents, prompts_a, prompts_b), rounds=asked.rounds or 2, form=form, tie=asked.tie,
+        *_table(agents, prompts_a, prompts_b), rounds=2 if asked.rounds is None else asked.rounds, form=form, tie=asked.tie,
         answer=answer_kind(asked, task), max_message_tokens=asked.max_message_tokens, until=until, sampling=sampling,
         seed=seed,
     )  # fmt: skip
@@ -159,26 +185,26 @@ def _debate(asked, agents, prompts_a, prompts_b, *, task, until, sampling, seed)
 def _cipher(asked, agents, prompts_a, prompts_b, *, task, **_):
     form = biographies.TASK_FORM if task == biographies.TASK else asked.form
     return cipher_debate(
-        *_table(agents, prompts_a, prompts_b), rounds=asked.rounds or 3, form=form, stop=asked.stop,
+        *_table(agents, prompts_a, prompts_b), rounds=3 if asked.rounds is None else asked.rounds, form=form, stop=asked.stop,
         temperatures=asked.temperatures, max_message_tokens=asked.max_message_tokens, partial=asked.partial,
     )  # fmt: skip
 
 
-def _activation(asked, maps, control, agents, prompts_a, prompts_b, *, sampling, seed, **_):
+def _activation(asked, maps, control, agents, prompts_a, prompts_b, *, task, until, sampling, seed):
     *senders, b = agents
     n = len(senders)
     return activation(
         senders, b, [prompts_a] * n, prompts_b, k=asked.k * (n // len(asked.k)), j=asked.j, graft=asked.graft, W=maps,
-        where=asked.where, control=control, think=asked.think, sampling=sampling, seed=seed,
+        where=asked.where, control=control, think=asked.think, until=until, sampling=sampling, seed=seed,
     )  # fmt: skip
 
 
-def _exchange(asked, maps, control, agents, prompts_a, prompts_b, *, task, sampling, seed, **_):
+def _exchange(asked, maps, control, agents, prompts_a, prompts_b, *, task, until, sampling, seed):
     a, b = agents
     return exchange(
         a, b, prompts_a, prompts_b, k=asked.k[0], j=asked.j, k_back=asked.k_back, j_back=asked.j_back,
         graft=asked.graft, where=asked.where, think=asked.think, answer=answer_kind(asked, task), tie=asked.tie,
-        sampling=sampling, seed=seed,
+        until=until, sampling=sampling, seed=seed,
     )  # fmt: skip
 
 
@@ -225,7 +251,9 @@ def run(
     check_layers(asked, (a, *others), b)
     harness = [name for name in asked.tasks if name != biographies.TASK]
     given = {name: path for name, path in asked.data.items() if name != biographies.TASK}
-    tasks = load_tasks(harness, given, seed=asked.seed, n=asked.n, group=asked.names) if harness else {}
+    found = load_tasks(harness, given, seed=asked.seed, n=asked.n, group=asked.names) if harness else {}
+    tasks = {name: task for own in found.values() for name, task in own.items()}
+    groups = {name: list(own) for name, own in found.items() if list(own) != [name]}
     people = _people(asked)
     files = {task: sorted(p.glob("*.jsonl")) if p.is_dir() else [p] for task, p in asked.data.items()}
     sha = lambda *parts: hashlib.sha256(b"".join(parts)).hexdigest()
@@ -233,7 +261,8 @@ def run(
     config |= {"data": {task: sha(*(f.read_bytes() for f in own)) for task, own in files.items()}}
     config |= {"maps": None if maps is None else sha(*(np.asarray(W).tobytes() for W in maps))}
     judge = b if judge is None else judge
-    config |= {"fingerprints": [fingerprint(agent.params) for agent in (a, b, *others, judge)]}
+    prints = {id(agent): agent_fingerprint(agent) for agent in (a, b, *others, judge)}
+    config |= {"fingerprints": [prints[id(agent)] for agent in (a, b, *others, judge)]}
     config |= surroundings("lm_eval")
     folder = RunFolder(out, config, dict, command=command, resume=resume)
 
@@ -243,38 +272,37 @@ def run(
     for arm in every:
         lm = ProtocolLM(arm, folder, decoding)
         if people:
-            found = lm.biographies(people, judge, asked.judge_by)
-            lines += _biography_lines(arm.name, found)
-            rows += _biography_items(arm.name, found)
+            written = lm.biographies(people, judge, asked.judge_by)
+            lines += _biography_lines(arm.name, written)
+            rows += _biography_items(arm.name, written)
         if not tasks:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found: Any = simple_evaluate(
+            scored: Any = simple_evaluate(
                 model=lm, tasks=list(tasks.values()), samples=chosen, num_fewshot=asked.few_shot, bootstrap_iters=0,
                 apply_chat_template=b.chat, fewshot_random_seed=1234 + asked.seed, task_manager=manager,
             )  # fmt: skip
         for task in tasks:
-            records = [r for (name, *_), r in sorted(lm.records.items()) if name == task]
-            spent = _spent(records)
-            for name, value in found["results"][task].items():
+            spent = _spent([own for (name, _), own in sorted(lm.records.items()) if name == task])
+            for name, value in scored["results"][task].items():
                 metric, _, filtered = name.partition(",")
                 if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
                     continue
-                samples = [s for s in found["samples"][task] if s["filter"] == filtered]
+                samples = [s for s in scored["samples"][task] if s["filter"] == filtered]
                 lines.append(
                     {"protocol": arm.name, "task": task, "metric": metric, "filter": filtered}
                     | _value(value, [s[metric] for s in samples])
                     | {"unparsed": sum(s["filtered_resps"] == [UNPARSED] for s in samples)}
                     | spent
-                    | {"version": found["versions"][task], "few_shot": found["n-shot"].get(task)}
+                    | {"version": scored["versions"][task], "few_shot": scored["n-shot"].get(task)}
                 )
             places = {true: local for local, true in enumerate(chosen[task])} if chosen else {}
-            items = _items(arm.name, task, found["samples"][task], lm, places)
+            items = _items(arm.name, task, scored["samples"][task], lm, places)
             if asked.released_scoring:
                 lines += _released(answer_kind(asked, task), items, lines[-1])
             rows += items
-        lines += _groups(asked.tasks, lines, rows, arm.name)
+        lines += list(_groups(groups, lines, rows, arm.name))
     folder.put("results.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     folder.put("items.parquet", parquet(pa.Table.from_pylist(rows)))
     return lines
@@ -300,21 +328,16 @@ def _released(kind: str, items: Sequence[Mapping[str, Any]], line: Mapping[str, 
         }
 
 
-def _groups(names: Sequence[str], lines: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], arm: str):
-    """A line for every group that was asked for by name (mmlu), over all its questions together."""
-    for name in names:
-        done = [x for x in lines if x["protocol"] == arm]
-        own = [x for x in done if x["task"].startswith(f"{name}_") and x["low"] is not None]
-        if name in {x["task"] for x in done} or len({x["task"] for x in own}) < 2:
-            continue
+def _groups(groups: Mapping[str, Sequence[str]], lines: Sequence[Mapping[str, Any]], rows, arm: str):
+    """A line for every group of tasks that was asked for by name (mmlu), over all its questions together."""
+    for name, tasks in groups.items():
+        own = [x for x in lines if x["protocol"] == arm and x["task"] in tasks]
         for metric, filtered in dict.fromkeys((x["metric"], x["filter"]) for x in own):
             part = [x for x in own if (x["metric"], x["filter"]) == (metric, filtered)]
-            tasks, n = {x["task"] for x in part}, sum(x["n"] for x in part)
-            each = [
-                json.loads(r["metrics"])[metric]
-                for r in rows
-                if r["protocol"] == arm and r["task"] in tasks and r["filter"] == filtered
-            ]
+            here = [r for r in rows if r["protocol"] == arm and r["task"] in tasks and r["filter"] == filtered]
+            each, n = [json.loads(r["metrics"]).get(metric) for r in here], sum(x["n"] for x in part)
+            if len(part) < 2 or len(each) != n or any(x["low"] is None for x in part):
+                continue
             mean = lambda key, part=part, n=n: sum(x[key] * x["n"] for x in part) / n
             yield (
                 {"protocol": arm, "task": name, "metric": metric, "filter": filtered}
@@ -338,7 +361,7 @@ def _people(asked: Asked) -> dict[str, list[str]]:
 
 def _biography_lines(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     base = {"protocol": arm, "task": biographies.TASK, "metric": "facts"}
-    spent = _spent(list(records.values())) | {"version": None, "few_shot": 0}
+    spent = _spent([[record] for record in records.values()]) | {"version": None, "few_shot": 0}
     return [
         base | {"filter": rule} | line | spent for rule, line in biographies.summarise(list(records.values())).items()
     ]
@@ -371,34 +394,34 @@ def _biography_items(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list
 
 def _value(value: float, each: Sequence[Any]) -> dict[str, Any]:
     """A metric with its interval, where it is a mean over questions."""
-    if not all(isinstance(x, int | float | np.number) for x in each):
+    numbers = all(isinstance(x, int | float | np.number) for x in each)
+    if not numbers or not np.isclose(value, np.mean(each), rtol=1e-6):
         return {"value": float(value), "low": None, "high": None, "n": len(each)}
     low, high = accuracy([float(x) for x in each])[1:]
     return {"value": float(value), "low": low, "high": high, "n": len(each)}
 
 
-def _spent(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a question cost: means of FLOPs and tokens, the sum of seconds, and how many prompts were cut."""
-    mean = lambda key: float(np.mean([r[key] for r in records]))
+def _spent(questions: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """What a question cost, of all agents: means of FLOPs and tokens (written: the answer's; messages: all others), the sum
+    of seconds, and of how many questions a prompt was cut. questions: the records of each."""
+    mean = lambda key: float(np.mean([sum(r[key] for r in own) for own in questions]))
     return {
         "flops": mean("flops"),
         "tokens_read": mean("read"),
         "tokens_written": mean("written"),
-        "message_tokens": float(np.mean([r["details"].get("message_tokens", 0) for r in records])),
-        "seconds": float(sum(r["seconds"] for r in records)),
-        "truncated": sum(bool(r["details"].get("dropped")) for r in records),
+        "message_tokens": mean("messages"),
+        "seconds": float(sum(r["seconds"] for own in questions for r in own)),
+        "truncated": sum(any(r["dropped"] for r in own) for own in questions),
     }
 
 
 def _items(arm: str, task: str, samples: Sequence[Mapping[str, Any]], lm: Any, places: Mapping[int, int]):
     """places: of a question of the data set among those that were asked; {}: all were."""
-    rows, records = [], {}
-    for (name, question, _), record in lm.records.items():
-        if name == task:
-            records.setdefault(question, record)
+    rows = []
     for sample in samples:
         metrics = {m: sample[m] for m in sample["metrics"]}
-        record = records[places.get(sample["doc_id"], sample["doc_id"])]
+        records = lm.records[task, places.get(sample["doc_id"], sample["doc_id"])]
+        sums = {key: sum(r[key] for r in records) for key in ("flops", "read", "written")}
         rows.append(
             {
                 "protocol": arm,
@@ -410,10 +433,10 @@ def _items(arm: str, task: str, samples: Sequence[Mapping[str, Any]], lm: Any, p
                 "answer": json.dumps(sample["filtered_resps"]),
                 "said": json.dumps(sample["resps"]),
                 "metrics": json.dumps(metrics, default=float),
-                "details": json.dumps(record["details"]),
-                "flops": record["flops"],
-                "tokens_read": record["read"],
-                "tokens_written": record["written"],
+                "details": json.dumps([record["details"] for record in records]),
+                "flops": sums["flops"],
+                "tokens_read": sums["read"],
+                "tokens_written": sums["written"],
             }
         )
     return rows

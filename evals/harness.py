@@ -13,7 +13,7 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,8 @@ from jaxcomm.agent import Agent, Prompt, TooLong
 from jaxcomm.evals import biographies
 from jaxcomm.evals.runs import RunFolder
 from jaxcomm.generate import Sampling
-from jaxcomm.protocols import Panel, Reply, Turn
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols import Panel, Turn
+from jaxcomm.protocols.base import Spent, hear, total
 
 BIOGRAPHY_TOKENS = 400
 CHAT = "jaxcomm-chat:"
@@ -50,16 +50,18 @@ class Arm:
     message_tokens: int = 0
     """What an agent may write besides its answer, and another has to read."""
     alone: bool = False
+    shuffled: bool = False
+    """A reads what it is given in another question of the task, whatever the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """What overrides the tasks' own generation settings. sampling None: theirs."""
+    """What overrides the tasks' own generation settings. sampling: None is greedy, "task" as each says."""
 
     seed: int = 0
     batch_size: int = 16
     max_new_tokens: int | None = None
-    sampling: Sampling | None = None
+    sampling: Sampling | Literal["task"] | None = "task"
     truncate: bool = False
 
 
@@ -68,6 +70,7 @@ class Row:
     """One prompt of a task: all that is asked of it. numbers: the requests' places in the harness' list."""
 
     task: str
+    question: int
     doc: Mapping[str, Any]
     prompt: Prompt
     items: tuple[Any, ...]
@@ -81,12 +84,12 @@ class Row:
 
 
 class ProtocolLM(LM):
-    """A protocol as a model of the harness; `records` holds every answer by (task, document, repeat)."""
+    """A protocol as a model of the harness; `records` holds all answers by (task, question)."""
 
     def __init__(self, arm: Arm, folder: RunFolder, decoding: Decoding):
         super().__init__()
         self.arm, self.folder, self.decoding = arm, folder, decoding
-        self.records: dict[tuple[str, int, int], dict[str, Any]] = {}
+        self.records: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
     # What the harness calls ---------------------------------------------------------------------------------------
 
@@ -102,7 +105,7 @@ class ProtocolLM(LM):
         for kwargs, rows in groups.items():
             for row, record in self._answer(rows, functools.partial(self._write, json.loads(kwargs)), kwargs):
                 texts[row.numbers[0]] = record["text"]
-                self._keep(requests[row.numbers[0]], record)
+                self._keep(row, record)
         return texts
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -143,16 +146,16 @@ class ProtocolLM(LM):
         rows = []
         for n, person in enumerate(people):
             prompt, seed = biographies.prompt(self.arm.name, person), f"{self.decoding.seed}/{biographies.TASK}/{n}"
-            rows.append(Row(biographies.TASK, {"person": person}, prompt, (), (n,), zlib.crc32(seed.encode())))
+            rows.append(Row(biographies.TASK, n, {"person": person}, prompt, (), (n,), zlib.crc32(seed.encode())))
 
         def answer(rows: Sequence[Row]) -> list[dict[str, Any]]:
-            turn = self._converse(rows, (), self.decoding.sampling, new)
-            replies = turn.write(new, sampling=self.decoding.sampling, seed=[row.seed for row in rows])
+            turn = self._converse(rows, (), self._sampling, new)
+            replies = turn.write(new, sampling=self._sampling, seed=[row.seed for row in rows])
             texts = [r.details.get("texts", [r.text]) for r in replies]
             written = [(row.doc["person"], own) for row, own in zip(rows, texts, strict=True)]
             verdicts = biographies.judged(judge, by, people, written)
             return [
-                {**_spent(r), "texts": own, "verdicts": found}
+                {**_spent(r.spent, len(r.written), r.details), "texts": own, "verdicts": found}
                 for r, own, found in zip(replies, texts, verdicts, strict=True)
             ]
 
@@ -169,7 +172,8 @@ class ProtocolLM(LM):
     ) -> Row:
         prompt = json.loads(context.removeprefix(CHAT)) if context.startswith(CHAT) else context
         name = f"{self.decoding.seed}/{request.task_name}/{request.doc_id}/{time}"
-        return Row(str(request.task_name), request.doc, prompt, items, numbers, zlib.crc32(name.encode()))
+        seed = zlib.crc32(name.encode())
+        return Row(str(request.task_name), int(request.doc_id or 0), request.doc, prompt, items, numbers, seed)
 
     def _answer(self, rows: Sequence[Row], answer: Callable[[Sequence[Row]], list[dict]], kind: str):
         """Every row with its record: read where a run before had it done, else answered and kept, batch by batch.
@@ -177,23 +181,23 @@ class ProtocolLM(LM):
         Batches are of one task and of about one length; all of a task have the same number of rows, the last filled up,
         so one program serves them and shared few-shot examples are read once.
         """
-        by_task: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            by_task[row.task].append(row)
-        batches = []
-        for task_rows in by_task.values():
+        by_task: dict[tuple[str, bool], list[Row]] = defaultdict(list)
+        for row in rows if not self.arm.shuffled else _shuffled(rows, self.decoding.seed):
+            by_task[row.task, bool(row.prompt)].append(row)
+        batches, size = [], {}
+        for kind_of, task_rows in by_task.items():
             length = lambda row: -len(self.arm.agents[-1].render(row.prompt))
             ordered = sorted(task_rows, key=length)
             count = -(-len(ordered) // self.decoding.batch_size)
+            size[kind_of] = -(-len(ordered) // count)
             batches += [[ordered[i] for i in part] for part in np.array_split(np.arange(len(ordered)), count)]
-        size = {task: -(-len(r) // -(-len(r) // self.decoding.batch_size)) for task, r in by_task.items()}
         for batch in tqdm.tqdm(batches, desc=f"{self.arm.name}, {kind.split('{')[0] or 'writing'}", mininterval=2):
             task = batch[0].task
             asked = json.dumps([self.arm.name, kind, [[r.task, r.prompt, r.prompt_a, r.items, r.seed] for r in batch]])
             name = f"{self.arm.name.replace(' ', '-').replace(':', '')}-{task}-{zlib.crc32(asked.encode()):08x}-{len(batch)}"
             if not self.folder.done(name):
                 start = time.perf_counter()
-                filled = [*batch, *batch[:1] * (size[task] - len(batch))]
+                filled = [*batch, *batch[:1] * (size[task, bool(batch[0].prompt)] - len(batch))]
                 try:
                     records = answer(filled)[: len(batch)]
                 except TooLong as error:
@@ -211,6 +215,11 @@ class ProtocolLM(LM):
             ):
                 yield row, json.loads(line) | {"seconds": seconds}
 
+    @property
+    def _sampling(self) -> Sampling | None:
+        """Where the task has no settings of its own: greedy, if not asked otherwise."""
+        return None if self.decoding.sampling == "task" else self.decoding.sampling  # pyright: ignore[reportReturnType]
+
     def _converse(self, rows: Sequence[Row], until: Sequence[str], sampling: Sampling | None, new: int) -> Turn | Panel:
         agents = self.arm.agents
         if self.decoding.truncate:
@@ -224,32 +233,25 @@ class ProtocolLM(LM):
     def _write(self, kwargs: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
         how: dict[str, Any] = dict(normalize_gen_kwargs(kwargs))
         sampling = self.decoding.sampling
-        if sampling is None and how["do_sample"] and how["temperature"] > 0:
-            sampling = Sampling(how["temperature"], how.get("top_k", 0), how.get("top_p", 1.0))
+        if sampling == "task":
+            drawn = how["do_sample"] and how["temperature"] > 0
+            sampling = Sampling(how["temperature"], how.get("top_k", 0), how.get("top_p", 1.0)) if drawn else None
         new = self.decoding.max_new_tokens or how["max_gen_toks"]
         until = tuple(stop for stop in how["until"] if stop)
         turn = self._converse(rows, until, sampling, new)
         replies = turn.write(new, until=until, sampling=sampling, seed=[row.seed for row in rows])
-        return [{"text": r.raw, **_spent(r)} for r in replies]
+        return [{"text": r.raw, **_spent(r.spent, len(r.written), r.details)} for r in replies]
 
     def _score(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         b = self.arm.agents[-1]
-        if not all(row.prompt for row in rows):  # unconditional: of the one who answers
+        if not rows[0].prompt:  # unconditional: of the one who answers
             turn = hear(b, [""] * len(rows), rows=[[_prefix(b)]] * len(rows))
             found = turn.score_tokens([[_spell(b, text) for text in row.items] for row in rows])
         else:
             new = max(len(_spell(agent, text)) for agent in self.arm.agents for row in rows for text in row.items)
-            found = self._converse(rows, (), self.decoding.sampling, new).score([row.items for row in rows])
+            found = self._converse(rows, (), self._sampling, new).score([row.items for row in rows])
         return [
-            {
-                "logprobs": x.logprobs,
-                "greedy": x.greedy,
-                "read": x.read,
-                "written": sum(x.tokens),
-                "flops": x.flops,
-                "details": x.details,
-            }
-            for x in found
+            {"logprobs": x.logprobs, "greedy": x.greedy, **_spent(x.spent, sum(x.tokens), x.details)} for x in found
         ]
 
     def _roll(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -268,14 +270,8 @@ class ProtocolLM(LM):
         records = []
         for own, tokens in zip(windows, spelled, strict=True):
             each = [next(found) for _ in own]
-            total, flops = sum(x.logprobs[0] for x in each), sum(x.flops for x in each)
-            record = {
-                "logprobs": [total],
-                "greedy": [all(x.greedy[0] for x in each)],
-                "read": 1,
-                "written": len(tokens),
-            }
-            records.append(record | {"flops": flops, "details": {"windows": len(own)}})
+            record = {"logprobs": [sum(x.logprobs[0] for x in each)], "greedy": [all(x.greedy[0] for x in each)]}
+            records.append(record | _spent(total(x.spent for x in each), len(tokens), {"windows": len(own)}))
         return records
 
     def _scored(self, requests: Sequence[Instance], answers) -> list[tuple[float, bool]]:
@@ -283,15 +279,33 @@ class ProtocolLM(LM):
         for row, record in answers:
             for n, logprob, greedy in zip(row.numbers, record["logprobs"], record["greedy"], strict=True):
                 found[n] = logprob, greedy
-            self._keep(requests[row.numbers[0]], record)
+            self._keep(row, record)
         return found
 
-    def _keep(self, request: Instance, record: dict[str, Any]) -> None:
-        self.records[str(request.task_name), int(request.doc_id or 0), int(request.idx)] = record
+    def _keep(self, row: Row, record: dict[str, Any]) -> None:
+        self.records.setdefault((row.task, row.question), []).append(record)
 
 
-def _spent(reply: Reply) -> dict[str, Any]:
-    return {"read": len(reply.read), "written": len(reply.written), "flops": reply.flops, "details": reply.details}
+def _spent(spent: Spent, answer: int, details: Mapping[str, Any]) -> dict[str, Any]:
+    """answer: its tokens; what was written besides are messages."""
+    told = {"read": spent.read, "written": answer, "messages": spent.written - answer, "dropped": spent.dropped}
+    return {**told, "flops": spent.flops, "details": dict(details)}
+
+
+def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
+    """Every row with what A reads in another question of its task: the next in a random round of them. ValueError: a task
+    with one question."""
+    told: dict[str, dict[int, Prompt]] = defaultdict(dict)
+    for row in rows:
+        told[row.task].setdefault(row.question, row.prompt_a)
+    other = {}
+    for task, questions in told.items():
+        if len(questions) < 2:
+            raise ValueError(f"{task} has one question: the control shuffled needs at least two")
+        order = np.random.default_rng([seed, 7]).permutation(sorted(questions))
+        other[task] = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    taken = lambda row: told[row.task][other[row.task][row.question]]
+    return [dataclasses.replace(row, doc={**row.doc, "prompt_a": taken(row)}) for row in rows]
 
 
 def _prefix(agent: Agent) -> int:

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxcomm.agent import Agent
 from jaxcomm.evals.play import write_whole
 from jaxcomm.model import Params
 
@@ -40,6 +41,12 @@ def fingerprint(params: Params) -> str:
     for leaf in jax.tree.leaves((params.embed, params.norm, params.head)):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
+
+
+def agent_fingerprint(agent: Agent) -> str:
+    """Of the model, and of how its agent reads and stops: tokenizer, chat template, stop tokens."""
+    kept = (agent.tokenizer.backend_tokenizer.to_str(), agent.tokenizer.chat_template, agent.stop_tokens, agent.chat)
+    return hashlib.sha256(repr((fingerprint(agent.params), kept)).encode()).hexdigest()[:16]
 
 
 def surroundings(*others: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jinja2
 import numpy as np
 
 from jaxcomm.generate import Generation, Sampling, bucket, generate, left_pad
@@ -58,13 +59,21 @@ class Agent:
 
     def render(self, prompt: Prompt) -> str:
         """What the tokenizer is given: the raw text (of a conversation, its turns as paragraphs), or the chat template's
-        rendering, which writes its own special tokens."""
+        rendering, which writes its own special tokens. An assistant's turn at the end is one the agent has begun."""
         if not self.chat:
             return prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        return self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, date_string=CHAT_DATE
-        )
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+        begun = turns[-1]["role"] == "assistant"
+        how = dict(tokenize=False, add_generation_prompt=not begun, continue_final_message=begun, date_string=CHAT_DATE)
+        try:
+            return self.tokenizer.apply_chat_template(turns, **how)
+        except jinja2.TemplateError as error:
+            if turns[0]["role"] != "system" or len(turns) < 2:
+                raise ValueError(f"{self.name}'s chat template refuses the conversation: {error}") from error
+        # Gemma's, for one, knows no system turn: what it says goes before what the user says first.
+        system, first, *rest = turns
+        joined = {**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}
+        return self.tokenizer.apply_chat_template([joined, *rest], **how)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of one prompt, raw or as a chat turn."""

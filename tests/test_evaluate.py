@@ -71,7 +71,7 @@ def test_single_models_score_as_the_harness_own_hf_backend(checkpoint, splits, t
     asked = evaluate.Asked(tasks=names, data=splits, n=5, batch_size=4, few_shot=2, max_new_tokens=None)
     lines = run(asked, agent_from_hf(checkpoint, name="b"), tmp_path / "run")
 
-    tasks = load_tasks(names, splits, seed=0, n=5)
+    tasks = {name: own[name] for name, own in load_tasks(names, splits, seed=0, n=5).items()}
     theirs = simple_evaluate(
         model=HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4),
         tasks=list(tasks.values()), samples=evaluate.subset(tasks, 5, 0), num_fewshot=2, bootstrap_iters=0,
@@ -114,6 +114,24 @@ def test_every_protocol_plays_the_games_as_tasks(b, tmp_path):
         assert value["message", task]["flops"] > 1.5 * value["activation", task]["flops"]
         assert value["message", task]["message_tokens"] > 0 and value["single", task]["message_tokens"] == 0
     assert all(x["n"] == 24 and x["low"] <= x["value"] <= x["high"] and x["seconds"] > 0 for x in lines)
+
+
+def test_the_control_shuffled_is_of_another_question_whatever_the_batches(b, tmp_path):
+    """25 questions in batches of 16 are two of 13 rows, the second filled up."""
+    asked = evaluate.Asked(tasks=("countries",), n=25, k=(4,), j=1, protocols=("activation",), controls=("shuffled",))
+    said = []
+    for size in (16, 1, 25):
+        run(dataclasses.replace(asked, batch_size=size), b, tmp_path / str(size))
+        norms = {"activation": {}, "activation, shuffled": {}}
+        for row in items(tmp_path / str(size)):
+            (details,) = json.loads(row["details"])
+            norms[row["protocol"]][row["question"]] = round(details["norm_sent"], 3)
+        own, other = norms["activation"], norms["activation, shuffled"]
+        assert all(own[q] != other[q] for q in own) and sorted(own.values()) == sorted(other.values())
+        said.append({(r["protocol"], r["question"]): r["said"] for r in items(tmp_path / str(size))})
+    assert said[0] == said[1] == said[2]
+    with pytest.raises(ValueError, match="countries has one question: the control shuffled needs at least two"):
+        run(dataclasses.replace(asked, n=1), b, tmp_path / "one")
 
 
 def test_a_game_as_a_task_is_the_game(b, tmp_path):
@@ -196,10 +214,11 @@ def test_a_groups_line_is_over_all_its_questions():
         for t, each in (("x", (1, 1)), ("y", (1, 0, 0, 0)))
         for x in each
     ]
-    (line,) = evaluate._groups(("mmlu",), lines, rows, "single")
+    groups = {"mmlu": ["mmlu_x", "mmlu_y"]}
+    (line,) = evaluate._groups(groups, lines, rows, "single")
     assert (line["task"], line["value"], line["n"], line["truncated"]) == ("mmlu", 0.5, 6, 2)
     assert line["flops"] == pytest.approx((20 * 2 + 40 * 4) / 6) and line["low"] < 0.5 < line["high"]
-    assert not list(evaluate._groups(("mmlu",), lines, rows, "other")), "one subject is no group"
+    assert not list(evaluate._groups(groups, lines, rows, "other")), "one subject is no group"
 
 
 def test_chat_prompts_reach_each_agent_in_its_own_template(checkpoint, splits, tmp_path):
@@ -259,6 +278,12 @@ def test_unusable_requests_are_one_clear_line(b, splits, tmp_path):
         (dict(protocols=("message",), tasks=("statements",), n=2), "scores texts without a prompt"),
         (dict(controls=("zero",)), "--controls stand in for an activation"),
         (dict(top_p=0.5), "--top-p cuts what is sampled from"),
+        (dict(temperature=-1.0), "--temperature -1.0: it must be 0"),
+        (dict(batch_size=0), "--batch-size 0: it must be at least 1"),
+        (dict(protocols=("debate",), rounds=0), "--rounds 0: it must be at least 1"),
+        (dict(protocols=("message",), tell="{message}"), "--tell '{message}': it must have {message} and {prompt}"),
+        (dict(protocols=("message",), ask="{question}"), "--ask '{question}': it must have {prompt}"),
+        (dict(tasks=("mmlu",), data={"mmlu": SAMPLE / "gsm8k.jsonl"}), "no single task has this name"),
         (dict(tasks=("biographies",)), "biographies needs people and facts"),
     ):  # fmt: skip
         with pytest.raises((ValueError, FileNotFoundError), match=said):
@@ -383,6 +408,17 @@ def test_the_exact_count_is_xlas_within_a_few_percent():
     for count in cost.counts(a, b, 48, 32, 6, 20, 9, compiled=True):
         assert 0.999 < count.compiled / count.exact < 1.02 or count.protocol.startswith("activation")
         assert count.compiled / count.exact < 1.06, "the edited token goes through B twice"
+
+
+def test_layers_and_tokens_that_cannot_be_are_not_counted():
+    a, b = cost.shape("pair:a"), cost.shape("pair:b")
+    for asked, said in (
+        ((8, 8, 8, 26, 1), "k = 26 is out of range"),
+        ((8, 8, 8, 1, 9), "j = 9"),
+        ((8, 0, 8, 1, 1), "0 message"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            list(cost.counts(a, b, *asked, compiled=False))
 
 
 def test_less_than_a_quarter_is_a_fact_about_models_without_a_cache():

@@ -50,8 +50,8 @@ def sample(name: str) -> Path:
 
 def load_tasks(
     names: Sequence[str], data: Mapping[str, Path], *, seed: int, n: int | None, group: str = "seen"
-) -> dict[str, Any]:
-    """name -> lm-eval Task; a group's name stands for all its tasks (`mmlu`: 57).
+) -> dict[str, dict[str, Any]]:
+    """name -> {task: lm-eval Task}; a group's name stands for all its tasks (`mmlu`: 57).
 
     data: local records in place of the hub's, per task: a JSONL file (the questions; no few-shot examples then), or a
     folder with one file per split. ValueError: an unknown task (near names are suggested), a task whose data cannot be
@@ -63,11 +63,11 @@ def load_tasks(
     found = {}
     for name in names:
         if name in OWN and name not in data:
-            found[name] = _task(_config(HERE / f"{name}.yaml"), {"test": records(name, seed, n, group)})
+            found[name] = {name: _task(_config(HERE / f"{name}.yaml"), {"test": records(name, seed, n, group)})}
         elif name in data:
-            found[name] = _local(name, data[name])
+            found[name] = {name: _local(name, data[name])}
         else:
-            found |= _from_hub(name)
+            found[name] = _from_hub(name)
     return found
 
 
@@ -143,8 +143,7 @@ def _fields(config: Mapping[str, Any]) -> set[str]:
 def _local(name: str, path: Path) -> Any:
     found = _find(name)
     if found is None:
-        (task,) = _from_hub(name).values() or (None,)
-        raise ValueError(f"{name} is not one task with a file of its own, so its data cannot be given locally: {task}")
+        raise ValueError(f"--data {name}: no single task has this name; give the data of each task of a group")
     config = _config(found)
     test = config.get("test_split") or config.get("validation_split")
     splits = (

@@ -16,7 +16,7 @@ from jaxcomm.generate import Sampling, bucket, left_pad
 from jaxcomm.graft import Graft, apply_graft, carry
 from jaxcomm.model import check_layer
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie
-from jaxcomm.protocols.base import Shared, Turn, dropped, hear, share
+from jaxcomm.protocols.base import Reply, Shared, Spent, Turn, dropped, hear, share
 from jaxcomm.protocols.debate import Panel, lookup
 
 Control = Literal["unrelated", "shuffled", "zero", "noise", "self"]
@@ -69,14 +69,16 @@ def activation(
     control: str | None = None,
     unrelated: str = UNRELATED,
     think: int = 0,
+    until: Sequence[str] = (),
     sampling: Sampling | None = None,
     seed: Seed = 0,
 ) -> Turn:
     """A reads its prompts up to layer k, B its own with A's states grafted in after layer j.
 
     Several senders: give `a`, `prompts_a`, `k` (and `W`) one of each; B gets the mean of what they send.
-    think: A first writes up to so many tokens after its prompt (with `sampling`), and its state at the last of them is
-    sent: chain of thought (appendix B.2), or a sampled completion (B.5: temperature 0.7, 512 tokens).
+    think: A first writes up to so many tokens after its prompt (with `sampling`, to one of the strings `until`), and its
+    state at the last of them is sent: chain of thought (appendix B.2), or a sampled completion (B.5: temperature 0.7, 512
+    tokens).
 
     The control unrelated takes A's place before W, the others stand in for what arrives at B, after W. Details of a
     Reply: the token and position that was read in A and the one edited in B; the norms of what arrived, of B's state
@@ -100,13 +102,14 @@ def activation(
     rows_b = b.rows(prompts_b, 1)
     tokens_b, mask_b, past_b = _lay_out(b, rows_b, where)
     prompt = _read(b.params, tokens_b, mask=mask_b, past=past_b)
-    own, flops, messages = prompt.states[j], [0] * len(rows_b), []
-    for sender, prompts, layer, matrix in zip(senders, reads, ks, maps, strict=True):
+    own, spent, messages = prompt.states[j], [Spent() for _ in rows_b], []
+    for n, (sender, prompts, layer, matrix) in enumerate(zip(senders, reads, ks, maps, strict=True)):
         said, rows_a = None, None
         if control == "unrelated":  # one sentence for every game
             prompts = [unrelated] * len(rows_b)
         if think:
-            said = hear(sender, prompts).write(think, sampling=sampling, seed=vary(seed, 1))
+            # Seeds of their own: not those of other senders, nor of the answers.
+            said = hear(sender, prompts).write(think, until=until, sampling=sampling, seed=vary(seed, 1001 + n))
             rows_a = [_thought(sender, row, reply) for row, reply in zip(sender.rows(prompts), said, strict=True)]
         rows_a = sender.rows(prompts) if rows_a is None else rows_a
         tokens_a, mask_a, past_a = _lay_out(sender, rows_a, where)
@@ -115,9 +118,11 @@ def activation(
         fit = graft_flops(sender.params.config, b.params.config, matrix is not None)
         for i, row in enumerate(rows_a):
             edits = min(len(row), len(rows_b[i])) if where == "all" else 1
-            flops[i] += blocks_flops(sender.params.config, len(row), blocks=int(layer)) + fit * edits
-            if said is not None:
-                flops[i] += said[i].flops
+            flops = blocks_flops(sender.params.config, len(row), blocks=int(layer)) + fit * edits
+            if said is None:
+                spent[i] += Spent(flops, len(row), dropped=dropped(sender, prompts[i : i + 1], [row])[0])
+            else:
+                spent[i] += said[i].spent + Spent(flops)
     if len({m.shape[1:] for m in messages}) > 1:
         raise ValueError(
             "the senders' states differ in width or length: give every sender a W, and edit the last token"
@@ -146,19 +151,19 @@ def activation(
             "norm_sent": float(norms[0][i]),
             "norm_before": float(norms[1][i]),
             "norm_after": float(norms[2][i]),
-            **({} if said is None else {"thought": said[i].text, "message_tokens": len(said[i].written)}),
+            **({} if said is None else {"thought": said[i].text}),
         }
         for i, row in enumerate(rows_b)
     ]
-    for detail, lost in zip(details, dropped(b, prompts_b, rows_b), strict=True):
-        detail |= lost
-    return Turn(b, prompts_b, rows_b, logits, cache, past_b, details, flops)
+    return Turn(b, prompts_b, rows_b, logits, cache, past_b, details, spent)
 
 
-def _thought(sender: Agent, row: Sequence[int], reply) -> list[int]:
-    """A's prompt and what it wrote, without the token it stopped at."""
-    written = sender.tokenizer.convert_tokens_to_ids(list(reply.written))
-    return [*row, *(token for token in written if token not in sender.stop_tokens)]
+def _thought(sender: Agent, row: Sequence[int], reply: Reply) -> list[int]:
+    """A's prompt and what it wrote, without the token or the string it stopped at."""
+    ids = sender.tokenizer.convert_tokens_to_ids(list(reply.written))
+    says = lambda n: sender.tokenizer.decode(ids[:n], skip_special_tokens=True)
+    n = max(n for n in range(len(ids) + 1) if len(says(n)) <= len(reply.raw))
+    return [*row, *(token for token in ids[:n] if token not in sender.stop_tokens)]
 
 
 def exchange(
@@ -183,4 +188,4 @@ def exchange(
     there = activation(a, b, prompts_a, prompts_b, k=k, j=j, W=W, **how)
     k_back, j_back = k if k_back is None else k_back, j if j_back is None else j_back
     back = activation(b, a, prompts_b, prompts_a, k=k_back, j=j_back, W=W_back, **how)
-    return Panel((there, back), parse, tie, [0] * len(prompts_b), [{} for _ in prompts_b])
+    return Panel((there, back), parse, tie, [Spent() for _ in prompts_b], [{} for _ in prompts_b])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,19 +29,37 @@ _score = jax.jit(score)
 
 
 @dataclasses.dataclass(frozen=True)
+class Spent:
+    """What all agents together did for one prompt: FLOPs, tokens read and written (vectors, too), without padding and as if
+    nothing were shared, and tokens that were cut off prompts (`Agent.longest`)."""
+
+    flops: int = 0
+    read: int = 0
+    written: int = 0
+    dropped: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(*(x + y for x, y in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+def total(each: Iterable[Spent]) -> Spent:
+    return functools.reduce(Spent.__add__, each, Spent())
+
+
+@dataclasses.dataclass(frozen=True)
 class Reply:
     """What an agent said to one prompt, and how it came to it.
 
     raw: the text as it was decoded, up to a stop string; read, written: token strings; logprob: of all tokens written;
-    flops: of all models, without padding; details: what is the protocol's own (A's message, or layers, positions and
-    norms of the edit).
+    spent: on this reply, by all agents; details: what is the protocol's own (A's message, or layers, positions and norms
+    of the edit).
     """
 
     raw: str
     read: tuple[str, ...]
     written: tuple[str, ...]
     logprob: float
-    flops: int
+    spent: Spent
     details: dict[str, Any]
 
     @property
@@ -48,8 +67,13 @@ class Reply:
         """Without surrounding space."""
         return self.raw.strip()
 
+    @property
+    def flops(self) -> int:
+        """Of all agents."""
+        return self.spent.flops
+
     def row(self) -> dict[str, Any]:
-        return {"text": self.text, **dataclasses.asdict(self)}
+        return {"text": self.text, "flops": self.flops, **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +81,19 @@ class Scored:
     """Texts that were given after one prompt: of each its log-probability, whether greedy decoding would write it, and its
     number of tokens.
 
-    read: tokens of the prompt; flops: of all models, the prompt read once for all texts; details: as a `Reply`'s.
+    spent: by all agents, the prompt read once for all texts; details: as a `Reply`'s.
     """
 
     logprobs: tuple[float, ...]
     greedy: tuple[bool, ...]
     tokens: tuple[int, ...]
-    read: int
-    flops: int
+    spent: Spent
     details: dict[str, Any]
+
+    @property
+    def flops(self) -> int:
+        """Of all agents."""
+        return self.spent.flops
 
 
 class Shared(NamedTuple):
@@ -93,7 +121,7 @@ class Turn:
     """An agent that has read, prompt by prompt, and whose turn it is.
 
     rows: the tokens it read; logits [B, V] of the next one; cache, past: keys and values of the prompts, those in
-    `past` only to be read; details, flops: the protocol's own, and what it cost on top of reading the prompts.
+    `past` only to be read; details: the protocol's own; before: what was spent until then.
     """
 
     agent: Agent
@@ -103,7 +131,12 @@ class Turn:
     cache: KVCache
     past: tuple[KVCache, ...]
     details: Sequence[Mapping[str, Any]]
-    flops: Sequence[int]
+    before: Sequence[Spent]
+
+    @property
+    def dropped(self) -> list[int]:
+        """Tokens that were cut off each prompt."""
+        return dropped(self.agent, self.prompts, self.rows)
 
     def write(
         self,
@@ -118,14 +151,15 @@ class Turn:
         self.agent.check_room(self.rows, max_new_tokens)
         out = self._generate(max_new_tokens, until, sampling, row_keys(seed, len(self.rows)))
         config, tokenizer = self.agent.params.config, self.agent.tokenizer
-        replies = []
+        replies, lost = [], self.dropped
         for i, row in enumerate(self.rows):
             written = out.tokens[i, : out.lengths[i]]
             raw = cut(tokenizer.decode(written, skip_special_tokens=True), until)
-            flops = generation_flops(config, len(row), len(written)) + self.flops[i]
+            flops = generation_flops(config, len(row), len(written))
+            spent = self.before[i] + Spent(flops, len(row), len(written), lost[i])
             logprob = float(out.logprobs[i].sum())
             read, spelled = self.agent.tokens(row), self.agent.tokens(written)
-            replies.append(Reply(raw, tuple(read), tuple(spelled), logprob, flops, dict(self.details[i])))
+            replies.append(Reply(raw, tuple(read), tuple(spelled), logprob, spent, dict(self.details[i])))
         return replies
 
     def _generate(self, max_new_tokens, until, sampling, keys) -> Generation:
@@ -179,12 +213,13 @@ class Turn:
         params = self.agent.params
         logprobs, greedy = jax.device_get(_score(params, self.logits, self.cache, padded, past=self.past))
         logprobs, greedy = logprobs.sum(axis=-1, dtype=np.float64), greedy.all(axis=-1)
-        scored = []
+        scored, lost = [], self.dropped
         for i, (row, texts) in enumerate(zip(self.rows, continuations, strict=True)):
             n, lengths = len(texts), tuple(map(len, texts))
-            flops = self.flops[i] + scoring_flops(params.config, len(row), lengths)
+            flops = scoring_flops(params.config, len(row), lengths)
+            spent = self.before[i] + Spent(flops, len(row), sum(lengths), lost[i])
             each = tuple(logprobs[i, :n].tolist()), tuple(greedy[i, :n].tolist())
-            scored.append(Scored(*each, lengths, len(row), flops, dict(self.details[i])))
+            scored.append(Scored(*each, lengths, spent, dict(self.details[i])))
         return scored
 
 
@@ -199,19 +234,18 @@ def hear(
     *,
     rows: Sequence[Sequence[int]] | None = None,
     details: Sequence[Mapping[str, Any]] | None = None,
-    flops: Sequence[int] | None = None,
+    before: Sequence[Spent] | None = None,
 ) -> Turn:
     """The agent reads its prompts. rows: their tokens, where they are not the prompts' own. ValueError: `Agent.rows`'."""
     rows = agent.rows(prompts, 1) if rows is None else rows
     tokens, mask, past = share(agent, rows)
     logits, cache = prefill_rows(agent.params, tokens, mask=mask, past=past)
-    lost = dropped(agent, prompts, rows)
-    details = [{**given, **own} for given, own in zip(details or [{}] * len(rows), lost, strict=True)]
-    return Turn(agent, prompts, rows, logits, cache, past, details, flops or [0] * len(rows))
+    nothing = [{} for _ in rows], [Spent() for _ in rows]
+    return Turn(agent, prompts, rows, logits, cache, past, details or nothing[0], before or nothing[1])
 
 
-def dropped(agent: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -> list[dict[str, int]]:
-    """For a Turn's details, of an agent that cuts prompts (`longest`): how many tokens were cut off each."""
+def dropped(agent: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -> list[int]:
+    """Tokens that an agent that cuts prompts (`longest`) cut off each."""
     if agent.longest is None:
-        return [{} for _ in rows]
-    return [{"dropped": len(agent.encode(p)) - len(row)} for p, row in zip(prompts, rows, strict=True)]
+        return [0] * len(rows)
+    return [len(agent.encode(p)) - len(row) for p, row in zip(prompts, rows, strict=True)]

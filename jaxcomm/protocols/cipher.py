@@ -21,7 +21,7 @@ from jaxcomm.cipher import Partial, Stop, Vectors, cipher
 from jaxcomm.flops import generation_flops
 from jaxcomm.generate import Sampling, bucket, left_pad
 from jaxcomm.model import Params, prefill
-from jaxcomm.protocols.base import Reply, Turn, cut, hear
+from jaxcomm.protocols.base import Reply, Spent, Turn, cut, hear
 from jaxcomm.protocols.debate import FORMS, Form, check_debate, lookup, next_prompts
 
 _cipher = jax.jit(cipher, static_argnames=("vocab", "max_new_tokens", "stop", "partial", "reverse"))
@@ -42,6 +42,11 @@ class CipherTurn(Turn):
 
     how: dict[str, Any] = dataclasses.field(default_factory=dict)
     vocab: int = 0
+    lost: Sequence[int] = ()
+
+    @property
+    def dropped(self) -> list[int]:
+        return list(self.lost) or super().dropped
 
     def speak(self, max_new_tokens: int, tables: Sequence[Any] = ()) -> Vectors:
         """What it says, on the host, and through other tables. ValueError: no room for so many."""
@@ -61,20 +66,28 @@ class CipherTurn(Turn):
     def write(self, max_new_tokens: int = 16, *, until: Sequence[str] = (), sampling=None, seed=0) -> list[Reply]:
         """Nothing is drawn, so `sampling` and `seed` mean nothing here; a Reply's logprob is not a number."""
         out = self.speak(max_new_tokens)
-        config = self.agent.params.config
+        texts, spent = self.readable(out), self.spend(out, max_new_tokens)
         return [
             Reply(
                 cut(text, until),
                 tuple(self.agent.tokens(row)),
                 tuple(self.agent.tokens(out.tokens[i, : out.lengths[i]])),
                 float("nan"),
-                generation_flops(config, len(row), max(int(out.lengths[i]), 1))
-                + mixing_flops(self.agent, int(out.lengths[i]))
-                + self.flops[i],
+                self.before[i] + spent[i],
                 dict(self.details[i]),
             )
-            for i, (text, row) in enumerate(zip(self.readable(out), self.rows, strict=True))
+            for i, (text, row) in enumerate(zip(texts, self.rows, strict=True))
         ]
+
+    def spend(self, out: Vectors, max_new_tokens: int, others: Sequence[Agent] = ()) -> list[Spent]:
+        """What a response cost, its vectors also formed for others; the vector that stopped it, which is not said, too."""
+        spent, config = [], self.agent.params.config
+        for row, said, lost in zip(self.rows, out.lengths, self.dropped, strict=True):
+            steps = min(int(said) + 1, max_new_tokens)
+            flops = generation_flops(config, len(row), steps)
+            flops += sum(mixing_flops(agent, steps) for agent in (self.agent, *others))
+            spent.append(Spent(flops, len(row), int(said), lost))
+        return spent
 
 
 def mixing_flops(agent: Agent, vectors: int) -> int:
@@ -118,7 +131,7 @@ def cipher_debate(
     heard = [[form.begin(p) for p in own] for own in prompts]
     listening = range(len(agents)) if rounds > 1 else [lead]
     turns = {a: CipherTurn(**vars(hear(agents[a], heard[a])), how=every[a], vocab=vocab) for a in listening}
-    flops, said, told = [0 for _ in items], [[] for _ in items], [0 for _ in items]
+    spent, said = [Spent() for _ in items], [[] for _ in items]
     vectors = {}  # of a response, by its number: as each receiver reads it, and as it was said
     for r in range(1, rounds):
         last = r == rounds - 1
@@ -129,11 +142,9 @@ def cipher_debate(
             spoken = dict(zip(other, out.sent, strict=True))
             vectors[r * n + a] = {b: spoken.get(b, out.own) for b in receivers}, out
             texts.append(turn.readable(out))
+            costs = turn.spend(out, max_message_tokens, [agents[b] for b in other])
             for i in items:
-                new = int(out.lengths[i])
-                told[i] += new
-                flops[i] += generation_flops(agents[a].params.config, len(turn.rows[i]), max(new, 1)) + turn.flops[i]
-                flops[i] += sum(mixing_flops(agents[b], new) for b in (a, *other))
+                spent[i] += turn.before[i] + costs[i]
         for i in items:
             said[i].append([own[i].strip() for own in texts])
         marked = [[_mark(r * n + a, text.strip()) for text in own] for a, own in enumerate(texts)]
@@ -148,8 +159,8 @@ def cipher_debate(
             for b in receivers
         }  # fmt: skip
     final = turns[lead]
-    details = [{**final.details[i], "rounds": said[i], "message_tokens": told[i], "agent": lead} for i in items]
-    return dataclasses.replace(final, flops=flops, details=details)
+    details = [{"rounds": said[i], "agent": lead} for i in items]
+    return dataclasses.replace(final, before=spent, details=details)
 
 
 def check_vocabularies(agents: Sequence[Agent]) -> int:
@@ -208,7 +219,7 @@ def _hear_vectors(
     agent: Agent, marked: Sequence[Prompt], *, responses: Sequence[dict[int, tuple[Any, Any, Any]]], how, vocab: int
 ) -> CipherTurn:
     """The agent reads its prompts. responses: for every prompt, by number, (vectors [T, D], nearest tokens [T], length)."""
-    rows, vectors, plain, details = [], [], [], []
+    rows, vectors, plain, lost = [], [], [], []
     width = agent.params.config.width
     for prompt, given in zip(marked, responses, strict=True):
         pieces, numbers, text = _splice(agent, prompt)
@@ -218,7 +229,7 @@ def _hear_vectors(
             row += [-1 - int(t) for t in tokens[:n]] + piece  # negative: said, not written
             vector += [own[:n], np.zeros((len(piece), width))]
         kept = slice(-agent.longest if agent.longest else None, None)
-        details.append({} if agent.longest is None else {"dropped": len(row) - len(row[kept])})
+        lost.append(len(row) - len(row[kept]))
         rows.append(row[kept])
         vectors.append(np.concatenate(vector)[kept])
     agent.check_room(rows, 1)
@@ -230,4 +241,5 @@ def _hear_vectors(
     tokens = np.where(said, -1 - tokens, tokens)
     logits, cache = _prefill_spliced(agent.params, tokens, mask, said, spliced)
     written = [[-1 - t if t < 0 else t for t in row] for row in rows]
-    return CipherTurn(agent, plain, written, logits, cache, (), details, [0] * len(rows), how, vocab)
+    nothing = [{} for _ in rows], [Spent() for _ in rows]
+    return CipherTurn(agent, plain, written, logits, cache, (), *nothing, how, vocab, lost)

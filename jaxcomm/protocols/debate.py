@@ -13,7 +13,7 @@ from typing import Any
 from jaxcomm.agent import Agent, Prompt, Seed, vary
 from jaxcomm.generate import Sampling
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie, vote
-from jaxcomm.protocols.base import Reply, Scored, Turn, hear
+from jaxcomm.protocols.base import Reply, Scored, Spent, Turn, hear, total
 from jaxcomm.protocols.text import put
 
 
@@ -94,13 +94,13 @@ answers, then the prompt. numeric, choice, biography: Du et al.'s."""
 class Panel:
     """All agents that answer, prompt by prompt.
 
-    flops, details: of what came before, for each prompt.
+    before, details: what was spent and said before, for each prompt.
     """
 
     turns: Sequence[Turn]
     parse: Parse
     tie: Tie
-    flops: Sequence[int]
+    before: Sequence[Spent]
     details: Sequence[dict[str, Any]]
 
     def write(
@@ -124,9 +124,9 @@ class Panel:
         answers = [self.parse(r.text) for r in replies]
         winner = vote(answers, self.tie)
         details = {"agent": winner, "answers": answers, "texts": [r.text for r in replies]}
-        flops = self.flops[i] + sum(r.flops for r in replies)
+        spent = self.before[i] + total(r.spent for r in replies)
         return dataclasses.replace(
-            replies[winner], flops=flops, details={**self.details[i], **replies[winner].details, **details}
+            replies[winner], spent=spent, details={**self.details[i], **replies[winner].details, **details}
         )
 
     def score(self, continuations: Sequence[Sequence[str]]) -> list[Scored]:
@@ -139,8 +139,8 @@ class Panel:
         n = len(every)
         logprobs = tuple(sum(own) / n for own in zip(*(x.logprobs for x in every), strict=True))
         greedy = tuple(2 * sum(own) > n for own in zip(*(x.greedy for x in every), strict=True))
-        flops, details = self.flops[i] + sum(x.flops for x in every), {**self.details[i], **every[0].details}
-        return dataclasses.replace(every[0], logprobs=logprobs, greedy=greedy, flops=flops, details=details)
+        spent, details = self.before[i] + total(x.spent for x in every), {**self.details[i], **every[0].details}
+        return dataclasses.replace(every[0], logprobs=logprobs, greedy=greedy, spent=spent, details=details)
 
 
 def debate(
@@ -159,15 +159,14 @@ def debate(
     """Any number of agents, which may have different tokenizers, over `rounds` answers each (the last is the Panel's).
 
     prompts: for each agent, one for every question. answer: how a text is parsed for the vote. sampling: of all, or one
-    for each agent. Details: every text of the rounds before and the
-    number of their tokens. ValueError: no agent, no round, unknown form or answer.
+    for each agent. Details: every text of the rounds before. ValueError: no agent, no round, unknown form or answer.
     """
     form, parse = lookup(form, FORMS, "form"), lookup(answer, ANSWERS, "answer")
     check_debate(agents, prompts, rounds)
     heard = [[form.begin(p) for p in own] for own in prompts]
     turns = [hear(agent, own) for agent, own in zip(agents, heard, strict=True)]
     drawn, n, items = per_agent(sampling, len(agents)), len(agents), range(len(prompts[0]))
-    flops, said, spoken = [0 for _ in items], [[] for _ in items], [0 for _ in items]
+    spent, said = [Spent() for _ in items], [[] for _ in items]
     for r in range(1, rounds):
         replies = [
             turn.write(max_message_tokens, until=until, sampling=s, seed=vary(seed, r * n + i))
@@ -175,13 +174,11 @@ def debate(
         ]
         texts = [[reply.text for reply in own] for own in replies]
         for i in items:
-            flops[i] += sum(own[i].flops for own in replies)
-            spoken[i] += sum(len(own[i].written) for own in replies)
+            spent[i] += total(own[i].spent for own in replies)
             said[i].append([own[i] for own in texts])
         heard = next_prompts(form, prompts, heard, texts, last=r == rounds - 1)
         turns = [hear(agent, own) for agent, own in zip(agents, heard, strict=True)]
-    details = [{"rounds": texts, "message_tokens": n} for texts, n in zip(said, spoken, strict=True)]
-    return Panel(turns, parse, tie, flops, details)
+    return Panel(turns, parse, tie, spent, [{"rounds": texts} for texts in said])
 
 
 def next_prompts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxcomm.agent import Agent, Prompt, Seed, vary
 from jaxcomm.generate import Sampling
@@ -68,19 +68,25 @@ def message(
     return hear(
         b,
         [put(tell, prompt, message=m.text) for m, prompt in zip(said, prompts_b, strict=True)],
-        details=[{"message": m.text, "message_tokens": len(m.written)} for m in said],
-        flops=[m.flops for m in said],
+        details=[{"message": m.text} for m in said],
+        before=[m.spent for m in said],
     )
 
 
 def put(template: str, prompt: Prompt, **parts: str) -> Prompt:
-    """A prompt put into a template, as {prompt}; in a conversation, its last turn is."""
+    """A prompt put into a template, as {prompt}; in a conversation, its last turn that is a user's is."""
     if isinstance(prompt, str):
         return template.format(prompt=prompt, **parts)
-    *before, last = prompt
-    return [*before, {**last, "content": template.format(prompt=last["content"], **parts)}]
+    turns, at = list(prompt), _last(prompt)
+    turns[at] = {**turns[at], "content": template.format(prompt=turns[at]["content"], **parts)}
+    return turns
 
 
 def text(prompt: Prompt) -> str:
-    """A prompt as running text: of a conversation, its last turn."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    """A prompt as running text: of a conversation, its last turn that is a user's."""
+    return prompt if isinstance(prompt, str) else prompt[_last(prompt)]["content"]
+
+
+def _last(turns: Sequence[Mapping[str, str]]) -> int:
+    """The last turn that is not one the agent has begun to write itself."""
+    return next(i for i in reversed(range(len(turns))) if turns[i]["role"] != "assistant")
