@@ -59,7 +59,7 @@ def left_pad(prompts: Sequence[Sequence[int]], columns: int | None = None) -> tu
 
 
 def bucket(length: int, limit: int, smallest: int = 32) -> int:
-    """Columns to pad a prompt of `length` tokens to: the next of 32, 48, 64, 96, 128, 192, 256, then in steps of an eighth
+    """Columns to pad a prompt of `length` tokens to: 1 for one, else the next of 32, 48, 64, 96, 128, 192, 256, then in steps of an eighth
     (288, 320, .., 512, 576, ..), at most `limit`: long prompts are where padding costs more than compiling.
 
     Programs compile once per bucket. ValueError if the prompt itself does not fit.
@@ -68,7 +68,7 @@ def bucket(length: int, limit: int, smallest: int = 32) -> int:
         raise ValueError(
             f"a prompt of {length} tokens does not fit: the model's positions leave room for {limit}; shorten it"
         )
-    size = smallest
+    size = smallest if length > 1 else 1
     while size < length:
         power = size & (size - 1) == 0
         size += (1 << (size.bit_length() - 4)) if size >= 256 else size // 2 if power else size // 3
@@ -214,7 +214,7 @@ def score(
         positions = after((cache,))[:, :, None] + jnp.arange(T - 1, dtype=jnp.int32)
         positions = jnp.where(real[:, :, 1:], positions, -1).reshape(B, -1)
         h = embed(params, tokens[:, :, :-1].reshape(B, -1))
-        h, *_ = run_blocks(params, h, positions, past=(*past, cache), branches=C)
+        h, *_ = run_blocks(params, h, positions, past=(*past, cache), branches=C if C > 1 else None)
         # Logits of all tokens at once would not fit: [tokens, V].
         predict = lambda x: token_logprobs(unembed(params, x[0][None, None])[0, 0], x[1])
         rest = jax.lax.map(predict, (h.reshape(-1, h.shape[-1]), tokens[:, :, 1:].reshape(-1)), batch_size=LOGITS)
