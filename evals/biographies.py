@@ -114,7 +114,7 @@ def prompt(arm: str, person: str) -> str:
 
 
 def judge_all(
-    judge: Agent, by: JudgeBy, rule: Rule, questions: Sequence[tuple[str, str, str]]
+    judge: Agent, by: str, rule: Rule, questions: Sequence[tuple[str, str, str]]
 ) -> list[tuple[float | None, str]]:
     """The score of every (person, biography, fact), and what the judge said."""
     verdicts = []
@@ -130,12 +130,10 @@ def judge_all(
     return [(rule.parse(text), text) for text in verdicts]
 
 
-def judged(
-    judge: Agent, by: JudgeBy, people: Mapping[str, Sequence[str]], written: Sequence[tuple[str, Sequence[str]]]
-):
+def judged(judge: Agent, by: str, people: Mapping[str, Sequence[str]], written: Sequence[tuple[str, Sequence[str]]]):
     """For every (person, the agents' biographies): rule -> agent -> fact -> verdict; None for an agent that does not
     know the person."""
-    found = [{rule: [None] * len(texts) for rule in RULES} for _, texts in written]
+    found: list[dict[str, list[Any]]] = [{rule: [None] * len(texts) for rule in RULES} for _, texts in written]
     for name, rule in RULES.items():
         places, questions = [], []
         for i, (person, texts) in enumerate(written):

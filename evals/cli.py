@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -292,7 +292,7 @@ class Eval:
 
         from jaxcomm.evals import evaluate, maps, tasks
 
-        data = dict(pair.partition("=")[::2] for pair in self.data)
+        data: dict[str, str] = {task: path for task, _, path in (given.partition("=") for given in self.data)}
         if odd := [task for task, path in data.items() if not path]:
             raise ValueError(f"--data {odd[0]}: write TASK=FILE")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(evaluate.Asked)}
@@ -305,11 +305,13 @@ class Eval:
         W = fitted = None
         if self.map is not None and "activation-w" in self.protocols:
             fitted = maps.load(self.map, a, b)
-            W = [fitted.at(self.k[0], self.j if self.into is None else self.into)]
+            layer: Any = self.j if self.into is None else self.into
+            W = [fitted.at(self.k[0], layer)]
         recorded = {"a": self.a, "b": self.b, "others": self.others, "judge": self.judge or self.b}
         recorded |= {"chat": self.chat, "dtype": self.dtype, "into": self.into}
         recorded |= {"W": None if fitted is None else {"recipe": fitted.recipe, "text": fitted.text}}
-        how = dict(resume=self.resume, command=command_line(self), recorded=recorded, maps=W, judge=judge)
+        how: dict[str, Any] = dict(resume=self.resume, command=command_line(self), recorded=recorded)
+        how |= dict(maps=W, judge=judge)
         lines = evaluate.run(asked, a, b, others, self.out, **how)
         console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
         for table in evaluate.tables(lines):

@@ -453,10 +453,12 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> Iterator[rich.table.Table]:
         for name in ("protocol", "value", "unparsed", "MFLOPs a question", "tokens read + written", "seconds"):
             shown.add_column(name, justify="left" if name == "protocol" else "right")
         for line in rows:
-            interval = line["low"] is not None
-            alone = "none scored" if line["value"] is None else f"{line['value']:.4g}"
-            value = percent(Interval(line["value"], line["low"], line["high"])) if interval else alone
+            value, low, high = line["value"], line["low"], line["high"]
+            if low is not None and high is not None:
+                shown_value = percent(Interval(value, low, high))
+            else:
+                shown_value = "none scored" if value is None else f"{value:.4g}"
             tokens = f"{line['tokens_read']:.0f} + {line['tokens_written'] + line['message_tokens']:.0f}"
             cost = (f"{line['flops'] / 1e6:.0f}", tokens, f"{line['seconds']:.1f}")
-            shown.add_row(line["protocol"], value, str(line["unparsed"] or ""), *cost)
+            shown.add_row(line["protocol"], shown_value, str(line["unparsed"] or ""), *cost)
         yield shown

@@ -97,7 +97,7 @@ class ProtocolLM(LM):
         groups: dict[str, list[Row]] = defaultdict(list)
         times: Counter[int] = Counter()  # a repeated request comes as the same object again
         for n, request in enumerate(requests):
-            context, kwargs = request.args
+            context, kwargs = self._args(request)
             row = self._row(request, context, (), (n,), times[id(request)])
             times[id(request)] += 1
             groups[json.dumps(kwargs, sort_keys=True)].append(row)
@@ -115,7 +115,7 @@ class ProtocolLM(LM):
         rows = []
         for (_, _, context), ns in together.items():
             space = context[len(context.rstrip()) :]  # belongs to the texts
-            items = tuple(space + requests[n].args[1] for n in ns)
+            items = tuple(space + self._args(requests[n])[1] for n in ns)
             rows.append(self._row(requests[ns[0]], context.rstrip(), items, tuple(ns)))
         return self._scored(requests, self._answer(rows, self._score, "loglikelihood"))
 
@@ -166,6 +166,10 @@ class ProtocolLM(LM):
         )
 
     # How it is answered -------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _args(request: Instance) -> tuple[Any, ...]:
+        return request.args
 
     def _row(
         self, request: Instance, context: str, items: tuple[str, ...], numbers: tuple[int, ...], time: int = 0

@@ -178,7 +178,7 @@ class Agent:
 def row_keys(seed: Seed, rows: int) -> jax.Array:
     """A random key for every row, from one seed or from a seed for each."""
     if np.ndim(seed) == 0:
-        return jax.random.split(jax.random.key(seed), rows)
+        return jax.random.split(jax.random.key(int(seed)), rows)  # pyright: ignore[reportArgumentType]
     return jax.vmap(jax.random.key)(np.asarray(seed, np.uint32))
 
 

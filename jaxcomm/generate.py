@@ -188,7 +188,7 @@ def decode(
     logits, cache: what `model.prefill` returned. `past`: caches of what was read before that, which are only read.
     Token t of row b is drawn with fold_in(keys[b], t), so a row's text does not depend on its neighbours.
     """
-    how = dict(sampling=sampling, keys=keys, stop_tokens=stop_tokens)
+    how: dict[str, Any] = dict(sampling=sampling, keys=keys, stop_tokens=stop_tokens)
     writing = begin(logits, cache, max_new_tokens=max_new_tokens, **how)
     return go_on(params, writing, max_new_tokens, past=past, **how).out
 
@@ -211,7 +211,7 @@ def score(
     tokens = jnp.where(real, continuations, 0)
     logprobs, best = token_logprobs(logits[:, None], tokens[:, :, 0])
     if T > 1:
-        positions = after((cache,))[:, :, None] + jnp.arange(T - 1, dtype=jnp.int32)
+        positions = jnp.asarray(after((cache,)))[:, :, None] + jnp.arange(T - 1, dtype=jnp.int32)
         positions = jnp.where(real[:, :, 1:], positions, -1).reshape(B, -1)
         h = embed(params, tokens[:, :, :-1].reshape(B, -1))
         h, *_ = run_blocks(params, h, positions, past=(*past, cache), branches=C if C > 1 else None)

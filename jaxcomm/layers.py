@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcomm.config import ModelConfig, Rope
 
-Segment = tuple[Float[Array, "B K *_ H"], Float[Array, "B K *_ H"], Int[Array, "B *_"]]
+Segment = tuple[Float[Array, "#B K *_ H"], Float[Array, "#B K *_ H"], Int[Array, "#B *_"]]
 """Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment. B may
 be 1: what all rows share.
 

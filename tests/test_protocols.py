@@ -705,7 +705,7 @@ def test_thinking_sends_the_state_at_the_last_token_written(trio):
         thought = greedy(a.torch, ids(QUESTIONS[i]), N)
         read = [*ids(QUESTIONS[i]), *(t for t in thought if t != EOS)]
         want = torch_receive(b, ids(OTHERS[i]), torch_state(a, read, 1), 2)
-        assert reply.details["thought"] == spell(thought)
+        assert reply.details["thought"] == [spell(thought)]
         assert reply.written == tuple(b.agent.tokens(want))
         assert reply.details["sent_position"] == len(read) - 1
         if i == 0:

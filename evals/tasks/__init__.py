@@ -145,7 +145,7 @@ def _local(name: str, path: Path) -> Any:
     if found is None:
         raise ValueError(f"--data {name}: no single task has this name; give the data of each task of a group")
     config = _config(found)
-    test = config.get("test_split") or config.get("validation_split")
+    test = str(config.get("test_split") or config.get("validation_split"))
     splits = (
         {f.stem: read_records(f) for f in sorted(path.glob("*.jsonl"))} if path.is_dir() else {test: read_records(path)}
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -85,8 +85,11 @@ def activation(
     before and of B's state after the edit. ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
     """
     senders = (a,) if isinstance(a, Agent) else tuple(a)
-    each = lambda value: tuple(value) if isinstance(value, list | tuple) and not isinstance(a, Agent) else (value,)
-    reads, ks, maps = each(prompts_a), each(k), (None,) * len(senders) if W is None else each(W)
+
+    def each(value: Any) -> list[Any]:
+        return list(value) if isinstance(value, list | tuple) and not isinstance(a, Agent) else [value]
+
+    reads, ks, maps = each(prompts_a), each(k), [None] * len(senders) if W is None else each(W)
     if not len(senders) == len(reads) == len(ks) == len(maps):
         raise ValueError(f"{len(senders)} senders, {len(reads)} lists of prompts, {len(ks)} layers k: give one of each")
     check_layer(b.params, j, "j")
@@ -102,32 +105,25 @@ def activation(
     rows_b = b.rows(prompts_b, 1)
     tokens_b, mask_b, past_b = _lay_out(b, rows_b, where)
     prompt = _read(b.params, tokens_b, mask=mask_b, past=past_b)
-    own, spent, messages = prompt.states[j], [Spent() for _ in rows_b], []
+    own, spent, heard = prompt.states[j], [Spent() for _ in rows_b], []
     for n, (sender, prompts, layer, matrix) in enumerate(zip(senders, reads, ks, maps, strict=True)):
-        said, rows_a = None, None
-        if control == "unrelated":  # one sentence for every game
-            prompts = [unrelated] * len(rows_b)
-        if think:
-            # Seeds of their own: not those of other senders, nor of the answers.
-            said = hear(sender, prompts).write(think, until=until, sampling=sampling, seed=vary(seed, 1001 + n))
-            rows_a = [_thought(sender, row, reply) for row, reply in zip(sender.rows(prompts), said, strict=True)]
-        rows_a = sender.rows(prompts) if rows_a is None else rows_a
-        tokens_a, mask_a, past_a = _lay_out(sender, rows_a, where)
-        message = _send(sender.params, tokens_a, layer, mask=mask_a, past=past_a, where=where)
-        messages.append(message if matrix is None else carry(message, matrix, b.params.config.width))
+        prompts = [unrelated] * len(rows_b) if control == "unrelated" else prompts  # one sentence for every game
+        # Seeds of their own: not those of other senders, nor of the answers.
+        own_seed = vary(seed, 1001 + n)
+        heard.append(
+            _send_all(sender, prompts, int(layer), where, think=think, until=until, sampling=sampling, seed=own_seed)
+        )
         fit = graft_flops(sender.params.config, b.params.config, matrix is not None)
-        for i, row in enumerate(rows_a):
+        for i, row in enumerate(heard[-1].rows):
             edits = min(len(row), len(rows_b[i])) if where == "all" else 1
-            flops = blocks_flops(sender.params.config, len(row), blocks=int(layer)) + fit * edits
-            if said is None:
-                spent[i] += Spent(flops, len(row), dropped=dropped(sender, prompts[i : i + 1], [row])[0])
-            else:
-                spent[i] += said[i].spent + Spent(flops)
+            spent[i] += heard[-1].spent[i] + Spent(fit * edits)
+    width = b.params.config.width
+    messages = [x.message if W is None else carry(x.message, W, width) for x, W in zip(heard, maps, strict=True)]
     if len({m.shape[1:] for m in messages}) > 1:
         raise ValueError(
             "the senders' states differ in width or length: give every sender a W, and edit the last token"
         )
-    message = messages[0] if len(messages) == 1 else sum(messages) / len(messages)
+    message = messages[0] if len(messages) == 1 else jnp.mean(jnp.stack(messages), axis=0)
     if control not in (None, "unrelated"):
         message = _stand_in(control, message, own, seed)
     sent = message if where == "last" else message[:, -1]
@@ -140,22 +136,46 @@ def activation(
     norms = [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in (sent, own, edited)]
     details = [
         {
-            "k": [int(layer) for layer in ks] if len(ks) > 1 else int(ks[0]),
+            "k": int(k) if isinstance(a, Agent) else [int(layer) for layer in ks],
             "j": int(j),
             "graft": graft if isinstance(graft, str) else getattr(graft, "__name__", "callable"),
             "control": control,
-            "sent_token": senders[-1].tokens(rows_a[i][-1:])[0],
-            "sent_position": len(rows_a[i]) - 1,
+            "sent_token": senders[-1].tokens(heard[-1].rows[i][-1:])[0],
+            "sent_position": len(heard[-1].rows[i]) - 1,
             "edited_token": b.tokens(row[-1:])[0],
             "edited_position": len(row) - 1,
             "norm_sent": float(norms[0][i]),
             "norm_before": float(norms[1][i]),
             "norm_after": float(norms[2][i]),
-            **({} if said is None else {"thought": said[i].text}),
+            **({"thought": [x.thoughts[i] for x in heard]} if think else {}),
         }
         for i, row in enumerate(rows_b)
     ]
     return Turn(b, prompts_b, rows_b, logits, cache, past_b, details, spent)
+
+
+class _Sent(NamedTuple):
+    """What a sender sends, from the last tokens of `rows`; what it wrote before; what that cost."""
+
+    message: jax.Array
+    rows: Sequence[Sequence[int]]
+    thoughts: Sequence[str]
+    spent: Sequence[Spent]
+
+
+def _send_all(
+    sender: Agent, prompts: Sequence[Prompt], layer: int, where: Where, *, think: int, until, sampling, seed
+) -> _Sent:
+    rows, thoughts, config = sender.rows(prompts), [], sender.params.config
+    spent = [Spent(0, len(row), 0, lost) for row, lost in zip(rows, dropped(sender, prompts, rows), strict=True)]
+    if think:
+        said = hear(sender, prompts).write(think, until=until, sampling=sampling, seed=seed)
+        rows = [_thought(sender, row, reply) for row, reply in zip(rows, said, strict=True)]
+        thoughts, spent = [reply.text for reply in said], [reply.spent for reply in said]
+    tokens, mask, past = _lay_out(sender, rows, where)
+    message = _send(sender.params, tokens, layer, mask=mask, past=past, where=where)
+    reading = [Spent(blocks_flops(config, len(row), blocks=layer)) for row in rows]
+    return _Sent(message, rows, thoughts, [x + y for x, y in zip(spent, reading, strict=True)])
 
 
 def _thought(sender: Agent, row: Sequence[int], reply: Reply) -> list[int]:

@@ -106,7 +106,7 @@ class Shared(NamedTuple):
 
 def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Shared:
     """Prompts that begin alike (few-shot examples) are read once up to where they part."""
-    first, last = min(rows), max(rows)  # the two that part first, in lexical order
+    first, *_, last = sorted(map(list, (rows[0], *rows)))  # the two that part first, in lexical order
     common = next((n for n, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last)))
     common = min(common, min(map(len, rows)) - 1)
     limit, past = agent.params.config.max_positions, ()

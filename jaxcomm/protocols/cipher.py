@@ -118,7 +118,7 @@ def cipher_debate(
     temperatures: one for each agent; 0 says the embedding of the argmax, greedy text. The rest is `jaxcomm.cipher.cipher`'s.
     ValueError: the agents' vocabularies differ, and `debate`'s.
     """
-    form = lookup(form, FORMS, "form")
+    words: Form = lookup(form, FORMS, "form")
     check_debate(agents, prompts, rounds)
     if len(temperatures) != len(agents) or min(temperatures) < 0:
         raise ValueError(f"temperatures {list(temperatures)} for {len(agents)} agents: give each one, 0 or above")
@@ -128,7 +128,7 @@ def cipher_debate(
         for t in map(float, temperatures)
     ]
     lead, items = int(np.argmin(temperatures)), range(len(prompts[0]))
-    heard = [[form.begin(p) for p in own] for own in prompts]
+    heard = [[words.begin(p) for p in own] for own in prompts]
     listening = range(len(agents)) if rounds > 1 else [lead]
     turns = {a: CipherTurn(**vars(hear(agents[a], heard[a])), how=every[a], vocab=vocab) for a in listening}
     spent, said = [Spent() for _ in items], [[] for _ in items]
@@ -148,7 +148,7 @@ def cipher_debate(
         for i in items:
             said[i].append([own[i].strip() for own in texts])
         marked = [[_mark(r * n + a, text.strip()) for text in own] for a, own in enumerate(texts)]
-        heard = next_prompts(form, prompts, heard, marked, last=last)
+        heard = next_prompts(words, prompts, heard, marked, last=last)
         turns = {
             b: _hear_vectors(
                 agents[b], heard[b], how=every[b], vocab=vocab,

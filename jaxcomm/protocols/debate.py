@@ -161,9 +161,10 @@ def debate(
     prompts: for each agent, one for every question. answer: how a text is parsed for the vote. sampling: of all, or one
     for each agent. Details: every text of the rounds before. ValueError: no agent, no round, unknown form or answer.
     """
-    form, parse = lookup(form, FORMS, "form"), lookup(answer, ANSWERS, "answer")
+    words: Form = lookup(form, FORMS, "form")
+    parse = lookup(answer, ANSWERS, "answer")
     check_debate(agents, prompts, rounds)
-    heard = [[form.begin(p) for p in own] for own in prompts]
+    heard = [[words.begin(p) for p in own] for own in prompts]
     turns = [hear(agent, own) for agent, own in zip(agents, heard, strict=True)]
     drawn, n, items = per_agent(sampling, len(agents)), len(agents), range(len(prompts[0]))
     spent, said = [Spent() for _ in items], [[] for _ in items]
@@ -176,7 +177,7 @@ def debate(
         for i in items:
             spent[i] += total(own[i].spent for own in replies)
             said[i].append([own[i] for own in texts])
-        heard = next_prompts(form, prompts, heard, texts, last=r == rounds - 1)
+        heard = next_prompts(words, prompts, heard, texts, last=r == rounds - 1)
         turns = [hear(agent, own) for agent, own in zip(agents, heard, strict=True)]
     return Panel(turns, parse, tie, spent, [{"rounds": texts} for texts in said])
 
@@ -190,7 +191,10 @@ def next_prompts(
     last: bool,
 ) -> list[list[Prompt]]:
     """What each agent reads next, question by question; texts: what each said to each question."""
-    peers = lambda agent, i: [own[i] for other, own in enumerate(texts) if other != agent]
+
+    def peers(agent: int, i: int) -> list[str]:
+        return [own[i] for other, own in enumerate(texts) if other != agent]
+
     return [
         [form.go_on(prompt, heard[a][i], texts[a][i], peers(a, i), last) for i, prompt in enumerate(own)]
         for a, own in enumerate(prompts)
