@@ -39,7 +39,7 @@ def pair():
 
 
 def sweep(pair, out, asked=ASKED, sender="b", resume=False, **recorded):
-    sweeps.run(asked, pair[sender], pair["b"], out, resume=resume, recorded=recorded)
+    sweeps.run(asked, pair[sender], pair["b"], out, resume=resume, command="jaxcomm sweep", recorded=recorded)
 
 
 def rows(out: Path) -> list[dict]:
