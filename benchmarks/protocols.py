@@ -33,7 +33,7 @@ from jaxcomm.evals.pair.text import statements
 from jaxcomm.evals.runs import RunFolder
 from jaxcomm.protocols.base import hear
 
-THREADS, BATCH, ROUNDS = 2, 8, 3
+THREADS, BATCH, ROUNDS = 2, 8, 2
 SHAPE = dict(
     hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=4, intermediate_size=2048,
     vocab_size=32000, max_position_embeddings=2048,
