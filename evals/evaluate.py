@@ -232,7 +232,9 @@ def run(
     resume: bool, command: str, recorded: Mapping[str, Any], maps: Sequence[Any] | None = None,
     judge: Agent | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Every protocol on every task; results.jsonl's lines. judge: who checks the facts of biographies; recorded: what else makes this run what it is; command: what
+    """Every protocol on every task; results.jsonl's lines.
+
+    judge: who checks the facts of biographies (default: b). recorded: what else makes this run what it is; command: what
     to type to run it again.
 
     ValueError: `arms`', `tasks.load_tasks`', and a prompt too long for an agent. OSError: `RunFolder`'s.

@@ -134,10 +134,15 @@ def page(title: str, groups: Mapping[str, tuple[str, Sequence[LayerMap]]], text:
             config={"displayModeBar": False},
         )
         parts += [f"<h2>{html.escape(heading)}</h2>", figure]
+    return document(title, STYLE, parts)
+
+
+def document(title: str, style: str, parts: Sequence[str]) -> str:
+    """A page of HTML that needs nothing but itself."""
     body = "\n".join(parts)
     return f"""<!DOCTYPE html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style></head>
+<head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style></head>
 <body>
 {body}
 </body>

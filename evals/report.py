@@ -646,15 +646,7 @@ def page(title: str, blocks: Iterable[Block]) -> str:
                 parts.append(f'<p><img alt="{html.escape(text)}" src="data:image/png;base64,{data}"></p>')
             case str():
                 parts.append(f"<p>{html.escape(block)}</p>")
-    body = "\n".join(parts)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style></head>
-<body>
-{body}
-</body>
-</html>
-"""
+    return figures.document(title, STYLE, parts)
 
 
 def html_table(table: Table) -> str:

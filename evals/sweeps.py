@@ -220,7 +220,8 @@ def run(
 ) -> None:
     """Sweeps, keeps every finished chunk, then writes results.parquet, the pictures, sweep.html and report.txt.
 
-    recorded: what else makes this run what it is; command: what to type to run it again. ValueError, OSError: `RunFolder`'s, before anything is computed.
+    recorded: what else makes this run what it is; command: what to type to run it again. ValueError, OSError:
+    `RunFolder`'s, before anything is computed.
     """
     if not asked.games or len(set(asked.games)) < len(asked.games):
         raise ValueError(f"games = {' '.join(asked.games) or 'none'}: name one or both, each once")

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jinja2
 import numpy as np
 
-from jaxcomm.generate import Generation, Sampling, bucket, generate, left_pad
+from jaxcomm.generate import Generation, bucket, left_pad
 from jaxcomm.model import Params
 
 CHAT_DATE = "26 Jul 2024"
@@ -27,9 +26,6 @@ Seed = int | np.integer | Sequence[int] | np.ndarray
 
 class TooLong(ValueError):
     """A prompt, with what is to follow it, has more tokens than the model has positions."""
-
-
-_generate = jax.jit(generate, static_argnames="max_new_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,27 +148,6 @@ class Agent:
         ids = [int(i) for i in ids]
         spelled = self.tokenizer.convert_ids_to_tokens(ids)
         return [f"<{i}>" if token is None else token for i, token in zip(ids, spelled, strict=True)]
-
-    def write(
-        self,
-        tokens: np.ndarray,
-        mask: np.ndarray,
-        *,
-        max_new_tokens: int,
-        sampling: Sampling | None = None,
-        seed: int = 0,
-    ) -> Generation:
-        """Goes on after prompts that were `read`; the result is on the host."""
-        out = _generate(
-            self.params,
-            tokens,
-            mask=mask,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            keys=row_keys(seed, len(tokens)),
-            stop_tokens=jnp.asarray(self.stop_tokens, jnp.int32),
-        )
-        return jax.device_get(out)
 
 
 def row_keys(seed: Seed, rows: int) -> jax.Array:

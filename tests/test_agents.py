@@ -19,6 +19,7 @@ from jaxcomm.flops import blocks_flops, generation_flops
 from jaxcomm.layers import BLOCKS
 from jaxcomm.model import forward, init
 from jaxcomm.protocols import activation, message, silent, skyline
+from jaxcomm.protocols.base import hear
 
 from conftest import assert_close, make_checkpoint, toy_tokenizer
 
@@ -126,8 +127,7 @@ def test_baselines_read_what_they_are_said_to_read(agents):
     reply = message(
         a, b, A_READS, B_READS, ask="who says : {prompt}", tell="{prompt} : {message}", max_message_tokens=5
     ).write()[0]
-    tokens, mask = a.read([f"who says : {A_READS[0]}"])
-    wrote = a.text(a.write(tokens, mask, max_new_tokens=5))[0]
+    wrote = hear(a, [f"who says : {A_READS[0]}"]).write(5)[0].text
     assert reply.details["message"] == wrote
     assert list(reply.read) == ["<s>", *B_READS[0].split(), ":", *wrote.split()]
 
