@@ -13,8 +13,10 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import pyarrow as pa
 import tqdm
@@ -190,7 +192,8 @@ class ProtocolLM(LM):
             by_task[row.task, bool(row.prompt)].append(row)
         batches, size = [], {}
         for kind_of, task_rows in by_task.items():
-            length = lambda row: -len(self.arm.agents[-1].render(row.prompt))
+            answered = self.arm.agents[-1]
+            length = lambda row: -len(answered.render(row.prompt)) - max(map(len, row.items), default=0)
             ordered = sorted(task_rows, key=length)
             count = -(-len(ordered) // self.decoding.batch_size)
             size[kind_of] = -(-len(ordered) // count)
@@ -200,6 +203,7 @@ class ProtocolLM(LM):
             asked = json.dumps([self.arm.name, kind, [[r.task, r.prompt, r.prompt_a, r.items, r.seed] for r in batch]])
             name = f"{self.arm.name.replace(' ', '-').replace(':', '')}-{task}-{zlib.crc32(asked.encode()):08x}-{len(batch)}"
             if not self.folder.done(name):
+                release_programs()
                 start = time.perf_counter()
                 filled = [*batch, *batch[:1] * (size[task, bool(batch[0].prompt)] - len(batch))]
                 try:
@@ -288,6 +292,16 @@ class ProtocolLM(LM):
 
     def _keep(self, row: Row, record: dict[str, Any]) -> None:
         self.records.setdefault((row.task, row.question), []).append(record)
+
+
+def release_programs(share: float = 0.5) -> None:
+    """Forgets all compiled programs once they hold this share of the memory maps that Linux gives a process.
+
+    On CPU a program holds some hundreds, and the compiler crashes when there are no more; tasks of many lengths get there.
+    """
+    held, limit = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+    if limit.exists() and held.read_bytes().count(b"\n") > share * int(limit.read_text()):
+        jax.clear_caches()
 
 
 def _spent(spent: Spent, answer: int, details: Mapping[str, Any]) -> dict[str, Any]:

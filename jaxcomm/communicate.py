@@ -121,7 +121,7 @@ def read_prompt(
     h, positions = embed(params_b, tokens_b), positions_of(tokens_b.shape, mask, past)
     cache = KVCache.empty(params_b, *tokens_b.shape)
     visit = recorder(params_b, h, last=True)
-    _, cache, states = run_blocks(params_b, h, positions, past=past, cache=cache, visit=visit)
+    _, cache, states = run_blocks(params_b, h, positions, past=past, cache=cache, visit=visit, last=True)
     column = lambda tree: jax.tree.map(lambda a: a[..., -1:, :], tree)
     last = KVCache(column(cache.k), column(cache.v), positions[:, -1:])
     return Prompt(states, cache.replace(positions=positions.at[:, -1].set(-1)), last)

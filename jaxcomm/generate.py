@@ -201,8 +201,8 @@ def score(
     *,
     past: tuple[KVCache, ...] = (),
 ) -> tuple[Float[Array, "B C T"], Bool[Array, "B C T"]]:
-    """Log-probability of each token of C continuations (-1 after an end) of every prefilled prompt, and whether it is the
-    argmax; 0 and True after the end.
+    """Log-probability of each token of C continuations (-1 after an end) of every prefilled prompt, and whether none is
+    likelier; 0 and True after the end.
 
     logits, cache, past: as `decode`'s. The continuations of a row are branches of it: its prompt is read once for all.
     """
@@ -230,9 +230,9 @@ LOGITS = 512
 
 
 def token_logprobs(logits: Float[Array, "*#n V"], tokens: Int[Array, "*n"]) -> tuple[Array, Array]:
-    """Log-probability of each token, and whether it is the argmax."""
+    """Log-probability of each token, and whether none is likelier (a maximum, since an argmax takes ten times as long)."""
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == tokens
+    return picked - jax.nn.logsumexp(logits, axis=-1), picked >= jnp.max(logits, axis=-1)
 
 
 def generate(

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import FULL, AnyArray, ModelConfig
-from jaxcomm.layers import Block, RMSNorm, rotary
+from jaxcomm.layers import Block, RMSNorm, project, rotary
 
 
 class Params(struct.PyTreeNode):
@@ -50,6 +50,12 @@ class Params(struct.PyTreeNode):
     @property
     def unrolled(self) -> bool:
         return isinstance(self.blocks, tuple)
+
+    def block(self, i) -> Any:
+        """Weights of block i, counted from 0; traced only in a stack."""
+        if self.unrolled:
+            return self.blocks[i]
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), self.blocks)
 
     def unroll(self) -> Params:
         """The same model with a tuple of layers: what decoding on CPU wants. Costs a second copy while it is made."""
@@ -134,7 +140,7 @@ def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     c = params.config
     normed: Any = RMSNorm(c.norm_eps, c.norm_plus_one).apply({"params": params.norm}, h)
     head = params.embed if params.head is None else params.head
-    logits = jnp.einsum("btd,vd->btv", normed, head, preferred_element_type=jnp.float32)
+    logits = project(head, normed, jnp.float32)
     return logits if c.logit_softcap is None else jnp.tanh(logits / c.logit_softcap) * c.logit_softcap
 
 
@@ -145,8 +151,7 @@ def fold_blocks(params: Params, fn: Callable, carry, start, stop):
     layouts, traced ones only in the unrolled. The stack is indexed whole, never cut: `stack[:k]` inside jit copies.
     """
     if not params.unrolled:
-        index = lambda i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), params.blocks)
-        return jax.lax.fori_loop(start, stop, lambda i, carry: fn(carry, i, index(i)), carry)
+        return jax.lax.fori_loop(start, stop, lambda i, carry: fn(carry, i, params.block(i)), carry)
     traced = isinstance(start, Tracer) or isinstance(stop, Tracer)
     for i, weights in enumerate(params.blocks):
         if traced:
@@ -169,6 +174,7 @@ def run_blocks(
     column=None,
     branches: int | None = None,
     visit: tuple[Callable, Any] | None = None,
+    last: bool = False,
 ) -> tuple[Any, Any, Any]:
     """Blocks start + 1 .. stop over the stream: h[start] -> h[stop].
 
@@ -176,7 +182,8 @@ def run_blocks(
     there, where the cache's `positions` already announce them, and the whole cache is attended to (decoding); without
     one they fill it (prefill). `branches`: the T tokens of a row are so many groups that do not see each other.
     `visit = (fn, state)`: h[i], state = fn(h[i], state, i) after every block i, to look at the stream or to change it.
-    Returns h, cache, state.
+    `last`: h[stop] is asked of the last token only, so block `stop` makes keys and values of all, but no more; the bounds
+    must be ints. Returns h, cache, state.
     """
     c = params.config
     stop = c.layers if stop is None else stop
@@ -185,7 +192,7 @@ def run_blocks(
     fn, state = visit or (lambda h, state, i: (h, state), None)
     reach = [w if w != FULL else np.iinfo(np.int32).max for w in c.windows]
 
-    def step(carry, i, weights):
+    def step(carry, i, weights, first=0):
         h, cache, state = carry
         window = jnp.asarray(reach, jnp.int32)[i] if any(c.windows) else None
 
@@ -200,11 +207,15 @@ def run_blocks(
                 own = own if column is None else kept.layer(i)
             return (*(p.layer(i) for p in past), own), kept
 
-        h, kept = block.apply({"params": weights}, h, angles, positions, window, gather)
+        h, kept = block.apply({"params": weights}, h, angles, positions, window, gather, first)
         h, state = fn(h, state, i + 1)
         return h, kept, state
 
-    return fold_blocks(params, step, (h, cache, state), start, stop)
+    carry = h, cache, state
+    if last and start < stop:
+        carry = fold_blocks(params, step, carry, start, stop - 1)
+        return step(carry, stop - 1, params.block(stop - 1), first=h.shape[1] - 1)
+    return fold_blocks(params, step, carry, start, stop)
 
 
 def prefix(
@@ -265,16 +276,16 @@ def prefill(
     keys and values. `past`: as `prefix`'s.
 
     `edit = (j, fn)`: the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once. Blocks up to j keep the keys
-    and values of the stream as it was; the later ones make theirs from the edited one, and decoding reads those.
+    and values of the stream as it was; the later ones make theirs from the edited one, and decoding reads those. fn gets
+    [B, P, D], at j = L the last token alone.
     """
     check_tokens(params, tokens)
-    check_layer(params, 0 if edit is None else edit[0], "j")
     positions = positions_of(tokens.shape[:2], mask, past)
-    cache = KVCache.empty(params, *tokens.shape[:2])
-    h, start = embed(params, tokens), 0
+    h, cache, visit = embed(params, tokens), KVCache.empty(params, *tokens.shape[:2]), None
     if edit is not None:
-        start, fn = edit
-        h, cache, _ = run_blocks(params, h, positions, 0, start, past=past, cache=cache)
-        h = fn(h)
-    h, cache, _ = run_blocks(params, h, positions, start, past=past, cache=cache)
-    return unembed(params, h[:, -1:])[:, 0], cache.replace(positions=positions)
+        j, fn = edit
+        check_layer(params, j, "j")
+        edited = lambda h, i: jax.lax.cond(jnp.equal(i, j), fn, lambda h: h, h)
+        h, visit = edited(h, 0), (lambda h, state, i: (edited(h, i), state), None)
+    h, cache, _ = run_blocks(params, h, positions, past=past, cache=cache, visit=visit, last=True)
+    return unembed(params, h)[:, 0], cache.replace(positions=positions)

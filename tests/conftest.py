@@ -102,6 +102,14 @@ def toy_tokenizer(words=WORDS) -> transformers.PreTrainedTokenizerFast:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Every compiled program on CPU holds some hundred memory maps. A process may have 65530: without this the compiler
+    dies of them in the middle of the tests."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session", params=list(CONFIGS))
 def pair(request, tmp_path_factory) -> Pair:
     """One of every family and variant."""

@@ -17,6 +17,7 @@ from jaxcomm.agent import Agent
 from jaxcomm.converters import agent_from_hf
 from jaxcomm.evals import biographies, cost, evaluate
 from jaxcomm.evals.biographies import RULES, bullets, judged, person_scores, read_people
+from jaxcomm.evals.harness import release_programs
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.scores import accuracy, ratio
 from jaxcomm.evals.tasks import HERE, load_tasks, read_records
@@ -442,3 +443,12 @@ def test_rows_carry_the_flops_of_what_was_read_and_written(b, tmp_path):
             assert (
                 blocks_flops(c, read) + head_flops(c) <= row["flops"] <= blocks_flops(c, read + 3) + 4 * head_flops(c)
             )
+
+
+def test_programs_are_forgotten_before_they_use_up_the_memory_maps_of_a_process():
+    double = jax.jit(lambda x: 2 * x)
+    double(1.0)
+    release_programs(share=1.0)
+    assert double._cache_size() == 1
+    release_programs(share=0.0)
+    assert double._cache_size() == 0 and double(2.0) == 4.0

@@ -146,8 +146,8 @@ def test_prefill_with_an_edit_that_changes_nothing_is_prefill(pair):
     edited = jax.jit(lambda params, j: prefill(params, tokens, edit=(j, lambda h: h)))
     for j in range(pair.params.config.layers + 1):
         same, other = edited(pair.params, j)
-        np.testing.assert_array_equal(logits, same)
-        jax.tree.map(np.testing.assert_array_equal, cache, other)
+        assert_close(same, logits, f"logits, j = {j}")
+        jax.tree.map(functools.partial(assert_close, what=f"cache, j = {j}"), other, cache)
 
 
 @given(st.integers(1, 900))
