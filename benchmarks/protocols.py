@@ -19,6 +19,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
@@ -33,7 +34,7 @@ from jaxcomm.evals.pair.text import statements
 from jaxcomm.evals.runs import RunFolder
 from jaxcomm.protocols.base import hear
 
-THREADS, BATCH, ROUNDS = 2, 8, 2
+THREADS, BATCH, ROUNDS = 2, 8, 3
 SHAPE = dict(
     hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=4, intermediate_size=2048,
     vocab_size=32000, max_position_embeddings=2048,
@@ -97,6 +98,17 @@ KINDS = {
 }
 
 
+def products(size: int = 2048) -> float:
+    """FLOP/s of a large matrix product in float32: the best of twelve."""
+    square = jax.random.normal(jax.random.key(0), (size, size))
+    multiply, seconds = jax.jit(jnp.matmul), []
+    for _ in range(13):
+        start = time.perf_counter()
+        multiply(square, square).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
 def timed(lm: Any, asked: list[Instance]) -> tuple[float, Any]:
     start = time.perf_counter()
     found = getattr(lm, asked[0].request_type)(asked)
@@ -106,10 +118,16 @@ def timed(lm: Any, asked: list[Instance]) -> tuple[float, Any]:
 def beside_hf(path: Path, show: Callable[[str], None]) -> None:
     theirs = HFLM(pretrained=str(path), device="cpu", dtype="float32", batch_size=BATCH)
     b = agent_from_hf(path, name="b")
+    peak = products()
     show(
         f"\nOne model, {SHAPE['num_hidden_layers']} layers, width {SHAPE['hidden_size']}, vocabulary {SHAPE['vocab_size']}, float32, batch {BATCH}, {THREADS} threads: requests per second, median of {ROUNDS} rounds side by side"
     )
-    show(f"{'':20} {'hf':>8} {'ours':>8} {'ratio':>7}   first round with compiling   largest difference")
+    show(
+        f"Shares are of the speed of a large matrix product here, {peak / 1e9:.0f} GFLOP/s, counting for each context what it needs when it is read once, alone"
+    )
+    show(
+        f"{'':20} {'hf':>8} {'ours':>8} {'ratio':>7} {'share hf':>9} {'ours':>6}   first round with compiling   largest difference"
+    )
     for kind, says in KINDS.items():
         seconds: dict[str, list[float]] = {"hf": [], "ours": []}
         worst = 0.0
@@ -119,7 +137,8 @@ def beside_hf(path: Path, show: Callable[[str], None]) -> None:
             arm = Arm("single", (b,), lambda agents, x, y, **_: hear(agents[-1], y), alone=True)
             with tempfile.TemporaryDirectory() as out:
                 run = RunFolder(Path(out), {}, dict, command="", resume=False)
-                ours, got = timed(ProtocolLM(arm, run, Decoding(batch_size=BATCH)), asked)
+                lm = ProtocolLM(arm, run, Decoding(batch_size=BATCH))
+                ours, got = timed(lm, asked)
             if kind == "writing":
                 worst = max(worst, sum(x != y for x, y in zip(got, want, strict=True)))
             else:
@@ -128,10 +147,12 @@ def beside_hf(path: Path, show: Callable[[str], None]) -> None:
             seconds["hf"].append(hf)
             seconds["ours"].append(ours)
         rate = {side: len(asked) / statistics.median(own[1:]) for side, own in seconds.items()}
+        needed = sum(record["flops"] for records in lm.records.values() for record in records) / len(asked)
+        share = {side: needed * own / peak for side, own in rate.items()}
         first = seconds["hf"][0] / seconds["ours"][0]
         told = f"{worst:.0f} texts differ" if kind == "writing" else f"{worst:.1e}"
         show(
-            f"{kind:20} {rate['hf']:8.2f} {rate['ours']:8.2f} {rate['ours'] / rate['hf']:6.2f}x {first:20.2f}x   {told:>24}   ({says})"
+            f"{kind:20} {rate['hf']:8.2f} {rate['ours']:8.2f} {rate['ours'] / rate['hf']:6.2f}x {share['hf']:9.0%} {share['ours']:6.0%} {first:20.2f}x   {told:>24}   ({says})"
         )
 
 

@@ -190,10 +190,9 @@ class ProtocolLM(LM):
         by_task: dict[tuple[str, bool], list[Row]] = defaultdict(list)
         for row in rows if not self.arm.shuffled else _shuffled(rows, self.decoding.seed):
             by_task[row.task, bool(row.prompt)].append(row)
-        batches, size = [], {}
+        answering, batches, size = self.arm.agents[-1], [], {}
+        length = lambda row: -len(answering.render(row.prompt)) - max(map(len, row.items), default=0)
         for kind_of, task_rows in by_task.items():
-            answered = self.arm.agents[-1]
-            length = lambda row: -len(answered.render(row.prompt)) - max(map(len, row.items), default=0)
             ordered = sorted(task_rows, key=length)
             count = -(-len(ordered) // self.decoding.batch_size)
             size[kind_of] = -(-len(ordered) // count)

@@ -21,6 +21,15 @@ def blocks_flops(config: ModelConfig, tokens: int, context: int = 0, blocks: int
     return layer * (config.layers if blocks is None else blocks)
 
 
+def reading_flops(config: ModelConfig, tokens: int) -> int:
+    """All blocks over a prompt of whose last token alone more than keys and values is asked, so the last block makes no
+    more of the others (`model.run_blocks`)."""
+    c = config
+    keys = 2 * tokens * c.width * c.head_dim * 2 * c.kv_heads
+    one = blocks_flops(c, 1, context=tokens - 1, blocks=1) - keys // tokens
+    return blocks_flops(c, tokens, blocks=c.layers - 1) + keys + one
+
+
 def head_flops(config: ModelConfig) -> int:
     """Logits of one token."""
     return 2 * config.width * config.vocab
@@ -28,14 +37,14 @@ def head_flops(config: ModelConfig) -> int:
 
 def generation_flops(config: ModelConfig, prompt: int, new: int) -> int:
     """Reading `prompt` tokens and writing `new` after them; the last one written is not read again."""
-    reading = blocks_flops(config, prompt) + head_flops(config)
+    reading = reading_flops(config, prompt) + head_flops(config)
     return reading + blocks_flops(config, new - 1, context=prompt) + (new - 1) * head_flops(config)
 
 
 def scoring_flops(config: ModelConfig, prompt: int, texts: Sequence[int]) -> int:
     """Reading `prompt` tokens, and after them each of several texts of so many tokens, the last of which is not read."""
     after = sum(blocks_flops(config, n - 1, context=prompt) + (n - 1) * head_flops(config) for n in texts)
-    return blocks_flops(config, prompt) + head_flops(config) + after
+    return reading_flops(config, prompt) + head_flops(config) + after
 
 
 def graft_flops(config_a: ModelConfig, config_b: ModelConfig, mapped: bool) -> int:
