@@ -52,9 +52,9 @@ class _State(struct.PyTreeNode):
 
 def nearest(vectors: Float[Array, "*n D"], table: Float[Array, "V D"]) -> Int[Array, "*n"]:
     """The token whose embedding has the largest cosine with each vector (as the authors' code; the paper says nearest)."""
-    unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-30))
-    vectors, table = (unit(x.astype(jnp.float32)) for x in (vectors, table))
-    return jnp.argmax(jnp.einsum("...d,vd->...v", vectors, table), axis=-1).astype(jnp.int32)
+    norm = jnp.linalg.norm(table.astype(jnp.float32), axis=-1)
+    products = jnp.einsum("...d,vd->...v", vectors, table, preferred_element_type=jnp.float32)
+    return jnp.argmax(products / jnp.maximum(norm, 1e-15), axis=-1).astype(jnp.int32)
 
 
 def mixture(
@@ -108,7 +108,8 @@ def cipher(
     def say(t, done, out: Vectors, logits) -> tuple[Array, Bool[Array, "B"], Vectors]:
         """The next vector, which is not kept if it ends the response."""
         p = mixture(logits[:, :vocab], sampling, partial, eps, reverse)
-        said = [jnp.einsum("bv,vd->bd", p, t.astype(jnp.float32)).astype(t.dtype) for t in tables]
+        mean = lambda t: jnp.einsum("bv,vd->bd", p.astype(t.dtype), t, preferred_element_type=jnp.float32)
+        said = [mean(t).astype(t.dtype) for t in tables]
         if stop == "nearest":
             done |= jnp.isin(nearest(said[0], tables[0]), stops)
         if stop == "argmax":

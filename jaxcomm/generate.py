@@ -78,6 +78,12 @@ def bucket(length: int, limit: int, smallest: int = 32) -> int:
 def warp(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
     """Logits of the distribution that is drawn from: tempered, -inf where `sampling` cuts."""
     logits = logits / jnp.asarray(sampling.temperature, logits.dtype)
+    cuts = jnp.any(jnp.asarray(sampling.top_k) > 0) | jnp.any(jnp.asarray(sampling.top_p) < 1)
+    return jax.lax.cond(cuts, lambda logits: cut(logits, sampling), lambda logits: logits, logits)
+
+
+def cut(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
+    """-inf outside the top_k and the top_p. Sorts the vocabulary, which takes longer than a small model's step."""
     ordered = -jnp.sort(-logits, axis=-1)
     k = jnp.where(jnp.asarray(sampling.top_k) > 0, jnp.asarray(sampling.top_k), logits.shape[-1])
     rank = jnp.arange(logits.shape[-1])
