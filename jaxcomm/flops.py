@@ -23,7 +23,7 @@ def blocks_flops(config: ModelConfig, tokens: int, context: int = 0, blocks: int
 
 def reading_flops(config: ModelConfig, tokens: int) -> int:
     """All blocks over a prompt of whose last token alone more than keys and values is asked, so the last block makes no
-    more of the others (`model.run_blocks`)."""
+    more of the others (`model.run_blocks`, unrolled)."""
     c = config
     keys = 2 * tokens * c.width * c.head_dim * 2 * c.kv_heads
     one = blocks_flops(c, 1, context=tokens - 1, blocks=1) - keys // tokens

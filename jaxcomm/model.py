@@ -51,12 +51,6 @@ class Params(struct.PyTreeNode):
     def unrolled(self) -> bool:
         return isinstance(self.blocks, tuple)
 
-    def block(self, i) -> Any:
-        """Weights of block i, counted from 0; traced only in a stack."""
-        if self.unrolled:
-            return self.blocks[i]
-        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), self.blocks)
-
     def unroll(self) -> Params:
         """The same model with a tuple of layers: what decoding on CPU wants. Costs a second copy while it is made."""
         if self.unrolled:
@@ -151,7 +145,8 @@ def fold_blocks(params: Params, fn: Callable, carry, start, stop):
     layouts, traced ones only in the unrolled. The stack is indexed whole, never cut: `stack[:k]` inside jit copies.
     """
     if not params.unrolled:
-        return jax.lax.fori_loop(start, stop, lambda i, carry: fn(carry, i, params.block(i)), carry)
+        index = lambda i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), params.blocks)
+        return jax.lax.fori_loop(start, stop, lambda i, carry: fn(carry, i, index(i)), carry)
     traced = isinstance(start, Tracer) or isinstance(stop, Tracer)
     for i, weights in enumerate(params.blocks):
         if traced:
@@ -182,8 +177,9 @@ def run_blocks(
     there, where the cache's `positions` already announce them, and the whole cache is attended to (decoding); without
     one they fill it (prefill). `branches`: the T tokens of a row are so many groups that do not see each other.
     `visit = (fn, state)`: h[i], state = fn(h[i], state, i) after every block i, to look at the stream or to change it.
-    `last`: h[stop] is asked of the last token only, so block `stop` makes keys and values of all, but no more; the bounds
-    must be ints. Returns h, cache, state.
+    `last`: only the last token's h[stop] is returned, [B, 1, D]; the bounds must be ints. Unrolled, block `stop` then makes
+    keys and values of all tokens, but no more. (Of a stack it would have to be compiled a second time.)
+    Returns h, cache, state.
     """
     c = params.config
     stop = c.layers if stop is None else stop
@@ -212,10 +208,11 @@ def run_blocks(
         return h, kept, state
 
     carry = h, cache, state
-    if last and start < stop:
+    if last and params.unrolled:
         carry = fold_blocks(params, step, carry, start, stop - 1)
-        return step(carry, stop - 1, params.block(stop - 1), first=h.shape[1] - 1)
-    return fold_blocks(params, step, carry, start, stop)
+        return step(carry, stop - 1, params.blocks[stop - 1], first=h.shape[1] - 1)
+    h, cache, state = fold_blocks(params, step, carry, start, stop)
+    return h[:, -1:] if last else h, cache, state
 
 
 def prefix(
@@ -277,7 +274,7 @@ def prefill(
 
     `edit = (j, fn)`: the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once. Blocks up to j keep the keys
     and values of the stream as it was; the later ones make theirs from the edited one, and decoding reads those. fn gets
-    [B, P, D], at j = L the last token alone.
+    [B, P, D], at j = L perhaps the last token alone.
     """
     check_tokens(params, tokens)
     positions = positions_of(tokens.shape[:2], mask, past)

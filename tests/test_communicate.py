@@ -115,11 +115,7 @@ def test_replacing_b_by_itself_is_plain_generation_bit_for_bit(pair):
     want = write(pair.params, tokens, mask=mask, max_new_tokens=8)
     for k in range(pair.params.config.layers + 1):
         got = talk(pair.params, pair.params, tokens, tokens, k=k, j=k, mask_a=mask, mask_b=mask, max_new_tokens=8)
-        if k < pair.params.config.layers:
-            jax.tree.map(np.testing.assert_array_equal, got, want)
-        # A's last block reads all tokens, B's only the last: another sum.
-        np.testing.assert_array_equal(got.tokens, want.tokens)
-        assert_close(got.logprobs, want.logprobs, f"log-probabilities, k = {k}", tolerance=1e-6)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_vmap_over_games_equals_a_loop(llama, wide):

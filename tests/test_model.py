@@ -146,8 +146,20 @@ def test_prefill_with_an_edit_that_changes_nothing_is_prefill(pair):
     edited = jax.jit(lambda params, j: prefill(params, tokens, edit=(j, lambda h: h)))
     for j in range(pair.params.config.layers + 1):
         same, other = edited(pair.params, j)
+        np.testing.assert_array_equal(logits, same)
+        jax.tree.map(np.testing.assert_array_equal, cache, other)
+
+
+def test_prefill_and_its_edits_are_the_same_in_both_layouts(pair):
+    """Unrolled, the last block goes through the last token only."""
+    tokens, mask = left_pad([[5, 6, 7, 8], [9]], 6)
+    edited = jax.jit(lambda params, j: prefill(params, tokens, mask=mask, edit=(j, lambda h: h.at[:, -1].multiply(2))))
+    unrolled = pair.params.unroll()
+    for j in range(pair.params.config.layers + 1):
+        (logits, cache), (same, other) = edited(pair.params, j), edited(unrolled, j)
         assert_close(same, logits, f"logits, j = {j}")
-        jax.tree.map(functools.partial(assert_close, what=f"cache, j = {j}"), other, cache)
+        for i in range(pair.params.config.layers):
+            jax.tree.map(functools.partial(assert_close, what=f"cache, j = {j}"), other.layer(i), cache.layer(i))
 
 
 @given(st.integers(1, 900))
