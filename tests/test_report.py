@@ -16,7 +16,9 @@ import rich.console
 
 from jaxcomm.evals import cli, figures
 from jaxcomm.evals.evaluate import PROTOCOLS
-from jaxcomm.evals.report import PUBLISHED, SETUP, differences, read_published, read_run, report
+from jaxcomm.evals.finished import read_run
+from jaxcomm.evals.published import PUBLISHED, SETUP, differences, read_published
+from jaxcomm.evals.report import report
 from jaxcomm.evals.scores import accuracy, difference
 
 CONFIG = {

@@ -1,0 +1,165 @@
+"""Published numbers (published.json), and how the set-ups they were got in differ from a run's.
+
+published.json holds the numbers as our specifications re-tell them. Its `setting`s use the names of `SETUP` and, where
+there are any, our words, so that a difference in set-up is a difference between two texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxcomm.evals import biographies
+from jaxcomm.evals.evaluate import PROTOCOLS
+from jaxcomm.evals.finished import Run
+from jaxcomm.evals.tasks import OWN
+
+PUBLISHED = Path(__file__).with_name("published.json")
+GRAFTS = ("activation", "activation-w", "exchange")
+"""What needs controls beside it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A published number. protocol: ours, None where we have none like it. variant: what sets it apart from the table's
+    other numbers of this protocol. setting: by `SETUP`'s names; what is not there, or None, our source does not say."""
+
+    source: str
+    about: str
+    a: str
+    b: str
+    protocol: str | None
+    variant: str
+    task: str
+    value: float
+    error: float | None
+    unit: str
+    setting: Mapping[str, Any]
+
+    @property
+    def pair(self) -> str:
+        return f"{self.a} → {self.b}"
+
+    @property
+    def text(self) -> str:
+        digits = 1 if self.unit == "%" else 2
+        return f"{self.value:.{digits}f}" + ("" if self.error is None else f" ± {self.error:.{digits}f}")
+
+    @property
+    def share(self) -> float:
+        return round(self.value / 100, 6) if self.unit == "%" else self.value
+
+
+def read_published() -> tuple[dict[str, str], list[Entry]]:
+    """Which published metric each of ours is ("metric, filter" -> the entries' word), and every entry."""
+    found = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    entries = []
+    for table in found["tables"]:
+        paper = found["papers"][table["paper"]]
+        number, section, arxiv = table["table"], table["section"], paper["arxiv"]
+        source = f"{paper['name']}, " + (f"Table {number}" if number else table["about"])
+        details = (
+            number and table["about"],
+            section and f"section {section}",
+            paper["title"],
+            arxiv and f"arXiv {arxiv}",
+        )
+        about = f"{', '.join(d for d in details if d)}{'; ' if 'note' in table else ''}{table.get('note', '')}"
+        for row in table["rows"]:
+            for task, value in row["values"].items():
+                setting = {k: at(v, task) for k, v in (table["setting"] | row.get("setting", {})).items()}
+                models, error = ((table | row)["a"], (table | row)["b"]), row.get("errors", {}).get(task)
+                what = (row["protocol"], row.get("variant", ""), task, value, error, table["unit"], setting)
+                entries.append(Entry(source, about, *models, *what))
+    return found["metrics"], entries
+
+
+def at(value: Any, task: str) -> Any:
+    """A setting that may be given per task, "*" standing for the others."""
+    return value.get(task, value.get("*")) if isinstance(value, dict) else value
+
+
+# Set-ups: how it was in a run, in published.json's words ---------------------------------------------------------------
+
+
+def prompts(run: Run, line: Mapping[str, Any]) -> str:
+    local = ", questions from a local file" if line["task"] in run.config["data"] else ""
+    ours = line["task"] in (*OWN, biographies.TASK)
+    return ("this package's" if ours else "lm-evaluation-harness's") + local
+
+
+def decoding(run: Run, line: Mapping[str, Any]) -> str:
+    temperature, top_p = run.config["temperature"], run.config["top_p"]
+    if line["metric"].startswith("acc"):
+        return "likelihood of the choices"
+    if temperature:
+        return f"temperature {temperature:g}" + (f", p = {top_p:g}" if top_p < 1 else "")
+    return "greedy" if line["task"] in (*OWN, biographies.TASK) else "the task's own, mostly greedy"
+
+
+def layers(run: Run, line: Mapping[str, Any]) -> str:
+    into = run.config.get("into") if line["protocol"] == "activation-w" else None
+    where = f"k = {', '.join(map(str, run.config['k']))}, j = {run.config['j']}"
+    return where if into is None else f"{where} (W into {into})"
+
+
+def rounds(run: Run, line: Mapping[str, Any]) -> int:
+    return run.config["rounds"] or {"debate": 2, "cipher": 3}[line["protocol"]]
+
+
+def judge(run: Run, line: Mapping[str, Any]) -> str | None:
+    if line["task"] != biographies.TASK or "judge" not in run.config:
+        return None
+    return run.config["judge"] or run.config["b"]
+
+
+SPEAKING, DEBATES = ("message", "debate", "cipher"), ("debate", "cipher")
+SETUP: dict[str, tuple[Sequence[str], Callable[[Run, Mapping[str, Any]], Any]]] = {
+    "questions": ((), lambda run, line: line["n"]),
+    "prompts": ((), prompts),
+    "prompt format": ((), lambda run, line: "chat template" if run.config["chat"] else "raw text"),
+    "few-shot examples": ((), lambda run, line: line.get("few_shot")),
+    "metric": ((), lambda run, line: f"{line['metric']}, {line['filter']}".removesuffix(", none")),
+    "judge": ((), judge),
+    "decoding": (tuple(p for p in PROTOCOLS if p != "cipher"), decoding),
+    "message tokens": (SPEAKING, lambda run, line: run.config["max_message_tokens"]),
+    "agents": (DEBATES, lambda run, line: 2 + len(run.config["others"])),
+    "rounds": (DEBATES, rounds),
+    "temperatures": (("cipher",), lambda run, line: ", ".join(f"{t:g}" for t in run.config["temperatures"])),
+    "layers": (GRAFTS, layers),
+    "graft": (GRAFTS, lambda run, line: run.config["graft"]),
+    "edited": (GRAFTS, lambda run, line: "all tokens" if run.config["where"] == "all" else "last token"),
+    "A writes first": (GRAFTS, lambda run, line: f"{run.config['think']} tokens" if run.config["think"] else "nothing"),
+}
+"""What makes a number what it is -> the protocols it matters to (none: to all), and how it was in a run."""
+
+
+def differences(
+    run: Run, lines: Sequence[Mapping[str, Any]], entries: Sequence[Entry], metrics: Mapping[str, str]
+) -> list[str]:
+    """What differs between a run's lines on a task and published numbers for it, in words; at the end, what is not known.
+
+    Where the published ones differ among each other, one like ours is enough."""
+    found, unknown = [], []
+    theirs = list(dict.fromkeys(e.pair for e in entries))
+    if run.pair not in theirs:
+        found.append(f"models: {run.pair} here, {listed(theirs)} there")
+    for name, (protocols, ours) in SETUP.items():
+        matters = lambda protocol, own=protocols: not own or protocol in own
+        mine = [ours(run, line) for line in lines if matters(line["protocol"])]
+        here = list(dict.fromkeys(metrics.get(str(x), str(x)) for x in mine if x is not None))
+        told = [e.setting.get(name) for e in entries if matters(e.protocol)]
+        there = list(dict.fromkeys(str(x) for x in told if x is not None))
+        if here and there and not set(here) & set(there):
+            found.append(f"{name}: {listed(here)} here, {listed(there)} there")
+        if here and told and not there:
+            unknown.append(name)
+    return found + ([f"not said there: {', '.join(unknown)}"] if unknown else [])
+
+
+def listed(texts: Sequence[str], most: int = 3) -> str:
+    shown = " or ".join(texts[:most])
+    return shown if len(texts) <= most else f"{shown}, and {len(texts) - most} more"
