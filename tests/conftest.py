@@ -28,7 +28,8 @@ import torch
 import transformers
 
 from jaxcomm.communicate import communicate
-from jaxcomm.converters import from_hf
+from jaxcomm.converters import agent_from_hf, from_hf
+from jaxcomm.evals.pair import folder
 from jaxcomm.generate import generate
 from jaxcomm.model import Params, forward
 
@@ -125,6 +126,38 @@ def llama(tmp_path_factory) -> Pair:
 def wide(tmp_path_factory) -> Pair:
     """A receiver wider and deeper than `llama`."""
     return make_checkpoint(tmp_path_factory.mktemp("wide"), "qwen2", seed=3, hidden_size=64, num_hidden_layers=5)
+
+
+@pytest.fixture(scope="session")
+def trio(tmp_path_factory):
+    """Speakers of three families, three widths, one vocabulary; "reversed" has another tokenizer."""
+    from speakers import WORDS, speaker
+
+    make = lambda name, *how: speaker(tmp_path_factory.mktemp(name), *how)
+    return {
+        "llama": make("llama", "llama", 23),
+        "qwen2": make("qwen2", "qwen2", 22),
+        "gemma2": make("gemma2", "gemma2", 32),
+        "reversed": make("reversed", "qwen2", 27, [*WORDS[::-1], "extra"]),
+    }
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A model of the embedded pair: real text, a byte-level tokenizer."""
+    from speakers import Speaker
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder("b"), dtype=torch.float32)
+    return Speaker(model.eval(), agent_from_hf(folder("b"), name="b", unroll=False))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """A second thread makes torch thirty times slower on models this small, where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 write = jax.jit(generate, static_argnames="max_new_tokens")
