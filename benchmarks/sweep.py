@@ -280,13 +280,12 @@ def check_flops(args) -> None:
     import jax
     import jax.numpy as jnp
 
-    from jaxcomm.cache import KVCache
     from jaxcomm.flops import blocks_flops, head_flops
     from jaxcomm.model import init, run_blocks, unembed
 
     config = make_config(args)
     params = jax.eval_shape(lambda: init(jax.random.key(0), config).unroll())
-    past = jax.eval_shape(lambda: KVCache.empty(params, 1, 63))
+    past = jax.eval_shape(lambda: params.empty_cache(1, 63))
     h, positions = jax.ShapeDtypeStruct((1, 64, config.width), jnp.float32), jax.ShapeDtypeStruct((1, 64), jnp.int32)
 
     def step(params, past, h, positions):

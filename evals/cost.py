@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import rich.table
 
-from jaxcomm.cache import KVCache
 from jaxcomm.communicate import read_prompt, resume, send
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.converters.hf import locate, read_config
@@ -111,7 +110,7 @@ def xla_activation(a: ModelConfig, b: ModelConfig, prompt: int, new: int, k: int
 
 def _step(config: ModelConfig, prompt: int, new: int) -> int:
     def lower(p):
-        cache = jax.eval_shape(lambda: KVCache.empty(p, 1, prompt))
+        cache = jax.eval_shape(lambda: p.empty_cache(1, prompt))
         logits = jax.ShapeDtypeStruct((1, config.vocab), jnp.float32)
         writing = jax.eval_shape(lambda x, c: begin(x, c, max_new_tokens=new), logits, cache)
         return jax.jit(go_on).lower(p, writing, new)

@@ -19,21 +19,13 @@ class KVCache(struct.PyTreeNode):
     (`jaxcomm.model`). positions: [B, S], the position of the token in each column, -1 where there is none (left
     padding, columns not yet written). Attention needs nothing else to mask, so the order of columns means nothing.
     With C branches (`layers.Segment`): [.., K, C, S, H] and [B, C, S].
+
+    Of a network (`jaxcomm.lmnet`), k and v are trees of such, and `layer` and `write` belong to their parts.
     """
 
     k: Any
     v: Any
     positions: Any
-
-    @classmethod
-    def empty(cls, params, batch: int, columns: int, *branches: int) -> KVCache:
-        c = params.config
-        shape = (batch, c.kv_heads, *branches, columns, c.head_dim)
-        if params.unrolled:
-            zeros = lambda: tuple(jnp.zeros(shape, params.dtype) for _ in range(c.layers))
-        else:
-            zeros = lambda: jnp.zeros((c.layers, *shape), params.dtype)
-        return cls(zeros(), zeros(), jnp.full((batch, *branches, columns), -1, jnp.int32))
 
     def extend(self, columns: int) -> KVCache:
         """The same with so many free columns after it."""

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
 from jaxcomm.generate import Sampling, warp
-from jaxcomm.model import Params, embed, run_blocks, unembed
+from jaxcomm.model import LanguageModel
 
 Stop = Literal["argmax", "nearest", "none"]
 """A response ends where the likeliest token is a stop token (Zhang et al.'s StateDelta), where the token nearest to the
@@ -74,7 +74,7 @@ def mixture(
 
 
 def cipher(
-    params: Params,
+    params: LanguageModel,
     logits: Float[Array, "B V"],
     cache: KVCache,
     *,
@@ -121,8 +121,8 @@ def cipher(
     def step(s: _State) -> _State:
         positions, at = (start + s.t - 1)[:, None], first + s.t - 1
         cache = s.cache.announce(positions, at)
-        h, cache, _ = run_blocks(params, embed(params, s.e[:, None]), positions, past=past, cache=cache, column=at)
-        e, done, out = say(s.t, s.done, s.out, unembed(params, h)[:, 0])
+        h, cache = params.read(s.e[:, None], positions, past=past, cache=cache, column=at)
+        e, done, out = say(s.t, s.done, s.out, params.logits(h)[:, 0])
         return _State(s.t + 1, e, done, out, cache)
 
     own, *sent = (jnp.zeros((rows, max_new_tokens, t.shape[1]), t.dtype) for t in tables)

@@ -119,7 +119,7 @@ def read_prompt(
     """B reads left-padded prompts, after what `past` holds (`prefix`). ValueError: no or too many tokens."""
     check_tokens(params_b, tokens_b)
     h, positions = embed(params_b, tokens_b), positions_of(tokens_b.shape, mask, past)
-    cache = KVCache.empty(params_b, *tokens_b.shape)
+    cache = params_b.empty_cache(*tokens_b.shape)
     visit = recorder(params_b, h, last=True)
     _, cache, states = run_blocks(params_b, h, positions, past=past, cache=cache, visit=visit, last=True)
     column = lambda tree: jax.tree.map(lambda a: a[..., -1:, :], tree)

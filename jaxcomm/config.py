@@ -10,7 +10,7 @@ Shape letters, used in every annotation and einsum of the library:
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -77,3 +77,94 @@ class ModelConfig:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need an even one")
         if self.windows and len(self.windows) != self.layers:
             raise ValueError(f"windows names {len(self.windows)} layers, the model has {self.layers}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgeConfig:
+    """A wire of a network (`jaxcomm.lmnet`): y = scale * (x + f(x)), f one decoder block in the shape of the vertex it
+    leaves."""
+
+    kind: Literal["block", "attention", "mlp", "linear", "identity"] = "block"
+    """f: attention and gated MLP, one of the two, a matrix, or nothing at all (y = scale * x)."""
+    attention: Literal["mha", "gqa"] = "mha"
+    """As many key heads as query heads, or as the vertex has."""
+    residual: bool = True
+    """False: y = scale * f(x)."""
+    zero_init: bool = True
+    """f's last matrices begin at 0, so that f does."""
+    scale: float | None = 1.0
+    """Where the trainable factor begins, divided by the number of edges that are summed; None: there is no factor."""
+
+
+class Group(NamedTuple):
+    """`count` vertices of one layer with the weights of one model."""
+
+    layer: int
+    index: int
+    model: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """Which vertices a network has, and how they are joined."""
+
+    models: tuple[ModelConfig, ...]
+    """The different models."""
+    layers: tuple[tuple[tuple[int, int], ...], ...]
+    """Per layer of vertices, its groups: (which model, how many vertices share its weights)."""
+    edge: EdgeConfig = EdgeConfig()
+    aggregate: Literal["sum", "mean", "concat"] = "sum"
+    """What a vertex reads: the sum of its edges, their mean, or all of them through a matrix."""
+    norm: bool = True
+    """Interior vertices keep their model's final norm."""
+
+    def __post_init__(self):
+        if len(self.widths) < 1 or self.widths[0] != 1 or self.widths[-1] != 1:
+            raise ValueError(
+                f"widths {self.widths} must begin and end with 1: one vertex reads the tokens, and one writes"
+            )
+        if len({m.vocab for m in self.models}) > 1:
+            raise ValueError(
+                f"the vertices have vocabularies of {', '.join(str(m.vocab) for m in self.models)} tokens: all must have the output's"
+            )
+        widths = {m.width for m in self.models}
+        if self.edge.kind == "identity" and len(widths) > 1:
+            raise ValueError(f"identity edges cannot join widths {sorted(widths)}: choose another kind")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(sum(count for _, count in layer) for layer in self.layers)
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """Vertices that share a layer and a model, by name: `vertex LAYER.GROUP`, both from 0."""
+        return {
+            f"vertex {i}.{g}": Group(i, g, model, count)
+            for i, layer in enumerate(self.layers)
+            for g, (model, count) in enumerate(layer)
+        }
+
+    @property
+    def stacks(self) -> dict[str, tuple[Group, Group]]:
+        """Edges between two groups, by name: `edge LAYER.GROUP-GROUP`."""
+        every = self.groups.values()
+        return {f"edge {x.layer}.{x.index}-{y.index}": (x, y) for x in every for y in every if y.layer == x.layer + 1}
+
+    @property
+    def reader(self) -> ModelConfig:
+        """Of the vertex that reads the tokens."""
+        return self.models[self.layers[0][0][0]]
+
+    @property
+    def vocab(self) -> int:
+        return self.models[0].vocab
+
+    @property
+    def width(self) -> int:
+        """Of the vectors that may stand in for tokens."""
+        return self.reader.width
+
+    @property
+    def max_positions(self) -> int:
+        return min(m.max_positions for m in self.models)

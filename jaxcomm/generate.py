@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
-from jaxcomm.model import Params, after, check_tokens, embed, prefill, run_blocks, unembed
+from jaxcomm.model import LanguageModel, after, check_tokens, prefill
 
 
 class Sampling(struct.PyTreeNode):
@@ -153,7 +153,7 @@ def begin(
 
 
 def go_on(
-    params: Params,
+    params: LanguageModel,
     writing: Writing,
     until,
     *,
@@ -172,14 +172,14 @@ def go_on(
     def step(w: Writing) -> Writing:
         positions, at = (w.begin + w.t - 1)[:, None], first + w.t - 1
         cache = w.cache.announce(positions, at)
-        h, cache, _ = run_blocks(params, embed(params, w.token[:, None]), positions, past=past, cache=cache, column=at)
-        return w.replace(cache=cache).emit(unembed(params, h)[:, 0], sampling, keys, stops)
+        h, cache = params.read(w.token[:, None], positions, past=past, cache=cache, column=at)
+        return w.replace(cache=cache).emit(params.logits(h)[:, 0], sampling, keys, stops)
 
     return jax.lax.while_loop(lambda w: (w.t < until) & ~jnp.all(w.done), step, writing)
 
 
 def decode(
-    params: Params,
+    params: LanguageModel,
     logits: Float[Array, "B V"],
     cache: KVCache,
     *,
@@ -200,7 +200,7 @@ def decode(
 
 
 def score(
-    params: Params,
+    params: LanguageModel,
     logits: Float[Array, "B V"],
     cache: KVCache,
     continuations: Int[AnyArray, "B C T"],
@@ -219,10 +219,10 @@ def score(
     if T > 1:
         positions = jnp.asarray(after((cache,)))[:, :, None] + jnp.arange(T - 1, dtype=jnp.int32)
         positions = jnp.where(real[:, :, 1:], positions, -1).reshape(B, -1)
-        h = embed(params, tokens[:, :, :-1].reshape(B, -1))
-        h, *_ = run_blocks(params, h, positions, past=(*past, cache), branches=C if C > 1 else None)
+        read = tokens[:, :, :-1].reshape(B, -1)
+        h, _ = params.read(read, positions, past=(*past, cache), branches=C if C > 1 else None)
         # Logits of all tokens at once would not fit: [tokens, V].
-        predict = lambda x: token_logprobs(unembed(params, x[0][None, None])[0, 0], x[1])
+        predict = lambda x: token_logprobs(params.logits(x[0][None, None])[0, 0], x[1])
         rest = jax.lax.map(predict, (h.reshape(-1, h.shape[-1]), tokens[:, :, 1:].reshape(-1)), batch_size=LOGITS)
         join = lambda first, more: jnp.concatenate([first[..., None], more.reshape(B, C, T - 1)], axis=-1)
         logprobs, best = join(logprobs, rest[0]), join(best, rest[1])
@@ -242,7 +242,7 @@ def token_logprobs(logits: Float[Array, "*#n V"], tokens: Int[Array, "*n"]) -> t
 
 
 def generate(
-    params: Params,
+    params: LanguageModel,
     tokens: Int[AnyArray, "B P"],
     *,
     mask: Bool[AnyArray, "B P"] | None = None,

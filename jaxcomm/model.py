@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,36 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import FULL, AnyArray, ModelConfig
-from jaxcomm.layers import Block, RMSNorm, project, rotary
+from jaxcomm.layers import Block, Gather, RMSNorm, project, rotary
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What reads and writes need of a model: `Params` (one decoder), or a network of them (`jaxcomm.lmnet.Network`).
+
+    A pytree with `embed` [V, D] (rows of its input tokens), `config` (vocab, width, max_positions) and `dtype`.
+    """
+
+    embed: Any
+    config: Any
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def empty_cache(self, batch: int, columns: int, *branches: int) -> KVCache:
+        """Room for so many tokens' keys and values."""
+        ...
+
+    def read(
+        self, tokens: Array | np.ndarray, positions: Array, **how: Any
+    ) -> tuple[Float[Array, "B _ D"], KVCache | None]:
+        """The stream before the final norm, of tokens [B, T] or vectors [B, T, D], and the cache. how: `run_blocks`'
+        past, cache, column, branches, last, documents and remat."""
+        ...
+
+    def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Of what `read` returned, float32."""
+        ...
 
 
 class Params(struct.PyTreeNode):
@@ -50,6 +79,25 @@ class Params(struct.PyTreeNode):
     @property
     def unrolled(self) -> bool:
         return isinstance(self.blocks, tuple)
+
+    def empty_cache(self, batch: int, columns: int, *branches: int) -> KVCache:
+        """Room for so many tokens' keys and values, laid out as the blocks are."""
+        c = self.config
+        shape = (batch, c.kv_heads, *branches, columns, c.head_dim)
+        if self.unrolled:
+            zeros = lambda: tuple(jnp.zeros(shape, self.dtype) for _ in range(c.layers))
+        else:
+            zeros = lambda: jnp.zeros((c.layers, *shape), self.dtype)
+        return KVCache(zeros(), zeros(), jnp.full((batch, *branches, columns), -1, jnp.int32))
+
+    def read(
+        self, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], positions: Int[Array, "B T"], **how: Any
+    ) -> tuple[Float[Array, "B _ D"], KVCache | None]:
+        """h[L], and the cache (`LanguageModel`)."""
+        return run_blocks(self, embed(self, tokens), positions, **how)[:2]
+
+    def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        return unembed(self, h)
 
     def unroll(self) -> Params:
         """The same model with a tuple of layers: what decoding on CPU wants. Costs a second copy while it is made."""
@@ -87,15 +135,17 @@ def init(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
     return jax.tree.map(lambda a: a.astype(dtype), params)
 
 
-def check_layer(params: Params, layer, name: str = "k") -> None:
+def check_layer(params: LanguageModel, layer, name: str = "k") -> None:
     """ValueError unless 0 <= layer <= L. A traced layer cannot be looked at; it is the caller's promise."""
+    if not isinstance(params, Params):
+        raise ValueError(f"{name} = {layer}: a network has no layers to be split at; name a single model")
     if not isinstance(layer, Tracer) and not 0 <= int(layer) <= params.config.layers:
         raise ValueError(
             f"{name} = {layer} is out of range: this model's layers are 0 (the embedding) to {params.config.layers}"
         )
 
 
-def check_tokens(params: Params, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], new: int = 0) -> None:
+def check_tokens(params: LanguageModel, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], new: int = 0) -> None:
     """ValueError if there is no token, or if the columns and `new` more do not fit the model's positions."""
     length, limit = tokens.shape[1], params.config.max_positions
     if not length:
@@ -138,16 +188,51 @@ def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     return logits if c.logit_softcap is None else jnp.tanh(logits / c.logit_softcap) * c.logit_softcap
 
 
+def apart(positions: Int[Array, "B T"], documents: Int[Array, "B T"] | None) -> tuple[Int[Array, "B T"], int | None]:
+    """Positions for masks, and how far back a query sees, where a row holds several documents.
+
+    documents: the number of each token's, in order. Their positions are moved so far from each other that none is in the
+    next one's window, so a mask needs nothing but positions here, too.
+    """
+    if documents is None:
+        return positions, None
+    longest = positions.shape[1]
+    return jnp.where(positions < 0, -1, positions + 2 * longest * documents), longest
+
+
+def attend_to(
+    i, positions: Int[Array, "B T"], past: tuple[KVCache, ...], cache: KVCache | None, column, branches: int | None
+) -> Gather:
+    """What layer i attends to and keeps (`run_blocks`)."""
+
+    def gather(k, v):
+        own, kept = (k, v, positions), cache
+        if branches is not None:
+            split = lambda a, axis: a.reshape(*a.shape[:axis], branches, -1, *a.shape[axis + 1 :])
+            own = split(k, 2), split(v, 2), split(positions, 1)
+        if cache is not None:
+            # Written first and read after: the other order makes XLA copy the whole cache at every token.
+            kept = cache.write(i, k, v, 0 if column is None else column)
+            own = own if column is None else kept.layer(i)
+        return (*(p.layer(i) for p in past), own), kept
+
+    return gather
+
+
 def fold_blocks(params: Params, fn: Callable, carry, start, stop):
     """carry = fn(carry, i, block i's weights) for i = start .. stop - 1, blocks counted from 0.
 
     Bounds may be traced. Traced bounds compile once for all of them; int bounds stay reverse-differentiable in both
     layouts, traced ones only in the unrolled. The stack is indexed whole, never cut: `stack[:k]` inside jit copies.
     """
+    traced = isinstance(start, Tracer) or isinstance(stop, Tracer)
+    if not params.unrolled and not traced and (start, stop) == (0, params.config.layers):
+        # The same loop, but its gradient writes each layer's into the stack; an indexed stack's is added up as a whole.
+        step = lambda carry, x: (fn(carry, *x), None)
+        return jax.lax.scan(step, carry, (jnp.arange(stop), params.blocks))[0]
     if not params.unrolled:
         index = lambda i: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), params.blocks)
         return jax.lax.fori_loop(start, stop, lambda i, carry: fn(carry, i, index(i)), carry)
-    traced = isinstance(start, Tracer) or isinstance(stop, Tracer)
     for i, weights in enumerate(params.blocks):
         if traced:
             run = functools.partial(fn, i=i, weights=weights)
@@ -170,6 +255,8 @@ def run_blocks(
     branches: int | None = None,
     visit: tuple[Callable, Any] | None = None,
     last: bool = False,
+    documents: Int[Array, "B T"] | None = None,
+    remat: bool = False,
 ) -> tuple[Any, Any, Any]:
     """Blocks start + 1 .. stop over the stream: h[start] -> h[stop].
 
@@ -179,6 +266,8 @@ def run_blocks(
     `visit = (fn, state)`: h[i], state = fn(h[i], state, i) after every block i, to look at the stream or to change it.
     `last`: only the last token's h[stop] is returned, [B, 1, D]; the bounds must be ints. Unrolled, block `stop` then makes
     keys and values of all tokens, but no more. (Of a stack it would have to be compiled a second time.)
+    `documents`: rows hold several texts that do not see each other (`apart`); without past and cache. `remat`: a gradient
+    keeps the streams between blocks alone and makes the rest again.
     Returns h, cache, state.
     """
     c = params.config
@@ -186,27 +275,20 @@ def run_blocks(
     block: Any = Block(c)
     angles = rotary(c.rope, c.head_dim, positions, h.dtype)
     fn, state = visit or (lambda h, state, i: (h, state), None)
-    reach = [w if w != FULL else np.iinfo(np.int32).max for w in c.windows]
+    places, longest = apart(positions, documents)
+    reach = [min(w if w != FULL else np.iinfo(np.int32).max, longest or np.iinfo(np.int32).max) for w in c.windows]
 
     def step(carry, i, weights, first=0):
         h, cache, state = carry
-        window = jnp.asarray(reach, jnp.int32)[i] if any(c.windows) else None
-
-        def gather(k, v):
-            own, kept = (k, v, positions), cache
-            if branches is not None:
-                split = lambda a, axis: a.reshape(*a.shape[:axis], branches, -1, *a.shape[axis + 1 :])
-                own = split(k, 2), split(v, 2), split(positions, 1)
-            if cache is not None:
-                # Written first and read after: the other order makes XLA copy the whole cache at every token.
-                kept = cache.write(i, k, v, 0 if column is None else column)
-                own = own if column is None else kept.layer(i)
-            return (*(p.layer(i) for p in past), own), kept
-
-        h, kept = block.apply({"params": weights}, h, angles, positions, window, gather, first)
+        window = jnp.asarray(reach, jnp.int32)[i] if any(c.windows) else longest
+        gather = attend_to(i, places, past, cache, column, branches)
+        h, kept = block.apply({"params": weights}, h, angles, places, window, gather, first)
         h, state = fn(h, state, i + 1)
         return h, kept, state
 
+    if remat:
+        whole = step
+        step = lambda carry, i, weights: jax.checkpoint(lambda *x: whole(x[0], i, x[1]))(carry, weights)
     carry = h, cache, state
     if last and params.unrolled:
         carry = fold_blocks(params, step, carry, start, stop - 1)
@@ -239,10 +321,11 @@ def suffix(
 
 
 def forward(
-    params: Params, tokens: Int[AnyArray, "B T"], *, mask: Bool[AnyArray, "B T"] | None = None
+    params: LanguageModel, tokens: Int[AnyArray, "B T"], *, mask: Bool[AnyArray, "B T"] | None = None
 ) -> Float[Array, "B T V"]:
-    """Logits of every position, float32."""
-    return suffix(params, prefix(params, tokens, 0, mask=mask), 0, mask=mask)
+    """Logits of every position, float32. ValueError: no or too many tokens."""
+    check_tokens(params, tokens)
+    return params.logits(params.read(tokens, positions_of(tokens.shape, mask))[0])
 
 
 def hidden_states(
@@ -262,7 +345,7 @@ def recorder(params: Params, h: Float[Array, "B T D"], last: bool) -> tuple[Call
 
 
 def prefill(
-    params: Params,
+    params: LanguageModel,
     tokens: Int[AnyArray, "B P"] | Float[AnyArray, "B P D"],
     *,
     mask: Bool[AnyArray, "B P"] | None = None,
@@ -274,15 +357,17 @@ def prefill(
 
     `edit = (j, fn)`: the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once. Blocks up to j keep the keys
     and values of the stream as it was; the later ones make theirs from the edited one, and decoding reads those. fn gets
-    [B, P, D], at j = L perhaps the last token alone.
+    [B, P, D], at j = L perhaps the last token alone. Only of a single model.
     """
     check_tokens(params, tokens)
     positions = positions_of(tokens.shape[:2], mask, past)
-    h, cache, visit = embed(params, tokens), KVCache.empty(params, *tokens.shape[:2]), None
-    if edit is not None:
+    how: dict[str, Any] = dict(past=past, cache=params.empty_cache(*tokens.shape[:2]), last=True)
+    if edit is None:
+        h, cache = params.read(tokens, positions, **how)
+    else:
         j, fn = edit
         check_layer(params, j, "j")
         edited = lambda h, i: jax.lax.cond(jnp.equal(i, j), fn, lambda h: h, h)
-        h, visit = edited(h, 0), (lambda h, state, i: (edited(h, i), state), None)
-    h, cache, _ = run_blocks(params, h, positions, past=past, cache=cache, visit=visit, last=True)
-    return unembed(params, h)[:, 0], cache.replace(positions=positions)
+        visit = lambda h, state, i: (edited(h, i), state)
+        h, cache, _ = run_blocks(params, edited(embed(params, tokens), 0), positions, visit=(visit, None), **how)
+    return params.logits(h)[:, 0], cache.replace(positions=positions)

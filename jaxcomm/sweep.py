@@ -123,7 +123,7 @@ def _decode(
             cache=cache,
         )
 
-    empty = KVCache.empty(params, G, T, slots)
+    empty = params.empty_cache(G, T, slots)
     lead = () if params.unrolled else (None,)
     by_row = lambda a: split(a, *lead, "games", jax.sharding.PartitionSpec.UNCONSTRAINED, "cells")
     start = _Slots(

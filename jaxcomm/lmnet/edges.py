@@ -1,0 +1,82 @@
+"""The edges of a network: small trainable modules that keep the length of what they carry.
+
+Edges between two groups of vertices are one stack of weights, [sources, targets, ...], and one batched call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxcomm.config import EdgeConfig, ModelConfig
+from jaxcomm.layers import Attention, GatedMLP, Gather, Linear, RMSNorm, rotary
+
+_LAST = {"attention": "o", "mlp": "down"}
+"""The last matrix of each part of f."""
+
+
+def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
+    """Of the block on an edge that leaves a vertex of this shape: every edge sees back to the first token."""
+    heads = config.heads if edge.attention == "mha" else config.kv_heads
+    return dataclasses.replace(config, layers=1, windows=(), kv_heads=heads)
+
+
+def parts(edge: EdgeConfig) -> tuple[str, ...]:
+    """What f is made of."""
+    return ("attention", "mlp") if edge.kind == "block" else () if edge.kind == "identity" else (edge.kind,)
+
+
+class Edge(nn.Module):
+    """y = scale * (x + f(x)), `EdgeConfig`, and through a matrix if the next vertex has another width."""
+
+    config: ModelConfig
+    edge: EdgeConfig
+    out: int
+    """Width of the next vertex."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, gather: Gather
+    ) -> tuple[Float[Array, "B T Y"], Any]:
+        c = shape(self.config, self.edge)
+        norm = lambda name: RMSNorm(c.norm_eps, c.norm_plus_one, name=name)
+        h, kept = x, None
+        for part in parts(self.edge):
+            if part == "linear":
+                h += Linear(c.width, name="linear")(x) if self.out == c.width else jnp.zeros_like(x)
+                continue
+            read = norm(f"{part}_norm")(h)
+            if part == "attention":
+                made, kept = Attention(c, name=part)(read, angles, positions, window, gather)
+            else:
+                made = GatedMLP(c, name=part)(read)
+            h += norm(f"{part}_post_norm")(made) if c.post_norms else made
+        if not self.edge.residual:
+            h -= x
+        if self.edge.scale is not None:
+            h *= self.param("scale", nn.initializers.constant(self.edge.scale), ()).astype(h.dtype)
+        return (h if self.out == c.width else Linear(self.out, name="across")(h)), kept
+
+
+def init(key: Array, config: ModelConfig, edge: EdgeConfig, out: int) -> Any:
+    """Weights of one edge, float32."""
+    x, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
+    alone = lambda k, v: (((k, v, positions),), None)
+    angles = rotary(config.rope, config.head_dim, positions, jnp.float32)
+    weights = dict(Edge(config, edge, out).init(key, x, angles, positions, None, alone).get("params", {}))
+    if not edge.zero_init:
+        return weights
+    start = -1.0 if config.norm_plus_one else 0.0
+    for part in weights.keys() & {*parts(edge)}:
+        if config.post_norms and part != "linear":
+            weights[f"{part}_post_norm"] = {"weight": jnp.full(config.width, start)}
+        else:
+            last = _LAST.get(part)
+            zero = jax.tree.map(jnp.zeros_like, weights[part] if last is None else weights[part][last])
+            weights[part] = zero if last is None else {**weights[part], last: zero}
+    return weights

@@ -1,0 +1,243 @@
+"""Language-model networks (LMNet, Wu, Wang & Yao, ICML 2026, arXiv 2505.12741): language models without embedding and head
+as vertices, trainable modules as edges, joined layer by layer as in a multilayer perceptron.
+
+    X[l + 1, j] = T(sum_i e[l, i, j](X[l, i]))
+
+T is a decoder's stack of blocks with its final norm. The first layer's one vertex embeds the tokens, the last layer's one
+vertex has the head. Every vertex and every edge reads all positions causally, so the whole network is one autoregressive
+model (`jaxcomm.model.LanguageModel`): `forward`, `generate`, agents and protocols take it as they take `Params`.
+
+What the paper leaves open (size and initialisation of edges, interior norms) is a switch of `EdgeConfig` and `NetworkConfig`.
+
+Letters beside those of `config.py`: I sources and J targets of a stack of edges; M vertices that share weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jaxcomm.cache import KVCache
+from jaxcomm.config import AnyArray, EdgeConfig, NetworkConfig
+from jaxcomm.layers import RMSNorm, rotary
+from jaxcomm.lmnet import edges
+from jaxcomm.model import Params, apart, attend_to, embed, run_blocks, unembed
+
+
+class Network(struct.PyTreeNode):
+    """Weights and architecture of a network.
+
+    models: the different vertices. edges: the weights of every stack of edges, by its name (`NetworkConfig.stacks`), leaves
+    [I, J, ...], float32; computed in the vertices' dtype. joints: per name of a group of vertices, matrices [J, D, n D] that
+    join its n edges, if `config.aggregate` is "concat".
+    """
+
+    models: tuple[Params, ...]
+    edges: dict[str, Any]
+    joints: dict[str, Any]
+    config: NetworkConfig = struct.field(pytree_node=False)
+
+    @property
+    def dtype(self):
+        return self.models[0].dtype
+
+    @property
+    def embed(self):
+        """Of the vertex that reads the tokens, [V, D]."""
+        return self.reader.embed
+
+    @property
+    def reader(self) -> Params:
+        """The vertex that embeds the tokens."""
+        return self.models[self.config.layers[0][0][0]]
+
+    @property
+    def writer(self) -> Params:
+        """The vertex with the head."""
+        return self.models[self.config.layers[-1][0][0]]
+
+    def empty_cache(self, batch: int, columns: int, *branches: int) -> KVCache:
+        """Room for keys and values of every vertex and every edge: k and v are dicts by name, the leaves with the axes M,
+        or I and J, first."""
+        k, v = {}, {}
+        for name, x in self.config.groups.items():
+            cache = jax.eval_shape(lambda x=x: self.models[x.model].empty_cache(batch, columns, *branches))
+            zeros = lambda tree, n=x.count: jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), tree)
+            k[name], v[name] = zeros(cache.k), zeros(cache.v)
+        for name, (x, y) in self.config.stacks.items() if "attention" in edges.parts(self.config.edge) else ():
+            c = edges.shape(self.models[x.model].config, self.config.edge)
+            shape = (x.count, y.count, batch, c.kv_heads, *branches, columns, c.head_dim)
+            k[name], v[name] = jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+        return KVCache(k, v, jnp.full((batch, *branches, columns), -1, jnp.int32))
+
+    def read(
+        self,
+        tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"],
+        positions: Int[Array, "B T"],
+        *,
+        past: tuple[KVCache, ...] = (),
+        cache: KVCache | None = None,
+        last: bool = False,
+        visit: Callable[[str, Array], None] | None = None,
+        **how: Any,
+    ) -> tuple[Float[Array, "B _ D"], KVCache | None]:
+        """The writer's stream before its final norm (`jaxcomm.model.LanguageModel`).
+
+        visit(name, x) sees every wire: vertices' [M, B, T, D] as they leave, edges' [I, J, B, T, D] as they arrive.
+        """
+        c, k, v, streams = self.config, {}, {}, {}
+        see = visit or (lambda name, x: None)
+        for name, to in c.groups.items():
+            if to.layer == 0:
+                x = embed(self.reader, tokens)[None]
+            else:
+                ys = []
+                for edge, (source, target) in c.stacks.items():
+                    if target == to:
+                        y, k[edge], v[edge] = self._edges(
+                            edge, streams[source], positions, past=past, cache=cache, **how
+                        )
+                        see(edge, y)
+                        ys.append(y)
+                x = self._join(name, ys)
+            end = to.layer == len(c.layers) - 1
+            x, k[name], v[name] = self._vertices(name, x, positions, past=past, cache=cache, last=last and end, **how)
+            streams[to] = x if end or not c.norm else _normed(self.models[to.model], x)
+            see(name, streams[to])
+        kept = lambda new: {name: a for name, a in new.items() if a is not None}
+        return x[0], None if cache is None else cache.replace(k=kept(k), v=kept(v))
+
+    def _vertices(
+        self, name: str, x: Float[Array, "M B T D"], positions, *, past, cache, **how
+    ) -> tuple[Array, Any, Any]:
+        """M vertices of one model, one batched call: h[L], keys, values."""
+        model = self.models[self.config.groups[name].model]
+
+        def run(x, past, cache):
+            h, cache, _ = run_blocks(model, x, positions, past=past, cache=cache, **how)
+            return h, *((None, None) if cache is None else (cache.k, cache.v))
+
+        past, cache, axes = _parts(name, past, cache)
+        return jax.vmap(run, in_axes=(0, *axes))(x, past, cache)
+
+    def _edges(
+        self,
+        name: str,
+        x: Float[Array, "I B T D"],
+        positions,
+        *,
+        past,
+        cache,
+        column=None,
+        branches=None,
+        documents=None,
+        remat=False,
+    ) -> tuple[Float[Array, "I J B T Y"], Any, Any]:
+        """A stack of edges, one batched call: what arrives, keys, values."""
+        source, target = self.config.stacks[name]
+        c, out = self.models[source.model].config, self.models[target.model].config.width
+        edge, angles = edges.Edge(c, self.config.edge, out), rotary(c.rope, c.head_dim, positions, x.dtype)
+        places, window = apart(positions, documents)
+
+        def run(weights, x, past, cache):
+            single = lambda cache: cache.replace(k=(cache.k,), v=(cache.v,))
+            gather = attend_to(0, places, tuple(map(single, past)), cache and single(cache), column, branches)
+            weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)
+            y, cache = edge.apply({"params": weights}, x, angles, places, window, gather)
+            return y, *((None, None) if cache is None else (cache.k[0], cache.v[0]))
+
+        past, cache, axes = _parts(name, past, cache)
+        targets = jax.vmap(jax.checkpoint(run) if remat else run, in_axes=(0, None, *axes))
+        return jax.vmap(targets, in_axes=(0, 0, *axes))(self.edges[name], x, past, cache)
+
+    def _join(self, name: str, ys: Sequence[Float[Array, "_ J B T D"]]) -> Float[Array, "J B T D"]:
+        """What a group of vertices reads, of all edges into it."""
+        if self.config.aggregate == "concat":
+            wide = [y.transpose(1, 2, 3, 0, 4).reshape(*y.shape[1:4], -1) for y in ys]
+            every = jnp.concatenate(wide, axis=-1)
+            return jnp.einsum("jbtx,jdx->jbtd", every, self.joints[name].astype(every.dtype))
+        total = functools.reduce(jnp.add, [y.sum(axis=0) for y in ys])
+        return total if self.config.aggregate == "sum" else total / jnp.asarray(sum(map(len, ys)), total.dtype)
+
+    def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        return unembed(self.writer, h)
+
+
+def _parts(name: str, past: Sequence[KVCache], cache: KVCache | None) -> tuple[Any, Any, Any]:
+    """A vertices' or edges' own parts of the caches, and the axes vmap maps of them: every one's keys, the same positions."""
+    part = lambda c: KVCache(c.k[name], c.v[name], c.positions) if c and name in c.k else None
+    mapped: Any = KVCache(0, 0, None)
+    own, before = part(cache), tuple(held for c in past if (held := part(c)))
+    return before, own, ((mapped,) * len(before), mapped if own else None)
+
+
+def _normed(model: Params, x: Float[Array, "M B T D"]) -> Float[Array, "M B T D"]:
+    c = model.config
+    norm: Any = RMSNorm(c.norm_eps, c.norm_plus_one)
+    return jax.vmap(lambda x: norm.apply({"params": model.norm}, x))(x)
+
+
+def init(
+    key: Array,
+    params: Params | Sequence[Params],
+    widths: Sequence[int] = (1, 4, 4, 4, 1),
+    *,
+    edge: EdgeConfig | str = "block",
+    aggregate: str = "sum",
+    norm: bool = True,
+) -> Network:
+    """A network whose edges are new. params: the model that all vertices share, or one for every vertex, layer by layer (the
+    same object again shares its weights).
+
+    ValueError: widths that do not begin and end with 1, another number of models than vertices, vocabularies or edges that
+    do not fit.
+    """
+    widths, count = tuple(widths), sum(widths)
+    given = [params] * count if isinstance(params, Params) else list(params)
+    if len(given) != count:
+        raise ValueError(f"{len(given)} models for widths {widths}: give one, or one for each of {count} vertices")
+    models: list[Params] = []
+    for model in given:
+        if not any(model is m for m in models):
+            models.append(model)
+    which = iter([next(i for i, m in enumerate(models) if m is model) for model in given])
+    layers = []
+    for width in widths:
+        row = [next(which) for _ in range(width)]
+        layers.append(tuple((m, row.count(m)) for m in dict.fromkeys(row)))
+    edge = EdgeConfig(kind=edge) if isinstance(edge, str) else edge  # pyright: ignore[reportArgumentType]
+    config = NetworkConfig(tuple(m.config for m in models), tuple(layers), edge, aggregate, norm)  # pyright: ignore[reportArgumentType]
+    wires, joints, drawn = {}, {}, {}
+    for n, (name, (x, y)) in enumerate(config.stacks.items()):
+        drawn.setdefault((x.model, config.models[y.model].width), {})[name] = n
+    for (m, out), names in drawn.items():
+        counts = {name: [group.count for group in config.stacks[name]] for name in names}
+        keys = [jax.random.split(jax.random.fold_in(key, names[name]), np.prod(counts[name])) for name in names]
+        # One program for all edges of a kind: compiling takes longer than drawing.
+        every = jax.jit(jax.vmap(lambda key, c=config.models[m], out=out: edges.init(key, c, edge, out)))(
+            jnp.concatenate(keys)
+        )
+        for name, first in zip(names, np.cumsum([0, *map(len, keys)]), strict=False):
+            cut = lambda w, name=name, first=first: w[first : first + np.prod(counts[name])].reshape(
+                *counts[name], *w.shape[1:]
+            )
+            wires[name] = jax.tree.map(cut, every)
+            if edge.scale is not None and aggregate == "sum":
+                wires[name]["scale"] /= widths[config.stacks[name][0].layer]
+    if aggregate == "concat":
+        for name, y in list(config.groups.items())[1:]:
+            n = widths[y.layer - 1]
+            joints[name] = jnp.tile(jnp.eye(config.models[y.model].width), (y.count, 1, n)) / n
+    return Network(tuple(models), wires, joints, config)
+
+
+def size(tree: Any) -> int:
+    """How many numbers a pytree of weights holds."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
