@@ -22,13 +22,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jaxcomm.cache import KVCache
-from jaxcomm.config import AnyArray, EdgeConfig, NetworkConfig
+from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig
 from jaxcomm.layers import RMSNorm, rotary
 from jaxcomm.lmnet import edges
 from jaxcomm.model import Params, apart, attend_to, embed, run_blocks, unembed
+
+
+class Wires(struct.PyTreeNode):
+    """What is trained of a network whose vertices stay as they are (`jaxcomm.training`)."""
+
+    edges: dict[str, Any]
+    joints: dict[str, Any]
+
+    def join(self, frozen: Network) -> Network:
+        """The network again."""
+        return frozen.replace(edges=self.edges, joints=self.joints)
 
 
 class Network(struct.PyTreeNode):
@@ -62,6 +73,10 @@ class Network(struct.PyTreeNode):
     def writer(self) -> Params:
         """The vertex with the head."""
         return self.models[self.config.layers[-1][0][0]]
+
+    def split(self) -> tuple[Wires, Network]:
+        """The wires, and the network without them."""
+        return Wires(self.edges, self.joints), self.replace(edges={}, joints={})
 
     def empty_cache(self, batch: int, columns: int, *branches: int) -> KVCache:
         """Room for keys and values of every vertex and every edge: k and v are dicts by name, the leaves with the axes M,
@@ -214,28 +229,22 @@ def init(
         layers.append(tuple((m, row.count(m)) for m in dict.fromkeys(row)))
     edge = EdgeConfig(kind=edge) if isinstance(edge, str) else edge  # pyright: ignore[reportArgumentType]
     config = NetworkConfig(tuple(m.config for m in models), tuple(layers), edge, aggregate, norm)  # pyright: ignore[reportArgumentType]
-    wires, joints, drawn = {}, {}, {}
+    wires, joints = {}, {}
     for n, (name, (x, y)) in enumerate(config.stacks.items()):
-        drawn.setdefault((x.model, config.models[y.model].width), {})[name] = n
-    for (m, out), names in drawn.items():
-        counts = {name: [group.count for group in config.stacks[name]] for name in names}
-        keys = [jax.random.split(jax.random.fold_in(key, names[name]), np.prod(counts[name])) for name in names]
-        # One program for all edges of a kind: compiling takes longer than drawing.
-        every = jax.jit(jax.vmap(lambda key, c=config.models[m], out=out: edges.init(key, c, edge, out)))(
-            jnp.concatenate(keys)
-        )
-        for name, first in zip(names, np.cumsum([0, *map(len, keys)]), strict=False):
-            cut = lambda w, name=name, first=first: w[first : first + np.prod(counts[name])].reshape(
-                *counts[name], *w.shape[1:]
-            )
-            wires[name] = jax.tree.map(cut, every)
-            if edge.scale is not None and aggregate == "sum":
-                wires[name]["scale"] /= widths[config.stacks[name][0].layer]
+        keys = jax.random.split(jax.random.fold_in(key, n), (x.count, y.count))
+        wires[name] = _draw(keys, config.models[x.model], edge, config.models[y.model].width)
+        if edge.scale is not None and aggregate == "sum":
+            wires[name]["scale"] /= widths[x.layer]
     if aggregate == "concat":
         for name, y in list(config.groups.items())[1:]:
             n = widths[y.layer - 1]
             joints[name] = jnp.tile(jnp.eye(config.models[y.model].width), (y.count, 1, n)) / n
     return Network(tuple(models), wires, joints, config)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "edge", "out"))
+def _draw(keys: Key[Array, "I J"], model: ModelConfig, edge: EdgeConfig, out: int) -> Any:
+    return jax.vmap(jax.vmap(lambda key: edges.init(key, model, edge, out)))(keys)
 
 
 def size(tree: Any) -> int:
