@@ -1,4 +1,4 @@
-"""The command line: `jaxcomm demo | play | sweep | eval | report | fit-map | convert | train-pair`."""
+"""The command line: `jaxcomm demo | play | sweep | eval | report | cost | fit-map | lmnet | convert | train-pair`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from jaxcomm.evals.networks import commands as networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Play:
     """
 
     a: str
-    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder, a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     game: Literal["countries", "tip_sheets"] = "countries"
@@ -79,6 +81,7 @@ class Play:
     def run(self) -> None:
         import rich
 
+        from jaxcomm.evals.agents import load
         from jaxcomm.evals.games import GAMES
         from jaxcomm.evals.play import check_file, play, write_lines
         from jaxcomm.generate import Sampling
@@ -106,7 +109,7 @@ class Play:
                 raise ValueError("activation needs --k (A's layer) and --j (B's layer)")
             settings = dict(k=self.k, j=self.j, graft=self.graft, control=self.control)
 
-        a, b = load_pair(self.a, self.b, dtype=self.dtype, chat=self.chat)
+        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat)
         games = GAMES[self.game](self.seed, names=self.names, **({} if self.n is None else {"n": self.n}))
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
         outcome = play(
@@ -138,7 +141,7 @@ class Sweep:
     """
 
     a: str
-    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder, a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     out: Path
@@ -171,12 +174,13 @@ class Sweep:
 
     def run(self) -> None:
         from jaxcomm.evals import sweeps
+        from jaxcomm.evals.agents import load
 
         if self.into is not None and self.text is None:
             raise ValueError("--into says where W maps to: it needs --text to fit W on")
         if self.decode is not None and self.decode < 1:
             raise ValueError(f"--decode {self.decode}: it must be at least 1")
-        a, b = load_pair(self.a, self.b, dtype=self.dtype, chat=self.chat, unroll=False)
+        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, layers=True)
         asked = sweeps.Asked(
             games=self.games,
             ks=tuple(sorted(self.ks)) if self.ks is not None else tuple(sweeps.layers(a)),
@@ -202,7 +206,7 @@ class Eval:
     """
 
     a: str
-    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder, a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, who answers; likewise."""
     tasks: str
@@ -291,6 +295,7 @@ class Eval:
         import rich.console
 
         from jaxcomm.evals import evaluate, maps, tasks
+        from jaxcomm.evals.agents import load
 
         data: dict[str, str] = {task: path for task, _, path in (given.partition("=") for given in self.data)}
         if odd := [task for task, path in data.items() if not path]:
@@ -378,7 +383,7 @@ class FitMap:
     """
 
     a: str
-    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder, a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     ks: tuple[int, ...]
@@ -405,12 +410,13 @@ class FitMap:
         import rich
 
         from jaxcomm.evals import maps
+        from jaxcomm.evals.agents import load
         from jaxcomm.evals.sentences import read_both, sentences
         from jaxcomm.mapping import fit_maps, similarity, train_maps
 
         maps.check_new(self.out)
         text = sentences(self.text, self.n, seed=self.seed)
-        a, b = load_pair(self.a, self.b, dtype=self.dtype, chat=self.chat, unroll=False)
+        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, layers=True)
         at = dict(ks=self.ks, js=self.js)
         on = lambda function, **more: function(a.params, b.params, read_both(a, b, text), **at, **more)
         fits = {"ridge": on(fit_maps), "gradient": on(train_maps, key=jax.random.key(self.seed))}
@@ -468,36 +474,32 @@ class TrainPair:
         train_and_save(self.model, self.out, steps=self.steps, seed=self.seed)
 
 
-def load_pair(a: str, b: str, *, dtype: str, chat: bool, unroll: bool | None = None):
-    """Two agents, or one twice; pair:a and pair:b are the embedded ones."""
-    sender, receiver = load(a, b, dtype=dtype, chat=chat, unroll=unroll)
-    return sender, receiver
+@dataclasses.dataclass(frozen=True)
+class Lmnet:
+    """Networks of language models with trainable edges: train, compare with LoRA, look inside."""
+
+    do: tyro.conf.OmitSubcommandPrefixes[
+        tyro.conf.OmitArgPrefixes[
+            Annotated[networks.Train, tyro.conf.subcommand("train")]
+            | Annotated[networks.Compare, tyro.conf.subcommand("compare")]
+            | Annotated[networks.Show, tyro.conf.subcommand("show")]
+        ]
+    ]
+
+    def run(self) -> None:
+        name = type(self.do).__name__.lower()
+        self.do.run(command_line(self.do, f"lmnet {name}"))
 
 
-def load(*names: str, dtype: str, chat: bool, unroll: bool | None = None):
-    """An agent for every name, the same for the same."""
-    import jax.numpy as jnp
-
-    from jaxcomm.converters import agent_from_hf
-    from jaxcomm.evals import pair
-
-    def read(name: str):
-        path = pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name
-        return agent_from_hf(path, getattr(jnp, dtype), chat=chat, name=name, unroll=unroll)
-
-    agents = {name: read(name) for name in dict.fromkeys(names)}
-    return [agents[name] for name in names]
-
-
-def command_line(command) -> str:
+def command_line(command, name: str | None = None) -> str:
     """What to type to run it again, in a new folder."""
-    words = ["jaxcomm", next(name for name, kind in COMMANDS.items() if kind is type(command))]
+    words = ["jaxcomm", *(name or next(name for name, kind in COMMANDS.items() if kind is type(command))).split()]
     for field in dataclasses.fields(command):
         value = getattr(command, field.name)
         if value == field.default or field.name == "resume":
             continue
-        words.append("--" + field.name.replace("_", "-"))
-        if value is not True:
+        words.append("--" + ("no-" if value is False else "") + field.name.replace("_", "-"))
+        if not isinstance(value, bool):
             words += [str(x) for x in value] if isinstance(value, tuple) else [str(value)]
     return shlex.join(words)
 
@@ -510,6 +512,7 @@ COMMANDS = {
     "report": Report,
     "cost": Cost,
     "fit-map": FitMap,
+    "lmnet": Lmnet,
     "convert": Convert,
     "train-pair": TrainPair,
 }

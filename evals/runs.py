@@ -27,12 +27,18 @@ import pyarrow.parquet as pq
 
 from jaxcomm.agent import Agent
 from jaxcomm.evals.play import write_whole
+from jaxcomm.lmnet import Network
 from jaxcomm.model import Params
 
 
-def fingerprint(params: Params) -> str:
+def fingerprint(params: Params | Network) -> str:
     """Of architecture, dtype and every weight; the same for stacked and unrolled layers."""
     digest = hashlib.sha256(repr((params.config, params.dtype.name)).encode())
+    if isinstance(params, Network):
+        digest.update("".join(map(fingerprint, params.models)).encode())
+        for leaf in jax.tree.leaves((params.edges, params.joints)):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
     blocks = params.blocks if params.unrolled else None
     for i in range(params.config.layers):
         layer = blocks[i] if blocks else jax.tree.map(lambda a, i=i: a[i], params.blocks)
@@ -83,7 +89,6 @@ class RunFolder:
             return
         if any(p.is_file() and not p.name.startswith(".") for p in path.rglob("*")):
             raise ValueError(f"{path} is not empty and holds no run: choose another folder")
-        self.chunks.mkdir(parents=True, exist_ok=True)
         self.plan = json.loads(json.dumps(plan()))
         kept = {"command": command, "config": config, "plan": self.plan}
         write_whole(record, (json.dumps(kept, indent=1) + "\n").encode())

@@ -98,6 +98,13 @@ def _bootstrap(x: np.ndarray, seed: int) -> Interval:
     return Interval(float(x.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
+def over_seeds(values: Sequence[float] | np.ndarray) -> Interval:
+    """Mean of a few runs and Student's interval for it; not clipped, since a difference may lie anywhere."""
+    x = np.asarray(values, float)
+    half = float(scipy.stats.sem(x) * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1))
+    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
+
+
 def ratio(sums: Sequence[float], counts: Sequence[int], seed: int = 0) -> Interval:
     """A mean over everything that was counted, with a bootstrap interval over those it was counted of (people), or
     Wilson's over them where everything counts 0 or everything 1; all not a number if nothing was counted."""

@@ -42,7 +42,7 @@ def sentences(source: str, n: int | None = None, *, seed: int = 0) -> list[str]:
     if kind == "statements":
         found = list(itertools.islice(_statements(rest, seed), PAPER if n is None else n))
     elif kind == "hub":
-        found = list(itertools.islice(_hub(source, seed), PAPER if n is None else n))
+        found = list(itertools.islice(stream(source, seed), PAPER if n is None else n))
     else:
         found = _file(source)
         if n is not None and n < len(found):
@@ -74,19 +74,23 @@ def _file(source: str) -> list[str]:
             f"{name} is no file: name one with a sentence per line, a .jsonl, statements:countries, "
             "statements:tip_sheets or hub:NAME:CONFIG:SPLIT:FIELD"
         )
-    lines = [line.strip() for line in Path(name).read_text(encoding="utf-8").split("\n")]
+    content = Path(name).read_text(encoding="utf-8")
     if name.endswith(".jsonl"):
-        lines = [
-            _field(_object(line, f"{name}, line {i}"), field, name).strip() for i, line in enumerate(lines, 1) if line
-        ]
+        lines = [_field(record, field, name).strip() for _, record in json_lines(content, name)]
+    else:
+        lines = [line.strip() for line in content.split("\n")]
     return [line for line in lines if line]
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
-        raise ValueError(f"{where} is no JSON object: {line[:40]!r}") from None
+def json_lines(content: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The object on every line that is not empty, and where it stands. ValueError: it is no object."""
+    for i, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{name}, line {i}", dict(json.loads(line))
+        except (ValueError, TypeError):
+            raise ValueError(f"{name}, line {i} is no JSON object: {line[:40]!r}") from None
 
 
 def _field(record: dict[str, Any], field: str, source: str) -> str:
@@ -95,12 +99,12 @@ def _field(record: dict[str, Any], field: str, source: str) -> str:
     return record[field]
 
 
-def _hub(source: str, seed: int) -> Iterator[str]:
+def stream(source: str, seed: int) -> Iterator[str]:
     """Texts of a streamed data set, in an order drawn with `seed`; long ones without a sentence's end are left out."""
     if source.count(":") != 4:
         raise ValueError(f"{source}: write hub:NAME:CONFIG:SPLIT:FIELD, such as hub:openai/gsm8k:main:train:question")
     _, name, config, split, field = source.split(":")
-    for record in _stream(source, name, config, split, seed):
+    for record in _records(source, name, config, split, seed):
         text = _field(record, field, source).strip()
         if len(text) > LONGEST:
             longest = re.match(rf"(?s).{{1,{LONGEST - 1}}}[.!?](?=\s)", text)
@@ -109,7 +113,7 @@ def _hub(source: str, seed: int) -> Iterator[str]:
             yield text
 
 
-def _stream(source: str, name: str, config: str, split: str, seed: int) -> Iterator[dict[str, Any]]:
+def _records(source: str, name: str, config: str, split: str, seed: int) -> Iterator[dict[str, Any]]:
     instead = "or name a local file with a sentence per line"
     try:
         from datasets import load_dataset

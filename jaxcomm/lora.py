@@ -52,7 +52,9 @@ def init(key: Array, params: Params, rank: int, alpha: float | None = None) -> L
 
 def rank_of_size(params: Params, numbers: int) -> int:
     """The rank at which the factors hold most nearly so many numbers, at least 1."""
-    each = sum(weight.size // weight.shape[-1] // weight.shape[-2] * sum(weight.shape[-2:]) for _, weight in _targets(params))
+    each = sum(
+        weight.size // weight.shape[-1] // weight.shape[-2] * sum(weight.shape[-2:]) for _, weight in _targets(params)
+    )
     return max(1, round(numbers / each))
 
 

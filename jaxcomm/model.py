@@ -181,11 +181,21 @@ def embed(params: Params, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"
 
 def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
     """Final norm, head and soft-cap: float32 logits of h[L]."""
+    return project_head(params, final_norm(params, h))
+
+
+def final_norm(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """What Hugging Face calls the last hidden state."""
     c = params.config
     normed: Any = RMSNorm(c.norm_eps, c.norm_plus_one).apply({"params": params.norm}, h)
-    head = params.embed if params.head is None else params.head
-    logits = project(head, normed, jnp.float32)
-    return logits if c.logit_softcap is None else jnp.tanh(logits / c.logit_softcap) * c.logit_softcap
+    return normed
+
+
+def project_head(params: Params, normed: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Head and soft-cap: float32 logits of what the final norm made."""
+    cap = params.config.logit_softcap
+    logits = project(params.embed if params.head is None else params.head, normed, jnp.float32)
+    return logits if cap is None else jnp.tanh(logits / cap) * cap
 
 
 def apart(positions: Int[Array, "B T"], documents: Int[Array, "B T"] | None) -> tuple[Int[Array, "B T"], int | None]:

@@ -113,6 +113,34 @@ def constrain(mesh: Mesh | None, x: jax.Array, *spec) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec, *free)))
 
 
+FSDP = "fsdp"
+
+
+def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
+    """For every leaf (an array, or its shape): cut along the longest axis that the mesh's "fsdp" axis divides, else whole.
+
+    The first axes of a stack (of layers, of edges) are never cut: a loop over them would have to fetch every step's.
+    """
+    n = mesh.shape[FSDP]
+
+    def place(leaf):
+        axes = range(max(0, len(leaf.shape) - 2), len(leaf.shape))
+        cut = max((axis for axis in axes if leaf.shape[axis] % n == 0), key=lambda axis: leaf.shape[axis], default=None)
+        return NamedSharding(mesh, P(*(FSDP if axis == cut else None for axis in range(len(leaf.shape)))))
+
+    return jax.tree.map(place, tree)
+
+
+def data_mesh(fsdp: int = 1) -> Mesh | None:
+    """All devices of this process as ("data", "fsdp"); None if there is only one. ValueError: `fsdp` does not divide them."""
+    devices = np.array(jax.local_devices())
+    if len(devices) % fsdp:
+        raise ValueError(f"weights cannot be cut over {fsdp} of {len(devices)} devices: name a divisor")
+    return (
+        Mesh(devices.reshape(-1, fsdp), ("data", FSDP), axis_types=(AxisType.Auto,) * 2) if len(devices) > 1 else None
+    )
+
+
 @functools.cache
 def all_devices() -> Mesh | None:
     """Every device of this process as one data axis; None if there is only one."""

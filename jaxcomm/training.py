@@ -72,7 +72,9 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
     batch, room, count = _blank(rows, columns), [columns] * rows, 0
     for ids, weights in documents:
         if not 2 <= len(ids) <= columns:
-            raise ValueError(f"text {count} has {len(ids)} tokens: rows hold 2 to {columns}; cut it, or make rows longer")
+            raise ValueError(
+                f"text {count} has {len(ids)} tokens: rows hold 2 to {columns}; cut it, or make rows longer"
+            )
         row = next((r for r, free in enumerate(room) if free >= len(ids)), None)
         if row is None:
             yield batch, count
@@ -102,18 +104,15 @@ def positions_in(documents: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
 def losses(model: LanguageModel, batch: Batch, remat: bool = False) -> Float[Array, "B T"]:
     """Weighted cross-entropy, nats, of every token given those before it in its text."""
     h, _ = model.read(batch.tokens, positions_in(batch.documents), documents=jnp.asarray(batch.documents), remat=remat)
-    B, T, D = h.shape
-    size = next(n for n in range(min(CHUNK, T), 0, -1) if T % n == 0)
-    cut = lambda a: a.reshape(B, -1, size, *a.shape[2:]).swapaxes(0, 1)
-    after = lambda a: jnp.concatenate([a[:, 1:], jnp.zeros_like(a[:, :1])], axis=1)
+    after = lambda a: jnp.concatenate([jnp.asarray(a)[:, 1:], jnp.zeros_like(a[:, :1])], axis=1)
 
     @jax.checkpoint
-    def some(x):
+    def column(x):
         h, targets = x
-        return optax.softmax_cross_entropy_with_integer_labels(model.logits(h), targets)
+        return optax.softmax_cross_entropy_with_integer_labels(model.logits(h[:, None])[:, 0], targets)
 
-    every = jax.lax.map(some, (cut(h), cut(after(jnp.asarray(batch.tokens)))))
-    return every.swapaxes(0, 1).reshape(B, T) * after(jnp.asarray(batch.weights))
+    every = jax.lax.map(column, (h.swapaxes(0, 1), after(batch.tokens).T), batch_size=CHUNK)
+    return every.T * after(batch.weights)
 
 
 def make_optimizer(
@@ -121,8 +120,12 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW (0.9, 0.95) after clipping to a global norm; the rate rises over a share `warmup` of the steps and falls as a
     cosine to a tenth. Only matrices decay."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, round(warmup * steps)), steps, learning_rate / 10)
-    matrices = lambda tree: jax.tree_util.tree_map_with_path(lambda path, leaf: "norm" not in str(path) and leaf.ndim > 1, tree)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, max(1, round(warmup * steps)), steps, learning_rate / 10
+    )
+    matrices = lambda tree: jax.tree_util.tree_map_with_path(
+        lambda path, leaf: "norm" not in str(path) and leaf.ndim > 1, tree
+    )
     adam = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=matrices)
     return optax.chain(optax.clip_by_global_norm(clip), adam)
 
@@ -139,7 +142,7 @@ def make_step(
     """step(state, frozen, batch) -> state and {"loss": nats per weight, "norm": of the gradient}; to be jitted.
 
     batch: [A, B, T], whose A parts are read one after the other and their gradients added up. dtype: of the computation, if
-    not of the weights. mesh: rows are spread over all of its devices (place state and frozen with `sharding.spread_leaves`).
+    not of the weights. mesh: rows are spread over all of its devices (place state and frozen by `sharding.fsdp_shardings`).
     """
 
     def step(state: State, frozen: Any, batch: Batch):
@@ -149,7 +152,9 @@ def make_step(
             def total(trained):
                 model: Any = trained.join(frozen)
                 if dtype is not None:
-                    model = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, model)
+                    model = jax.tree.map(
+                        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, model
+                    )
                 return jnp.sum(losses(model, part, remat))
 
             return jax.tree.map(jnp.add, carry, jax.value_and_grad(total)(state.trained)), None

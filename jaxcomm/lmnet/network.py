@@ -26,9 +26,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig
-from jaxcomm.layers import RMSNorm, rotary
+from jaxcomm.layers import rotary
 from jaxcomm.lmnet import edges
-from jaxcomm.model import Params, apart, attend_to, embed, run_blocks, unembed
+from jaxcomm.model import Params, apart, attend_to, embed, final_norm, run_blocks, unembed
 
 
 class Wires(struct.PyTreeNode):
@@ -124,7 +124,7 @@ class Network(struct.PyTreeNode):
                 x = self._join(name, ys)
             end = to.layer == len(c.layers) - 1
             x, k[name], v[name] = self._vertices(name, x, positions, past=past, cache=cache, last=last and end, **how)
-            streams[to] = x if end or not c.norm else _normed(self.models[to.model], x)
+            streams[to] = x if end or not c.norm else jax.vmap(functools.partial(final_norm, self.models[to.model]))(x)
             see(name, streams[to])
         kept = lambda new: {name: a for name, a in new.items() if a is not None}
         return x[0], None if cache is None else cache.replace(k=kept(k), v=kept(v))
@@ -191,12 +191,6 @@ def _parts(name: str, past: Sequence[KVCache], cache: KVCache | None) -> tuple[A
     mapped: Any = KVCache(0, 0, None)
     own, before = part(cache), tuple(held for c in past if (held := part(c)))
     return before, own, ((mapped,) * len(before), mapped if own else None)
-
-
-def _normed(model: Params, x: Float[Array, "M B T D"]) -> Float[Array, "M B T D"]:
-    c = model.config
-    norm: Any = RMSNorm(c.norm_eps, c.norm_plus_one)
-    return jax.vmap(lambda x: norm.apply({"params": model.norm}, x))(x)
 
 
 def init(

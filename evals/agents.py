@@ -1,0 +1,40 @@
+"""Agents by name, as every command takes them: a checkpoint folder, a hub id, pair:a, pair:b, or a network's run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxcomm.agent import Agent
+from jaxcomm.converters import agent_from_hf
+from jaxcomm.evals import pair
+from jaxcomm.evals.networks import folders
+
+
+def load(*names: str, dtype: str = "float32", chat: bool = False, layers: bool = False) -> list[Agent]:
+    """An agent for every name, the same for the same. layers: they are worked on layer by layer (stacked; networks cannot be).
+
+    ValueError, OSError: `agent_from_hf`'s, `folders.load`'s.
+    """
+
+    def read(name: str) -> Agent:
+        if folders.is_network(name):
+            if layers:
+                raise ValueError(f"{name} is a network, which has no layers to be split at: name a single model")
+            return network(name, dtype=dtype, chat=chat)
+        path = pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name
+        return agent_from_hf(path, getattr(jnp, dtype), chat=chat, name=name, unroll=False if layers else None)
+
+    agents = {name: read(name) for name in dict.fromkeys(names)}
+    return [agents[name] for name in names]
+
+
+def network(path: str, *, dtype: str, chat: bool) -> Agent:
+    """A network and its tokenizer, out of its run folder."""
+    names, kept = folders.vertices(path)
+    agent = folders.load(path, load(*names, dtype=kept, layers=True))
+    cast = lambda a: a.astype(getattr(jnp, dtype))
+    params = agent.params.replace(models=jax.tree.map(cast, agent.params.models))
+    return dataclasses.replace(agent, params=params, chat=chat)

@@ -1,0 +1,113 @@
+"""`jaxcomm lmnet train | compare | show`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxcomm.evals.networks.settings import Recipe, Shape
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Shape, Recipe):
+    """Train a network's edges (its vertices stay as they are), or all of it.
+
+    Example: jaxcomm lmnet train --vertices Qwen/Qwen2.5-0.5B --widths 1 4 4 4 1 --text hub:HuggingFaceFW/fineweb-edu:sample-10BT:train:text --columns 1024 --dtype bfloat16 --remat --out runs/stage-1
+    """
+
+    out: Path
+    """Run folder: checkpoints, metrics.jsonl, tensorboard. It is the network to every other command (--b OUT)."""
+    text: str = "two-hop"
+    """two-hop (questions about the embedded pair's world), a file with texts between empty lines, FILE.jsonl with "text", or
+    with "prompt" and "answer", or hub:NAME:CONFIG:SPLIT:FIELD."""
+    examples: int | None = None
+    """Only so many texts, again and again."""
+    train: Literal["edges", "all"] = "edges"
+    """The paper's first stage, or its second."""
+    start: Path | None = None
+    """Begin from this run's network (the second stage from the first)."""
+    seed: int = 0
+    """Order of the texts."""
+    resume: bool = False
+    """Go on with the run in the folder."""
+
+    def run(self, words: str) -> None:
+        import rich
+
+        from jaxcomm.evals.agents import load
+        from jaxcomm.evals.networks.folders import train_network, vertex_dtype
+        from jaxcomm.lmnet import size
+
+        agents = load(*self.vertices, dtype=vertex_dtype(self.train, self.dtype), layers=True)
+        network = train_network(self, agents, words=words)
+        rich.print(
+            f"{self.out}: {self.steps} steps; {size(network.edges) + size(network.joints):,} numbers on the edges of {network.config.widths}, {size(network.models):,} in the vertices."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare(Shape, Recipe):
+    """Customisation with little data: a network's edges against LoRA of the same size, on the same questions, for every seed.
+
+    Example: jaxcomm lmnet compare --steps 1000 --learning-rates 5e-4 1e-3 2e-3 --out runs/compare
+    """
+
+    out: Path
+    """Run folder: every finished training, results.jsonl, report.txt, curves.png."""
+    text: str = "two-hop"
+    """two-hop, or FILE.jsonl with a "prompt" and an "answer" per line."""
+    test: Path | None = None
+    """FILE.jsonl of questions to be tested on; two-hop has its own."""
+    questions: int = 200
+    """So many to choose the learning rate on, and as many others to report."""
+    examples: int | None = None
+    """Learn from only so many."""
+    learning_rates: tuple[float, ...] = ()
+    """Each is tried with every seed, for both; the best on the first questions is reported on the others. Default: the one."""
+    seeds: int = 5
+    """Of how edges and adapters begin, and of the order of the texts."""
+    resume: bool = False
+    """Go on with the run in the folder."""
+
+    def run(self, words: str) -> None:
+        from jaxcomm.evals.agents import load
+        from jaxcomm.evals.networks import compare
+
+        compare.run(self, load(*self.vertices, dtype=self.dtype, layers=True), words=words)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Show:
+    """Which words a network's wires carry after a prompt: as text, and as a picture of the network.
+
+    Example: jaxcomm lmnet show runs/two-hop --prompt "Alice is at the Colosseum. Bob is at Meteora. Carol is with Bob. Which country is Carol located in?" --out wires
+    """
+
+    network: Annotated[Path, tyro.conf.Positional]
+    """Run folder of jaxcomm lmnet train."""
+    prompt: str
+    out: Path = Path("wires")
+    """Folder for wires.txt and wires.png."""
+    words: int = 3
+    """So many of each wire."""
+    chat: bool = False
+
+    def run(self, words: str) -> None:
+        import rich.console
+
+        from jaxcomm.evals.agents import load
+        from jaxcomm.evals.networks import wires
+        from jaxcomm.evals.play import write_whole
+
+        (agent,) = load(str(self.network), chat=self.chat)
+        read = wires.read(agent, self.prompt, self.words)
+        console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
+        text = wires.text(read)
+        console.print(text, markup=False, highlight=False)
+        write_whole(self.out / "wires.txt", f"{text}\n".encode())
+        write_whole(self.out / "wires.png", wires.picture(read))
+        console.print(f"{self.out}: wires.txt, wires.png")

@@ -1,0 +1,223 @@
+"""Customisation with little data: edges of a network against LoRA of the same size, everything else alike.
+
+    chunks/ARM-RATE-SEED.parquet   of one finished training: losses, answers, seconds
+    results.jsonl                  a line per arm: accuracy over the seeds on questions the rate was not chosen on
+    report.txt, curves.png
+
+Both learn the same texts in the same order, for as many steps, with as many numbers (LoRA's rank is the nearest), and each
+with its own best learning rate, chosen on half of the questions and reported on the other half.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+
+from jaxcomm import lmnet, lora
+from jaxcomm.agent import Agent
+from jaxcomm.evals.networks.folders import build
+from jaxcomm.evals.networks.settings import Recipe, Shape, pick
+from jaxcomm.evals.networks.texts import TWO_HOP, Text, questions, source, two_hop
+from jaxcomm.evals.networks.training import train
+from jaxcomm.evals.play import write_lines
+from jaxcomm.evals.runs import RunFolder, agent_fingerprint, surroundings
+from jaxcomm.evals.scores import Interval, accuracy, exact_match, over_seeds
+from jaxcomm.protocols.base import hear
+
+EDGES, LORA, ALONE, NEW = "edges", "LoRA", "vertex alone", "network, new"
+ARMS = {ALONE: False, NEW: False, LORA: True, EDGES: True}
+"""Whether it is trained."""
+TOKENS = 12
+"""That an answer may take."""
+
+
+def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, Any]]:
+    """Trains and asks what is not done yet in the folder, reports, and returns the lines of results.jsonl.
+
+    command: `evals.networks.commands.Compare`. ValueError, OSError: `RunFolder`'s, `source`'s and `build`'s.
+    """
+    shape, recipe, agent = pick(Shape, command), pick(Recipe, command), agents[-1]
+    rates = command.learning_rates or (command.learning_rate,)
+    if command.seeds < 2:
+        raise ValueError(f"seeds = {command.seeds}: an interval over seeds needs at least 2")
+    asked = _questions(command)
+    size = lmnet.size(jax.eval_shape(lambda: build(shape, agents).split()[0]))
+    rank = lora.rank_of_size(agent.params, size)
+    config = {
+        field.name: getattr(command, field.name) for field in dataclasses.fields(command) if field.name != "resume"
+    }
+    config |= {"rank": rank, "fingerprints": [agent_fingerprint(a) for a in agents], **surroundings("optax")}
+    folder = RunFolder(
+        command.out, json.loads(json.dumps(config, default=str)), dict, command=words, resume=command.resume
+    )
+
+    sizes, done = {ALONE: 0, NEW: 0}, {}
+    for arm, rate, seed in itertools.product(ARMS, rates, range(command.seeds)):
+        if not ARMS[arm] and (rate != rates[0] or (arm == ALONE and seed)):
+            continue
+        name = f"{arm}-{rate:g}-{seed}".replace(" ", "_").replace(",", "")
+        trained, frozen = _begin(arm, shape, agents, rank, seed)
+        sizes[arm] = lmnet.size(trained) if ARMS[arm] else 0
+        if not folder.done(name):
+            clock, losses, model = time.perf_counter(), [], trained.join(frozen)
+            if ARMS[arm]:
+                texts = source(command.text, agent, recipe.columns, n=command.examples, seed=seed)
+                how = dataclasses.replace(recipe, learning_rate=rate)
+                model = train(trained, frozen, texts, how, title=name, losses=losses).trained.join(frozen)
+            seconds = time.perf_counter() - clock
+            said = answers(dataclasses.replace(agent, params=model), asked)
+            hits = [exact_match(text, q.answer) for text, q in zip(said, asked, strict=True)]
+            folder.write(name, {"said": [said], "hits": [hits], "losses": [losses], "seconds": [seconds]})
+        (done[arm, rate, seed],) = folder.read(name).to_pylist()
+    lines = summary(done, sizes, len(asked) // 2, rank)
+    write_lines(folder.path / "results.jsonl", lines)
+    report(folder, lines, done, agents, shape, len(asked) // 2)
+    return lines
+
+
+def _questions(command: Any) -> list[Text]:
+    """The first half to choose the learning rate on."""
+    n = 2 * command.questions
+    if command.text == TWO_HOP and command.test is None:
+        return [two_hop(command.seeds, i, test=True) for i in range(n)]
+    if command.test is None:
+        raise ValueError(f"{command.text} has no questions of its own to be tested on: name a file with --test")
+    found = questions(str(command.test))
+    if len(found) < n:
+        raise ValueError(
+            f"{command.test} has {len(found)} questions, twice {command.questions} are needed: lower --questions"
+        )
+    return found[:n]
+
+
+def _begin(arm: str, shape: Shape, agents: Sequence[Agent], rank: int, seed: int) -> tuple[Any, Any]:
+    """What is trained and what is not, as `jaxcomm.training` says."""
+    if arm in (EDGES, NEW):
+        return build(dataclasses.replace(shape, network_seed=shape.network_seed + seed), agents).split()
+    return lora.init(jax.random.key(seed), agents[-1].params, rank), agents[-1].params
+
+
+def answers(agent: Agent, asked: Sequence[Text], rows: int = 50) -> list[str]:
+    """What the agent answers, greedily."""
+    said = []
+    for at in range(0, len(asked), rows):
+        turn = hear(agent, [q.prompt for q in asked[at : at + rows]])
+        said += [reply.text for reply in turn.write(TOKENS)]
+    return said
+
+
+def summary(
+    done: Mapping[tuple[str, float, int], Mapping[str, Any]], sizes: Mapping[str, int], n: int, rank: int
+) -> list[dict[str, Any]]:
+    """A line per arm at its best rate. accuracy: mean over seeds on the second half of the questions; low, high: 95 % interval
+    over the seeds (over the questions where there is one); less_lora: paired by seed."""
+    lines, values = [], {}
+    for arm in ARMS:
+        rates = sorted({rate for kind, rate, _ in done if kind == arm})
+        runs = {
+            rate: [row for (kind, r, _), row in sorted(done.items(), key=lambda x: x[0]) if kind == arm and r == rate]
+            for rate in rates
+        }
+        chosen = max(rates, key=lambda rate: np.mean([row["hits"][:n] for row in runs[rate]]))
+        hits = np.array([row["hits"][n:] for row in runs[chosen]], float)
+        values[arm] = hits.mean(axis=1)
+        interval = over_seeds(values[arm]) if len(hits) > 1 else accuracy(hits[0])
+        trained = ARMS[arm]
+        lines.append(
+            {"arm": arm, "numbers": sizes[arm], "rank": rank if arm == LORA else None}
+            | {"learning_rate": chosen if trained else None, "rates": rates if trained else [], "seeds": len(hits)}
+            | dict(zip(("accuracy", "low", "high"), interval, strict=True))
+            | {
+                "each": values[arm].tolist(),
+                "loss": float(np.mean([row["losses"][-20:] for row in runs[chosen]])) if trained else None,
+            }
+            | {"seconds": float(np.mean([row["seconds"] for row in runs[chosen]])) if trained else None}
+        )
+    less = over_seeds(values[EDGES] - values[LORA])
+    lines.append(
+        {
+            "arm": f"{EDGES} - {LORA}",
+            "seeds": len(values[LORA]),
+            **dict(zip(("accuracy", "low", "high"), less, strict=True)),
+        }
+    )
+    return lines
+
+
+def report(
+    folder: RunFolder, lines: Sequence[Mapping[str, Any]], done: Mapping, agents: Sequence[Agent], shape: Shape, n: int
+) -> None:
+    """The table, on the console and as report.txt, and the picture."""
+    widths = "-".join(map(str, shape.widths))
+    table = rich.table.Table(
+        title=f"{', '.join(a.name for a in agents)}: {widths}, {shape.edge} edges; {n} questions", title_justify="left"
+    )
+    for name in ("", "trained numbers", "rate", "loss, last 20 steps", "exact match, % [95 %]", "seconds"):
+        table.add_column(name, justify="right" if name else "left")
+    show = lambda value, form: "" if value is None else format(value, form)
+    for line in lines:
+        percent = Interval(*(100 * line[key] for key in ("accuracy", "low", "high")))
+        name = f"{line['arm']}, rank {line['rank']}" if line.get("rank") else line["arm"]
+        table.add_row(
+            name, show(line.get("numbers"), ",d"), show(line.get("learning_rate"), "g"), show(line.get("loss"), ".3f"),
+            f"{percent.value:.1f} [{percent.low:.1f}, {percent.high:.1f}]", show(line.get("seconds"), ".0f"),
+        )  # fmt: skip
+    note = (
+        f"Mean and interval over {lines[-1]['seeds']} seeds (of {ALONE}: over the questions), at the learning rate that was best on {n} other "
+        "questions. The last line is paired by seed."
+    )
+    sink = io.StringIO()
+    for console in (
+        rich.console.Console(width=None if sys.stdout.isatty() else 120),
+        rich.console.Console(file=sink, width=120),
+    ):
+        console.print(table)
+        console.print(note)
+    folder.put("report.txt", sink.getvalue().encode())
+    folder.put("curves.png", curves(lines, done))
+    print(f"{folder.path}: run.json, results.jsonl, report.txt, curves.png")
+
+
+def curves(
+    lines: Sequence[Mapping[str, Any]], done: Mapping[tuple[str, float, int], Mapping[str, Any]], window: int = 20
+) -> bytes:
+    """PNG: the loss of what is trained by step, mean of `window` steps, every seed thin and their mean thick."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    axis = figure.add_subplot()
+    for color, line in zip(("#b8862b", "#1f5fa8"), [line for line in lines if line.get("learning_rate")], strict=True):
+        own = [
+            row["losses"]
+            for (arm, rate, _), row in sorted(done.items(), key=lambda x: x[0])
+            if (arm, rate) == (line["arm"], line["learning_rate"])
+        ]
+        smooth = [np.convolve(losses, np.ones(window) / window, "valid") for losses in own]
+        steps = np.arange(len(smooth[0])) + window
+        for one in smooth:
+            axis.plot(steps, one, color=color, linewidth=0.6, alpha=0.5)
+        axis.plot(
+            steps,
+            np.mean(smooth, axis=0),
+            color=color,
+            linewidth=2,
+            label=f"{line['arm']}, {line['numbers']:,} numbers, rate {line['learning_rate']:g}",
+        )
+    axis.set(xlabel="step", ylabel=f"loss, nats a token (mean of {window} steps)", yscale="log")
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()

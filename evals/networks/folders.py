@@ -1,0 +1,109 @@
+"""A network in a run folder of `jaxcomm lmnet train`, and out of it as an agent that plays games and is evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxcomm import lmnet
+from jaxcomm.agent import Agent
+from jaxcomm.evals.networks.settings import Recipe, Shape, pick
+from jaxcomm.evals.networks.texts import source
+from jaxcomm.evals.networks.training import damaged, manager, train
+from jaxcomm.evals.runs import RunFolder, agent_fingerprint, surroundings
+from jaxcomm.training import Everything
+
+
+def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
+    """A new network. agents: of the vertices, one or one for each. ValueError: `lmnet.init`'s; tokenizers that differ."""
+    words = agents[0].tokenizer.get_vocab()
+    for agent in agents:
+        if agent.tokenizer.get_vocab() != words:
+            raise ValueError(
+                f"{agent.name} has another vocabulary than {agents[0].name}: vertices must share the output's"
+            )
+    models = agents[0].params if len(agents) == 1 else [agent.params for agent in agents]
+    return lmnet.init(jax.random.key(shape.network_seed), models, **shape.options())
+
+
+def train_network(command: Any, agents: Sequence[Agent], *, words: str) -> lmnet.Network:
+    """Trains the network that a command asks for (`evals.networks.commands.Train`), in its folder, and returns it.
+
+    ValueError, OSError: `RunFolder`'s, `source`'s and `train`'s, before anything is computed.
+    """
+    shape, recipe = pick(Shape, command), pick(Recipe, command)
+    texts = source(command.text, agents[-1], recipe.columns, n=command.examples, seed=command.seed)
+    start = None if command.start is None else load(command.start, agents)
+    network = build(shape, agents) if start is None else start.params
+    if start is not None and network.config != jax.eval_shape(lambda: build(shape, agents)).config:
+        raise ValueError(f"{command.start} holds another network ({network.config.widths}): ask for its shape")
+    config = {
+        field.name: getattr(command, field.name) for field in dataclasses.fields(command) if field.name != "resume"
+    }
+    config |= {
+        "fingerprints": [agent_fingerprint(agent) for agent in agents],
+        **surroundings("optax", "orbax-checkpoint"),
+    }
+    folder = RunFolder(
+        command.out, json.loads(json.dumps(config, default=str)), dict, command=words, resume=command.resume
+    )
+    trained, frozen = network.split() if command.train == "edges" else (Everything(network), None)
+    state = train(trained, frozen, texts, recipe, folder.path, title=f"{command.out}, {command.train}")
+    return state.trained.join(frozen)
+
+
+def is_network(path: str | Path) -> bool:
+    """Whether it is a run folder that holds one."""
+    return (Path(path) / "run.json").is_file() and (Path(path) / "checkpoints").is_dir()
+
+
+def vertices(path: str | Path) -> tuple[tuple[str, ...], str]:
+    """Names of the checkpoints it was made of, and the dtype they had then."""
+    config = _config(Path(path))
+    return tuple(config["vertices"]), vertex_dtype(config["train"], config["dtype"])
+
+
+def vertex_dtype(trained: str, dtype: str) -> str:
+    """What is trained is float32."""
+    return "float32" if trained == "all" else dtype
+
+
+def load(path: str | Path, agents: Sequence[Agent]) -> Agent:
+    """The newest network of a folder as an agent, of the vertices it was made of; reads and stops as the last one does.
+
+    ValueError: the folder holds no finished checkpoint, or the vertices are others (weights, dtype, tokenizer).
+    """
+    path = Path(path)
+    config = _config(path)
+    found = [agent_fingerprint(agent) for agent in agents]
+    if found != config["fingerprints"]:
+        raise ValueError(
+            f"{path} was made of other vertices than {', '.join(a.name for a in agents)}: their weights, dtype or tokenizers differ"
+        )
+    names = {field.name for field in dataclasses.fields(Shape)}
+    kept = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name in names}
+    network = build(Shape(**kept), agents)
+    trained, frozen = network.split() if config["train"] == "edges" else (Everything(network), None)
+    import orbax.checkpoint as ocp
+
+    checkpoints = manager(path)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise ValueError(f"{path} holds no finished checkpoint: go on with its training, with --resume")
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, trained)
+    with damaged(path, step):
+        trained = checkpoints.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(like)))["model"]
+    checkpoints.close()
+    return dataclasses.replace(agents[-1], params=trained.join(frozen), name=str(path))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "run.json").read_text())["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} holds no network: make one with jaxcomm lmnet train") from error

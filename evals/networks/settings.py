@@ -1,0 +1,79 @@
+"""What a network and its training are asked for as: plain data, so that the command line says what it can without loading a
+model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A network to be made."""
+
+    vertices: tuple[str, ...] = ("pair:b",)
+    """The model all vertices share, or one for each, layer by layer: checkpoint folders, hub ids, pair:a, pair:b."""
+    widths: tuple[int, ...] = (1, 2, 1)
+    """Vertices per layer; the paper's network is 1 4 4 4 1."""
+    edge: Literal["block", "attention", "mlp", "linear", "identity"] = "block"
+    """A whole decoder block, its attention, its MLP, a matrix, or nothing but the factor."""
+    attention: Literal["mha", "gqa"] = "mha"
+    """Edges: as many key heads as query heads, or as the vertex has."""
+    residual: bool = True
+    """Edges add to what they carry, instead of replacing it."""
+    zero_init: bool = True
+    """Edges begin by passing on what they get."""
+    scale: float | None = 1.0
+    """Where an edge's trainable factor begins, over the number of edges that are summed."""
+    aggregate: Literal["sum", "mean", "concat"] = "sum"
+    norm: bool = True
+    """Interior vertices keep their model's final norm."""
+    network_seed: int = 0
+    """How edges begin."""
+
+    def options(self) -> dict[str, Any]:
+        """As `jaxcomm.lmnet.init` takes them."""
+        from jaxcomm.config import EdgeConfig
+
+        edge = EdgeConfig(self.edge, self.attention, self.residual, self.zero_init, self.scale)
+        return {"widths": self.widths, "edge": edge, "aggregate": self.aggregate, "norm": self.norm}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train (defaults: of edges, on questions)."""
+
+    steps: int = 300
+    rows: int = 8
+    """Rows of a batch; each holds as many texts as fit."""
+    columns: int = 112
+    """Tokens of a row."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one step."""
+    learning_rate: float = 1e-3
+    warmup: float = 0.03
+    """Share of the steps in which the rate rises; afterwards it falls as a cosine, to a tenth."""
+    weight_decay: float = 0.0
+    """Of matrices."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    remat: bool = False
+    """Keep less for the gradient, compute more."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; what is trained is float32."""
+    fsdp: int = 1
+    """Devices that weights and moments are cut over; batches are spread over all."""
+    every: int = 100
+    """Steps between checkpoints."""
+
+    def __post_init__(self):
+        for name in ("steps", "rows", "columns", "accumulate", "fsdp", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: it must be at least 1")
+        if not self.learning_rate > 0 or not self.clip > 0 or not 0 <= self.warmup <= 1 or self.weight_decay < 0:
+            raise ValueError("learning rate and clip must be above 0, warmup a share, weight decay not below 0")
+
+
+def pick(kind: type, settings: Any) -> Any:
+    """The part of a command's settings that is a `Shape`, or a `Recipe`."""
+    return kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)})

@@ -1,0 +1,140 @@
+"""What networks are trained on: where texts come from, and how they become tokens.
+
+two-hop                     questions about the games' world that the embedded pair was not trained for, endless
+FILE                        texts, separated by empty lines
+FILE.jsonl                  a JSON object per line: a "text", or a "prompt" and an "answer" (then only it is learned)
+hub:NAME:CONFIG:SPLIT:FIELD a data set of the Hugging Face hub, streamed; needs jaxcomm[eval]
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxcomm.agent import Agent
+from jaxcomm.evals.games.world import Landmark, held_out, world
+from jaxcomm.evals.sentences import json_lines, stream
+from jaxcomm.training import Document
+
+TWO_HOP = "two-hop"
+
+
+class Text(NamedTuple):
+    """A text to be learned, or one to be learned after a prompt."""
+
+    answer: str
+    prompt: str = ""
+
+
+Source = Callable[[int], Iterator[Document]]
+"""source(n): the texts as tokens from the n-th on, as often as they are asked for the same."""
+
+
+def source(name: str, agent: Agent, columns: int, *, n: int | None = None, seed: int = 0) -> Source:
+    """Texts by the agent's tokenizer, cut into pieces of at most `columns` tokens, in an order drawn with `seed`; when all
+    were read, again in another. n: only so many of them.
+
+    ValueError, OSError: a source that is not there, has no such field, holds nothing or fewer than n.
+    """
+    if name.startswith("hub:"):
+        return lambda start: itertools.islice(_endless(name, agent, columns, n, seed), start, None)
+    if name == TWO_HOP and n is None:
+        return lambda start: (_document(agent, two_hop(seed, i)) for i in itertools.count(start))
+    texts = [two_hop(seed, i) for i in range(n or 0)] if name == TWO_HOP else _file(name)
+    if n is not None and len(texts) < n:
+        raise ValueError(f"{name} has {len(texts)} texts, {n} were asked for: ask for fewer or name more text")
+    documents = [piece for text in texts[:n] for piece in _pieces(_document(agent, text), columns)]
+    if not documents:
+        raise ValueError(f"{name} holds no text of two tokens: there is nothing to learn")
+
+    @functools.lru_cache(maxsize=1)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng([seed, 7, epoch]).permutation(len(documents))
+
+    def read(start: int) -> Iterator[Document]:
+        for i in itertools.count(start):
+            epoch, at = divmod(i, len(documents))
+            yield documents[order(epoch)[at]]
+
+    return read
+
+
+def two_hop(seed: int, n: int, *, test: bool = False) -> Text:
+    """The n-th question about somebody who is with one of two people whose places are told.
+
+    Who is where is kept out of training as in the games: a test's combinations (`held_out`) are in no training text.
+    """
+    rng, people = np.random.default_rng([seed, n, int(test)]), world().names["seen"]
+    first, second, third = (str(p) for p in rng.choice(people, 3, replace=False))
+
+    def place(person: str, *, besides: str = "") -> Landmark:
+        every = world().landmarks
+        return next(
+            mark
+            for mark in (every[i] for i in rng.permutation(len(every)))
+            if mark.country != besides and held_out(person, mark.name) == test
+        )
+
+    here = place(first)
+    there = place(second, besides=here.country)
+    whom, where = ((first, here), (second, there))[rng.integers(2)]
+    told = f"{first} is at {here.phrase}. {second} is at {there.phrase}. {third} is with {whom}."
+    return Text(where.country, f"{told} Which country is {third} located in?")
+
+
+def questions(name: str) -> list[Text]:
+    """Of a file of prompts and answers. ValueError, OSError: as `source`; a text without a prompt."""
+    texts = _file(name)
+    if not texts or not all(text.prompt for text in texts):
+        raise ValueError(f'{name} must hold questions: a "prompt" and an "answer" per line, as .jsonl')
+    return texts
+
+
+def _document(agent: Agent, text: Text) -> Document:
+    """Tokens, with the stop token at the end, and their weights: of a prompt 0."""
+    end = list(agent.stop_tokens[:1])
+    if not text.prompt:
+        ids = [*agent.tokenizer.encode(text.answer), *end]
+        return ids, [1.0] * len(ids)
+    asked, answered = agent.encode(text.prompt), [*agent.follow(text.prompt, f" {text.answer}"), *end]
+    return [*asked, *answered], [0.0] * len(asked) + [1.0] * len(answered)
+
+
+def _pieces(document: Document, columns: int) -> Iterator[Document]:
+    """A text in parts that fit a row; a last one of a single token has nothing to predict."""
+    ids, weights = document
+    for at in range(0, len(ids), columns):
+        if len(ids[at : at + columns]) > 1:
+            yield ids[at : at + columns], weights[at : at + columns]
+
+
+def _file(name: str) -> list[Text]:
+    path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} is no file: name one, or {TWO_HOP}, or hub:NAME:CONFIG:SPLIT:FIELD")
+    content = path.read_text(encoding="utf-8")
+    if path.suffix != ".jsonl":
+        return [Text(part.strip()) for part in content.split("\n\n") if part.strip()]
+    texts = []
+    for where, record in json_lines(content, name):
+        text, prompt, answer = (record.get(field) for field in ("text", "prompt", "answer"))
+        if isinstance(text, str) and text:
+            texts.append(Text(text))
+        elif isinstance(prompt, str) and isinstance(answer, str) and prompt and answer:
+            texts.append(Text(answer, prompt))
+        else:
+            raise ValueError(f'{where} has neither a "text" nor a "prompt" and an "answer": {", ".join(record)}')
+    return texts
+
+
+def _endless(name: str, agent: Agent, columns: int, n: int | None, seed: int) -> Iterator[Document]:
+    """A stream cannot be entered in the middle: who resumes reads it from its beginning."""
+    for epoch in itertools.count():
+        texts: Iterable[str] = itertools.islice(stream(name, seed + epoch), n)
+        for text in texts:
+            yield from _pieces(_document(agent, Text(text)), columns)

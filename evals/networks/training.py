@@ -1,0 +1,197 @@
+"""Training that goes on after whatever stopped it: the loop, its checkpoints, its metrics.
+
+    run.json           the command, settings, seeds, versions, fingerprints (`evals.runs`)
+    checkpoints/STEP/  model (what is trained), optimizer, data (how many texts were read)
+    metrics.jsonl      loss and norm of the gradient, step by step
+    tensorboard/       the same, and tokens per second
+
+Orbax writes a checkpoint beside its place and renames it: one that is there is whole. A run that goes on makes the same
+numbers as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.progress
+
+from jaxcomm.evals.networks.settings import Recipe
+from jaxcomm.evals.networks.texts import Source
+from jaxcomm.evals.play import write_whole
+from jaxcomm.sharding import data_mesh, fsdp_shardings
+from jaxcomm.training import Batch, State, begin, make_optimizer, make_step, pack
+
+KEPT = 2
+"""Checkpoints that are kept, the newest."""
+
+
+def batches(source: Source, recipe: Recipe, start: int = 0) -> Iterator[tuple[Batch, int]]:
+    """Batches [A, B, T] from the text `start` on, and how many texts were read by then."""
+    rows = recipe.rows * recipe.accumulate
+    for batch, count in pack(source(start), rows, recipe.columns):
+        yield jax.tree.map(lambda a: a.reshape(recipe.accumulate, recipe.rows, -1), batch), start + count
+
+
+def train(
+    trained: Any,
+    frozen: Any,
+    source: Source,
+    recipe: Recipe,
+    folder: Path | None = None,
+    title: str = "",
+    losses: list | None = None,
+) -> State:
+    """The state after all steps. trained, frozen: as `jaxcomm.training` says; neither is changed.
+
+    folder: where checkpoints and metrics are kept, and gone on from. losses: every step's is appended. ValueError: rows longer than the model's positions, a
+    checkpoint of something else. FloatingPointError: the loss or the gradient is not a number; the last checkpoint stays.
+    """
+    positions, mesh = trained.join(frozen).config.max_positions, data_mesh(recipe.fsdp)
+    if recipe.columns > positions:
+        raise ValueError(
+            f"rows of {recipe.columns} tokens are longer than the model's {positions} positions: shorten them"
+        )
+    if mesh is not None and recipe.rows % mesh.size:
+        raise ValueError(f"{recipe.rows} rows cannot be spread over {mesh.size} devices: take a multiple")
+    optimizer = make_optimizer(
+        recipe.learning_rate, recipe.steps, warmup=recipe.warmup, weight_decay=recipe.weight_decay, clip=recipe.clip
+    )
+    state = begin(jax.tree.map(jnp.copy, trained), optimizer)
+    if mesh is not None:
+        state, frozen = (jax.device_put(tree, fsdp_shardings(tree, mesh)) for tree in (state, frozen))
+    make = make_step(optimizer, remat=recipe.remat, dtype=getattr(jnp, recipe.dtype), mesh=mesh)
+    step = jax.jit(make, donate_argnums=0)
+    with Records(folder) as records, _progress() as bar:
+        state, begun = records.latest(state)
+        done, task = int(state.step), bar.add_task(title, total=recipe.steps, completed=int(state.step), loss=math.nan)
+        clock, waiting = time.perf_counter(), None
+        for (batch, read), n in zip(batches(source, recipe, begun), range(done + 1, recipe.steps + 1), strict=False):
+            state, metrics = step(state, frozen, batch)
+            # The numbers of the step before are looked at while this one is computed, but a checkpoint is of good ones.
+            keep = n % recipe.every == 0 or n == recipe.steps
+            for at, values in [waiting, (n, metrics)][waiting is None : 2 if keep else 1]:
+                loss = records.note(at, jax.device_get(values), int(np.sum(batch.documents >= 0)), clock)
+                clock = time.perf_counter()
+                bar.update(task, completed=at, loss=loss)
+                if losses is not None:
+                    losses.append(loss)
+            waiting = None if keep else (n, metrics)
+            if keep:
+                records.keep(n, state, read)
+    return state
+
+
+def _progress() -> rich.progress.Progress:
+    text = rich.progress.TextColumn
+    return rich.progress.Progress(
+        text("{task.description}"), rich.progress.BarColumn(), text("step {task.completed} of {task.total}"),
+        text("loss {task.fields[loss]:.3f}"), rich.progress.TimeRemainingColumn(),
+    )  # fmt: skip
+
+
+class Records:
+    """Checkpoints and metrics of a run; of none, if there is no folder."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+
+    def __enter__(self) -> Records:
+        if self.folder is not None:
+            self.manager = manager(self.folder)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.folder is not None:
+            self.manager.wait_until_finished()
+            self.manager.close()
+            self.board.close()
+            self.file.close()
+
+    def latest(self, state: State) -> tuple[State, int]:
+        """The newest checkpoint's state, and how many texts it had read; the one given and 0 if there is none."""
+        if self.folder is None:
+            return state, 0
+        import tensorboardX
+
+        read, newest = 0, self.manager.latest_step()
+        if newest is not None:
+            state, read = restore(self.folder, self.manager, newest, state)
+        path, begin = self.folder / "metrics.jsonl", int(state.step)
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        write_whole(path, "".join(lines[:begin]).encode())
+        self.file = path.open("a")
+        self.board = tensorboardX.SummaryWriter(str(self.folder / "tensorboard"), purge_step=begin + 1)
+        return state, read
+
+    def note(self, step: int, metrics: dict[str, np.ndarray], tokens: int, since: float) -> float:
+        """Keeps a step's numbers; returns its loss. FloatingPointError."""
+        values = {name: float(value) for name, value in sorted(metrics.items())}
+        if not all(map(math.isfinite, values.values())):
+            kept = None if self.folder is None else self.manager.latest_step()
+            where = "nothing was kept" if kept is None else f"{self.folder} keeps step {kept}"
+            raise FloatingPointError(
+                f"the loss is {values['loss']}, the gradient's norm {values['norm']} at step {step}: {where}; lower the learning rate"
+            )
+        if self.folder is not None:
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+            for name, value in {**values, "tokens_per_second": tokens / (time.perf_counter() - since)}.items():
+                self.board.add_scalar(name, value, step)
+        return values["loss"]
+
+    def keep(self, step: int, state: State, read: int) -> None:
+        if self.folder is None:
+            return
+        import orbax.checkpoint as ocp
+
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(state.trained),
+            optimizer=ocp.args.StandardSave({"step": state.step, "moments": state.moments}),
+            data=ocp.args.JsonSave({"texts": read}),
+        )
+        self.manager.save(step, args=items)
+
+
+def manager(folder: Path):
+    """Of a folder's checkpoints."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
+
+
+def restore(folder: Path, manager, step: int, state: State) -> tuple[State, int]:
+    """What was kept at a step, placed as `state` is. ValueError: it is damaged, or of another model."""
+    import orbax.checkpoint as ocp
+
+    rest = {"step": state.step, "moments": state.moments}
+    like = lambda tree: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
+    with damaged(folder, step):
+        got = manager.restore(
+            step, args=ocp.args.Composite(model=like(state.trained), optimizer=like(rest), data=ocp.args.JsonRestore())
+        )
+    return State(got["optimizer"]["step"], got["model"], got["optimizer"]["moments"]), got["data"]["texts"]
+
+
+class damaged:
+    """Turns what Orbax raises of a checkpoint, which is of many kinds and long, into one line."""
+
+    def __init__(self, folder: Path, step: int):
+        self.line = f"{folder}/checkpoints/{step} is damaged or of another network"
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind, error, _) -> None:
+        if isinstance(error, Exception):
+            first = str(error).strip().split("\n")[0][:200]
+            raise ValueError(
+                f"{self.line} ({kind.__name__}: {first}): remove it, and the one before it is taken"
+            ) from error

@@ -1,0 +1,164 @@
+"""Looking inside a network: the de-embedding of any wire says which words it carries (section 4 of the LMNet paper).
+
+A vertex's wire is read as the model reads its own last layer; an edge's, by the model of the vertex it arrives at (its
+final norm and head). What is carried need not be words: the share of the likeliest is given with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomm.agent import Agent
+from jaxcomm.lmnet import Network
+from jaxcomm.model import positions_of, project_head, unembed
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """What one wire carries at the last token.
+
+    layer, index: of the vertex it leaves, or, of an edge, arrives at; source: the vertex an edge leaves, None for a vertex's own
+    wire; words: the likeliest, with their probability; norm: length of the vector.
+    """
+
+    layer: int
+    index: int
+    source: int | None
+    words: tuple[tuple[str, float], ...]
+    norm: float
+
+    @property
+    def name(self) -> str:
+        if self.source is None:
+            return f"vertex {self.layer}.{self.index}"
+        return f"edge {self.layer - 1}.{self.source} -> {self.layer}.{self.index}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """All wires of a network after one prompt. Vertices are numbered within their layer, groups one after the other."""
+
+    prompt: str
+    widths: tuple[int, ...]
+    wires: tuple[Wire, ...]
+
+
+def carried(network: Network, tokens: Any) -> dict[str, jax.Array]:
+    """Every wire of a network that reads tokens [B, T], by the names of `NetworkConfig`: vertices' [M, B, T, D], edges' [I, J,
+    B, T, D]."""
+    seen: dict[str, jax.Array] = {}
+    network.read(jnp.asarray(tokens), positions_of(tokens.shape), visit=seen.__setitem__)
+    return seen
+
+
+def words_of(network: Network, name: str, x: jax.Array) -> jax.Array:
+    """Log-probabilities [.., V] of the words that a wire's vectors [.., D] are nearest to."""
+    config = network.config
+    group = config.groups[name] if name in config.groups else config.stacks[name][1]
+    model, flat = network.models[group.model], x.reshape(1, -1, x.shape[-1])
+    normed = name in config.groups and config.norm and group.layer < len(config.layers) - 1
+    logits = (project_head if normed else unembed)(model, flat)
+    return jax.nn.log_softmax(logits, axis=-1).reshape(*x.shape[:-1], -1)
+
+
+def read(agent: Agent, prompt: str, words: int = 3) -> Reading:
+    """Which words every wire carries at the prompt's last token. ValueError: the agent is no network, or cannot read it."""
+    network = agent.params
+    if not isinstance(network, Network):
+        raise ValueError(
+            f"{agent.name} is a single model: only networks have wires (make one with jaxcomm lmnet train)"
+        )
+    tokens = np.asarray(agent.rows([prompt]), np.int32)
+    config, found = network.config, []
+    for name, x in jax.jit(carried)(network, tokens).items():
+        logprob, token = jax.lax.top_k(words_of(network, name, x[..., 0, -1, :]), words)
+        norm = jnp.linalg.norm(x[..., 0, -1, :], axis=-1)
+        logprob, token, norm = jax.device_get((logprob, token, norm))
+        first = lambda group: sum(
+            other.count
+            for other in config.groups.values()
+            if (other.layer, other.index) < group[:2] and other.layer == group.layer
+        )
+        for at in np.ndindex(norm.shape):
+            said = zip(agent.tokens(token[at]), np.exp(logprob[at]).tolist(), strict=True)
+            spelled = tuple((agent.tokenizer.convert_tokens_to_string([word]), p) for word, p in said)
+            if name in config.groups:
+                group = config.groups[name]
+                found.append(Wire(group.layer, first(group) + at[0], None, spelled, float(norm[at])))
+            else:
+                source, target = config.stacks[name]
+                place = target.layer, first(target) + at[1], first(source) + at[0]
+                found.append(Wire(*place, spelled, float(norm[at])))
+    return Reading(
+        prompt, config.widths, tuple(sorted(found, key=lambda w: (w.layer, w.source is None, w.index, w.source or 0)))
+    )
+
+
+def text(reading: Reading) -> str:
+    """A line per wire, from the first layer to the last."""
+    width = max(len(wire.name) for wire in reading.wires)
+    say = lambda wire: "   ".join(f"{word.strip()!r} {p:.0%}" for word, p in wire.words)
+    lines = [f"{wire.name:{width}}  |x| {wire.norm:7.1f}   {say(wire)}" for wire in reading.wires]
+    return "\n".join([reading.prompt, *lines])
+
+
+def picture(reading: Reading) -> bytes:
+    """PNG: vertices by layer with the words they carry; edges as wide as their share of what arrives, with the likeliest."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tall, layers = max(reading.widths), len(reading.widths)
+    figure = Figure(figsize=(3.6 * layers, 1.2 + 1.5 * tall), dpi=110, layout="constrained")
+    axis = figure.add_subplot()
+    place = lambda layer, index: (layer, (reading.widths[layer] - 1) / 2 - index)
+    arriving = [wire for wire in reading.wires if wire.source is not None]
+    for (layer, index), into in itertools.groupby(arriving, key=lambda wire: (wire.layer, wire.index)):
+        into = list(into)
+        total = sum(wire.norm for wire in into) or 1.0
+        for wire in into:
+            (x0, y0), (x1, y1) = place(layer - 1, wire.source or 0), place(layer, index)
+            share = wire.norm / total
+            axis.plot(
+                [x0, x1],
+                [y0, y1],
+                color="#8aa4c8",
+                linewidth=0.8 + 5 * share,
+                alpha=0.55,
+                zorder=1,
+                solid_capstyle="butt",
+            )
+            at = 0.26 + 0.38 * (wire.source or 0) / max(1, len(into) - 1)
+            word, p = wire.words[0]
+            axis.text(
+                x0 + at * (x1 - x0), y0 + at * (y1 - y0), _plain(word), fontsize=7.5, ha="center", va="center", zorder=2,
+                color="#1f3a5f", alpha=0.35 + 0.65 * p, bbox={"boxstyle": "round,pad=0.12", "fc": "white", "ec": "none", "alpha": 0.8},
+            )  # fmt: skip
+    for wire in reading.wires:
+        if wire.source is None:
+            said = "\n".join(f"{_plain(word)}  {p:.0%}" for word, p in wire.words)
+            axis.text(
+                *place(wire.layer, wire.index), said, fontsize=9, ha="center", va="center", zorder=3,
+                bbox={"boxstyle": "round,pad=0.4", "fc": "#fff7e6", "ec": "#b8862b"},
+            )  # fmt: skip
+    axis.set(xlim=(-0.35, layers - 0.65), ylim=(-tall / 2 - 0.1, tall / 2 + 0.1))
+    axis.set_axis_off()
+    axis.set_title(f"{_short(reading.prompt)}\nwhat each wire says at the last token (likeliest words)", fontsize=10)
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()
+
+
+def _plain(word: str) -> str:
+    """matplotlib reads $ as mathematics."""
+    return (word.strip() or repr(word)).replace("$", r"\$")
+
+
+def _short(prompt: str, most: int = 110) -> str:
+    return _plain(prompt if len(prompt) <= most else f"... {prompt[-most:]}")
