@@ -120,9 +120,9 @@ class NetworkConfig:
     """Interior vertices keep their model's final norm."""
 
     def __post_init__(self):
-        if len(self.widths) < 1 or self.widths[0] != 1 or self.widths[-1] != 1:
+        if not self.widths or self.widths[0] != 1 or self.widths[-1] != 1 or 0 in self.widths:
             raise ValueError(
-                f"widths {self.widths} must begin and end with 1: one vertex reads the tokens, and one writes"
+                f"widths {self.widths} must begin and end with 1, and hold no 0: one vertex reads the tokens, and one writes"
             )
         if len({m.vocab for m in self.models}) > 1:
             raise ValueError(
@@ -155,6 +155,11 @@ class NetworkConfig:
     def reader(self) -> ModelConfig:
         """Of the vertex that reads the tokens."""
         return self.models[self.layers[0][0][0]]
+
+    @property
+    def writer(self) -> ModelConfig:
+        """Of the vertex that writes."""
+        return self.models[self.layers[-1][0][0]]
 
     @property
     def vocab(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxcomm.config import ModelConfig
+from jaxcomm.config import ModelConfig, NetworkConfig
+from jaxcomm.lmnet import edges
 
 
 def block_weights(config: ModelConfig) -> int:
@@ -14,34 +15,64 @@ def block_weights(config: ModelConfig) -> int:
     return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.width * c.ff
 
 
-def blocks_flops(config: ModelConfig, tokens: int, context: int = 0, blocks: int | None = None) -> int:
-    """`blocks` layers (default: all) over `tokens` tokens that follow `context` others; windows are not deducted."""
-    pairs = tokens * context + tokens * (tokens + 1) // 2
-    layer = 2 * tokens * block_weights(config) + 4 * config.heads * config.head_dim * pairs
+Config = ModelConfig | NetworkConfig
+
+
+def blocks_flops(config: Config, tokens: int, context: int = 0, blocks: int | None = None) -> int:
+    """`blocks` layers (default: all) over `tokens` tokens that follow `context` others; windows are not deducted. Of a network:
+    all of its vertices' blocks, and its edges."""
+    if isinstance(config, NetworkConfig):
+        vertices = sum(g.count * blocks_flops(config.models[g.model], tokens, context) for g in config.groups.values())
+        return vertices + wires_flops(config, tokens, context)
+    layer = 2 * tokens * block_weights(config) + _scores_flops(config, tokens, context)
     return layer * (config.layers if blocks is None else blocks)
 
 
-def reading_flops(config: ModelConfig, tokens: int) -> int:
+def _scores_flops(config: ModelConfig, tokens: int, context: int) -> int:
+    pairs = tokens * context + tokens * (tokens + 1) // 2
+    return 4 * config.heads * config.head_dim * pairs
+
+
+def wires_flops(config: NetworkConfig, tokens: int, context: int = 0) -> int:
+    """A network's edges, and the matrices that join them."""
+    total, kinds = 0, edges.parts(config.edge)
+    for source, target in config.stacks.values():
+        c, out = edges.shape(config.models[source.model], config.edge), config.models[target.model].width
+        mlp, linear = 3 * c.width * c.ff, c.width**2 * (out == c.width)
+        each = {"attention": block_weights(c) - mlp, "mlp": mlp, "linear": linear}
+        entries = sum(each[part] for part in kinds) + c.width * out * (out != c.width)
+        one = 2 * tokens * entries + ("attention" in kinds) * _scores_flops(c, tokens, context)
+        joined = 2 * tokens * out**2 if config.aggregate == "concat" else 0
+        total += source.count * target.count * (one + joined)
+    return total
+
+
+def reading_flops(config: Config, tokens: int) -> int:
     """All blocks over a prompt of whose last token alone more than keys and values is asked, so the last block makes no
-    more of the others (`model.run_blocks`, unrolled)."""
+    more of the others (`model.run_blocks`, unrolled). Of a network, that is the last vertex' last block."""
+    if isinstance(config, NetworkConfig):
+        saved = blocks_flops(config.writer, tokens) - reading_flops(config.writer, tokens)
+        return blocks_flops(config, tokens) - saved
     c = config
     keys = 2 * tokens * c.width * c.head_dim * 2 * c.kv_heads
     one = blocks_flops(c, 1, context=tokens - 1, blocks=1) - keys // tokens
     return blocks_flops(c, tokens, blocks=c.layers - 1) + keys + one
 
 
-def head_flops(config: ModelConfig) -> int:
+def head_flops(config: Config) -> int:
     """Logits of one token."""
+    if isinstance(config, NetworkConfig):
+        return head_flops(config.writer)
     return 2 * config.width * config.vocab
 
 
-def generation_flops(config: ModelConfig, prompt: int, new: int) -> int:
+def generation_flops(config: Config, prompt: int, new: int) -> int:
     """Reading `prompt` tokens and writing `new` after them; the last one written is not read again."""
     reading = reading_flops(config, prompt) + head_flops(config)
     return reading + blocks_flops(config, new - 1, context=prompt) + (new - 1) * head_flops(config)
 
 
-def scoring_flops(config: ModelConfig, prompt: int, texts: Sequence[int]) -> int:
+def scoring_flops(config: Config, prompt: int, texts: Sequence[int]) -> int:
     """Reading `prompt` tokens, and after them each of several texts of so many tokens, the last of which is not read."""
     after = sum(blocks_flops(config, n - 1, context=prompt) + (n - 1) * head_flops(config) for n in texts)
     return reading_flops(config, prompt) + head_flops(config) + after

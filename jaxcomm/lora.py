@@ -17,11 +17,11 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 class LoRA(struct.PyTreeNode):
     """W + alpha / r * up down, of every linear weight [out, in] of the blocks named in `TARGETS`.
 
-    factors: by the path of each weight, {"down": [.., r, in], "up": [.., out, r]}, float32, with the axes that its
+    factors: a dict by the path of each weight, of {"down": [.., r, in], "up": [.., out, r]}, float32, with the axes that its
     layers are stacked along.
     """
 
-    factors: dict[str, dict[str, Any]]
+    factors: Any
     alpha: float = struct.field(pytree_node=False)
 
     def join(self, frozen: Params) -> Params:

@@ -166,7 +166,7 @@ def make_step(
         with jax.numpy_dtype_promotion("standard"):
             updates, moments = optimizer.update(gradient, state.moments, state.trained)
             trained = optax.apply_updates(state.trained, updates)
-            norm = optax.global_norm(gradient)
+            norm = optax.tree.norm(gradient)
         return State(state.step + 1, trained, moments), {"loss": loss / weight, "norm": norm}
 
     return step

@@ -11,6 +11,7 @@ numbers as one that was never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -97,23 +98,16 @@ def _progress() -> rich.progress.Progress:
     )  # fmt: skip
 
 
-class Records:
+class Records(contextlib.ExitStack):
     """Checkpoints and metrics of a run; of none, if there is no folder."""
 
     def __init__(self, folder: Path | None):
+        super().__init__()
         self.folder = folder
-
-    def __enter__(self) -> Records:
-        if self.folder is not None:
-            self.manager = manager(self.folder)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.folder is not None:
-            self.manager.wait_until_finished()
-            self.manager.close()
-            self.board.close()
-            self.file.close()
+        if folder is not None:
+            self.manager = manager(folder)
+            self.callback(self.manager.close)
+            self.callback(self.manager.wait_until_finished)
 
     def latest(self, state: State) -> tuple[State, int]:
         """The newest checkpoint's state, and how many texts it had read; the one given and 0 if there is none."""
@@ -127,8 +121,10 @@ class Records:
         path, begin = self.folder / "metrics.jsonl", int(state.step)
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         write_whole(path, "".join(lines[:begin]).encode())
-        self.file = path.open("a")
-        self.board = tensorboardX.SummaryWriter(str(self.folder / "tensorboard"), purge_step=begin + 1)
+        self.file = self.enter_context(path.open("a"))
+        self.board = self.enter_context(
+            tensorboardX.SummaryWriter(str(self.folder / "tensorboard"), purge_step=begin + 1)
+        )
         return state, read
 
     def note(self, step: int, metrics: dict[str, np.ndarray], tokens: int, since: float) -> float:
@@ -191,7 +187,7 @@ class damaged:
 
     def __exit__(self, kind, error, _) -> None:
         if isinstance(error, Exception):
-            first = str(error).strip().split("\n")[0][:200]
+            first = str(error).strip().split("\n")[0].split(". ")[0][:160]
             raise ValueError(
                 f"{self.line} ({kind.__name__}: {first}): remove it, and the one before it is taken"
             ) from error

@@ -32,10 +32,10 @@ from jaxcomm.model import Params, apart, attend_to, embed, final_norm, run_block
 
 
 class Wires(struct.PyTreeNode):
-    """What is trained of a network whose vertices stay as they are (`jaxcomm.training`)."""
+    """What is trained of a network whose vertices stay as they are (`jaxcomm.training`): two of its dicts."""
 
-    edges: dict[str, Any]
-    joints: dict[str, Any]
+    edges: Any
+    joints: Any
 
     def join(self, frozen: Network) -> Network:
         """The network again."""
@@ -45,14 +45,14 @@ class Wires(struct.PyTreeNode):
 class Network(struct.PyTreeNode):
     """Weights and architecture of a network.
 
-    models: the different vertices. edges: the weights of every stack of edges, by its name (`NetworkConfig.stacks`), leaves
+    models: a tuple of the different vertices. edges: a dict, the weights of every stack of edges, by its name (`NetworkConfig.stacks`), leaves
     [I, J, ...], float32; computed in the vertices' dtype. joints: per name of a group of vertices, matrices [J, D, n D] that
     join its n edges, if `config.aggregate` is "concat".
     """
 
-    models: tuple[Params, ...]
-    edges: dict[str, Any]
-    joints: dict[str, Any]
+    models: Any
+    edges: Any
+    joints: Any
     config: NetworkConfig = struct.field(pytree_node=False)
 
     @property

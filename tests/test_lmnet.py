@@ -1,0 +1,217 @@
+"""Networks of language models: exact where they must be, and the same to everything that reads and writes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxcomm import lmnet
+from jaxcomm.config import EdgeConfig, ModelConfig, Rope
+from jaxcomm.flops import blocks_flops, generation_flops, head_flops
+from jaxcomm.generate import left_pad
+from jaxcomm.model import Params, check_layer, embed, final_norm, positions_of, run_blocks, unembed
+from jaxcomm.model import init as init_model
+from jaxcomm.sharding import data_mesh, fsdp_shardings
+
+from conftest import assert_close, make_checkpoint, prompts, read, write
+
+QWEN_HALF_BILLION = ModelConfig(
+    vocab=151936, width=896, layers=24, heads=14, kv_heads=2, head_dim=64, ff=4864, max_positions=32768, qkv_bias=True,
+    rope=Rope(theta=1e6),
+)  # fmt: skip
+KINDS = {
+    "block": dict(edge=EdgeConfig()),
+    "gqa, no residual, mean": dict(edge=EdgeConfig(attention="gqa", residual=False, zero_init=False), aggregate="mean"),
+    "attention, concat": dict(edge=EdgeConfig("attention"), aggregate="concat"),
+    "mlp, interior streams as they are": dict(edge=EdgeConfig("mlp"), norm=False),
+    "linear, no factor": dict(edge=EdgeConfig("linear", scale=None)),
+}
+
+
+def perturbed(network: lmnet.Network, seed: int = 0, by: float = 0.1) -> lmnet.Network:
+    """Its edges moved away from where they begin, which is next to nothing at all."""
+    leaves, tree = jax.tree.flatten((network.edges, network.joints))
+    rng = np.random.default_rng(seed)
+    moved = [jnp.asarray(np.asarray(leaf) + by * rng.standard_normal(leaf.shape), leaf.dtype) for leaf in leaves]
+    wires, joints = jax.tree.unflatten(tree, moved)
+    return network.replace(edges=wires, joints=joints)
+
+
+def networks(llama, **how) -> lmnet.Network:
+    return perturbed(lmnet.init(jax.random.key(0), llama.params, **{"widths": (1, 2, 1), **how}))
+
+
+def test_a_network_of_one_vertex_is_the_model(pair):
+    tokens = prompts(2, 11)
+    network = lmnet.init(jax.random.key(0), pair.params, (1,))
+    assert_close(read(network, tokens), read(pair.params, tokens), pair.name, 1e-6)
+    assert not jax.tree.leaves((network.edges, network.joints))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_two_vertices_and_an_identity_edge_are_the_stack_twice(pair, norm):
+    tokens, edge = prompts(2, 11), EdgeConfig("identity")
+    network = lmnet.init(jax.random.key(0), pair.params, (1, 1), edge=edge, norm=norm)
+    positions = positions_of(tokens.shape)
+    once = run_blocks(pair.params, embed(pair.params, tokens), positions)[0]
+    once = final_norm(pair.params, once) if norm else once
+    assert_close(read(network, tokens), unembed(pair.params, run_blocks(pair.params, once, positions)[0]), pair.name)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_new_edges_pass_on_what_they_get(family, tmp_path):
+    params = make_checkpoint(tmp_path, family, seed=3).params
+    tokens = prompts(2, 9)
+    logits = [
+        read(lmnet.init(jax.random.key(0), params, (1, 3, 1), edge=kind), tokens) for kind in ("block", "identity")
+    ]
+    assert_close(*logits, "a block that begins at 0", 1e-5)
+
+
+@pytest.mark.parametrize("how", KINDS.values(), ids=KINDS)
+def test_cached_generation_equals_the_full_forward_pass(llama, how):
+    network = networks(llama, **how)
+    tokens, mask = left_pad([[5, 6, 7], [8, 9, 10, 11, 12]], 8)
+    out = write(network, tokens, mask=mask, max_new_tokens=6)
+    whole, real = (
+        np.concatenate([tokens, out.tokens], axis=1),
+        np.concatenate([mask, np.ones_like(out.tokens, bool)], axis=1),
+    )
+    logits = read(network, whole, mask=real)[:, tokens.shape[1] - 1 : -1]
+    np.testing.assert_array_equal(np.argmax(logits, axis=-1), out.tokens)
+    logprobs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(out.tokens)[..., None], axis=-1)
+    assert_close(out.logprobs, logprobs[..., 0], "log-probabilities")
+
+
+def test_separate_models_of_unequal_width_and_both_layouts(llama, wide):
+    a, b = llama.params, wide.params
+    network = perturbed(lmnet.init(jax.random.key(0), [a, b, a, a], (1, 2, 1)))
+    assert [group[2:] for group in network.config.groups.values()] == [(0, 1), (1, 1), (0, 1), (0, 1)]
+    unrolled = network.replace(models=tuple(m.unroll() for m in network.models))
+    tokens = prompts(2, 10)
+    out = write(unrolled, tokens, max_new_tokens=5)
+    logits = read(network, np.concatenate([tokens, out.tokens], axis=1))[:, 9:-1]
+    np.testing.assert_array_equal(np.argmax(logits, axis=-1), out.tokens)
+
+
+def torch_network(pair, network: lmnet.Network, tokens: np.ndarray) -> torch.Tensor:
+    """The same network with transformers' modules and plain loops, float64: shared stack, LlamaDecoderLayer on each edge."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    vertex = pair.torch.double()
+    config = type(vertex.config)(
+        **{**vertex.config.to_dict(), "num_key_value_heads": vertex.config.num_attention_heads}
+    )
+    config._attn_implementation = "eager"
+    names = {"self_attn.{}_proj": ("attention", "qkvo"), "mlp.{}_proj": ("mlp", ("gate", "up", "down"))}
+    T = tokens.shape[1]
+    positions = torch.arange(T)[None]
+    mask = torch.full((T, T), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+
+    def edge(weights, x):
+        state = {
+            form.format(m) + ".weight": weights[part][m]["weight"] for form, (part, of) in names.items() for m in of
+        }
+        state |= {"input_layernorm.weight": weights["attention_norm"]["weight"]}
+        state |= {"post_attention_layernorm.weight": weights["mlp_norm"]["weight"]}
+        block = LlamaDecoderLayer(config, 0).double().eval()
+        block.load_state_dict({name: torch.tensor(np.asarray(w, np.float64)) for name, w in state.items()})
+        turns = vertex.model.rotary_emb(x, positions)
+        return float(weights["scale"]) * layer(
+            x, attention_mask=mask, position_ids=positions, position_embeddings=turns
+        )
+
+    with torch.no_grad():
+        xs = [vertex.model(torch.tensor(tokens)).last_hidden_state]
+        for layer, width in enumerate(network.config.widths[1:]):
+            weights = network.edges[f"edge {layer}.0-0"]
+            pick = lambda i, j, weights=weights: jax.tree.map(lambda w: w[i, j], weights)
+            fed = [sum(edge(pick(i, j), x) for i, x in enumerate(xs)) for j in range(width)]
+            xs = [vertex.model(inputs_embeds=x).last_hidden_state for x in fed]
+        logits = vertex.lm_head(xs[0])
+    pair.torch.float()
+    return logits
+
+
+def test_a_plain_pytorch_network_gives_the_same_logits(llama):
+    network = networks(llama, widths=(1, 2, 2, 1))
+    tokens = prompts(1, 650, seed=4)
+    assert_close(read(network, tokens), torch_network(llama, network, tokens), "650 positions", 2e-5)
+
+
+def test_the_published_size():
+    params = jax.eval_shape(lambda: init_model(jax.random.key(0), QWEN_HALF_BILLION))
+    assert lmnet.size(params) == pytest.approx(494.0e6, rel=1e-3)
+    assert lmnet.size(jax.eval_shape(lambda p: lmnet.init(jax.random.key(0), p), params)) == pytest.approx(
+        1.14e9, rel=0.01
+    )
+    gqa = jax.eval_shape(lambda p: lmnet.init(jax.random.key(0), p, edge=EdgeConfig(attention="gqa")), params)
+    assert lmnet.size(gqa) == pytest.approx(1.0905e9, rel=1e-3)
+
+
+def test_new_prompts_of_a_shape_compile_nothing_and_weights_are_not_copied(llama):
+    network = networks(llama)
+    assert network.models[0] is llama.params
+    write(network, prompts(2, 8), max_new_tokens=6)
+    before = write._cache_size()
+    for seed in range(3):
+        write(network, prompts(2, 8, seed), max_new_tokens=6)
+    assert write._cache_size() == before
+
+
+def test_bfloat16_vertices_with_float32_edges(llama):
+    network = networks(llama)
+    low = network.replace(models=tuple(jax.tree.map(lambda a: a.astype(jnp.bfloat16), m) for m in network.models))
+    tokens = prompts(4, 30, seed=1)
+    logits, want = read(low, tokens), read(network, tokens)
+    assert logits.dtype == jnp.float32 and jax.tree.leaves(low.edges)[0].dtype == jnp.float32
+    p, q = jax.nn.log_softmax(want), jax.nn.log_softmax(logits)
+    assert float(jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1))) < 0.02
+
+
+def test_flops_equal_the_compilers_count(llama):
+    config = dataclasses.replace(llama.params.config, layers=2)
+    params = init_model(jax.random.key(0), config).unroll()
+    network, T = lmnet.init(jax.random.key(0), params, (1, 2, 1)), 12
+    compiled = jax.jit(lmnet.forward).lower(network, prompts(1, T)).compile()
+    counted = blocks_flops(network.config, T) + T * head_flops(network.config)
+    assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.15)
+    assert generation_flops(network.config, 10, 3) < 3 * counted
+
+
+def test_cut_over_devices_the_logits_are_the_same(llama):
+    network, mesh = networks(llama), data_mesh(4)
+    placed = jax.device_put(network, fsdp_shardings(network, mesh))
+    cut = [a for a in jax.tree.leaves(placed) if not a.sharding.is_fully_replicated]
+    assert sum(a.size for a in cut) > 0.9 * lmnet.size(network)
+    assert_close(read(placed, prompts(2, 9)), read(network, prompts(2, 9)), "4 x 2 devices")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p, w: lmnet.init(jax.random.key(0), p, (1, 2)), "must begin and end with 1"),
+        (lambda p, w: lmnet.init(jax.random.key(0), p, ()), "must begin and end with 1"),
+        (lambda p, w: lmnet.init(jax.random.key(0), p, (1, 0, 1)), "must begin and end with 1, and hold no 0"),
+        (lambda p, w: lmnet.init(jax.random.key(0), [p, w], (1, 2, 1)), "2 models for widths"),
+        (lambda p, w: lmnet.init(jax.random.key(0), [p, other_words(p)], (1, 1)), "vocabularies of 97, 98 tokens"),
+        (lambda p, w: lmnet.init(jax.random.key(0), [p, w], (1, 1), edge="identity"), "identity edges cannot join widths"),
+        (lambda p, w: lmnet.generate(networks_of(p), prompts(1, 1020), max_new_tokens=8), "exceed the model's 1024"),
+        (lambda p, w: check_layer(networks_of(p), 1), "no layers to be split at"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(llama, wide, call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(llama.params, wide.params)
+    assert "\n" not in str(caught.value)
+
+
+def other_words(params: Params) -> Params:
+    return init_model(jax.random.key(0), dataclasses.replace(params.config, vocab=98))
+
+
+def networks_of(params: Params) -> lmnet.Network:
+    return lmnet.init(jax.random.key(0), params, (1, 1))

@@ -1,0 +1,384 @@
+"""Training of networks: gradients, packing, resuming, and what must not change."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcomm import lmnet, lora
+from jaxcomm.converters import agent_from_hf
+from jaxcomm.evals.games.world import held_out, world
+from jaxcomm.evals.networks import texts
+from jaxcomm.evals.networks.settings import Recipe
+from jaxcomm.evals.networks.training import batches, manager, train
+from jaxcomm.evals.pair import folder
+from jaxcomm.model import forward, init
+from jaxcomm.sharding import data_mesh
+from jaxcomm.training import Batch, Everything, begin, losses, make_optimizer, make_step, pack
+
+from conftest import assert_close, make_checkpoint
+from test_lmnet import perturbed
+
+TINY = Recipe(steps=6, rows=8, columns=12, learning_rate=1e-2, every=2)
+
+
+def counting(start: int):
+    """Texts that can be learned: runs of numbers."""
+    for i in itertools.count(start):
+        rng = np.random.default_rng(i)
+        first, n = rng.integers(1, 80), rng.integers(2, 11)
+        yield [int(first + t) for t in range(n)], [1.0] * int(n)
+
+
+@pytest.fixture(scope="module")
+def tiny(llama):
+    """Wires and what stays, of the smallest network."""
+    config = dataclasses.replace(llama.params.config, layers=1, width=16, heads=2, kv_heads=1, head_dim=8, ff=24)
+    return lmnet.init(jax.random.key(0), init(jax.random.key(1), config), (1, 1)).split()
+
+
+def one_batch(rows: int = 2, columns: int = 12, accumulate: int = 1) -> Batch:
+    recipe = dataclasses.replace(TINY, rows=rows, columns=columns, accumulate=accumulate)
+    return next(batches(counting, recipe))[0]
+
+
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=40), st.integers(1, 4))
+def test_every_text_is_packed_once_whole_and_who_resumes_gets_the_same_batches(lengths, rows):
+    documents = [([i] * n, [2.0] * n) for i, n in enumerate(lengths)]
+    every, before = list(pack(documents, rows, 9)), 0
+    found = []
+    for batch, count in every:
+        for row in range(rows):
+            for number in range(batch.documents[row].max() + 1):
+                (at,) = np.nonzero(batch.documents[row] == number)
+                assert np.all(np.diff(at) == 1)
+                found.append(batch.tokens[row, at].tolist())
+                assert batch.weights[row, at].tolist() == [0.0] + [2.0] * (len(at) - 1)
+        np.testing.assert_array_equal(batch.weights[batch.documents < 0], 0)
+        again = [b for b, _ in pack(documents[before:], rows, 9)]
+        np.testing.assert_array_equal(again[0].tokens, batch.tokens)
+        before = count
+    assert sorted(found) == sorted(list(ids) for ids, _ in documents) and before == len(documents)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_windows", "gemma2"])
+def test_packed_texts_do_not_see_each_other(family, tmp_path):
+    params = make_checkpoint(tmp_path, family, seed=5).params
+    rng = np.random.default_rng(0)
+    documents = [(rng.integers(0, 97, n).tolist(), [1.0] * n) for n in (13, 2, 17, 5, 21, 9)]
+    for model in (params, networks_of(params)):
+        ((batch, _),) = pack(documents, 2, 40)
+        together = np.asarray(jax.jit(losses)(model, batch))
+        alone = lambda ids, model=model: np.asarray(jax.nn.log_softmax(forward(model, np.asarray([ids], np.int32))))[0]
+        for row, number in {(r, n) for r, own in enumerate(batch.documents) for n in own if n >= 0}:
+            (at,) = np.nonzero(batch.documents[row] == number)
+            ids = batch.tokens[row, at]
+            assert_close(
+                together[row, at[:-1]], -alone(ids)[np.arange(len(ids) - 1), ids[1:]], f"text {row}.{number}", 2e-5
+            )
+        assert np.all(together[batch.documents < 0] == 0)
+
+
+def networks_of(params):
+    return perturbed(lmnet.init(jax.random.key(0), params, (1, 1)))
+
+
+def test_gradients_equal_finite_differences(tiny):
+    """Along random directions, of the wires and of everything, in float64."""
+    wires, frozen = tiny
+    with jax.enable_x64(True):
+        wide = lambda tree: jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), tree)
+        wires, frozen = wide(wires), wide(frozen)
+        wires = jax.tree.map(lambda a: a + 0.1 * np.random.default_rng(a.size).standard_normal(a.shape), wires)
+        batch = jax.tree.map(lambda a: a[0], one_batch())
+        for trained, rest in ((wires, frozen), (Everything(wires.join(frozen)), None)):
+            total = jax.jit(
+                lambda trained, rest=rest, remat=False: jnp.sum(losses(trained.join(rest), batch, remat)),
+                static_argnames="remat",
+            )
+            gradient = jax.jit(jax.grad(lambda t, total=total: total(t, remat=True)))(trained)
+            for seed in range(3):
+                rng = np.random.default_rng(seed)
+                way = jax.tree.map(lambda a, rng=rng: jnp.asarray(rng.standard_normal(a.shape)), trained)
+                step = lambda by, way=way, trained=trained: jax.tree.map(lambda a, b: a + by * b, trained, way)
+                h = 3e-3  # norms and scores are float32 inside
+                difference = float(total(step(h)) - total(step(-h))) / (2 * h)
+                product = sum(
+                    float(jnp.vdot(g, d)) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(way), strict=True)
+                )
+                assert product == pytest.approx(difference, rel=2e-2, abs=1e-2)
+
+
+def test_accumulated_rematerialised_and_spread_over_devices_a_step_is_the_same(tiny):
+    wires, frozen = tiny
+    optimizer = make_optimizer(1e-2, 10)
+    step = lambda batch, **how: jax.jit(make_step(optimizer, **how))(begin(wires, optimizer), frozen, batch)
+    whole, want = step(one_batch(rows=8))
+    parts = jax.tree.map(lambda a: a.reshape(4, 2, -1), one_batch(rows=8))
+    for got, metrics in (step(parts), step(one_batch(rows=8), remat=True), step(one_batch(rows=8), mesh=data_mesh(4))):
+        assert_close(metrics["loss"], want["loss"], "loss")
+        for x, y in zip(jax.tree.leaves(got.trained), jax.tree.leaves(whole.trained), strict=True):
+            assert_close(x, y, "weights", 2e-3)  # Adam's first step is of the gradient's sign
+
+
+def test_weights_cut_over_devices_learn_the_same(tiny):
+    curves = []
+    for fsdp in (1, 8):
+        own = []
+        state = train(*tiny, counting, dataclasses.replace(TINY, fsdp=fsdp), losses=own)
+        curves.append(own)
+    assert_close(*curves, "loss curves", 1e-4)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.trained))
+
+
+def test_training_edges_leaves_every_vertex_as_it_was_and_halves_the_loss():
+    """The sample task and the defaults, on the embedded pair: far fewer than 300 steps are needed."""
+    agent = agent_from_hf(folder("b"), unroll=False)
+    kept = jax.tree.map(np.array, agent.params)
+    network, curve = lmnet.init(jax.random.key(0), agent.params, (1, 2, 1)), []
+    recipe = Recipe(steps=24)
+    state = train(*network.split(), texts.source("two-hop", agent, recipe.columns), recipe, losses=curve)
+    model = state.trained.join(network.split()[1]).models[0]
+    for before, after in zip(jax.tree.leaves(kept), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(np.asarray(after), before)
+    assert np.mean(curve[-4:]) < curve[0] / 2
+    assert all(
+        np.any(np.asarray(x) != np.asarray(y))
+        for x, y in zip(jax.tree.leaves(state.trained), jax.tree.leaves(network.split()[0]), strict=True)
+    )
+
+
+def test_bfloat16_computation_trains_float32_edges(tiny):
+    wires, frozen = tiny
+    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), frozen)
+    curves = [[], []]
+    for curve, rest, dtype in ((curves[0], low, "bfloat16"), (curves[1], frozen, "float32")):
+        state = train(wires, rest, counting, dataclasses.replace(TINY, dtype=dtype), losses=curve)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trained)} == {"float32"}
+    np.testing.assert_allclose(*curves, rtol=0.05)
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import jax, numpy, orbax.checkpoint, tensorboardX
+from jaxcomm import lmnet
+from jaxcomm.config import ModelConfig
+from jaxcomm.evals.networks.settings import Recipe
+from jaxcomm.evals.networks.training import train
+from jaxcomm.model import init
+
+home = Path(sys.argv[1])
+config = ModelConfig(vocab=97, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ff=24, max_positions=32)
+
+def counting(start):
+    for i in range(start, 10**9):
+        rng = numpy.random.default_rng(i)
+        n, first = int(rng.integers(2, 11)), int(rng.integers(1, 80))
+        yield list(range(first, first + n)), [1.0] * n
+
+def go(out):
+    jax.config.update("jax_compilation_cache_dir", str(home / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    network = lmnet.init(jax.random.key(0), init(jax.random.key(1), config), (1, 1))
+    train(*network.split(), counting, Recipe(steps=200, rows=2, columns=12, every=3), home / out)
+
+def begin(out):
+    pid = os.fork()  # no backend is there yet: children share the imports, which take longest
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        go(out)
+        os._exit(0)
+    return pid
+
+def steps():
+    path = home / "killed" / "metrics.jsonl"
+    return path.read_bytes().count(b"\\n") if path.exists() else 0
+
+assert os.waitpid(begin("whole"), 0)[1] == 0
+rng = random.Random(0)
+for kill in range(20):
+    pid = begin("killed")
+    time.sleep(0.3)
+    enough = steps() + rng.randint(0, 6)
+    while steps() <= enough:
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it ended before it was killed"
+        time.sleep(0.002)
+    time.sleep(rng.random() * 0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    print(steps(), flush=True)
+assert os.waitpid(begin("killed"), 0)[1] == 0
+"""
+
+
+def test_twenty_kills_leave_no_trace(tmp_path):
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    reached = [int(line) for line in done.stdout.split()]
+    assert len(reached) == 20 and max(reached) < 200
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert len((whole / "metrics.jsonl").read_text().splitlines()) == 200
+    found = [kept(path) for path in (whole, killed)]
+    for x, y in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def kept(path):
+    """What the newest checkpoint holds, as it is on disk."""
+    import orbax.checkpoint as ocp
+
+    with manager(path) as checkpoints:
+        step = checkpoints.latest_step()
+        items = ocp.args.Composite(
+            model=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore(), data=ocp.args.JsonRestore()
+        )
+        got = checkpoints.restore(step, args=items)
+    return step, got["model"], got["optimizer"], got["data"]
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tiny, tmp_path):
+    curve = []
+    train(*tiny, counting, TINY, tmp_path / "whole", losses=curve)
+    train(*tiny, counting, dataclasses.replace(TINY, steps=6), tmp_path / "cut")
+    newest = tmp_path / "cut" / "checkpoints" / "6"
+    (biggest,) = sorted((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)[-1:]
+    biggest.write_bytes(biggest.read_bytes()[: biggest.stat().st_size // 2])
+    with pytest.raises(ValueError, match="checkpoints/6 is damaged or of another network") as caught:
+        train(*tiny, counting, TINY, tmp_path / "cut")
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(newest)
+    train(*tiny, counting, TINY, tmp_path / "cut")
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == curve and [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_of_another_network_is_refused(tiny, tmp_path):
+    train(*tiny, counting, TINY, tmp_path)
+    model = tiny[0].join(tiny[1]).models[0]
+    other = lmnet.init(jax.random.key(0), model, (1, 3, 1)).split()
+    with pytest.raises(ValueError, match="of another network"):
+        train(*other, counting, TINY, tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
+    def spoiled(start: int):
+        for i, (ids, _) in enumerate(counting(start), start):
+            yield ids, [1.0 if i < 60 else float("nan")] * len(ids)
+
+    with pytest.raises(
+        FloatingPointError, match=r"loss is nan, .* at step \d+: .* keeps step \d+; lower the learning rate"
+    ) as caught:
+        train(*tiny, spoiled, dataclasses.replace(TINY, steps=40), tmp_path)
+    step, last = map(int, re.findall(r"step (\d+)", str(caught.value)))
+    assert step - TINY.every <= last < step
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(kept(tmp_path)[1]))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == step - 1
+
+
+def test_metrics_can_be_read_by_tensorboard(tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curve = []
+    train(*tiny, counting, TINY, tmp_path, losses=curve)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "norm", "tokens_per_second"}
+    assert_close([e.value for e in events.Scalars("loss")], curve, "loss")
+
+
+@given(st.integers(0, 400), st.sampled_from([None, 7, 50]))
+def test_texts_can_be_entered_anywhere(start, n):
+    agent = pair_b()
+    read = texts.source("two-hop", agent, 64, n=n, seed=3)
+    some = list(itertools.islice(read(start), 3))
+    assert some == list(itertools.islice(read(0), start, start + 3))
+
+
+@functools.cache
+def pair_b():
+    return agent_from_hf(folder("b"), unroll=False)
+
+
+def test_questions_have_two_hops_and_keep_what_they_are_tested_on_out_of_training():
+    marks = {mark.phrase: mark for mark in world().landmarks}
+    for test, n in itertools.product((False, True), range(200)):
+        text = texts.two_hop(0, n, test=test)
+        first, second, link, _ = text.prompt.split(". ")
+        places = dict(sentence.split(" is at ") for sentence in (first, second))
+        who, whom = link.split(" is with ")
+        assert marks[places[whom]].country == text.answer and who not in places
+        assert len({marks[place].country for place in places.values()}) == 2
+        assert all(held_out(person, marks[place].name) == test for person, place in places.items())
+
+
+def test_files_of_texts_and_of_questions(tmp_path):
+    agent = pair_b()
+    (tmp_path / "a.txt").write_text("Alice is at Meteora.\n\nBob\nis there.\n")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "Who?", "answer": "Alice"}\n\n{"text": "Bob is at Meteora."}\n')
+    plain = {tuple(ids) for ids, _ in itertools.islice(texts.source(str(tmp_path / "a.txt"), agent, 64)(0), 2)}
+    assert {agent.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in plain} == {
+        "Alice is at Meteora.",
+        "Bob\nis there.",
+    }
+    both = list(itertools.islice(texts.source(str(tmp_path / "b.jsonl"), agent, 64)(0), 2))
+    asked = next(doc for doc in both if 0.0 in doc[1])
+    learned = [token for token, weight in zip(*asked, strict=True) if weight]
+    assert agent.tokenizer.decode(learned[:-1]).strip() == "Alice" and learned[-1] == agent.stop_tokens[0]
+    long = texts.source(str(tmp_path / "a.txt"), agent, 4)
+    assert max(len(ids) for ids, _ in itertools.islice(long(0), 10)) == 4
+    for content, message in (("[1]\n", "line 1 is no JSON object"), ('{"answer": "x"}\n', 'neither a "text" nor')):
+        (tmp_path / "c.jsonl").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            texts.source(str(tmp_path / "c.jsonl"), agent, 64)
+
+
+def test_lora_begins_as_the_model_and_is_the_sum_of_both(llama):
+    tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
+    factors = lora.init(jax.random.key(0), llama.params, 3)
+    assert_close(forward(factors.join(llama.params), tokens), forward(llama.params, tokens), "new factors")
+    moved = jax.tree.map(lambda a: a + 0.1, factors)
+    model = moved.join(llama.params)
+    at = moved.factors["['mlp']['down']['weight']"]
+    by = 2.0 * np.asarray(at["up"], np.float64)[2] @ np.asarray(at["down"], np.float64)[2]
+    want = np.asarray(llama.params.blocks["mlp"]["down"]["weight"])[2] + by
+    assert_close(model.blocks["mlp"]["down"]["weight"][2], want, "W + 2 up down")
+    assert set(moved.factors) == {
+        f"['{m}']['{w}']['weight']" for m, ws in (("attention", "qkvo"), ("mlp", ("gate", "up", "down"))) for w in ws
+    }
+    for rank in (1, 5, 40):
+        assert lora.rank_of_size(llama.params, lmnet.size(lora.init(jax.random.key(0), llama.params, rank))) == rank
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda tiny: train(*tiny, counting, dataclasses.replace(TINY, columns=2000)), "rows of 2000 tokens are longer"),
+        (lambda tiny: train(*tiny, counting, dataclasses.replace(TINY, rows=3)), "3 rows cannot be spread over 8 devices"),
+        (lambda tiny: train(*tiny, counting, dataclasses.replace(TINY, fsdp=3)), "over 3 of 8 devices"),
+        (lambda tiny: Recipe(steps=0), "steps = 0: it must be at least 1"),
+        (lambda tiny: Recipe(learning_rate=-1.0), "learning rate and clip must be above 0"),
+        (lambda tiny: list(pack([([1], [1.0])], 1, 4)), "text 0 has 1 tokens"),
+        (lambda tiny: list(pack([([1] * 5, [1.0] * 5)], 1, 4)), "rows hold 2 to 4"),
+        (lambda tiny: lora.init(jax.random.key(0), tiny[1].models[0], 0), "rank 0"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line(tiny, call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(tiny)
+    assert "\n" not in str(caught.value)
