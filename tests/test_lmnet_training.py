@@ -149,7 +149,7 @@ def test_training_edges_leaves_every_vertex_as_it_was_and_halves_the_loss():
     kept = jax.tree.map(np.array, agent.params)
     network, curve = lmnet.init(jax.random.key(0), agent.params, (1, 2, 1)), []
     recipe = Recipe(steps=24)
-    state = train(*network.split(), texts.source("two-hop", agent, recipe.columns), recipe, losses=curve)
+    state = train(*network.split(), texts.source("two-places", agent, recipe.columns), recipe, losses=curve)
     model = state.trained.join(network.split()[1]).models[0]
     for before, after in zip(jax.tree.leaves(kept), jax.tree.leaves(model), strict=True):
         np.testing.assert_array_equal(np.asarray(after), before)
@@ -315,16 +315,22 @@ def pair_b():
     return agent_from_hf(folder("b"), unroll=False)
 
 
-def test_questions_have_two_hops_and_keep_what_they_are_tested_on_out_of_training():
+@pytest.mark.parametrize("test", [False, True])
+def test_questions_are_of_what_was_told_and_tests_keep_their_combinations_out_of_training(test):
     marks = {mark.phrase: mark for mark in world().landmarks}
-    for test, n in itertools.product((False, True), range(200)):
-        text = texts.two_hop(0, n, test=test)
-        first, second, link, _ = text.prompt.split(". ")
-        places = dict(sentence.split(" is at ") for sentence in (first, second))
-        who, whom = link.split(" is with ")
-        assert marks[places[whom]].country == text.answer and who not in places
-        assert len({marks[place].country for place in places.values()}) == 2
-        assert all(held_out(person, marks[place].name) == test for person, place in places.items())
+    for n in range(200):
+        two, hop = (ask(0, n, test=test) for ask in texts.QUESTIONS.values())
+        for text in (two, hop):
+            places = dict(sentence.split(" is at ") for sentence in text.prompt.split(". ")[:2])
+            countries = {person: marks[place].country for person, place in places.items()}
+            assert len(set(countries.values())) == 2
+            assert all(held_out(person, marks[place].name) == test for person, place in places.items())
+            if text is two:
+                assert text.answer == " and ".join(countries.values())
+            else:
+                who, whom = text.prompt.split(". ")[2].split(" is with ")
+                assert countries[whom] == text.answer and who not in countries
+                assert text.prompt.endswith(f"Which country is {who} located in?")
 
 
 def test_files_of_texts_and_of_questions(tmp_path):

@@ -21,8 +21,8 @@ class Train(Shape, Recipe):
 
     out: Path
     """Run folder: checkpoints, metrics.jsonl, tensorboard. It is the network to every other command (--b OUT)."""
-    text: str = "two-hop"
-    """two-hop (questions about the embedded pair's world), a file with texts between empty lines, FILE.jsonl with "text", or
+    text: str = "two-places"
+    """two-places or two-hop (questions about the embedded pair's world), a file with texts between empty lines, FILE.jsonl with "text", or
     with "prompt" and "answer", or hub:NAME:CONFIG:SPLIT:FIELD."""
     examples: int | None = None
     """Only so many texts, again and again."""
@@ -58,10 +58,10 @@ class Compare(Shape, Recipe):
 
     out: Path
     """Run folder: every finished training, results.jsonl, report.txt, curves.png."""
-    text: str = "two-hop"
-    """two-hop, or FILE.jsonl with a "prompt" and an "answer" per line."""
+    text: str = "two-places"
+    """two-places, two-hop, or FILE.jsonl with a "prompt" and an "answer" per line."""
     test: Path | None = None
-    """FILE.jsonl of questions to be tested on; two-hop has its own."""
+    """FILE.jsonl of questions to be tested on; the first two have their own."""
     questions: int = 200
     """So many to choose the learning rate on, and as many others to report."""
     examples: int | None = None
@@ -84,7 +84,7 @@ class Compare(Shape, Recipe):
 class Show:
     """Which words a network's wires carry after a prompt: as text, and as a picture of the network.
 
-    Example: jaxcomm lmnet show runs/two-hop --prompt "Alice is at the Colosseum. Bob is at Meteora. Carol is with Bob. Which country is Carol located in?" --out wires
+    Example: jaxcomm lmnet show runs/two-places --prompt "Alice is at the Colosseum. Bob is at Meteora. Which countries are they located in?" --out wires
     """
 
     network: Annotated[Path, tyro.conf.Positional]

@@ -28,7 +28,7 @@ from jaxcomm import lmnet, lora
 from jaxcomm.agent import Agent
 from jaxcomm.evals.networks.folders import build
 from jaxcomm.evals.networks.settings import Recipe, Shape, pick
-from jaxcomm.evals.networks.texts import TWO_HOP, Text, questions, source, two_hop
+from jaxcomm.evals.networks.texts import QUESTIONS, Text, questions, source
 from jaxcomm.evals.networks.training import train
 from jaxcomm.evals.play import write_lines
 from jaxcomm.evals.runs import RunFolder, agent_fingerprint, surroundings
@@ -89,8 +89,8 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
 def _questions(command: Any) -> list[Text]:
     """The first half to choose the learning rate on."""
     n = 2 * command.questions
-    if command.text == TWO_HOP and command.test is None:
-        return [two_hop(command.seeds, i, test=True) for i in range(n)]
+    if command.text in QUESTIONS and command.test is None:
+        return [QUESTIONS[command.text](command.seeds, i, test=True) for i in range(n)]
     if command.test is None:
         raise ValueError(f"{command.text} has no questions of its own to be tested on: name a file with --test")
     found = questions(str(command.test))

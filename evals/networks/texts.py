@@ -1,6 +1,6 @@
 """What networks are trained on: where texts come from, and how they become tokens.
 
-two-hop                     questions about the games' world that the embedded pair was not trained for, endless
+two-places, two-hop         questions about the games' world that the embedded pair was not trained for, endless
 FILE                        texts, separated by empty lines
 FILE.jsonl                  a JSON object per line: a "text", or a "prompt" and an "answer" (then only it is learned)
 hub:NAME:CONFIG:SPLIT:FIELD a data set of the Hugging Face hub, streamed; needs jaxcomm[eval]
@@ -20,8 +20,6 @@ from jaxcomm.agent import Agent
 from jaxcomm.evals.games.world import Landmark, held_out, world
 from jaxcomm.evals.sentences import json_lines, stream
 from jaxcomm.training import Document
-
-TWO_HOP = "two-hop"
 
 
 class Text(NamedTuple):
@@ -43,9 +41,10 @@ def source(name: str, agent: Agent, columns: int, *, n: int | None = None, seed:
     """
     if name.startswith("hub:"):
         return lambda start: itertools.islice(_endless(name, agent, columns, n, seed), start, None)
-    if name == TWO_HOP and n is None:
-        return lambda start: (_document(agent, two_hop(seed, i)) for i in itertools.count(start))
-    texts = [two_hop(seed, i) for i in range(n or 0)] if name == TWO_HOP else _file(name)
+    ask = QUESTIONS.get(name)
+    if ask and n is None:
+        return lambda start: (_document(agent, ask(seed, i)) for i in itertools.count(start))
+    texts = [ask(seed, i) for i in range(n or 0)] if ask else _file(name)
     if n is not None and len(texts) < n:
         raise ValueError(f"{name} has {len(texts)} texts, {n} were asked for: ask for fewer or name more text")
     documents = [piece for text in texts[:n] for piece in _pieces(_document(agent, text), columns)]
@@ -64,27 +63,34 @@ def source(name: str, agent: Agent, columns: int, *, n: int | None = None, seed:
     return read
 
 
+def two_places(seed: int, n: int, *, test: bool = False) -> Text:
+    """The n-th question about two people at once: the countries of both, in order."""
+    people, places, _ = _two_statements(seed, n, test)
+    told = " ".join(f"{person} is at {place.phrase}." for person, place in zip(people, places, strict=False))
+    return Text(f"{places[0].country} and {places[1].country}", f"{told} Which countries are they located in?")
+
+
 def two_hop(seed: int, n: int, *, test: bool = False) -> Text:
-    """The n-th question about somebody who is with one of two people whose places are told.
+    """The n-th question about somebody who is with one of two people whose places are told."""
+    people, places, which = _two_statements(seed, n, test)
+    told = " ".join(f"{person} is at {place.phrase}." for person, place in zip(people, places, strict=False))
+    asked = f"{people[2]} is with {people[which]}. Which country is {people[2]} located in?"
+    return Text(places[which].country, f"{told} {asked}")
 
-    Who is where is kept out of training as in the games: a test's combinations (`held_out`) are in no training text.
-    """
-    rng, people = np.random.default_rng([seed, n, int(test)]), world().names["seen"]
-    first, second, third = (str(p) for p in rng.choice(people, 3, replace=False))
 
-    def place(person: str, *, besides: str = "") -> Landmark:
-        every = world().landmarks
-        return next(
-            mark
-            for mark in (every[i] for i in rng.permutation(len(every)))
-            if mark.country != besides and held_out(person, mark.name) == test
-        )
+QUESTIONS = {"two-places": two_places, "two-hop": two_hop}
+"""Who is where is kept out of training as in the games: a test's combinations (`held_out`) are in no training text."""
 
-    here = place(first)
-    there = place(second, besides=here.country)
-    whom, where = ((first, here), (second, there))[rng.integers(2)]
-    told = f"{first} is at {here.phrase}. {second} is at {there.phrase}. {third} is with {whom}."
-    return Text(where.country, f"{told} Which country is {third} located in?")
+
+def _two_statements(seed: int, n: int, test: bool) -> tuple[list[str], list[Landmark], int]:
+    """Three people, the places of the first two, in different countries, and one of the two."""
+    rng = np.random.default_rng([seed, n, int(test)])
+    people, places = [str(p) for p in rng.choice(world().names["seen"], 3, replace=False)], []
+    for person in people[:2]:
+        every = (world().landmarks[i] for i in rng.permutation(len(world().landmarks)))
+        taken = {place.country for place in places}
+        places.append(next(m for m in every if m.country not in taken and held_out(person, m.name) == test))
+    return people, places, int(rng.integers(2))
 
 
 def questions(name: str) -> list[Text]:
@@ -116,7 +122,9 @@ def _pieces(document: Document, columns: int) -> Iterator[Document]:
 def _file(name: str) -> list[Text]:
     path = Path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"{name} is no file: name one, or {TWO_HOP}, or hub:NAME:CONFIG:SPLIT:FIELD")
+        raise FileNotFoundError(
+            f"{name} is no file: name one, or {' or '.join(QUESTIONS)}, or hub:NAME:CONFIG:SPLIT:FIELD"
+        )
     content = path.read_text(encoding="utf-8")
     if path.suffix != ".jsonl":
         return [Text(part.strip()) for part in content.split("\n\n") if part.strip()]
