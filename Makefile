@@ -8,7 +8,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: demo eval-demo test lint bench bench-sweep bench-protocols clean
+.PHONY: demo eval-demo test lint bench bench-sweep bench-protocols bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -57,6 +57,18 @@ bench-sweep: .venv/.test
 bench-protocols: .venv/.test
 	.venv/bin/python benchmarks/protocols.py
 
+bench-lmnet: .venv/.test
+	.venv/bin/python benchmarks/lmnet.py
+
+# Compiles for a TPU v5e-8 without one; needs libtpu and an x86 Linux.
+tpu-check: .venv-tpu/.tpu
+	.venv-tpu/bin/python benchmarks/lmnet_tpu.py
+
+.venv-tpu/.tpu: pyproject.toml | $(UV)
+	$(UV) venv -q --allow-existing --python $(PYTHON) .venv-tpu
+	$(UV) pip install -q --python .venv-tpu/bin/python -e . libtpu
+	touch $@
+
 .venv-runtime/.runtime: pyproject.toml | $(UV)
 	$(UV) venv -q --allow-existing --python $(PYTHON) .venv-runtime
 	$(UV) pip install -q --python .venv-runtime/bin/python -e .
@@ -75,4 +87,4 @@ bench-protocols: .venv/.test
 	.uv/bin/pip install -q uv
 
 clean:
-	rm -rf .venv .venv-runtime .uv build demo
+	rm -rf .venv .venv-runtime .venv-tpu .uv build demo

@@ -11,7 +11,6 @@ import jinja2
 import numpy as np
 
 from jaxcomm.generate import Generation, bucket, left_pad
-from jaxcomm.model import Params
 
 CHAT_DATE = "26 Jul 2024"
 """Templates that write a date (Llama 3.x) write this one, so that a prompt is the same tokens every day."""
@@ -30,14 +29,14 @@ class TooLong(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-    """params, a transformers tokenizer, and the tokens it stops at.
+    """params (`Params`, or a network: `jaxcomm.model.LanguageModel`), a transformers tokenizer, and the tokens it stops at.
 
     chat: put every prompt through the tokenizer's chat template as a user's turn, instead of reading it raw.
     longest: prompts of more tokens lose their first ones; None refuses what does not fit.
     ValueError: tokenizer and model disagree on the vocabulary, or `chat` without a template.
     """
 
-    params: Params
+    params: Any
     tokenizer: Any
     stop_tokens: tuple[int, ...]
     name: str = "agent"

@@ -97,12 +97,12 @@ class EdgeConfig:
 
 
 class Group(NamedTuple):
-    """`count` vertices of one layer with the weights of one model."""
+    """`copies` vertices of one layer with the weights of one model; which group of its layer."""
 
     layer: int
-    index: int
+    number: int
     model: int
-    count: int
+    copies: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ class NetworkConfig:
     def stacks(self) -> dict[str, tuple[Group, Group]]:
         """Edges between two groups, by name: `edge LAYER.GROUP-GROUP`."""
         every = self.groups.values()
-        return {f"edge {x.layer}.{x.index}-{y.index}": (x, y) for x in every for y in every if y.layer == x.layer + 1}
+        return {f"edge {x.layer}.{x.number}-{y.number}": (x, y) for x in every for y in every if y.layer == x.layer + 1}
 
     @property
     def reader(self) -> ModelConfig:

@@ -22,7 +22,7 @@ def blocks_flops(config: Config, tokens: int, context: int = 0, blocks: int | No
     """`blocks` layers (default: all) over `tokens` tokens that follow `context` others; windows are not deducted. Of a network:
     all of its vertices' blocks, and its edges."""
     if isinstance(config, NetworkConfig):
-        vertices = sum(g.count * blocks_flops(config.models[g.model], tokens, context) for g in config.groups.values())
+        vertices = sum(g.copies * blocks_flops(config.models[g.model], tokens, context) for g in config.groups.values())
         return vertices + wires_flops(config, tokens, context)
     layer = 2 * tokens * block_weights(config) + _scores_flops(config, tokens, context)
     return layer * (config.layers if blocks is None else blocks)
@@ -43,7 +43,7 @@ def wires_flops(config: NetworkConfig, tokens: int, context: int = 0) -> int:
         entries = sum(each[part] for part in kinds) + c.width * out * (out != c.width)
         one = 2 * tokens * entries + ("attention" in kinds) * _scores_flops(c, tokens, context)
         joined = 2 * tokens * out**2 if config.aggregate == "concat" else 0
-        total += source.count * target.count * (one + joined)
+        total += source.copies * target.copies * (one + joined)
     return total
 
 

@@ -47,11 +47,9 @@ class LanguageModel(Protocol):
         """Room for so many tokens' keys and values."""
         ...
 
-    def read(
-        self, tokens: Array | np.ndarray, positions: Array, **how: Any
-    ) -> tuple[Float[Array, "B _ D"], KVCache | None]:
-        """The stream before the final norm, of tokens [B, T] or vectors [B, T, D], and the cache. how: `run_blocks`'
-        past, cache, column, branches, last, documents and remat."""
+    def read(self, tokens: Array | np.ndarray, positions: Array, **how: Any) -> tuple[Float[Array, "B _ D"], Any]:
+        """The stream before the final norm, of tokens [B, T] or vectors [B, T, D], and the cache if there is one. how:
+        `run_blocks`' past, cache, column, branches, last, documents and remat."""
         ...
 
     def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -92,7 +90,7 @@ class Params(struct.PyTreeNode):
 
     def read(
         self, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], positions: Int[Array, "B T"], **how: Any
-    ) -> tuple[Float[Array, "B _ D"], KVCache | None]:
+    ) -> tuple[Float[Array, "B _ D"], Any]:
         """h[L], and the cache (`LanguageModel`)."""
         return run_blocks(self, embed(self, tokens), positions, **how)[:2]
 
@@ -296,14 +294,12 @@ def run_blocks(
         h, state = fn(h, state, i + 1)
         return h, kept, state
 
-    if remat:
-        whole = step
-        step = lambda carry, i, weights: jax.checkpoint(lambda *x: whole(x[0], i, x[1]))(carry, weights)
+    again = lambda carry, i, weights: jax.checkpoint(lambda *x: step(x[0], i, x[1]))(carry, weights)
     carry = h, cache, state
     if last and params.unrolled:
         carry = fold_blocks(params, step, carry, start, stop - 1)
         return step(carry, stop - 1, params.blocks[stop - 1], first=h.shape[1] - 1)
-    h, cache, state = fold_blocks(params, step, carry, start, stop)
+    h, cache, state = fold_blocks(params, again if remat else step, carry, start, stop)
     return h[:, -1:] if last else h, cache, state
 
 
@@ -377,7 +373,8 @@ def prefill(
     else:
         j, fn = edit
         check_layer(params, j, "j")
+        single: Any = params
         edited = lambda h, i: jax.lax.cond(jnp.equal(i, j), fn, lambda h: h, h)
         visit = lambda h, state, i: (edited(h, i), state)
-        h, cache, _ = run_blocks(params, edited(embed(params, tokens), 0), positions, visit=(visit, None), **how)
+        h, cache, _ = run_blocks(single, edited(embed(single, tokens), 0), positions, visit=(visit, None), **how)
     return params.logits(h)[:, 0], cache.replace(positions=positions)

@@ -120,14 +120,18 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW (0.9, 0.95) after clipping to a global norm; the rate rises over a share `warmup` of the steps and falls as a
     cosine to a tenth. Only matrices decay."""
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, max(1, round(warmup * steps)), steps, learning_rate / 10
-    )
-    matrices = lambda tree: jax.tree_util.tree_map_with_path(
-        lambda path, leaf: "norm" not in str(path) and leaf.ndim > 1, tree
-    )
-    adam = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=matrices)
+    risen = min(max(1, round(warmup * steps)), steps - 1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, risen, steps, learning_rate / 10)
+    adam = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=_matrices)
     return optax.chain(optax.clip_by_global_norm(clip), adam)
+
+
+def _matrices(tree: Any) -> Any:
+    def is_matrix(path, _):
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        return names[-1] not in ("bias", "scale") and not any(name.endswith("norm") for name in names)
+
+    return jax.tree_util.tree_map_with_path(is_matrix, tree)
 
 
 def begin(trained: Any, optimizer: optax.GradientTransformation) -> State:

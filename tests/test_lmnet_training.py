@@ -133,6 +133,23 @@ def test_accumulated_rematerialised_and_spread_over_devices_a_step_is_the_same(t
             assert_close(x, y, "weights", 2e-3)  # Adam's first step is of the gradient's sign
 
 
+def test_norms_biases_and_factors_do_not_decay(tmp_path):
+    params = make_checkpoint(tmp_path, "qwen2", seed=1).params
+    whole = lmnet.init(jax.random.key(0), params, (1, 1), aggregate="concat")
+    optimizer = make_optimizer(1e-2, 10, weight_decay=0.5)
+    state = begin(Everything(whole), optimizer)
+    nothing = jax.tree.map(jnp.zeros_like, state.trained)
+    with jax.numpy_dtype_promotion("standard"):
+        _, moments = optimizer.update(nothing, state.moments, state.trained)
+        updates, _ = optimizer.update(nothing, moments, state.trained)
+    moved = {jax.tree_util.keystr(path) for path, u in jax.tree_util.tree_leaves_with_path(updates) if np.any(u)}
+    every = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)}
+    kept = {name for name in every if "norm" in name or "bias" in name or "scale" in name}
+    assert moved == {name for name in every - kept if "'o'" not in name or "edge" not in name} - {
+        name for name in every if "edge" in name and "'down'" in name
+    }  # what begins at 0 stays there
+
+
 def test_weights_cut_over_devices_learn_the_same(tiny):
     curves = []
     for fsdp in (1, 8):

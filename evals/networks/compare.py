@@ -29,7 +29,7 @@ from jaxcomm.agent import Agent
 from jaxcomm.evals.networks.folders import build
 from jaxcomm.evals.networks.settings import Recipe, Shape, pick
 from jaxcomm.evals.networks.texts import QUESTIONS, Text, questions, source
-from jaxcomm.evals.networks.training import train
+from jaxcomm.evals.networks.training import check, train
 from jaxcomm.evals.play import write_lines
 from jaxcomm.evals.runs import RunFolder, agent_fingerprint, surroundings
 from jaxcomm.evals.scores import Interval, accuracy, exact_match, over_seeds
@@ -52,6 +52,7 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
     if command.seeds < 2:
         raise ValueError(f"seeds = {command.seeds}: an interval over seeds needs at least 2")
     asked = _questions(command)
+    check(recipe, agent.params.config.max_positions)
     size = lmnet.size(jax.eval_shape(lambda: build(shape, agents).split()[0]))
     rank = lora.rank_of_size(agent.params, size)
     config = {

@@ -14,7 +14,7 @@ from jaxcomm import lmnet
 from jaxcomm.agent import Agent
 from jaxcomm.evals.networks.settings import Recipe, Shape, pick
 from jaxcomm.evals.networks.texts import source
-from jaxcomm.evals.networks.training import damaged, manager, train
+from jaxcomm.evals.networks.training import check, damaged, manager, train
 from jaxcomm.evals.runs import RunFolder, agent_fingerprint, surroundings
 from jaxcomm.training import Everything
 
@@ -40,6 +40,7 @@ def train_network(command: Any, agents: Sequence[Agent], *, words: str) -> lmnet
     texts = source(command.text, agents[-1], recipe.columns, n=command.examples, seed=command.seed)
     start = None if command.start is None else load(command.start, agents)
     network = build(shape, agents) if start is None else start.params
+    check(recipe, network.config.max_positions)
     if start is not None and network.config != jax.eval_shape(lambda: build(shape, agents)).config:
         raise ValueError(f"{command.start} holds another network ({network.config.widths}): ask for its shape")
     config = {
@@ -86,7 +87,7 @@ def load(path: str | Path, agents: Sequence[Agent]) -> Agent:
             f"{path} was made of other vertices than {', '.join(a.name for a in agents)}: their weights, dtype or tokenizers differ"
         )
     names = {field.name for field in dataclasses.fields(Shape)}
-    kept = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name in names}
+    kept: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name in names}
     network = build(Shape(**kept), agents)
     trained, frozen = network.split() if config["train"] == "edges" else (Everything(network), None)
     import orbax.checkpoint as ocp

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.progress
+from jax.sharding import Mesh
 
 from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.texts import Source
@@ -52,16 +53,10 @@ def train(
 ) -> State:
     """The state after all steps. trained, frozen: as `jaxcomm.training` says; neither is changed.
 
-    folder: where checkpoints and metrics are kept, and gone on from. losses: every step's is appended. ValueError: rows longer than the model's positions, a
-    checkpoint of something else. FloatingPointError: the loss or the gradient is not a number; the last checkpoint stays.
+    folder: where checkpoints and metrics are kept, and gone on from. losses: every step's is appended. ValueError: `check`'s, a checkpoint of
+    something else. FloatingPointError: the loss or the gradient is not a number; the last checkpoint stays.
     """
-    positions, mesh = trained.join(frozen).config.max_positions, data_mesh(recipe.fsdp)
-    if recipe.columns > positions:
-        raise ValueError(
-            f"rows of {recipe.columns} tokens are longer than the model's {positions} positions: shorten them"
-        )
-    if mesh is not None and recipe.rows % mesh.size:
-        raise ValueError(f"{recipe.rows} rows cannot be spread over {mesh.size} devices: take a multiple")
+    mesh = check(recipe, trained.join(frozen).config.max_positions)
     optimizer = make_optimizer(
         recipe.learning_rate, recipe.steps, warmup=recipe.warmup, weight_decay=recipe.weight_decay, clip=recipe.clip
     )
@@ -88,6 +83,18 @@ def train(
             if keep:
                 records.keep(n, state, read)
     return state
+
+
+def check(recipe: Recipe, positions: int) -> Mesh | None:
+    """The devices to train on. ValueError: rows longer than the model's positions, or that do not spread over the devices."""
+    mesh = data_mesh(recipe.fsdp)
+    if recipe.columns > positions:
+        raise ValueError(
+            f"rows of {recipe.columns} tokens are longer than the model's {positions} positions: shorten them"
+        )
+    if mesh is not None and recipe.rows % mesh.size:
+        raise ValueError(f"{recipe.rows} rows cannot be spread over {mesh.size} devices: take a multiple")
+    return mesh
 
 
 def _progress() -> rich.progress.Progress:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomm.agent import Agent
+from jaxcomm.config import Group, NetworkConfig
 from jaxcomm.lmnet import Network
 from jaxcomm.model import positions_of, project_head, unembed
 
@@ -81,24 +82,24 @@ def read(agent: Agent, prompt: str, words: int = 3) -> Reading:
         logprob, token = jax.lax.top_k(words_of(network, name, x[..., 0, -1, :]), words)
         norm = jnp.linalg.norm(x[..., 0, -1, :], axis=-1)
         logprob, token, norm = jax.device_get((logprob, token, norm))
-        first = lambda group: sum(
-            other.count
-            for other in config.groups.values()
-            if (other.layer, other.index) < group[:2] and other.layer == group.layer
-        )
         for at in np.ndindex(norm.shape):
             said = zip(agent.tokens(token[at]), np.exp(logprob[at]).tolist(), strict=True)
             spelled = tuple((agent.tokenizer.convert_tokens_to_string([word]), p) for word, p in said)
             if name in config.groups:
                 group = config.groups[name]
-                found.append(Wire(group.layer, first(group) + at[0], None, spelled, float(norm[at])))
+                found.append(Wire(group.layer, _first(config, group) + at[0], None, spelled, float(norm[at])))
             else:
                 source, target = config.stacks[name]
-                place = target.layer, first(target) + at[1], first(source) + at[0]
+                place = target.layer, _first(config, target) + at[1], _first(config, source) + at[0]
                 found.append(Wire(*place, spelled, float(norm[at])))
     return Reading(
         prompt, config.widths, tuple(sorted(found, key=lambda w: (w.layer, w.source is None, w.index, w.source or 0)))
     )
+
+
+def _first(config: NetworkConfig, group: Group) -> int:
+    """The number within its layer of a group's first vertex."""
+    return sum(g.copies for g in config.groups.values() if g.layer == group.layer and g.number < group.number)
 
 
 def text(reading: Reading) -> str:

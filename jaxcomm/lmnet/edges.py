@@ -68,7 +68,8 @@ def init(key: Array, config: ModelConfig, edge: EdgeConfig, out: int) -> Any:
     x, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
     alone = lambda k, v: (((k, v, positions),), None)
     angles = rotary(config.rope, config.head_dim, positions, jnp.float32)
-    weights = dict(Edge(config, edge, out).init(key, x, angles, positions, None, alone).get("params", {}))
+    made: Any = Edge(config, edge, out).init(key, x, angles, positions, None, alone)
+    weights = dict(made.get("params", {}))
     if not edge.zero_init:
         return weights
     start = -1.0 if config.norm_plus_one else 0.0

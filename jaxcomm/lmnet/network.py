@@ -84,11 +84,11 @@ class Network(struct.PyTreeNode):
         k, v = {}, {}
         for name, x in self.config.groups.items():
             cache = jax.eval_shape(lambda x=x: self.models[x.model].empty_cache(batch, columns, *branches))
-            zeros = lambda tree, n=x.count: jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), tree)
+            zeros = lambda tree, n=x.copies: jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), tree)
             k[name], v[name] = zeros(cache.k), zeros(cache.v)
         for name, (x, y) in self.config.stacks.items() if "attention" in edges.parts(self.config.edge) else ():
             c = edges.shape(self.models[x.model].config, self.config.edge)
-            shape = (x.count, y.count, batch, c.kv_heads, *branches, columns, c.head_dim)
+            shape = (x.copies, y.copies, batch, c.kv_heads, *branches, columns, c.head_dim)
             k[name], v[name] = jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
         return KVCache(k, v, jnp.full((batch, *branches, columns), -1, jnp.int32))
 
@@ -102,17 +102,16 @@ class Network(struct.PyTreeNode):
         last: bool = False,
         visit: Callable[[str, Array], None] | None = None,
         **how: Any,
-    ) -> tuple[Float[Array, "B _ D"], KVCache | None]:
+    ) -> tuple[Float[Array, "B _ D"], Any]:
         """The writer's stream before its final norm (`jaxcomm.model.LanguageModel`).
 
         visit(name, x) sees every wire: vertices' [M, B, T, D] as they leave, edges' [I, J, B, T, D] as they arrive.
         """
         c, k, v, streams = self.config, {}, {}, {}
         see = visit or (lambda name, x: None)
+        x = embed(self.reader, tokens)[None]
         for name, to in c.groups.items():
-            if to.layer == 0:
-                x = embed(self.reader, tokens)[None]
-            else:
+            if to.layer:
                 ys = []
                 for edge, (source, target) in c.stacks.items():
                     if target == to:
@@ -137,7 +136,7 @@ class Network(struct.PyTreeNode):
 
         def run(x, past, cache):
             h, cache, _ = run_blocks(model, x, positions, past=past, cache=cache, **how)
-            return h, *((None, None) if cache is None else (cache.k, cache.v))
+            return h, cache and cache.k, cache and cache.v
 
         past, cache, axes = _parts(name, past, cache)
         return jax.vmap(run, in_axes=(0, *axes))(x, past, cache)
@@ -165,8 +164,9 @@ class Network(struct.PyTreeNode):
             single = lambda cache: cache.replace(k=(cache.k,), v=(cache.v,))
             gather = attend_to(0, places, tuple(map(single, past)), cache and single(cache), column, branches)
             weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)
-            y, cache = edge.apply({"params": weights}, x, angles, places, window, gather)
-            return y, *((None, None) if cache is None else (cache.k[0], cache.v[0]))
+            made: Any = edge.apply({"params": weights}, x, angles, places, window, gather)
+            y, cache = made
+            return y, cache and cache.k[0], cache and cache.v[0]
 
         past, cache, axes = _parts(name, past, cache)
         targets = jax.vmap(jax.checkpoint(run) if remat else run, in_axes=(0, None, *axes))
@@ -225,14 +225,14 @@ def init(
     config = NetworkConfig(tuple(m.config for m in models), tuple(layers), edge, aggregate, norm)  # pyright: ignore[reportArgumentType]
     wires, joints = {}, {}
     for n, (name, (x, y)) in enumerate(config.stacks.items()):
-        keys = jax.random.split(jax.random.fold_in(key, n), (x.count, y.count))
+        keys = jax.random.split(jax.random.fold_in(key, n), (x.copies, y.copies))
         wires[name] = _draw(keys, config.models[x.model], edge, config.models[y.model].width)
         if edge.scale is not None and aggregate == "sum":
             wires[name]["scale"] /= widths[x.layer]
     if aggregate == "concat":
         for name, y in list(config.groups.items())[1:]:
             n = widths[y.layer - 1]
-            joints[name] = jnp.tile(jnp.eye(config.models[y.model].width), (y.count, 1, n)) / n
+            joints[name] = jnp.tile(jnp.eye(config.models[y.model].width), (y.copies, 1, n)) / n
     return Network(tuple(models), wires, joints, config)
 
 

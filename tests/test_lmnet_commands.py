@@ -1,0 +1,160 @@
+"""`jaxcomm lmnet`, and networks wherever an agent is asked for."""
+
+import json
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcomm.evals import cli
+from jaxcomm.evals.agents import load
+from jaxcomm.evals.networks import compare, wires
+from jaxcomm.evals.runs import fingerprint
+from jaxcomm.lmnet import Network, forward
+from jaxcomm.protocols.base import hear
+
+PROMPT = "Alice is at the Colosseum. Bob is at Meteora. Which countries are they located in?"
+
+
+def jaxcomm(monkeypatch, *words) -> None:
+    monkeypatch.setattr(sys, "argv", ["jaxcomm", *map(str, words)])
+    cli.main()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A network of the embedded pair's b, a few steps old."""
+    out = tmp_path_factory.mktemp("networks") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        jaxcomm(patch, "lmnet", "train", "--steps", 4, "--every", 2, "--edge", "attention", "--out", out)
+    return out
+
+
+def test_a_finished_run_is_an_agent(trained, tmp_path, monkeypatch, capsys):
+    (agent,) = load(str(trained))
+    assert isinstance(agent.params, Network) and agent.params.config.widths == (1, 2, 1)
+    settings = json.loads((trained / "run.json").read_text())
+    assert settings["command"].startswith("jaxcomm lmnet train --steps 4 --every 2 --edge attention")
+    assert len((trained / "metrics.jsonl").read_text().splitlines()) == 4
+    for command in (
+        ("play", "--a", trained, "--b", trained, "--protocol", "silent", "--n", 2, "--items", tmp_path / "items.jsonl"),
+        ("eval", "--a", trained, "--b", trained, "--tasks", "countries", "--protocols", "single", "--n", 2, "--batch-size", 2, "--out", tmp_path / "eval"),
+        ("report", tmp_path / "eval", "--out", tmp_path / "report"),
+    ):  # fmt: skip
+        jaxcomm(monkeypatch, *command)
+    assert str(trained) in (tmp_path / "report" / "report.md").read_text()
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    asked = [item["prompt_b"] for item in items]
+    assert [item["text"] for item in items] == [reply.text for reply in hear(agent, asked).write(16)]
+
+
+def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tmp_path, monkeypatch):
+    words = ("--edge", "attention", "--steps", 1, "--train", "all", "--start", trained, "--out", tmp_path / "all")
+    jaxcomm(monkeypatch, "lmnet", "train", *words)
+    (first,), (second,) = load(str(trained)), load(str(tmp_path / "all"))
+    (vertex,) = load("pair:b", layers=True)
+    same = lambda x, y: [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)]
+    assert all(same(first.params.models[0], vertex.params)) and not any(same(second.params.models[0], vertex.params))
+    assert fingerprint(first.params) != fingerprint(second.params)
+
+
+def test_what_wires_carry(trained, tmp_path, monkeypatch):
+    (agent,) = load(str(trained))
+    reading = wires.read(agent, PROMPT)
+    tokens = np.asarray([agent.encode(PROMPT)], np.int32)
+    last = jax.nn.softmax(forward(agent.params, tokens)[0, -1])
+    said = reading.wires[-1]
+    assert said.name == "vertex 2.0" and said.words[0][1] == pytest.approx(float(last.max()), abs=1e-5)
+    assert said.words[0][0].strip() == agent.tokenizer.decode([int(last.argmax())]).strip()
+    assert [wire.name for wire in reading.wires] == [
+        "vertex 0.0", "edge 0.0 -> 1.0", "edge 0.0 -> 1.1", "vertex 1.0", "vertex 1.1", "edge 1.0 -> 2.0", "edge 1.1 -> 2.0", "vertex 2.0",
+    ]  # fmt: skip
+    seen = wires.carried(agent.params, tokens)
+    fed = np.asarray(seen["edge 1.0-0"]).sum(axis=0)[0]
+    single = agent.params.models[0]
+    np.testing.assert_allclose(
+        np.asarray(single.read(fed, jnp.arange(tokens.shape[1])[None])[0]), seen["vertex 2.0"][0], atol=1e-4
+    )
+    jaxcomm(monkeypatch, "lmnet", "show", trained, "--prompt", PROMPT, "--out", tmp_path)
+    assert (tmp_path / "wires.png").read_bytes().startswith(b"\x89PNG")
+    assert "edge 1.1 -> 2.0" in (tmp_path / "wires.txt").read_text()
+
+
+def test_compare_reports_both_and_goes_on(tmp_path, monkeypatch, capsys):
+    words = ("--steps", 2, "--edge", "linear", "--questions", 5, "--seeds", 2, "--out", tmp_path / "c")
+    jaxcomm(monkeypatch, "lmnet", "compare", *words)
+    files = {p: p.read_bytes() for p in (tmp_path / "c").rglob("*.*") if p.name != "run.json"}
+    lines = {line["arm"]: line for line in map(json.loads, (tmp_path / "c" / "results.jsonl").read_text().splitlines())}
+    assert set(lines) == {*compare.ARMS, "edges - LoRA"}
+    edges, low = lines["edges"], lines["LoRA"]
+    assert edges["numbers"] == 4 * (128 * 128 + 1) and 0.7 < low["numbers"] / edges["numbers"] < 1.3
+    assert edges["seeds"] == low["seeds"] == 2 and edges["loss"] > 0
+    assert "edges - LoRA" in (tmp_path / "c" / "report.txt").read_text()
+    monkeypatch.setattr(compare, "train", None)  # nothing is trained twice
+    jaxcomm(monkeypatch, "lmnet", "compare", *words, "--resume")
+    assert {p: p.read_bytes() for p in files} == files
+
+
+def test_summary_chooses_the_rate_on_the_first_half_and_reports_on_the_other():
+    row = lambda first, second: {"hits": [first] * 4 + [second] * 4, "losses": [1.0], "seconds": 1.0}
+    done = {
+        ("edges", rate, seed): row(*hits)
+        for seed in (0, 1)
+        for rate, hits in ((1e-3, (True, False)), (1e-2, (False, True)))
+    }
+    done |= {("LoRA", 1e-3, seed): row(True, seed == 0) for seed in (0, 1)} | {
+        ("LoRA", 1e-2, seed): row(False, True) for seed in (0, 1)
+    }
+    done |= {("vertex alone", 1e-3, 0): row(True, True)} | {
+        ("network, new", 1e-3, seed): row(False, False) for seed in (0, 1)
+    }
+    lines = {line["arm"]: line for line in compare.summary(done, dict.fromkeys(compare.ARMS, 1), 4, 1)}
+    assert (lines["edges"]["learning_rate"], lines["edges"]["accuracy"]) == (1e-3, 0.0)
+    assert lines["LoRA"]["accuracy"] == 0.5 and lines["edges - LoRA"]["accuracy"] == -0.5
+    half = 12.706 * 0.5  # Student's, of two values 0 and 1
+    assert lines["LoRA"]["high"] - 0.5 == pytest.approx(half, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "--widths", "1", "2", "--out", "x"), "must begin and end with 1"),
+        (("train", "--columns", "300", "--out", "x"), "rows of 300 tokens are longer than the model's 256 positions"),
+        (("train", "--text", "nothing.txt", "--out", "x"), "nothing.txt is no file: name one, or two-places or two-hop"),
+        (("train", "--out", "RUN"), "holds a different run"),
+        (("train", "--edge", "attention", "--steps", "4", "--every", "2", "--out", "RUN"), "add --resume to go on"),
+        (("train", "--widths", "1", "1", "1", "--start", "RUN", "--out", "x"), "RUN holds another network"),
+        (("show", "nowhere", "--prompt", "x"), "nowhere"),
+        (("show", "pair:b", "--prompt", "x"), "only networks have wires"),
+        (("compare", "--seeds", "1", "--out", "x"), "needs at least 2"),
+        (("compare", "--text", "t.jsonl", "--out", "x"), "has no questions of its own"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(trained, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        jaxcomm(monkeypatch, "lmnet", *(str(trained) if word == "RUN" else word for word in words))
+    error = capsys.readouterr().err.strip()
+    assert message.replace("RUN", str(trained)) in error and "\n" not in error and not (tmp_path / "x").exists()
+
+
+def test_networks_are_refused_where_layers_are_asked_for(trained, tmp_path, monkeypatch, capsys):
+    for words in (
+        ("sweep", "--a", trained, "--b", trained, "--out", tmp_path / "s"),
+        ("play", "--a", trained, "--b", trained, "--k", 1, "--j", 1, "--n", 1),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            jaxcomm(monkeypatch, *words)
+        assert "no layers to be split at" in capsys.readouterr().err
+
+
+def test_a_network_of_other_vertices_is_refused(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    record = json.loads((copy / "run.json").read_text())
+    record["config"]["vertices"] = ["pair:a"]
+    (copy / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="was made of other vertices than pair:a"):
+        load(str(copy))
