@@ -52,7 +52,12 @@ def test_a_finished_run_is_an_agent(trained, tmp_path, monkeypatch, capsys):
 
 
 def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tmp_path, monkeypatch):
-    words = ("--edge", "attention", "--steps", 1, "--train", "all", "--start", trained, "--out", tmp_path / "all")
+    low = tmp_path / "low"  # of bfloat16 vertices; the second stage trains float32 ones
+    jaxcomm(monkeypatch, "lmnet", "train", "--edge", "attention", "--steps", 1, "--dtype", "bfloat16", "--out", low)
+    (agent,) = load(str(low), dtype="bfloat16")
+    assert {m.dtype.name for m in agent.params.models} == {"bfloat16"}
+    assert {a.dtype.name for a in jax.tree.leaves(agent.params.edges)} == {"float32"}
+    words = ("--edge", "attention", "--steps", 1, "--train", "all", "--start", low, "--out", tmp_path / "all")
     jaxcomm(monkeypatch, "lmnet", "train", *words)
     (first,), (second,) = load(str(trained)), load(str(tmp_path / "all"))
     (vertex,) = load("pair:b", layers=True)

@@ -38,14 +38,16 @@ class Train(Shape, Recipe):
     def run(self, words: str) -> None:
         import rich
 
-        from jaxcomm.evals.agents import load
+        from jaxcomm.evals.agents import load, network
         from jaxcomm.evals.networks.folders import train_network, vertex_dtype
         from jaxcomm.lmnet import size
 
         agents = load(*self.vertices, dtype=vertex_dtype(self.train, self.dtype), layers=True)
-        network = train_network(self, agents, words=words)
+        start = None if self.start is None else network(str(self.start), dtype="float32", chat=False).params
+        made = train_network(self, agents, words=words, start=start)
+        edges = size(made.edges) + size(made.joints)
         rich.print(
-            f"{self.out}: {self.steps} steps; {size(network.edges) + size(network.joints):,} numbers on the edges of {network.config.widths}, {size(network.models):,} in the vertices."
+            f"{self.out}: {self.steps} steps; {edges:,} numbers on the edges, {size(made.models):,} in the vertices"
         )
 
 

@@ -15,7 +15,7 @@ from jaxcomm.agent import Agent
 from jaxcomm.evals.networks.settings import Recipe, Shape, pick
 from jaxcomm.evals.networks.texts import source
 from jaxcomm.evals.networks.training import check, damaged, manager, train
-from jaxcomm.evals.runs import RunFolder, agent_fingerprint, surroundings
+from jaxcomm.evals.runs import RunFolder, agent_fingerprint, fingerprint, surroundings
 from jaxcomm.training import Everything
 
 
@@ -31,25 +31,31 @@ def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
     return lmnet.init(jax.random.key(shape.network_seed), models, **shape.options())
 
 
-def train_network(command: Any, agents: Sequence[Agent], *, words: str) -> lmnet.Network:
+def train_network(
+    command: Any, agents: Sequence[Agent], *, words: str, start: lmnet.Network | None = None
+) -> lmnet.Network:
     """Trains the network that a command asks for (`evals.networks.commands.Train`), in its folder, and returns it.
 
-    ValueError, OSError: `RunFolder`'s, `source`'s and `train`'s, before anything is computed.
+    start: the network of `command.start`. ValueError, OSError: `RunFolder`'s, `source`'s and `check`'s, another shape or other
+    vertices than the start's, before anything is computed.
     """
     shape, recipe = pick(Shape, command), pick(Recipe, command)
-    texts = source(command.text, agents[-1], recipe.columns, n=command.examples, seed=command.seed)
-    start = None if command.start is None else load(command.start, agents)
-    network = build(shape, agents) if start is None else start.params
+    network = build(shape, agents)
     check(recipe, network.config.max_positions)
-    if start is not None and network.config != jax.eval_shape(lambda: build(shape, agents)).config:
-        raise ValueError(f"{command.start} holds another network ({network.config.widths}): ask for its shape")
+    texts = source(command.text, agents[-1], recipe.columns, n=command.examples, seed=command.seed)
     config = {
         field.name: getattr(command, field.name) for field in dataclasses.fields(command) if field.name != "resume"
     }
-    config |= {
-        "fingerprints": [agent_fingerprint(agent) for agent in agents],
-        **surroundings("optax", "orbax-checkpoint"),
-    }
+    config |= {"fingerprints": [agent_fingerprint(a) for a in agents], **surroundings("optax", "orbax-checkpoint")}
+    if start is not None:
+        begun = _config(command.start)
+        if (start.config, begun["vertices"]) != (network.config, list(command.vertices)):
+            raise ValueError(
+                f"{command.start} holds another network ({start.config.widths}): ask for its vertices and shape"
+            )
+        # Of vertices that have not moved, today's: they may be of another dtype.
+        network = network.replace(edges=start.edges, joints=start.joints) if begun["train"] == "edges" else start
+        config["start_fingerprint"] = fingerprint(start)
     folder = RunFolder(
         command.out, json.loads(json.dumps(config, default=str)), dict, command=words, resume=command.resume
     )
