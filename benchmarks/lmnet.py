@@ -15,7 +15,8 @@ step with the vertex' own training step; the edges step with the gradient of the
 vectors, through weights that stay. (That is what a vertex costs there: gradients pass through its activations, but for
 the first of the 14, which nothing trained precedes, and no gradient of its weights is made.) 14 single models have 14
 heads and optimizers, the network has one of each; in exchange it has 40 edges. "by FLOPs" is what the ratio would be
-if both sides ran at the same speed; "14 bodies, 1 head" compares with 14 x the vertex less 13 x its head's measured time.
+if both sides ran at the same speed; "14 bodies, 1 head" compares with 14 x the vertex less 13 x its head's
+share of the FLOPs.
 
 Plain PyTorch is transformers' Qwen2 as the vertex and Qwen2DecoderLayer (as many key heads as heads) as the edge, Python
 loops over vertices and edges, SDPA, `requires_grad` off where nothing is trained, torch.optim.AdamW. Logits, losses and

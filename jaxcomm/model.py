@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomm.cache import KVCache
@@ -49,7 +51,7 @@ class LanguageModel(Protocol):
 
     def read(self, tokens: Array | np.ndarray, positions: Array, **how: Any) -> tuple[Float[Array, "B _ D"], Any]:
         """The stream before the final norm, of tokens [B, T] or vectors [B, T, D], and the cache if there is one. how:
-        `run_blocks`' past, cache, column, branches, last, documents and remat."""
+        `run_blocks`' past, cache, column, branches, last, documents, remat and mesh."""
         ...
 
     def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -208,6 +210,15 @@ def apart(positions: Int[Array, "B T"], documents: Int[Array, "B T"] | None) -> 
     return jnp.where(positions < 0, -1, positions + 2 * longest * documents), longest
 
 
+def gathered(mesh: Mesh | None, h: Array, weights: Any) -> tuple[Array, Any]:
+    """What fully sharded training wants of a layer: its rows stay where they are, its weights come whole. Left to itself XLA
+    may fetch all rows instead, which are larger."""
+    if mesh is None:
+        return h, weights
+    put = lambda a, *spec: jax.lax.with_sharding_constraint(a, NamedSharding(mesh, P(*spec)))
+    return put(h, mesh.axis_names), jax.tree.map(put, weights)
+
+
 def attend_to(
     i, positions: Int[Array, "B T"], past: tuple[KVCache, ...], cache: KVCache | None, column, branches: int | None
 ) -> Gather:
@@ -265,6 +276,7 @@ def run_blocks(
     last: bool = False,
     documents: Int[Array, "B T"] | None = None,
     remat: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[Any, Any, Any]:
     """Blocks start + 1 .. stop over the stream: h[start] -> h[stop].
 
@@ -275,7 +287,8 @@ def run_blocks(
     `last`: only the last token's h[stop] is returned, [B, 1, D]; the bounds must be ints. Unrolled, block `stop` then makes
     keys and values of all tokens, but no more. (Of a stack it would have to be compiled a second time.)
     `documents`: rows hold several texts that do not see each other (`apart`); without past and cache. `remat`: a gradient
-    keeps the streams between blocks alone and makes the rest again.
+    keeps the streams between blocks alone and makes the rest again. `mesh`: rows lie over all of its devices, and a block's
+    weights are fetched whole when they are needed (`gathered`).
     Returns h, cache, state.
     """
     c = params.config
@@ -288,6 +301,7 @@ def run_blocks(
 
     def step(carry, i, weights, first=0):
         h, cache, state = carry
+        h, weights = gathered(mesh, h, weights)
         window = jnp.asarray(reach, jnp.int32)[i] if any(c.windows) else longest
         gather = attend_to(i, places, past, cache, column, branches)
         h, kept = block.apply({"params": weights}, h, angles, places, window, gather, first)

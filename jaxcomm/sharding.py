@@ -119,7 +119,8 @@ FSDP = "fsdp"
 def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
     """For every leaf (an array, or its shape): cut along the longest axis that the mesh's "fsdp" axis divides, else whole.
 
-    The first axes of a stack (of layers, of edges) are never cut: a loop over them would have to fetch every step's.
+    Only the last two axes are looked at: those before them are of a stack, and a loop over it would have to fetch every
+    step's.
     """
     n = mesh.shape[FSDP]
 

@@ -101,9 +101,11 @@ def positions_in(documents: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
     return jnp.where(documents < 0, -1, column - begin)
 
 
-def losses(model: LanguageModel, batch: Batch, remat: bool = False) -> Float[Array, "B T"]:
+def losses(model: LanguageModel, batch: Batch, remat: bool = False, mesh: Mesh | None = None) -> Float[Array, "B T"]:
     """Weighted cross-entropy, nats, of every token given those before it in its text."""
-    h, _ = model.read(batch.tokens, positions_in(batch.documents), documents=jnp.asarray(batch.documents), remat=remat)
+    h, _ = model.read(
+        batch.tokens, positions_in(batch.documents), documents=jnp.asarray(batch.documents), remat=remat, mesh=mesh
+    )
     after = lambda a: jnp.concatenate([jnp.asarray(a)[:, 1:], jnp.zeros_like(a[:, :1])], axis=1)
 
     @jax.checkpoint
@@ -159,7 +161,7 @@ def make_step(
                     model = jax.tree.map(
                         lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, model
                     )
-                return jnp.sum(losses(model, part, remat))
+                return jnp.sum(losses(model, part, remat, mesh))
 
             return jax.tree.map(jnp.add, carry, jax.value_and_grad(total)(state.trained)), None
 

@@ -28,7 +28,7 @@ from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig
 from jaxcomm.layers import rotary
 from jaxcomm.lmnet import edges
-from jaxcomm.model import Params, apart, attend_to, embed, final_norm, run_blocks, unembed
+from jaxcomm.model import Params, apart, attend_to, embed, final_norm, gathered, run_blocks, unembed
 
 
 class Wires(struct.PyTreeNode):
@@ -153,6 +153,7 @@ class Network(struct.PyTreeNode):
         branches=None,
         documents=None,
         remat=False,
+        mesh=None,
     ) -> tuple[Float[Array, "I J B T Y"], Any, Any]:
         """A stack of edges, one batched call: what arrives, keys, values."""
         source, target = self.config.stacks[name]
@@ -163,7 +164,7 @@ class Network(struct.PyTreeNode):
         def run(weights, x, past, cache):
             single = lambda cache: cache.replace(k=(cache.k,), v=(cache.v,))
             gather = attend_to(0, places, tuple(map(single, past)), cache and single(cache), column, branches)
-            weights = jax.tree.map(lambda w: w.astype(x.dtype), weights)
+            x, weights = gathered(mesh, x, jax.tree.map(lambda w: w.astype(x.dtype), weights))
             made: Any = edge.apply({"params": weights}, x, angles, places, window, gather)
             y, cache = made
             return y, cache and cache.k[0], cache and cache.v[0]
