@@ -180,8 +180,8 @@ def report(
     )
     sink = io.StringIO()
     for console in (
-        rich.console.Console(width=None if sys.stdout.isatty() else 120),
-        rich.console.Console(file=sink, width=120),
+        rich.console.Console(width=None if sys.stdout.isatty() else 120, emoji=False),
+        rich.console.Console(file=sink, width=120, emoji=False),
     ):
         console.print(table)
         console.print(note)
