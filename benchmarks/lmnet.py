@@ -1,6 +1,6 @@
 """A network of language models (1/4/4/4/1, block edges) beside its own vertices, and beside plain PyTorch, in one run.
 
-    python benchmarks/lmnet.py               # two CPU threads, float32, about fifteen minutes
+    python benchmarks/lmnet.py               # two CPU threads, float32, about six minutes
     python benchmarks/lmnet.py --quick       # a tiny shape, to try the script
 
 One random vertex in the shape of Qwen2.5-0.5B at two sevenths of its width, shared by all 14 places; every weight is moved
@@ -10,7 +10,8 @@ off its initialisation, so edges are not zero. Every row of the batch is one tex
     edges step    `make_step` on the edges (AdamW); the vertices stay as they are
     stage 2 step  `make_step` on everything
 
-The network is compared with 14 times the single vertex: its forward with the vertex' forward, head included; the stage 2
+Layers are stacked and the network's steps make activations again (remat), as `jaxcomm lmnet train` does; the single vertex'
+and PyTorch's do not, which is faster for them. The network is compared with 14 times the single vertex: its forward with the vertex' forward, head included; the stage 2
 step with the vertex' own training step; the edges step with the gradient of the vertex' loss with respect to its input
 vectors, through weights that stay. (That is what a vertex costs there: gradients pass through its activations, but for
 the first of the 14, which nothing trained precedes, and no gradient of its weights is made.) 14 single models have 14
@@ -118,7 +119,7 @@ def ours(what: str, single: bool, folder: Path, args):
         trained, frozen = (Everything(model), None) if what == "all" else model.split()
         state = begin(jax.tree.map(jnp.copy, trained), optimizer)
         del model, vertex, trained  # the step owns its state
-        fn = jax.jit(make_step(optimizer), donate_argnums=0)
+        fn = jax.jit(make_step(optimizer, remat=not single), donate_argnums=0)
         rest = (frozen, jax.tree.map(lambda a: a[None], batch))
     begun = time.perf_counter()
     given = rest if state is None else (state, *rest)
@@ -276,11 +277,11 @@ def others(since: tuple[float, float, float] | None = None):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--columns", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--layout", choices=["unrolled", "stacked"], default="unrolled", help="of the vertex' layers")
+    parser.add_argument("--layout", choices=["unrolled", "stacked"], default="stacked", help="of the vertex' layers")
     parser.add_argument("--what", nargs="+", choices=[*WHAT], default=[*WHAT])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
