@@ -53,8 +53,11 @@ def train(
 ) -> State:
     """The state after all steps. trained, frozen: as `jaxcomm.training` says; neither is changed.
 
-    folder: where checkpoints and metrics are kept, and gone on from. losses: every step's is appended. ValueError: `check`'s, a checkpoint of
-    something else. FloatingPointError: the loss or the gradient is not a number; the last checkpoint stays.
+    source: the texts from the n-th on (of an iterable: lambda n: itertools.islice(texts, n, None)). folder: where checkpoints
+    and metrics are kept, and gone on from. losses: every step's is appended.
+
+    ValueError: `check`'s, a checkpoint of something else, texts that end too early. FloatingPointError: the loss or the
+    gradient is not a number. The last checkpoint stays in any case.
     """
     mesh = check(recipe, trained.join(frozen).config.max_positions)
     optimizer = make_optimizer(
@@ -68,20 +71,23 @@ def train(
     with Records(folder) as records, _progress() as bar:
         state, begun = records.latest(state)
         done, task = int(state.step), bar.add_task(title, total=recipe.steps, completed=int(state.step), loss=math.nan)
-        clock, waiting = time.perf_counter(), None
+        clock, pending = time.perf_counter(), []
         for (batch, read), n in zip(batches(source, recipe, begun), range(done + 1, recipe.steps + 1), strict=False):
             state, metrics = step(state, frozen, batch)
-            # The numbers of the step before are looked at while this one is computed, but a checkpoint is of good ones.
+            pending.append((n, metrics, int(np.sum(batch.documents >= 0))))
+            # A step's numbers are looked at while the next one is computed, but a checkpoint is of good ones only.
             keep = n % recipe.every == 0 or n == recipe.steps
-            for at, values in [waiting, (n, metrics)][waiting is None : 2 if keep else 1]:
-                loss = records.note(at, jax.device_get(values), int(np.sum(batch.documents >= 0)), clock)
+            while len(pending) > (0 if keep else 1):
+                at, metrics, tokens = pending.pop(0)
+                loss = records.note(at, jax.device_get(metrics), tokens / (time.perf_counter() - clock))
                 clock = time.perf_counter()
                 bar.update(task, completed=at, loss=loss)
                 if losses is not None:
                     losses.append(loss)
-            waiting = None if keep else (n, metrics)
             if keep:
                 records.keep(n, state, read)
+    if int(state.step) < recipe.steps:
+        raise ValueError(f"the texts end after {int(state.step)} of {recipe.steps} steps: name more of them")
     return state
 
 
@@ -134,8 +140,8 @@ class Records(contextlib.ExitStack):
         )
         return state, read
 
-    def note(self, step: int, metrics: dict[str, np.ndarray], tokens: int, since: float) -> float:
-        """Keeps a step's numbers; returns its loss. FloatingPointError."""
+    def note(self, step: int, metrics: dict[str, np.ndarray], speed: float) -> float:
+        """Keeps a step's numbers, and how many tokens a second it read; returns its loss. FloatingPointError."""
         values = {name: float(value) for name, value in sorted(metrics.items())}
         if not all(map(math.isfinite, values.values())):
             kept = None if self.folder is None else self.manager.latest_step()
@@ -146,7 +152,7 @@ class Records(contextlib.ExitStack):
         if self.folder is not None:
             self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
-            for name, value in {**values, "tokens_per_second": tokens / (time.perf_counter() - since)}.items():
+            for name, value in {**values, "tokens_per_second": speed}.items():
                 self.board.add_scalar(name, value, step)
         return values["loss"]
 
@@ -163,11 +169,13 @@ class Records(contextlib.ExitStack):
         self.manager.save(step, args=items)
 
 
-def manager(folder: Path):
-    """Of a folder's checkpoints."""
+def manager(folder: Path, *, read_only: bool = False):
+    """Of a folder's checkpoints. read_only: a run that is still going on is left in peace."""
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=None if read_only else KEPT, cleanup_tmp_directories=not read_only, read_only=read_only
+    )
     return ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
 
 
