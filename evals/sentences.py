@@ -42,7 +42,7 @@ def sentences(source: str, n: int | None = None, *, seed: int = 0) -> list[str]:
     if kind == "statements":
         found = list(itertools.islice(_statements(rest, seed), PAPER if n is None else n))
     elif kind == "hub":
-        found = list(itertools.islice(stream(source, seed), PAPER if n is None else n))
+        found = list(itertools.islice(_hub(source, seed), PAPER if n is None else n))
     else:
         found = _file(source)
         if n is not None and n < len(found):
@@ -100,17 +100,22 @@ def _field(record: dict[str, Any], field: str, source: str) -> str:
 
 
 def stream(source: str, seed: int) -> Iterator[str]:
-    """Texts of a streamed data set, in an order drawn with `seed`; long ones without a sentence's end are left out."""
+    """Texts of a streamed data set, in an order drawn with `seed`. ValueError, OSError: as `sentences`."""
     if source.count(":") != 4:
         raise ValueError(f"{source}: write hub:NAME:CONFIG:SPLIT:FIELD, such as hub:openai/gsm8k:main:train:question")
     _, name, config, split, field = source.split(":")
     for record in _records(source, name, config, split, seed):
-        text = _field(record, field, source).strip()
-        if len(text) > LONGEST:
-            longest = re.match(rf"(?s).{{1,{LONGEST - 1}}}[.!?](?=\s)", text)
-            text = longest[0] if longest else ""
-        if text:
+        if text := _field(record, field, source).strip():
             yield text
+
+
+def _hub(source: str, seed: int) -> Iterator[str]:
+    """`stream`, long texts up to a sentence's end; without one they are left out."""
+    for text in stream(source, seed):
+        if len(text) <= LONGEST:
+            yield text
+        elif longest := re.match(rf"(?s).{{1,{LONGEST - 1}}}[.!?](?=\s)", text):
+            yield longest[0]
 
 
 def _records(source: str, name: str, config: str, split: str, seed: int) -> Iterator[dict[str, Any]]:

@@ -371,6 +371,29 @@ def test_files_of_texts_and_of_questions(tmp_path):
             texts.source(str(tmp_path / "c.jsonl"), agent, 64)
 
 
+def test_a_hubs_texts_are_read_whole_in_pieces_and_again(monkeypatch):
+    import datasets
+
+    agent, asked = pair_b(), ["Alice is at Meteora. " * 150, "Bob is at the Colosseum."]
+    records = [{"text": text} for text in asked]
+    streamed = lambda *_, **how: datasets.IterableDataset.from_generator(lambda: iter(records))
+    monkeypatch.setattr(datasets, "load_dataset", streamed)
+    read = texts.source("hub:some/where::train:text", agent, 100)
+    long, short = ([*agent.tokenizer.encode(text), agent.stop_tokens[0]] for text in asked)
+    assert len(long) % 100 > 1  # a single last token would be left out
+    once = -(-len(long) // 100) + 1
+    found = [ids for ids, _ in itertools.islice(read(0), 2 * once)]
+    for epoch in (found[:once], found[once:]):
+        assert sorted(itertools.chain(*epoch)) == sorted([*long, *short])
+    assert max(map(len, found)) == 100
+    assert [ids for ids, _ in itertools.islice(read(3), 4)] == found[3:7]
+    records.clear()
+    with pytest.raises(ValueError, match="there is nothing to learn"):
+        texts.source("hub:some/where::train:text", agent, 100)
+    with pytest.raises(ValueError, match="write hub:NAME:CONFIG:SPLIT:FIELD"):
+        texts.source("hub:some/where", agent, 100)
+
+
 def test_lora_begins_as_the_model_and_is_the_sum_of_both(llama):
     tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
     factors = lora.init(jax.random.key(0), llama.params, 3)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,8 @@ def source(name: str, agent: Agent, columns: int, *, n: int | None = None, seed:
     ValueError, OSError: a source that is not there, has no such field, holds nothing or fewer than n.
     """
     if name.startswith("hub:"):
+        if next(_endless(name, agent, columns, n, seed), None) is None:
+            raise ValueError(f"{name} holds no text of two tokens: there is nothing to learn")
         return lambda start: itertools.islice(_endless(name, agent, columns, n, seed), start, None)
     ask = QUESTIONS.get(name)
     if ask and n is None:
@@ -143,6 +145,10 @@ def _file(name: str) -> list[Text]:
 def _endless(name: str, agent: Agent, columns: int, n: int | None, seed: int) -> Iterator[Document]:
     """A stream cannot be entered in the middle: who resumes reads it from its beginning."""
     for epoch in itertools.count():
-        texts: Iterable[str] = itertools.islice(stream(name, seed + epoch), n)
-        for text in texts:
-            yield from _pieces(_document(agent, Text(text)), columns)
+        empty = True
+        for text in itertools.islice(stream(name, seed if n else seed + epoch), n):
+            for piece in _pieces(_document(agent, Text(text)), columns):
+                yield piece
+                empty = False
+        if empty:
+            return
