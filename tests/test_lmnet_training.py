@@ -374,7 +374,7 @@ def test_files_of_texts_and_of_questions(tmp_path):
 def test_a_hubs_texts_are_read_whole_in_pieces_and_again(monkeypatch):
     import datasets
 
-    agent, asked = pair_b(), ["Alice is at Meteora. " * 150, "Bob is at the Colosseum."]
+    agent, asked = pair_b(), [("Alice is at Meteora. " * 150).strip(), "Bob is at the Colosseum."]
     records = [{"text": text} for text in asked]
     streamed = lambda *_, **how: datasets.IterableDataset.from_generator(lambda: iter(records))
     monkeypatch.setattr(datasets, "load_dataset", streamed)
