@@ -10,7 +10,7 @@ off its initialisation, so edges are not zero. Every row of the batch is one tex
     edges step    `make_step` on the edges (AdamW); the vertices stay as they are
     stage 2 step  `make_step` on everything
 
-Layers are stacked and the network's steps make activations again (remat), as `jaxcomm lmnet train` does; the single vertex'
+Layers are stacked and the network's steps make again what lies between matrix products, as `jaxcomm lmnet train` does; the single vertex'
 and PyTorch's do not, which is faster for them. The network is compared with 14 times the single vertex: its forward with the vertex' forward, head included; the stage 2
 step with the vertex' own training step; the edges step with the gradient of the vertex' loss with respect to its input
 vectors, through weights that stay. (That is what a vertex costs there: gradients pass through its activations, but for
@@ -119,7 +119,7 @@ def ours(what: str, single: bool, folder: Path, args):
         trained, frozen = (Everything(model), None) if what == "all" else model.split()
         state = begin(jax.tree.map(jnp.copy, trained), optimizer)
         del model, vertex, trained  # the step owns its state
-        fn = jax.jit(make_step(optimizer, remat=not single), donate_argnums=0)
+        fn = jax.jit(make_step(optimizer, remat="off" if single else "products"), donate_argnums=0)
         rest = (frozen, jax.tree.map(lambda a: a[None], batch))
     begun = time.perf_counter()
     given = rest if state is None else (state, *rest)

@@ -67,7 +67,7 @@ def compiled(stage: int, mesh: Mesh, columns: int, quick: bool):
         place(frozen, fsdp_shardings(frozen, mesh)),
         place(batch, rows),
     )
-    step = make_step(optimizer, remat=True, dtype=jnp.bfloat16, mesh=mesh)
+    step = make_step(optimizer, remat="all", dtype=jnp.bfloat16, mesh=mesh)
     program = jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile()
     moved = [
         jax.tree_util.keystr(path)

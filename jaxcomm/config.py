@@ -18,6 +18,10 @@ import numpy as np
 AnyArray = jax.Array | np.ndarray
 """What public functions take where the values come from outside; they return `jax.Array`."""
 
+Remat = Literal["off", "products", "all"]
+"""What a gradient makes again instead of keeping it: nothing; what lies between the matrix products; or everything but the
+streams between blocks."""
+
 FULL = 0
 """Window of a layer whose attention reaches back to the first token."""
 

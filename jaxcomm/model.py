@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomm.cache import KVCache
-from jaxcomm.config import FULL, AnyArray, ModelConfig
+from jaxcomm.config import FULL, AnyArray, ModelConfig, Remat
 from jaxcomm.layers import Block, Gather, RMSNorm, project, rotary
 
 
@@ -219,6 +219,13 @@ def gathered(mesh: Mesh | None, h: Array, weights: Any) -> tuple[Array, Any]:
     return put(h, mesh.axis_names), jax.tree.map(put, weights)
 
 
+def made_again(fn: Callable, remat: Remat) -> Callable:
+    """fn, whose gradient makes again what `remat` says."""
+    if remat == "off":
+        return fn
+    return jax.checkpoint(fn, policy=jax.checkpoint_policies.dots_saveable if remat == "products" else None)
+
+
 def attend_to(
     i, positions: Int[Array, "B T"], past: tuple[KVCache, ...], cache: KVCache | None, column, branches: int | None
 ) -> Gather:
@@ -275,7 +282,7 @@ def run_blocks(
     visit: tuple[Callable, Any] | None = None,
     last: bool = False,
     documents: Int[Array, "B T"] | None = None,
-    remat: bool = False,
+    remat: Remat = "off",
     mesh: Mesh | None = None,
 ) -> tuple[Any, Any, Any]:
     """Blocks start + 1 .. stop over the stream: h[start] -> h[stop].
@@ -286,8 +293,8 @@ def run_blocks(
     `visit = (fn, state)`: h[i], state = fn(h[i], state, i) after every block i, to look at the stream or to change it.
     `last`: only the last token's h[stop] is returned, [B, 1, D]; the bounds must be ints. Unrolled, block `stop` then makes
     keys and values of all tokens, but no more. (Of a stack it would have to be compiled a second time.)
-    `documents`: rows hold several texts that do not see each other (`apart`); without past and cache. `remat`: a gradient
-    keeps the streams between blocks alone and makes the rest again. `mesh`: rows lie over all of its devices, and a block's
+    `documents`: rows hold several texts that do not see each other (`apart`); without past and cache. `remat`: what a
+    gradient makes again (`config.Remat`), block by block. `mesh`: rows lie over all of its devices, and a block's
     weights are fetched whole when they are needed (`gathered`).
     Returns h, cache, state.
     """
@@ -308,12 +315,12 @@ def run_blocks(
         h, state = fn(h, state, i + 1)
         return h, kept, state
 
-    again = lambda carry, i, weights: jax.checkpoint(lambda *x: step(x[0], i, x[1]))(carry, weights)
+    again = lambda carry, i, weights: made_again(lambda *x: step(x[0], i, x[1]), remat)(carry, weights)
     carry = h, cache, state
     if last and params.unrolled:
         carry = fold_blocks(params, step, carry, start, stop - 1)
         return step(carry, stop - 1, params.blocks[stop - 1], first=h.shape[1] - 1)
-    h, cache, state = fold_blocks(params, again if remat else step, carry, start, stop)
+    h, cache, state = fold_blocks(params, step if remat == "off" else again, carry, start, stop)
     return h[:, -1:] if last else h, cache, state
 
 

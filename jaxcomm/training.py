@@ -17,7 +17,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxcomm.config import AnyArray
+from jaxcomm.config import AnyArray, Remat
 from jaxcomm.model import LanguageModel
 from jaxcomm.sharding import constrain
 
@@ -101,7 +101,7 @@ def positions_in(documents: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
     return jnp.where(documents < 0, -1, column - begin)
 
 
-def losses(model: LanguageModel, batch: Batch, remat: bool = False, mesh: Mesh | None = None) -> Float[Array, "B T"]:
+def losses(model: LanguageModel, batch: Batch, remat: Remat = "off", mesh: Mesh | None = None) -> Float[Array, "B T"]:
     """Weighted cross-entropy, nats, of every token given those before it in its text."""
     h, _ = model.read(
         batch.tokens, positions_in(batch.documents), documents=jnp.asarray(batch.documents), remat=remat, mesh=mesh
@@ -143,7 +143,7 @@ def begin(trained: Any, optimizer: optax.GradientTransformation) -> State:
 
 
 def make_step(
-    optimizer: optax.GradientTransformation, *, remat: bool = False, dtype: Any = None, mesh: Mesh | None = None
+    optimizer: optax.GradientTransformation, *, remat: Remat = "off", dtype: Any = None, mesh: Mesh | None = None
 ) -> Callable[[State, Any, Batch], tuple[State, dict[str, Array]]]:
     """step(state, frozen, batch) -> state and {"loss": nats per weight, "norm": of the gradient}; to be jitted.
 

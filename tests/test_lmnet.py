@@ -120,7 +120,7 @@ def torch_network(pair, network: lmnet.Network, tokens: np.ndarray) -> torch.Ten
         block = LlamaDecoderLayer(config, 0).double().eval()
         block.load_state_dict({name: torch.tensor(np.asarray(w, np.float64)) for name, w in state.items()})
         turns = vertex.model.rotary_emb(x, positions)
-        return float(weights["scale"]) * layer(
+        return float(weights["scale"]) * block(
             x, attention_mask=mask, position_ids=positions, position_embeddings=turns
         )
 

@@ -16,7 +16,7 @@ from jaxcomm.evals.networks.settings import Recipe, Shape
 class Train(Shape, Recipe):
     """Train a network's edges (its vertices stay as they are), or all of it.
 
-    Example: jaxcomm lmnet train --vertices Qwen/Qwen2.5-0.5B --widths 1 4 4 4 1 --text hub:HuggingFaceFW/fineweb-edu:sample-10BT:train:text --columns 1024 --dtype bfloat16 --out runs/stage-1
+    Example: jaxcomm lmnet train --vertices Qwen/Qwen2.5-0.5B --widths 1 4 4 4 1 --text hub:HuggingFaceFW/fineweb-edu:sample-10BT:train:text --columns 1024 --dtype bfloat16 --remat all --out runs/stage-1
     """
 
     out: Path

@@ -57,8 +57,8 @@ class Recipe:
     """Of matrices."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    remat: bool = True
-    """The gradient makes activations again from the streams between blocks: a sixth of the memory. (On CPU it is not slower.)"""
+    remat: Literal["off", "products", "all"] = "products"
+    """What the gradient makes again instead of keeping it: nothing, what lies between the matrix products, or all of a block."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; what is trained is float32."""
     fsdp: int = 1

@@ -28,7 +28,7 @@ from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig
 from jaxcomm.layers import rotary
 from jaxcomm.lmnet import edges
-from jaxcomm.model import Params, apart, attend_to, embed, final_norm, gathered, run_blocks, unembed
+from jaxcomm.model import Params, apart, attend_to, embed, final_norm, gathered, made_again, run_blocks, unembed
 
 
 class Wires(struct.PyTreeNode):
@@ -152,7 +152,7 @@ class Network(struct.PyTreeNode):
         column=None,
         branches=None,
         documents=None,
-        remat=False,
+        remat="off",
         mesh=None,
     ) -> tuple[Float[Array, "I J B T Y"], Any, Any]:
         """A stack of edges, one batched call: what arrives, keys, values."""
@@ -170,7 +170,7 @@ class Network(struct.PyTreeNode):
             return y, cache and cache.k[0], cache and cache.v[0]
 
         past, cache, axes = _parts(name, past, cache)
-        targets = jax.vmap(jax.checkpoint(run) if remat else run, in_axes=(0, None, *axes))
+        targets = jax.vmap(made_again(run, remat), in_axes=(0, None, *axes))
         return jax.vmap(targets, in_axes=(0, 0, *axes))(self.edges[name], x, past, cache)
 
     def _join(self, name: str, ys: Sequence[Float[Array, "_ J B T D"]]) -> Float[Array, "J B T D"]:
