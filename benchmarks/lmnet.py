@@ -10,14 +10,16 @@ off its initialisation, so edges are not zero. Every row of the batch is one tex
     edges step    `make_step` on the edges (AdamW); the vertices stay as they are
     stage 2 step  `make_step` on everything
 
-Layers are stacked and the network's steps make again what lies between matrix products, as `jaxcomm lmnet train` does; the single vertex'
-and PyTorch's do not, which is faster for them. The network is compared with 14 times the single vertex: its forward with the vertex' forward, head included; the stage 2
+Layers are stacked and the network's steps make again what lies between matrix products, as `jaxcomm lmnet train` does;
+the single vertex' and PyTorch's do not, which is faster for them. All sides keep freed memory, as that command does.
+
+The network is compared with 14 times the single vertex: its forward with the vertex' forward, head included; the stage 2
 step with the vertex' own training step; the edges step with the gradient of the vertex' loss with respect to its input
 vectors, through weights that stay. (That is what a vertex costs there: gradients pass through its activations, but for
 the first of the 14, which nothing trained precedes, and no gradient of its weights is made.) 14 single models have 14
 heads and optimizers, the network has one of each; in exchange it has 40 edges. "by FLOPs" is what the ratio would be
-if both sides ran at the same speed; "14 bodies, 1 head" compares with 14 x the vertex less 13 x its head's
-share of the FLOPs.
+if both sides ran at the same speed; "14 bodies, 1 head" compares with 14 x the vertex less 13 x its head's share of the
+FLOPs.
 
 Plain PyTorch is transformers' Qwen2 as the vertex and Qwen2DecoderLayer (as many key heads as heads) as the edge, Python
 loops over vertices and edges, SDPA, `requires_grad` off where nothing is trained, torch.optim.AdamW. Logits, losses and
@@ -221,6 +223,9 @@ def theirs(what: str, folder: Path, args):
 
 def worker(side: str, what: str, folder: Path, args) -> None:
     """Answers every line of stdin with the seconds a run took; first with what is known before, at the end its peak."""
+    from jaxcomm.evals.networks.training import keep_freed_memory
+
+    keep_freed_memory()
     run, told = theirs(what, folder, args) if side == "torch" else ours(what, side == "single", folder, args)
     first = run()
     print(json.dumps({**told, "first": first}), flush=True)

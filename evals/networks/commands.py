@@ -40,8 +40,10 @@ class Train(Shape, Recipe):
 
         from jaxcomm.evals.agents import load, network
         from jaxcomm.evals.networks.folders import train_network, vertex_dtype
+        from jaxcomm.evals.networks.training import keep_freed_memory
         from jaxcomm.lmnet import size
 
+        keep_freed_memory()
         agents = load(*self.vertices, dtype=vertex_dtype(self.train, self.dtype), layers=True)
         start = None if self.start is None else network(str(self.start), dtype="float32", chat=False).params
         made = train_network(self, agents, words=words, start=start)
@@ -78,7 +80,9 @@ class Compare(Shape, Recipe):
     def run(self, words: str) -> None:
         from jaxcomm.evals.agents import load
         from jaxcomm.evals.networks import compare
+        from jaxcomm.evals.networks.training import keep_freed_memory
 
+        keep_freed_memory()
         compare.run(self, load(*self.vertices, dtype=self.dtype, layers=True), words=words)
 
 

@@ -12,6 +12,7 @@ numbers as one that was never stopped.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import time
@@ -190,6 +191,18 @@ def restore(folder: Path, manager, step: int, state: State) -> tuple[State, int]
             step, args=ocp.args.Composite(model=like(state.trained), optimizer=like(rest), data=ocp.args.JsonRestore())
         )
     return State(got["optimizer"]["step"], got["model"], got["optimizer"]["moments"]), got["data"]["texts"]
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed. XLA on CPU takes a program's temporaries anew at every call, gigabytes in training, and
+    the kernel may spend as long on their pages as the step on its products. Where there is no glibc nothing happens.
+
+    To be called before the first computation: threads that have a heap of their own keep it.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in ((-8, 1), (-4, 0), (-1, -1)):  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD (never)
+            libc.mallopt(option, value)
 
 
 class damaged:
