@@ -25,7 +25,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxcomm.cache import KVCache
-from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig
+from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig, Remat
 from jaxcomm.layers import rotary
 from jaxcomm.lmnet import edges
 from jaxcomm.model import Params, apart, attend_to, embed, final_norm, gathered, made_again, run_blocks, unembed
@@ -152,7 +152,7 @@ class Network(struct.PyTreeNode):
         column=None,
         branches=None,
         documents=None,
-        remat="off",
+        remat: Remat = "off",
         mesh=None,
     ) -> tuple[Float[Array, "I J B T Y"], Any, Any]:
         """A stack of edges, one batched call: what arrives, keys, values."""
