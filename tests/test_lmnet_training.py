@@ -418,7 +418,7 @@ def test_lora_begins_as_the_model_and_is_the_sum_of_both(llama):
     ("call", "message"),
     [
         (lambda tiny: train(*tiny, counting, dataclasses.replace(TINY, columns=2000)), "rows of 2000 tokens are longer"),
-        (lambda tiny: train(*tiny, lambda n: itertools.islice(counting(n), 40), TINY), "the texts end after 2 of 6 steps"),
+        (lambda tiny: train(*tiny, lambda n: itertools.islice(counting(n), 40), TINY), r"the texts end after \d of 6 steps"),
         (lambda tiny: train(*tiny, counting, dataclasses.replace(TINY, rows=3)), "3 rows cannot be spread over 8 devices"),
         (lambda tiny: train(*tiny, counting, dataclasses.replace(TINY, fsdp=3)), "over 3 of 8 devices"),
         (lambda tiny: Recipe(steps=0), "steps = 0: it must be at least 1"),
