@@ -98,7 +98,7 @@ def load(path: str | Path, agents: Sequence[Agent]) -> Agent:
     trained, frozen = network.split() if config["train"] == "edges" else (Everything(network), None)
     import orbax.checkpoint as ocp
 
-    checkpoints = manager(path, read_only=True)
+    checkpoints = manager(path, clean=False)
     step = checkpoints.latest_step()
     if step is None:
         raise ValueError(f"{path} holds no finished checkpoint: go on with its training, with --resume")

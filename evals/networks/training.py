@@ -170,13 +170,11 @@ class Records(contextlib.ExitStack):
         self.manager.save(step, args=items)
 
 
-def manager(folder: Path, *, read_only: bool = False):
-    """Of a folder's checkpoints. read_only: a run that is still going on is left in peace."""
+def manager(folder: Path, *, clean: bool = True):
+    """Of a folder's checkpoints. clean: half-written ones go; not where a run may still be writing one."""
     import orbax.checkpoint as ocp
 
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else KEPT, cleanup_tmp_directories=not read_only, read_only=read_only
-    )
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=clean)
     return ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
 
 
