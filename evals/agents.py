@@ -32,7 +32,7 @@ def load(*names: str, dtype: str = "float32", chat: bool = False, layers: bool =
 
 
 def network(path: str, *, dtype: str, chat: bool) -> Agent:
-    """A network and its tokenizer, out of its run folder."""
+    """A network and its tokenizer, out of its run folder. ValueError: `folders.load`'s."""
     names, kept = folders.vertices(path)
     agent = folders.load(path, load(*names, dtype=kept, layers=True))
     cast = lambda a: a.astype(getattr(jnp, dtype))

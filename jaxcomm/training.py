@@ -1,13 +1,14 @@
 """Training: next-token cross-entropy, any split of a model into what is trained and what is not, AdamW.
 
 What is trained is a pytree with `join(frozen)`, which makes the model of both: `lmnet.Wires` (a network's edges), `lora.LoRA`
-(one model's adapters), `Everything`. Pure functions of arrays; data, checkpoints and the loop are `jaxcomm.evals.training`.
+(one model's adapters), `Everything`. Pure functions of arrays; data, checkpoints and the loop are
+`jaxcomm.evals.networks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +27,6 @@ CHUNK = 128
 
 Document = tuple[Sequence[int], Sequence[float]]
 """Token ids, and the weight of each in the loss."""
-
-
-@runtime_checkable
-class Trained(Protocol):
-    """What is trained; the optimizer sees its leaves."""
-
-    def join(self, frozen: Any) -> LanguageModel:
-        """The model, of this and of what stays as it is."""
-        ...
 
 
 class Everything(struct.PyTreeNode):

@@ -122,7 +122,7 @@ def summary(
     done: Mapping[tuple[str, float, int], Mapping[str, Any]], sizes: Mapping[str, int], n: int, rank: int
 ) -> list[dict[str, Any]]:
     """A line per arm at its best rate. accuracy: mean over seeds on the second half of the questions; low, high: 95 % interval
-    over the seeds (over the questions where there is one); less_lora: paired by seed."""
+    over the seeds (over the questions where there is one seed). The last line is the difference of the two, paired by seed."""
     lines, values = [], {}
     for arm in ARMS:
         rates = sorted({rate for kind, rate, _ in done if kind == arm})
