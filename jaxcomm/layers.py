@@ -38,10 +38,12 @@ def project(weight: Float[Array, "Y X"], x: Float[Array, "B T X"], dtype=None) -
     """x W^T, in `dtype` if given.
 
     Of few tokens (decoding) the weight is the left operand, which on CPU is up to twice as fast as the other order; of
-    many it is a quarter slower. (Elsewhere the order is a matter of layouts.)
+    many it is a quarter slower. (Elsewhere the order is a matter of layouts.) Many are one axis: the weight's gradient is then
+    a product of two matrices, and not a sum over two axes, for which XLA on CPU transposes both sides first.
     """
     if x.shape[0] * x.shape[1] > FEW:
-        return jnp.einsum("bti,oi->bto", x, weight, preferred_element_type=dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        return jnp.einsum("ni,oi->no", rows, weight, preferred_element_type=dtype).reshape(*x.shape[:2], -1)
     y = jax.lax.dot_general(weight, x, (((1,), (2,)), ((), ())), preferred_element_type=dtype)
     return y.transpose(1, 2, 0)
 
@@ -92,7 +94,11 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 def rotary(rope: Rope, head_dim: int, positions: Int[Array, "B T"], dtype) -> tuple[Array, Array]:
     """Cosines and sines [B, T, H / 2] of the positions, computed in float32 and rounded to `dtype`."""
     angles = positions[..., None].astype(jnp.float32) * rope_frequencies(rope, head_dim)
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+    # What comes out of a product is there once: XLA on CPU would compute cosines again in every unrolled layer, for every head.
+    once = jnp.matmul(
+        jnp.stack([jnp.cos(angles), jnp.sin(angles)]), jnp.eye(head_dim // 2, dtype=jnp.float32), precision="highest"
+    )
+    return once[0].astype(dtype), once[1].astype(dtype)
 
 
 def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array]) -> Float[Array, "B T X H"]:

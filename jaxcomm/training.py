@@ -144,6 +144,8 @@ def make_step(
     """
 
     def step(state: State, frozen: Any, batch: Batch):
+        weight = jnp.maximum(jnp.sum(batch.weights), 1e-9)
+
         def add(carry, part: Batch):
             part = jax.tree.map(lambda a: constrain(mesh, jnp.asarray(a), mesh and mesh.axis_names), part)
 
@@ -153,18 +155,16 @@ def make_step(
                     model = jax.tree.map(
                         lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, model
                     )
-                return jnp.sum(losses(model, part, remat, mesh))
+                return jnp.sum(losses(model, part, remat, mesh)) / weight
 
             return jax.tree.map(jnp.add, carry, jax.value_and_grad(total)(state.trained)), None
 
         zero = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.trained)
         (loss, gradient), _ = jax.lax.scan(add, zero, batch)
-        weight = jnp.maximum(jnp.sum(batch.weights), 1e-9)
-        gradient = jax.tree.map(lambda g: (g / weight).astype(g.dtype), gradient)
         with jax.numpy_dtype_promotion("standard"):
             updates, moments = optimizer.update(gradient, state.moments, state.trained)
             trained = optax.apply_updates(state.trained, updates)
             norm = optax.tree.norm(gradient)
-        return State(state.step + 1, trained, moments), {"loss": loss / weight, "norm": norm}
+        return State(state.step + 1, trained, moments), {"loss": loss, "norm": norm}
 
     return step

@@ -132,7 +132,13 @@ class Network(struct.PyTreeNode):
         self, name: str, x: Float[Array, "M B T D"], positions, *, past, cache, **how
     ) -> tuple[Array, Any, Any]:
         """M vertices of one model, one batched call: h[L], keys, values."""
-        model = self.models[self.config.groups[name].model]
+        model, (M, B, *_) = self.models[self.config.groups[name].model], x.shape
+        if cache is None and not past:
+            # Rows of one batch, and B first, which a mesh divides: the weights' gradients are then plain products (`project`).
+            rows = lambda a: None if a is None else jnp.repeat(a, M, axis=0)
+            how["documents"] = rows(how.get("documents"))
+            h, _, _ = run_blocks(model, x.swapaxes(0, 1).reshape(B * M, *x.shape[2:]), rows(positions), **how)
+            return h.reshape(B, M, *h.shape[1:]).swapaxes(0, 1), None, None
 
         def run(x, past, cache):
             h, cache, _ = run_blocks(model, x, positions, past=past, cache=cache, **how)
