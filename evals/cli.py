@@ -141,7 +141,7 @@ class Sweep:
     """
 
     a: str
-    """Sender: a checkpoint folder, a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     out: Path
@@ -383,7 +383,7 @@ class FitMap:
     """
 
     a: str
-    """Sender: a checkpoint folder, a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     ks: tuple[int, ...]

@@ -97,7 +97,14 @@ class EdgeConfig:
     zero_init: bool = True
     """f's last matrices begin at 0, so that f does."""
     scale: float | None = 1.0
-    """Where the trainable factor begins, divided by the number of edges that are summed; None: there is no factor."""
+    """Where the trainable factor begins, divided by the number of edges that are summed; None: there is no factor, and no
+    division."""
+
+    def __post_init__(self):
+        if not self.residual and (self.zero_init or self.kind == "identity"):
+            raise ValueError(
+                "edges without residual carry nothing if they begin at zero or are identities: set zero_init to False"
+            )
 
 
 class Group(NamedTuple):
@@ -107,6 +114,14 @@ class Group(NamedTuple):
     number: int
     model: int
     copies: int
+
+
+def check_widths(widths: tuple[int, ...]) -> None:
+    """ValueError unless a network can have so many vertices per layer."""
+    if not widths or widths[0] != 1 or widths[-1] != 1 or min(widths) < 1:
+        raise ValueError(
+            f"widths {widths} must begin and end with 1, and hold no 0: one vertex reads the tokens, and one writes"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +139,7 @@ class NetworkConfig:
     """Interior vertices keep their model's final norm."""
 
     def __post_init__(self):
-        if not self.widths or self.widths[0] != 1 or self.widths[-1] != 1 or 0 in self.widths:
-            raise ValueError(
-                f"widths {self.widths} must begin and end with 1, and hold no 0: one vertex reads the tokens, and one writes"
-            )
+        check_widths(self.widths)
         if len({m.vocab for m in self.models}) > 1:
             raise ValueError(
                 f"the vertices have vocabularies of {', '.join(str(m.vocab) for m in self.models)} tokens: all must have the output's"

@@ -112,11 +112,13 @@ def losses(model: LanguageModel, batch: Batch, remat: Remat = "off", mesh: Mesh 
 def make_optimizer(
     learning_rate: float, steps: int, *, warmup: float = 0.03, weight_decay: float = 0.1, clip: float = 1.0
 ) -> optax.GradientTransformation:
-    """AdamW (0.9, 0.95) after clipping to a global norm; the rate rises over a share `warmup` of the steps and falls as a
-    cosine to a tenth. Only matrices decay."""
-    risen = min(max(1, round(warmup * steps)), steps - 1)
-    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, risen, steps, learning_rate / 10)
-    adam = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=_matrices)
+    """AdamW (0.9, 0.95) after clipping to a global norm; the rate rises over a share `warmup` of the steps (at least one) and
+    falls as a cosine to a tenth at the last. Only matrices decay."""
+    risen = max(1, round(warmup * steps))
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, risen, max(steps, risen + 1), learning_rate / 10)
+    adam = optax.adamw(
+        lambda n: rate(n + 1), b1=0.9, b2=0.95, weight_decay=weight_decay, mask=_matrices
+    )  # n counts from 0
     return optax.chain(optax.clip_by_global_norm(clip), adam)
 
 

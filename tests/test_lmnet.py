@@ -51,9 +51,9 @@ def test_a_network_of_one_vertex_is_the_model(pair):
     assert not jax.tree.leaves((network.edges, network.joints))
 
 
-@pytest.mark.parametrize("norm", [True, False])
-def test_two_vertices_and_an_identity_edge_are_the_stack_twice(pair, norm):
-    tokens, edge = prompts(2, 11), EdgeConfig("identity")
+@pytest.mark.parametrize(("norm", "scale"), [(True, 1.0), (False, None)])
+def test_two_vertices_and_an_identity_edge_are_the_stack_twice(pair, norm, scale):
+    tokens, edge = prompts(2, 11), EdgeConfig("identity", scale=scale)
     network = lmnet.init(jax.random.key(0), pair.params, (1, 1), edge=edge, norm=norm)
     positions = positions_of(tokens.shape)
     once = run_blocks(pair.params, embed(pair.params, tokens), positions)[0]
@@ -196,6 +196,8 @@ def test_cut_over_devices_the_logits_are_the_same(llama):
         (lambda p, w: lmnet.init(jax.random.key(0), p, (1, 2)), "must begin and end with 1"),
         (lambda p, w: lmnet.init(jax.random.key(0), p, ()), "must begin and end with 1"),
         (lambda p, w: lmnet.init(jax.random.key(0), p, (1, 0, 1)), "must begin and end with 1, and hold no 0"),
+        (lambda p, w: lmnet.init(jax.random.key(0), p, (1, -1, 1)), "must begin and end with 1, and hold no 0"),
+        (lambda p, w: EdgeConfig(residual=False), "carry nothing if they begin at zero"),
         (lambda p, w: lmnet.init(jax.random.key(0), [p, w], (1, 2, 1)), "2 models for widths"),
         (lambda p, w: lmnet.init(jax.random.key(0), [p, other_words(p)], (1, 1)), "vocabularies of 97, 98 tokens"),
         (lambda p, w: lmnet.init(jax.random.key(0), [p, w], (1, 1), edge="identity"), "identity edges cannot join widths"),

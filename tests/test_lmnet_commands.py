@@ -51,7 +51,7 @@ def test_a_finished_run_is_an_agent(trained, tmp_path, monkeypatch, capsys):
     assert [item["text"] for item in items] == [reply.text for reply in hear(agent, asked).write(16)]
 
 
-def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tmp_path, monkeypatch):
+def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tmp_path, monkeypatch, capsys):
     low = tmp_path / "low"  # of bfloat16 vertices; the second stage trains float32 ones
     jaxcomm(monkeypatch, "lmnet", "train", "--edge", "attention", "--steps", 1, "--dtype", "bfloat16", "--out", low)
     (agent,) = load(str(low), dtype="bfloat16")
@@ -59,11 +59,28 @@ def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tm
     assert {a.dtype.name for a in jax.tree.leaves(agent.params.edges)} == {"float32"}
     words = ("--edge", "attention", "--steps", 1, "--train", "all", "--start", low, "--out", tmp_path / "all")
     jaxcomm(monkeypatch, "lmnet", "train", *words)
+    again = ("--edge", "attention", "--steps", 1, "--start", tmp_path / "all", "--out", tmp_path / "x")
+    with pytest.raises(SystemExit, match="2"):  # a run of edges would forget how the vertices moved
+        jaxcomm(monkeypatch, "lmnet", "train", *again)
+    assert "go on with --train all" in capsys.readouterr().err
     (first,), (second,) = load(str(trained)), load(str(tmp_path / "all"))
     (vertex,) = load("pair:b", layers=True)
     same = lambda x, y: [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)]
     assert all(same(first.params.models[0], vertex.params)) and not any(same(second.params.models[0], vertex.params))
     assert fingerprint(first.params) != fingerprint(second.params)
+
+
+def test_vertices_that_share_nothing_move_apart_and_a_moved_run_goes_on(tmp_path, monkeypatch):
+    words = ("--widths", 1, 1, "--no-share", "--edge", "linear", "--train", "all", "--steps", 2, "--every", 1)
+    jaxcomm(monkeypatch, "lmnet", "train", *words, "--out", tmp_path / "here")
+    lines = (tmp_path / "here" / "metrics.jsonl").read_bytes()
+    (tmp_path / "here").rename(tmp_path / "there")
+    shutil.rmtree(tmp_path / "there" / "checkpoints" / "2")
+    jaxcomm(monkeypatch, "lmnet", "train", *words, "--resume", "--out", tmp_path / "there")
+    assert (tmp_path / "there" / "metrics.jsonl").read_bytes() == lines
+    (agent,) = load(str(tmp_path / "there"))
+    reader, writer = (jax.tree.leaves(model) for model in agent.params.models)
+    assert not any(np.array_equal(x, y) for x, y in zip(reader[1:], writer[1:], strict=True))
 
 
 def test_what_wires_carry(trained, tmp_path, monkeypatch):
@@ -103,6 +120,24 @@ def test_compare_reports_both_and_goes_on(tmp_path, monkeypatch, capsys):
     assert {p: p.read_bytes() for p in files} == files
 
 
+def test_a_rate_that_diverges_answers_nothing_and_is_not_chosen(tmp_path, monkeypatch, capsys):
+    train = compare.train
+
+    def diverging(trained, frozen, texts, recipe, **how):
+        if recipe.learning_rate == 1e-1:
+            how["losses"].append(9.0)
+            raise FloatingPointError("the loss is nan at step 2")
+        return train(trained, frozen, texts, recipe, **how)
+
+    monkeypatch.setattr(compare, "train", diverging)
+    words = ("--steps", 2, "--edge", "linear", "--widths", 1, 1, "--questions", 2, "--seeds", 2)
+    jaxcomm(monkeypatch, "lmnet", "compare", *words, "--learning-rates", 1e-1, 1e-3, "--out", tmp_path / "c")
+    assert "edges-0.1-1: the loss is nan at step 2" in capsys.readouterr().out
+    assert (tmp_path / "c" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    rows = [json.loads(line) for line in (tmp_path / "c" / "results.jsonl").read_text().splitlines()]
+    assert {row["arm"] for row in rows} == {*compare.ARMS, "edges - LoRA"}
+
+
 def test_summary_chooses_the_rate_on_the_first_half_and_reports_on_the_other():
     row = lambda first, second: {"hits": [first] * 4 + [second] * 4, "losses": [1.0], "seconds": 1.0}
     done = {
@@ -128,18 +163,27 @@ def test_summary_chooses_the_rate_on_the_first_half_and_reports_on_the_other():
     [
         (("train", "--widths", "1", "2", "--out", "x"), "must begin and end with 1"),
         (("train", "--columns", "300", "--out", "x"), "rows of 300 tokens are longer than the model's 256 positions"),
+        (("train", "--columns", "20", "--out", "x"), "tokens, and rows hold 20: make rows longer"),
+        (("train", "--widths", "1", "--out", "x"), "nothing to train on the edges"),
+        (("train", "--no-residual", "--out", "x"), "carry nothing if they begin at zero"),
+        (("train", "--start", "OTHER", "--out", "x"), "OTHER is the folder of another command"),
         (("train", "--text", "nothing.txt", "--out", "x"), "nothing.txt is no file: name one, or two-places or two-hop"),
         (("train", "--out", "RUN"), "holds a different run"),
         (("train", "--edge", "attention", "--steps", "4", "--every", "2", "--out", "RUN"), "add --resume to go on"),
         (("train", "--widths", "1", "1", "1", "--start", "RUN", "--out", "x"), "RUN holds another network"),
         (("show", "nowhere", "--prompt", "x"), "nowhere"),
         (("show", "pair:b", "--prompt", "x"), "only networks have wires"),
+        (("show", "RUN", "--prompt", "x", "--words", "0"), "words = 0: name at least 1"),
+        (("compare", "--questions", "0", "--out", "x"), "questions = 0: it must be at least 1"),
+        (("compare", "--learning-rates", "1e-3", "0", "--out", "x"), "learning rate and clip must be above 0"),
         (("compare", "--seeds", "1", "--out", "x"), "needs at least 2"),
         (("compare", "--text", "t.jsonl", "--out", "x"), "has no questions of its own"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(trained, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "OTHER").mkdir()
+    (tmp_path / "OTHER" / "run.json").write_text('{"config": {"arm": "edges"}}')
     with pytest.raises(SystemExit, match="2"):
         jaxcomm(monkeypatch, "lmnet", *(str(trained) if word == "RUN" else word for word in words))
     error = capsys.readouterr().err.strip()

@@ -26,7 +26,7 @@ import rich.table
 
 from jaxcomm import lmnet, lora
 from jaxcomm.agent import Agent
-from jaxcomm.evals.networks.folders import build
+from jaxcomm.evals.networks.folders import build, identity
 from jaxcomm.evals.networks.settings import Recipe, Shape, pick
 from jaxcomm.evals.networks.texts import QUESTIONS, Text, questions, source
 from jaxcomm.evals.networks.training import check, train
@@ -38,8 +38,6 @@ from jaxcomm.protocols.base import hear
 EDGES, LORA, ALONE, NEW = "edges", "LoRA", "vertex alone", "network, new"
 ARMS = {ALONE: False, NEW: False, LORA: True, EDGES: True}
 """Whether it is trained."""
-TOKENS = 12
-"""That an answer may take."""
 
 
 def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, Any]]:
@@ -51,14 +49,15 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
     rates = command.learning_rates or (command.learning_rate,)
     if command.seeds < 2:
         raise ValueError(f"seeds = {command.seeds}: an interval over seeds needs at least 2")
+    if command.questions < 1:
+        raise ValueError(f"questions = {command.questions}: it must be at least 1")
+    recipes = {rate: dataclasses.replace(recipe, learning_rate=rate) for rate in rates}
     asked = _questions(command)
-    check(recipe, agent.params.config.max_positions)
-    size = lmnet.size(jax.eval_shape(lambda: build(shape, agents).split()[0]))
-    rank = lora.rank_of_size(agent.params, size)
-    config = {
-        field.name: getattr(command, field.name) for field in dataclasses.fields(command) if field.name != "resume"
-    }
-    config |= {"rank": rank, "fingerprints": [agent_fingerprint(a) for a in agents], **surroundings("optax")}
+    wires = jax.eval_shape(lambda: build(shape, agents).split()[0])
+    check(recipe, wires, min(a.params.config.max_positions for a in agents))
+    rank = lora.rank_of_size(agent.params, lmnet.size(wires))
+    config = identity(command) | {"rank": rank, "fingerprints": [agent_fingerprint(a) for a in agents]}
+    config |= surroundings("optax")
     folder = RunFolder(
         command.out, json.loads(json.dumps(config, default=str)), dict, command=words, resume=command.resume
     )
@@ -74,10 +73,14 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
             clock, losses, model = time.perf_counter(), [], trained.join(frozen)
             if ARMS[arm]:
                 texts = source(command.text, agent, recipe.columns, n=command.examples, seed=seed)
-                how = dataclasses.replace(recipe, learning_rate=rate)
-                model = train(trained, frozen, texts, how, title=name, losses=losses).trained.join(frozen)
+                try:
+                    model = train(trained, frozen, texts, recipes[rate], title=name, losses=losses).trained.join(frozen)
+                except FloatingPointError as error:
+                    print(f"{name}: {error}")
+                    model = None
             seconds = time.perf_counter() - clock
-            said = answers(dataclasses.replace(agent, params=model), asked)
+            # At a rate that diverges nothing is answered.
+            said = answers(dataclasses.replace(agent, params=model), asked) if model else [""] * len(asked)
             hits = [exact_match(text, q.answer) for text, q in zip(said, asked, strict=True)]
             folder.write(name, {"said": [said], "hits": [hits], "losses": [losses], "seconds": [seconds]})
         (done[arm, rate, seed],) = folder.read(name).to_pylist()
@@ -110,11 +113,11 @@ def _begin(arm: str, shape: Shape, agents: Sequence[Agent], rank: int, seed: int
 
 
 def answers(agent: Agent, asked: Sequence[Text], rows: int = 50) -> list[str]:
-    """What the agent answers, greedily."""
-    said = []
+    """What the agent answers, greedily, in as many tokens as the longest answer takes, and one more to stop."""
+    said, room = [], 1 + max(len(agent.follow(q.prompt, f" {q.answer}")) for q in asked)
     for at in range(0, len(asked), rows):
         turn = hear(agent, [q.prompt for q in asked[at : at + rows]])
-        said += [reply.text for reply in turn.write(TOKENS)]
+        said += [reply.text for reply in turn.write(room)]
     return said
 
 
@@ -134,14 +137,14 @@ def summary(
         hits = np.array([row["hits"][n:] for row in runs[chosen]], float)
         values[arm] = hits.mean(axis=1)
         interval = over_seeds(values[arm]) if len(hits) > 1 else accuracy(hits[0])
-        trained = ARMS[arm]
+        trained, last = ARMS[arm], [loss for row in runs[chosen] for loss in row["losses"][-20:]]
         lines.append(
             {"arm": arm, "numbers": sizes[arm], "rank": rank if arm == LORA else None}
             | {"learning_rate": chosen if trained else None, "rates": rates if trained else [], "seeds": len(hits)}
             | dict(zip(("accuracy", "low", "high"), interval, strict=True))
             | {
                 "each": values[arm].tolist(),
-                "loss": float(np.mean([row["losses"][-20:] for row in runs[chosen]])) if trained else None,
+                "loss": float(np.mean(last)) if last else None,
             }
             | {"seconds": float(np.mean([row["seconds"] for row in runs[chosen]])) if trained else None}
         )
@@ -193,7 +196,7 @@ def report(
 def curves(
     lines: Sequence[Mapping[str, Any]], done: Mapping[tuple[str, float, int], Mapping[str, Any]], window: int = 20
 ) -> bytes:
-    """PNG: the loss of what is trained by step, mean of `window` steps, every seed thin and their mean thick."""
+    """PNG: the loss of what is trained by step, mean of up to `window` steps, every seed thin and their mean thick."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -205,13 +208,17 @@ def curves(
             for (arm, rate, _), row in sorted(done.items(), key=lambda x: x[0])
             if (arm, rate) == (line["arm"], line["learning_rate"])
         ]
-        smooth = [np.convolve(losses, np.ones(window) / window, "valid") for losses in own]
-        steps = np.arange(len(smooth[0])) + window
+        shortest = min(map(len, own))  # one that diverged has fewer
+        if not shortest:
+            continue
+        wide = min(window, shortest)
+        smooth = [np.convolve(losses, np.ones(wide) / wide, "valid") for losses in own]
+        steps = np.arange(shortest - wide + 1) + wide
         for one in smooth:
-            axis.plot(steps, one, color=color, linewidth=0.6, alpha=0.5)
+            axis.plot(np.arange(len(one)) + wide, one, color=color, linewidth=0.6, alpha=0.5)
         axis.plot(
             steps,
-            np.mean(smooth, axis=0),
+            np.mean([one[: len(steps)] for one in smooth], axis=0),
             color=color,
             linewidth=2,
             label=f"{line['arm']}, {line['numbers']:,} numbers, rate {line['learning_rate']:g}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxcomm.evals.networks.settings import Recipe, Shape, pick
 from jaxcomm.evals.networks.texts import source
 from jaxcomm.evals.networks.training import check, damaged, manager, train
 from jaxcomm.evals.runs import RunFolder, agent_fingerprint, fingerprint, surroundings
+from jaxcomm.model import Params
 from jaxcomm.training import Everything
 
 
@@ -28,6 +30,9 @@ def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
                 f"{agent.name} has another vocabulary than {agents[0].name}: vertices must share the output's"
             )
     models = agents[0].params if len(agents) == 1 else [agent.params for agent in agents]
+    if not shape.share:
+        count = sum(shape.widths)
+        models = [model.replace() for model in ([models] * count if isinstance(models, Params) else models)]
     return lmnet.init(jax.random.key(shape.network_seed), models, **shape.options())
 
 
@@ -41,27 +46,38 @@ def train_network(
     """
     shape, recipe = pick(Shape, command), pick(Recipe, command)
     network = build(shape, agents)
-    check(recipe, network.config.max_positions)
     texts = source(command.text, agents[-1], recipe.columns, n=command.examples, seed=command.seed)
-    config = {
-        field.name: getattr(command, field.name) for field in dataclasses.fields(command) if field.name != "resume"
-    }
-    config |= {"fingerprints": [agent_fingerprint(a) for a in agents], **surroundings("optax", "orbax-checkpoint")}
+    config = identity(command) | {"fingerprints": [agent_fingerprint(a) for a in agents]}
+    config |= surroundings("optax", "orbax-checkpoint")
     if start is not None:
         begun = _config(command.start)
         if (start.config, begun["vertices"]) != (network.config, list(command.vertices)):
             raise ValueError(
                 f"{command.start} holds another network ({start.config.widths}): ask for its vertices and shape"
             )
+        if (begun["train"], command.train) == ("all", "edges"):
+            raise ValueError(
+                f"{command.start} was trained whole, and a run of edges keeps edges only: go on with --train all"
+            )
         # Of vertices that have not moved, today's: they may be of another dtype.
         network = network.replace(edges=start.edges, joints=start.joints) if begun["train"] == "edges" else start
         config["start_fingerprint"] = fingerprint(start)
+    trained, frozen = network.split() if command.train == "edges" else (Everything(network), None)
+    check(recipe, trained, network.config.max_positions)
     folder = RunFolder(
         command.out, json.loads(json.dumps(config, default=str)), dict, command=words, resume=command.resume
     )
-    trained, frozen = network.split() if command.train == "edges" else (Everything(network), None)
     state = train(trained, frozen, texts, recipe, folder.path, title=f"{command.out}, {command.train}")
     return state.trained.join(frozen)
+
+
+def identity(command: Any) -> dict[str, Any]:
+    """What makes a command's run this one: its settings, and what its files hold; where they lie does not matter."""
+    told = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    for name in ("out", "start", "resume"):
+        told.pop(name, None)
+    files = [Path(told[name]) for name in ("text", "test") if told.get(name) and Path(told[name]).is_file()]
+    return told | {"data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]}
 
 
 def is_network(path: str | Path) -> bool:
@@ -111,6 +127,9 @@ def load(path: str | Path, agents: Sequence[Agent]) -> Agent:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / "run.json").read_text())["config"]
+        config = json.loads((path / "run.json").read_text())["config"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} holds no network: make one with jaxcomm lmnet train") from error
+    if not {"vertices", "train", "fingerprints"} <= config.keys():
+        raise ValueError(f"{path} is the folder of another command: make a network with jaxcomm lmnet train")
+    return config

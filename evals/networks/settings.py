@@ -24,10 +24,12 @@ class Shape:
     zero_init: bool = True
     """Edges begin by passing on what they get."""
     scale: float | None = 1.0
-    """Where an edge's trainable factor begins, over the number of edges that are summed."""
+    """Where an edge's trainable factor begins, over the number of edges that are summed; None: there is neither."""
     aggregate: Literal["sum", "mean", "concat"] = "sum"
     norm: bool = True
     """Interior vertices keep their model's final norm."""
+    share: bool = True
+    """Vertices of one checkpoint share its weights; if not, training all of the network moves each vertex by itself."""
     network_seed: int = 0
     """How edges begin."""
 

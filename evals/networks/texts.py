@@ -35,9 +35,10 @@ Source = Callable[[int], Iterator[Document]]
 
 def source(name: str, agent: Agent, columns: int, *, n: int | None = None, seed: int = 0) -> Source:
     """Texts by the agent's tokenizer, cut into pieces of at most `columns` tokens, in an order drawn with `seed`; when all
-    were read, again in another. n: only so many of them.
+    were read, again in another (the same n of a hub's: in the same). n: only so many of them.
 
-    ValueError, OSError: a source that is not there, has no such field, holds nothing or fewer than n.
+    ValueError, OSError: a source that is not there, has no such field, holds nothing or, a file, fewer than n; a prompt and its answer,
+    which are not cut, longer than `columns`.
     """
     if name.startswith("hub:"):
         if next(_endless(name, agent, columns, n, seed), None) is None:
@@ -45,6 +46,8 @@ def source(name: str, agent: Agent, columns: int, *, n: int | None = None, seed:
         return lambda start: itertools.islice(_endless(name, agent, columns, n, seed), start, None)
     ask = QUESTIONS.get(name)
     if ask and n is None:
+        for i in range(100):  # or the first that is too long would be met only in training
+            next(_pieces(_document(agent, ask(seed, i)), columns))
         return lambda start: (_document(agent, ask(seed, i)) for i in itertools.count(start))
     texts = [ask(seed, i) for i in range(n or 0)] if ask else _file(name)
     if n is not None and len(texts) < n:
@@ -114,8 +117,13 @@ def _document(agent: Agent, text: Text) -> Document:
 
 
 def _pieces(document: Document, columns: int) -> Iterator[Document]:
-    """A text in parts that fit a row; a last one of a single token has nothing to predict."""
+    """A text in parts that fit a row; a last one of a single token has nothing to predict. ValueError: part of it is a prompt, and
+    it does not fit."""
     ids, weights = document
+    if len(ids) > columns and not weights[0]:
+        raise ValueError(
+            f"a prompt and its answer take {len(ids)} tokens, and rows hold {columns}: make rows longer (--columns)"
+        )
     for at in range(0, len(ids), columns):
         if len(ids[at : at + columns]) > 1:
             yield ids[at : at + columns], weights[at : at + columns]
@@ -135,8 +143,8 @@ def _file(name: str) -> list[Text]:
         text, prompt, answer = (record.get(field) for field in ("text", "prompt", "answer"))
         if isinstance(text, str) and text:
             texts.append(Text(text))
-        elif isinstance(prompt, str) and isinstance(answer, str) and prompt and answer:
-            texts.append(Text(answer, prompt))
+        elif isinstance(prompt, str) and isinstance(answer, str) and prompt and answer.strip():
+            texts.append(Text(answer.strip(), prompt))
         else:
             raise ValueError(f'{where} has neither a "text" nor a "prompt" and an "answer": {", ".join(record)}')
     return texts

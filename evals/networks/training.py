@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,20 +61,22 @@ def train(
     ValueError: `check`'s, a checkpoint of something else, texts that end too early. FloatingPointError: the loss or the
     gradient is not a number. The last checkpoint stays in any case.
     """
-    mesh = check(recipe, trained.join(frozen).config.max_positions)
+    mesh = check(recipe, trained, trained.join(frozen).config.max_positions)
     optimizer = make_optimizer(
         recipe.learning_rate, recipe.steps, warmup=recipe.warmup, weight_decay=recipe.weight_decay, clip=recipe.clip
     )
-    state = begin(jax.tree.map(jnp.copy, trained), optimizer)
-    if mesh is not None:
-        state, frozen = (jax.device_put(tree, fsdp_shardings(tree, mesh)) for tree in (state, frozen))
+    start, place = lambda trained: begin(jax.tree.map(jnp.copy, trained), optimizer), None
+    if mesh is not None:  # no device ever holds the whole state
+        trained, frozen = (jax.device_put(tree, fsdp_shardings(tree, mesh)) for tree in (trained, frozen))
+        place = fsdp_shardings(jax.eval_shape(start, trained), mesh)
+    state = jax.jit(start, out_shardings=place)(trained)
     make = make_step(optimizer, remat=recipe.remat, dtype=getattr(jnp, recipe.dtype), mesh=mesh)
     step = jax.jit(make, donate_argnums=0)
     with Records(folder) as records, _progress() as bar:
         state, begun = records.latest(state)
         done, task = int(state.step), bar.add_task(title, total=recipe.steps, completed=int(state.step), loss=math.nan)
         clock, pending = time.perf_counter(), []
-        for (batch, read), n in zip(batches(source, recipe, begun), range(done + 1, recipe.steps + 1), strict=False):
+        for n, (batch, read) in zip(range(done + 1, recipe.steps + 1), batches(source, recipe, begun), strict=False):
             state, metrics = step(state, frozen, batch)
             pending.append((n, metrics, int(np.sum(batch.documents >= 0))))
             # A step's numbers are looked at while the next one is computed, but a checkpoint is of good ones only.
@@ -92,9 +95,12 @@ def train(
     return state
 
 
-def check(recipe: Recipe, positions: int) -> Mesh | None:
-    """The devices to train on. ValueError: rows longer than the model's positions, or that do not spread over the devices."""
+def check(recipe: Recipe, trained: Any, positions: int) -> Mesh | None:
+    """The devices to train on. ValueError: nothing to train, rows longer than the model's positions, or that do not spread over
+    the devices."""
     mesh = data_mesh(recipe.fsdp)
+    if not jax.tree.leaves(trained):
+        raise ValueError("there is nothing to train on the edges: choose other widths or edges, or train all")
     if recipe.columns > positions:
         raise ValueError(
             f"rows of {recipe.columns} tokens are longer than the model's {positions} positions: shorten them"
@@ -197,10 +203,10 @@ def keep_freed_memory() -> None:
 
     To be called before the first computation: threads that have a heap of their own keep it.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
         for option, value in ((-8, 1), (-4, 0), (-1, -1)):  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD (never)
-            libc.mallopt(option, value)
+            mallopt(option, value)
 
 
 class damaged:

@@ -72,6 +72,8 @@ def words_of(network: Network, name: str, x: jax.Array) -> jax.Array:
 def read(agent: Agent, prompt: str, words: int = 3) -> Reading:
     """Which words every wire carries at the prompt's last token. ValueError: the agent is no network, or cannot read it."""
     network = agent.params
+    if not 1 <= words <= agent.params.config.vocab:
+        raise ValueError(f"words = {words}: name at least 1, and no more than the vocabulary has")
     if not isinstance(network, Network):
         raise ValueError(
             f"{agent.name} is a single model: only networks have wires (make one with jaxcomm lmnet train)"

@@ -25,7 +25,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxcomm.cache import KVCache
-from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig, Remat
+from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig, Remat, check_widths
 from jaxcomm.layers import rotary
 from jaxcomm.lmnet import edges
 from jaxcomm.model import Params, apart, attend_to, embed, final_norm, gathered, made_again, run_blocks, unembed
@@ -176,7 +176,9 @@ class Network(struct.PyTreeNode):
             return y, cache and cache.k[0], cache and cache.v[0]
 
         past, cache, axes = _parts(name, past, cache)
-        targets = jax.vmap(made_again(run, remat), in_axes=(0, None, *axes))
+        targets = jax.vmap(
+            made_again(run, remat), in_axes=(0, None, *axes), axis_size=self.config.stacks[name][1].copies
+        )
         return jax.vmap(targets, in_axes=(0, 0, *axes))(self.edges[name], x, past, cache)
 
     def _join(self, name: str, ys: Sequence[Float[Array, "_ J B T D"]]) -> Float[Array, "J B T D"]:
@@ -216,6 +218,7 @@ def init(
     do not fit.
     """
     widths, count = tuple(widths), sum(widths)
+    check_widths(widths)
     given = [params] * count if isinstance(params, Params) else list(params)
     if len(given) != count:
         raise ValueError(f"{len(given)} models for widths {widths}: give one, or one for each of {count} vertices")
