@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -121,21 +122,21 @@ def test_compare_reports_both_and_goes_on(tmp_path, monkeypatch, capsys):
 
 
 def test_a_rate_that_diverges_answers_nothing_and_is_not_chosen(tmp_path, monkeypatch, capsys):
-    train = compare.train
-
-    def diverging(trained, frozen, texts, recipe, **how):
+    def diverging(trained, frozen, texts, recipe, *, title, losses):
+        losses += [9.0, 1.0]
         if recipe.learning_rate == 1e-1:
-            how["losses"].append(9.0)
-            raise FloatingPointError("the loss is nan at step 2")
-        return train(trained, frozen, texts, recipe, **how)
+            raise FloatingPointError("the loss is nan at step 3")
+        return SimpleNamespace(trained=trained)
 
     monkeypatch.setattr(compare, "train", diverging)
-    words = ("--steps", 2, "--edge", "linear", "--widths", 1, 1, "--questions", 2, "--seeds", 2)
-    jaxcomm(monkeypatch, "lmnet", "compare", *words, "--learning-rates", 1e-1, 1e-3, "--out", tmp_path / "c")
-    assert "edges-0.1-1: the loss is nan at step 2" in capsys.readouterr().out
-    assert (tmp_path / "c" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(compare, "answers", lambda agent, asked: [q.answer for q in asked])
+    words = ("--edge", "linear", "--widths", 1, 1, "--questions", 2, "--seeds", 2, "--learning-rates", 1e-1, 1e-3)
+    jaxcomm(monkeypatch, "lmnet", "compare", *words, "--out", tmp_path / "c")
+    assert "edges-0.1-1: the loss is nan at step 3" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "c" / "results.jsonl").read_text().splitlines()]
-    assert {row["arm"] for row in rows} == {*compare.ARMS, "edges - LoRA"}
+    chosen = {row["arm"]: (row["learning_rate"], row["accuracy"]) for row in rows if row.get("rates")}
+    assert chosen == {"LoRA": (1e-3, 1.0), "edges": (1e-3, 1.0)}
+    assert (tmp_path / "c" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_summary_chooses_the_rate_on_the_first_half_and_reports_on_the_other():

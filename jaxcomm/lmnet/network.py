@@ -135,8 +135,8 @@ class Network(struct.PyTreeNode):
         model, (M, B, *_) = self.models[self.config.groups[name].model], x.shape
         if cache is None and not past:
             # Rows of one batch, and B first, which a mesh divides: the weights' gradients are then plain products (`project`).
-            rows = lambda a: None if a is None else jnp.repeat(a, M, axis=0)
-            how["documents"] = rows(how.get("documents"))
+            rows = lambda a: jnp.repeat(a, M, axis=0)
+            how["documents"] = jax.tree.map(rows, how.get("documents"))
             h, _, _ = run_blocks(model, x.swapaxes(0, 1).reshape(B * M, *x.shape[2:]), rows(positions), **how)
             return h.reshape(B, M, *h.shape[1:]).swapaxes(0, 1), None, None
 
