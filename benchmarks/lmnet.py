@@ -1,6 +1,6 @@
 """A network of language models (1/4/4/4/1, block edges) beside its own vertices, and beside plain PyTorch, in one run.
 
-    python benchmarks/lmnet.py               # two CPU threads, float32, about six minutes
+    python benchmarks/lmnet.py               # two CPU threads, float32, about eight minutes
     python benchmarks/lmnet.py --quick       # a tiny shape, to try the script
 
 One random vertex in the shape of Qwen2.5-0.5B at two sevenths of its width, shared by all 14 places; every weight is moved
@@ -10,8 +10,9 @@ off its initialisation, so edges are not zero. Every row of the batch is one tex
     edges step    `make_step` on the edges (AdamW); the vertices stay as they are
     stage 2 step  `make_step` on everything
 
-Layers are stacked and the network's steps make again what lies between matrix products, as `jaxcomm lmnet train` does;
-the single vertex' and PyTorch's do not, which is faster for them. All sides keep freed memory, as that command does.
+Layers are one by one, as `jaxcomm lmnet train --unroll` takes them (`--layout stacked`: as it does without), and the network's
+steps make again what lies between matrix products, as that command does; the single vertex' and PyTorch's do not, which is
+faster for them. All sides keep freed memory, as that command does.
 
 The network is compared with 14 times the single vertex: its forward with the vertex' forward, head included; the stage 2
 step with the vertex' own training step; the edges step with the gradient of the vertex' loss with respect to its input
@@ -284,9 +285,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--columns", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--layout", choices=["unrolled", "stacked"], default="stacked", help="of the vertex' layers")
+    parser.add_argument("--layout", choices=["unrolled", "stacked"], default="unrolled", help="of the vertex' layers")
     parser.add_argument("--what", nargs="+", choices=[*WHAT], default=[*WHAT])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)

@@ -26,7 +26,7 @@ own branch only. So many continuations of one prompt are one row, which shares t
 Gather = Callable[[Array, Array], tuple[tuple[Segment, ...], Any]]
 
 MASKED = -1e30
-BLOCK, BLOCKS = 64, 4
+BLOCK, BLOCKS = 128, 4
 """Attention takes the queries of a text in at most BLOCKS blocks of at least BLOCK tokens."""
 FEW = 128
 """Tokens up to which a linear layer multiplies from the left (`project`)."""

@@ -172,6 +172,25 @@ def test_sharded_and_accumulated_training_of_everything_goes_on_the_same(tiny, t
         np.testing.assert_array_equal(x, y)
 
 
+def test_layers_taken_one_by_one_learn_the_same_and_go_on(llama, tmp_path):
+    """As the stack does, but for rounding; from a checkpoint bit for bit. What is kept and returned are stacks."""
+    network = perturbed(lmnet.init(jax.random.key(0), llama.params, (1, 1)))
+    assert not network.models[0].unrolled and llama.params.config.layers > 1
+    curves = [], []
+    go = lambda out, **how: train(Everything(network), None, counting, TINY, out, **how)
+    stacked, alone = go(None, losses=curves[0]), go(tmp_path / "whole", losses=curves[1], unroll=True)
+    assert_close(*curves, "loss curves", 1e-4)
+    assert jax.tree.structure(alone) == jax.tree.structure(stacked)
+    for x, y in zip(jax.tree.leaves(alone.moments), jax.tree.leaves(stacked.moments), strict=True):
+        assert_close(x, y, "moments", 1e-3)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "6")
+    go(tmp_path / "cut", losses=curves[1], unroll=True)
+    assert curves[1][6:] == curves[1][4:6]
+    for x, y in zip(*(jax.tree.leaves(kept(tmp_path / out)) for out in ("whole", "cut")), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_norms_biases_and_factors_do_not_decay(tmp_path):
     params = make_checkpoint(tmp_path, "qwen2", seed=1).params
     whole = lmnet.init(jax.random.key(0), params, (1, 1), aggregate="concat")

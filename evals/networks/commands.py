@@ -32,6 +32,8 @@ class Train(Shape, Recipe):
     """Begin from this run's network (the second stage from the first)."""
     seed: int = 0
     """Order of the texts."""
+    unroll: bool = False
+    """The program takes the vertices' layers one by one: on CPU a step is faster, and takes some three times as long to compile."""
     resume: bool = False
     """Go on with the run in the folder."""
 

@@ -67,7 +67,8 @@ def train_network(
     folder = RunFolder(
         command.out, json.loads(json.dumps(config, default=str)), dict, command=words, resume=command.resume
     )
-    state = train(trained, frozen, texts, recipe, folder.path, title=f"{command.out}, {command.train}")
+    title = f"{command.out}, {command.train}"
+    state = train(trained, frozen, texts, recipe, folder.path, title=title, unroll=command.unroll)
     return state.trained.join(frozen)
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from jax.sharding import Mesh
 from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.texts import Source
 from jaxcomm.evals.play import write_whole
+from jaxcomm.model import Params
 from jaxcomm.sharding import data_mesh, fsdp_shardings
 from jaxcomm.training import Batch, State, begin, make_optimizer, make_step, pack
 
@@ -52,11 +54,13 @@ def train(
     folder: Path | None = None,
     title: str = "",
     losses: list | None = None,
+    unroll: bool = False,
 ) -> State:
     """The state after all steps. trained, frozen: as `jaxcomm.training` says; neither is changed.
 
     source: the texts from the n-th on (of an iterable: lambda n: itertools.islice(texts, n, None)). folder: where checkpoints
-    and metrics are kept, and gone on from. losses: every step's is appended.
+    and metrics are kept, and gone on from. losses: every step's is appended. unroll: models that have stacked layers are trained with a
+    tuple of them (`Params.unroll`); checkpoints and what is returned are of stacks. Not for `LoRA`, which is laid out as its model.
 
     ValueError: `check`'s, a checkpoint of something else, texts that end too early. FloatingPointError: the loss or the
     gradient is not a number. The last checkpoint stays in any case.
@@ -74,6 +78,9 @@ def train(
     step = jax.jit(make, donate_argnums=0)
     with Records(folder) as records, _progress() as bar:
         state, begun = records.latest(state)
+        if unroll:
+            state, frozen = laid_out(Params.unroll, (state, frozen))
+        kept = functools.partial(laid_out, Params.stack) if unroll else lambda state: state
         done, task = int(state.step), bar.add_task(title, total=recipe.steps, completed=int(state.step), loss=math.nan)
         clock, pending = time.perf_counter(), []
         for n, (batch, read) in zip(range(done + 1, recipe.steps + 1), batches(source, recipe, begun), strict=False):
@@ -89,10 +96,16 @@ def train(
                 if losses is not None:
                     losses.append(loss)
             if keep:
-                records.keep(n, state, read)
+                records.keep(n, kept(state), read)
     if int(state.step) < recipe.steps:
         raise ValueError(f"the texts end after {int(state.step)} of {recipe.steps} steps: name more of them")
-    return state
+    return kept(state)
+
+
+def laid_out(layout: Callable[[Params], Params], tree: Any) -> Any:
+    """The tree with every model in it laid out so."""
+    is_model = lambda x: isinstance(x, Params)
+    return jax.tree.map(lambda x: layout(x) if is_model(x) else x, tree, is_leaf=is_model)
 
 
 def check(recipe: Recipe, trained: Any, positions: int) -> Mesh | None:
