@@ -25,7 +25,11 @@ class LoRA(struct.PyTreeNode):
     alpha: float = struct.field(pytree_node=False)
 
     def join(self, frozen: Params) -> Params:
-        """The model with its weights moved."""
+        """The model with its weights moved. ValueError: its layers are stacked and these factors' are not, or the reverse."""
+        if strange := self.factors.keys() - {jax.tree_util.keystr(path) for path, _ in _targets(frozen)}:
+            raise ValueError(
+                f"the model has no {min(strange)}: its layers must be laid out as those the factors were made for (stack, unroll)"
+            )
 
         def move(path, weight):
             factor = self.factors.get(jax.tree_util.keystr(path))

@@ -482,6 +482,7 @@ def test_lora_begins_as_the_model_and_is_the_sum_of_both(llama):
         (lambda tiny: list(pack([([1], [1.0])], 1, 4)), "text 0 has 1 tokens"),
         (lambda tiny: list(pack([([1] * 5, [1.0] * 5)], 1, 4)), "rows hold 2 to 4"),
         (lambda tiny: lora.init(jax.random.key(0), tiny[1].models[0], 0), "rank 0"),
+        (lambda tiny: lora.init(jax.random.key(0), tiny[1].models[0], 2).join(tiny[1].models[0].unroll()), "must be laid out as"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(tiny, call, message):

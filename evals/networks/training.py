@@ -59,8 +59,9 @@ def train(
     """The state after all steps. trained, frozen: as `jaxcomm.training` says; neither is changed.
 
     source: the texts from the n-th on (of an iterable: lambda n: itertools.islice(texts, n, None)). folder: where checkpoints
-    and metrics are kept, and gone on from. losses: every step's is appended. unroll: models that have stacked layers are trained with a
-    tuple of them (`Params.unroll`); checkpoints and what is returned are of stacks. Not for `LoRA`, which is laid out as its model.
+    and metrics are kept, and gone on from. losses: every step's is appended. unroll: models of stacked layers are trained with a
+    tuple of them (`Params.unroll`); checkpoints and what is returned are of stacks. Not for `LoRA`, whose
+    factors are laid out as their model is.
 
     ValueError: `check`'s, a checkpoint of something else, texts that end too early. FloatingPointError: the loss or the
     gradient is not a number. The last checkpoint stays in any case.
