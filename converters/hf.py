@@ -1,13 +1,13 @@
 """Hugging Face checkpoint <-> `Params`, both ways, without torch.
 
-Strict: an unknown config key, a missing, unknown, misshapen or non-finite tensor is an error that names it.
-Streaming: a leaf of the model is filled tensor by tensor from memory-mapped safetensors and handed to JAX before the
-next one is read, so the host never holds more than one leaf besides the model.
+Strict: an unknown config key, a missing, unknown, misshapen or non-finite tensor is an error that names it. Streaming:
+weights are read piece by piece from memory-mapped safetensors to where they stay (`jaxcomm.converters.tensors`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import operator
@@ -15,20 +15,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from safetensors import SafetensorError, safe_open
+from jax.sharding import Mesh, NamedSharding
 from safetensors.numpy import save_file
 
 from jaxcomm.config import ModelConfig
-from jaxcomm.converters.families import FAMILIES, Family, Values
+from jaxcomm.converters.families import FAMILIES, Family, Stored, Values
+from jaxcomm.converters.tensors import INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped
 from jaxcomm.model import Params, init
+from jaxcomm.sharding import shardings
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 
 
@@ -85,130 +86,137 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
     return family, result
 
 
-class _Tensors:
-    """Named tensors of a folder's safetensors files, all of which must be sound."""
+class _Leaf(NamedTuple):
+    """A leaf of Params on disk: how each of its tensors lies there, its own shape, and how many of its first axes are numbers
+    in the tensors' names ({i}: layers, {e}: experts)."""
 
-    def __init__(self, folder: Path, files: contextlib.ExitStack):
-        self._files: dict[str, Path] = {}
-        index = folder / INDEX
-        if index.is_file():
-            try:
-                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-                raise ValueError(f"{index} is not a weight index: {error!r}") from error
-        elif (folder / WEIGHTS).is_file():
-            shards = [WEIGHTS]
-        else:
-            pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-            if pickles:
-                raise ValueError(
-                    f"{folder} has only pickle files ({pickles[0]}), which can run code when they are loaded: convert them to safetensors first"
-                )
-            raise FileNotFoundError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}")
-        for shard in shards:
-            path = folder / shard
-            if not path.is_file():
-                raise FileNotFoundError(f"shard {shard} is missing from {folder}, {INDEX} names it: download it again")
-            try:
-                with safe_open(path, framework="np") as file:
-                    self._files |= dict.fromkeys(file.keys(), path)
-            except SafetensorError as error:
-                raise ValueError(f"{path} is truncated or corrupt ({error}): download it again") from error
-        self._bar = files.enter_context(
-            tqdm.tqdm(total=len(self._files), desc=f"loading {folder.name}", unit="tensor", delay=2, leave=False)
-        )
+    stored: Stored
+    shape: tuple[int, ...]
+    numbered: int
 
-    def names(self) -> set[str]:
-        return set(self._files)
-
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if name not in self._files:
-            raise ValueError(f"tensor {name} is missing from the checkpoint")
-        # Opened for one tensor and closed again: pages of a mapped file count as memory for as long as it is open.
-        with safe_open(self._files[name], framework="np") as file:
-            found = tuple(file.get_slice(name).get_shape())
-            if found != shape:
-                raise ValueError(f"tensor {name} has shape {found}, the config asks for {shape}")
-            tensor = file.get_tensor(name)
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise ValueError(f"tensor {name} is {tensor.dtype}: quantised checkpoints are not supported")
-        if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
-            raise ValueError(f"tensor {name} holds NaN or infinite values: the checkpoint is damaged")
-        self._bar.update()
-        return tensor
+    def name(self, number: tuple[int, ...]) -> str:
+        fields = [field for field in "ie" if f"{{{field}}}" in self.stored.name]
+        return self.stored.name.format(**dict(zip(fields, number, strict=True)))
 
 
-def _names(family: Family, path: tuple) -> tuple[str, bool]:
-    """The name on disk of the leaf at `path` of Params, and whether it is one of every layer ("{i}" in the name)."""
-    keys = tuple(str(getattr(p, "name", getattr(p, "key", ""))) for p in path)
-    if keys[0] == "blocks":
-        return f"model.layers.{{i}}.{family.block[keys[1:]]}", True
-    return getattr(family, keys[0]), False
+def _leaf(family: Family, root: str, path: tuple, shape: tuple[int, ...]) -> _Leaf:
+    """Of the leaf at `path` of Params, in either layout."""
+    kind, *keys = (getattr(p, "name", getattr(p, "key", getattr(p, "idx", None))) for p in path)
+    if kind == "head":
+        return _Leaf(Stored(family.head), shape, 0)
+    if kind != "blocks":
+        stored = Stored(f"{family.norm}.{keys[0]}" if kind == "norm" else getattr(family, kind))
+        return _Leaf(dataclasses.replace(stored, name=root + stored.name), shape, 0)
+    layer, keys = ("{i}", keys) if isinstance(keys[0], str) else (str(keys[0]), keys[1:])
+    stored = family.block[tuple(keys)]
+    name = root + family.layer.replace("{i}", layer) + stored.name
+    return _Leaf(dataclasses.replace(stored, name=name), shape, name.count("{"))
 
 
 @functools.cache
-def _abstract(config: ModelConfig) -> Params:
-    """Shapes of a stacked model, without making one."""
-    return jax.eval_shape(lambda: init(jax.random.key(0), config))
+def _abstract(config: ModelConfig, unroll: bool = False) -> Params:
+    """Shapes of a model, without making one."""
+    made = lambda: init(jax.random.key(0), config)
+    return jax.eval_shape(lambda: made().unroll() if unroll else made())
 
 
-def from_hf(path_or_hub_id: str | Path, dtype=jnp.float32, *, unroll: bool = False) -> Params:
+class _Source:
+    """A model's leaves in a checkpoint folder. All tensors are looked for, and their shapes and dtypes compared, before the
+    first one is read."""
+
+    def __init__(self, folder: Path, family: Family, config: ModelConfig):
+        self.family, self.config, self.tensors = family, config, find_tensors(folder)
+        self.root = next((root for root in family.roots if root + family.embed in self.tensors), family.roots[0])
+        seen = {family.head} if config.tied_head else set()
+        for path, abstract in jax.tree_util.tree_leaves_with_path(_abstract(config)):
+            leaf = _leaf(family, self.root, path, abstract.shape)
+            shape = leaf.stored.shape(leaf.shape[leaf.numbered :], config)
+            for number in np.ndindex(leaf.shape[: leaf.numbered]):
+                name = leaf.name(number)
+                check(name, self.tensors.get(name), shape)
+                seen.add(name)
+        if unused := sorted(name for name in self.tensors.keys() - seen if not family.ignored.search(name)):
+            raise ValueError(
+                f"{folder} has tensors this architecture has no place for: {', '.join(unused[:5])} ({len(unused)} in all)"
+            )
+
+    def parts(self, leaf: _Leaf, index: tuple[range, ...]) -> Iterator[Part]:
+        """What fills these rows, columns .. of a leaf, tensor by tensor. Each reads only the bytes it needs."""
+        numbers, index = index[: leaf.numbered], index[leaf.numbered :]
+        size = tuple(map(len, index))
+
+        def view(name: str) -> np.ndarray:
+            ours = leaf.stored.view(mapped(self.tensors[name]), self.config)
+            cut = tuple(slice(r.start, r.stop) for r in index)
+            if ours.ndim == len(size):
+                return ours[cut]
+            each, rows = ours.shape[1], index[0]  # heads and their dimensions are still two axes
+            first = rows.start // each
+            whole = ours[first : -(-rows.stop // each)]
+            whole = whole.reshape(-1, *whole.shape[2:])
+            return whole[rows.start - first * each : rows.stop - first * each][:, *cut[1:]]
+
+        for at in np.ndindex(tuple(map(len, numbers))):
+            name = leaf.name(tuple(r[n] for r, n in zip(numbers, at, strict=True)))
+            yield Part((*at, *(0 for _ in size)), size, name, functools.partial(view, name))
+
+    def load(self, leaf: _Leaf, dtype: np.dtype, sharding: NamedSharding | None) -> jax.Array:
+        """The leaf on the default device, or what this process' devices hold of it."""
+        if sharding is None:
+            return fill(leaf.shape, dtype, None, self.parts(leaf, tuple(map(range, leaf.shape))))
+        alike: dict[tuple[range, ...], list[jax.Device]] = {}
+        for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+            rows = tuple(range(*cut.indices(n)) for cut, n in zip(index or (), leaf.shape, strict=True))
+            alike.setdefault(rows, []).append(device)
+        shards = []
+        for index, (device, *others) in alike.items():
+            shard = fill(tuple(map(len, index)), dtype, device, self.parts(leaf, index))
+            shards += [shard, *(jax.device_put(shard, other) for other in others)]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
+
+
+def from_hf(path_or_hub_id: str | Path, dtype=jnp.float32, *, unroll: bool = False, mesh: Mesh | None = None) -> Params:
     """A checkpoint folder (or hub id, downloaded) as `Params` of `dtype`.
 
-    `unroll`: a tuple of layers instead of one stack (see `jaxcomm.model`). FileNotFoundError, ConnectionError and
-    ValueError say what is wrong with the checkpoint, and where.
+    `unroll`: a tuple of layers instead of one stack (see `jaxcomm.model`). `mesh`: weights lie on it as
+    `jaxcomm.sharding.shard` would place them, and of every file this process reads what its own devices hold. Besides the
+    weights the host holds one piece of a tensor (`tensors.PIECE`).
+
+    FileNotFoundError, ConnectionError and ValueError say what is wrong with the checkpoint, and where.
     """
     folder = locate(path_or_hub_id)
     family, config = read_config(folder)
-    with contextlib.ExitStack() as files:
-        tensors = _Tensors(folder, files)
-        unused = tensors.names()
-
-        def place(array: np.ndarray) -> jax.Array:
-            # Waits: tensors whose copies are still under way would pile up on the host.
-            return jnp.asarray(array.astype(dtype, copy=False)).block_until_ready()
-
-        def load(path, leaf):
-            name, per_layer = _names(family, path)
-            if not per_layer:
-                unused.discard(name)
-                return place(tensors.read(name, leaf.shape))
-            names = [name.format(i=i) for i in range(config.layers)]
-            unused.difference_update(names)
-            if unroll:
-                return [place(tensors.read(n, leaf.shape[1:])) for n in names]
-            stack = np.empty(leaf.shape, dtype)
-            for i, n in enumerate(names):
-                stack[i] = tensors.read(n, leaf.shape[1:])
-            return place(stack)
-
-        params = jax.tree_util.tree_map_with_path(load, _abstract(config))
-    if config.tied_head:
-        unused.discard(family.head)
-    unused = {name for name in unused if not name.endswith("rotary_emb.inv_freq")}
-    if unused:
-        raise ValueError(
-            f"{folder} has tensors this architecture has no place for: {', '.join(sorted(unused)[:5])} ({len(unused)} in all)"
-        )
-    if unroll:
-        is_list = lambda x: isinstance(x, list)
-        layers = [jax.tree.map(lambda x, i=i: x[i], params.blocks, is_leaf=is_list) for i in range(config.layers)]
-        params = params.replace(blocks=tuple(layers))
-    return params
+    source, dtype = _Source(folder, family, config), np.dtype(dtype)
+    abstract = _abstract(config, unroll)
+    leaves = jax.tree_util.tree_leaves_with_path(abstract)
+    placed = jax.tree.leaves(shardings(abstract, mesh)) if mesh is not None else [None] * len(leaves)
+    bar = tqdm.tqdm(
+        total=sum(leaf.size for _, leaf in leaves), desc=f"loading {folder.name}", unit="", unit_scale=True, delay=2,
+        leave=False,
+    )  # fmt: skip
+    loaded = []
+    with bar:
+        for (path, leaf), sharding in zip(leaves, placed, strict=True):
+            loaded.append(source.load(_leaf(family, source.root, path, leaf.shape), dtype, sharding))
+            bar.update(leaf.size)
+    return jax.tree.unflatten(jax.tree.structure(abstract), loaded)
 
 
-def family_of(config: ModelConfig) -> Family:
-    """The family whose config can say all of this. ValueError if none can."""
+def family_of(config: ModelConfig, model_type: str | None = None) -> Family:
+    """The first family whose config can say all of this, or the one that is asked for. ValueError if none, or it, cannot."""
     import transformers
 
     for family in FAMILIES.values():
+        if family.write is None or model_type not in (None, family.model_type):
+            continue
         try:
             values = transformers.AutoConfig.for_model(family.model_type, **family.write(config)).to_dict()
             if family.read(Values(values)) == config:
                 return family
         except Exception:  # a family that cannot say it; transformers' strict configs have error types of their own
             continue
-    raise ValueError(f"no supported family has this architecture: {config}")
+    who = "no supported family has" if model_type is None else f"{model_type} has not"
+    raise ValueError(f"{who} this architecture: {config}")
 
 
 @contextlib.contextmanager
@@ -229,14 +237,29 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _leaves(params: Params, family: Family) -> Iterator[tuple[str, jax.Array]]:
-    """Every tensor by its name on disk, layer by layer."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params.replace(blocks=None)):
-        yield _names(family, path)[0], leaf
-    for i in range(params.config.layers):
+def _tensors(params: Params, family: Family) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor by its name on disk, layer by layer. What lies in several leaves is put together."""
+    c = params.config
+
+    def together(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+        made: dict[str, np.ndarray] = {}
+        for path, array in jax.tree_util.tree_leaves_with_path(tree):
+            array = np.asarray(array)
+            leaf = _leaf(family, family.roots[0], path, array.shape)
+            shape = leaf.stored.shape(leaf.shape[leaf.numbered :], c)
+            for number in np.ndindex(leaf.shape[: leaf.numbered]):
+                name, ours = leaf.name(number), array[number]
+                if shape == ours.shape and type(leaf.stored) is Stored:
+                    yield name, ours
+                else:
+                    view = leaf.stored.view(made.setdefault(name, np.empty(shape, array.dtype)), c)
+                    view[...] = ours.reshape(view.shape)
+        yield from made.items()
+
+    yield from together(params.replace(blocks=None))
+    for i in range(c.layers):
         layer = params.blocks[i] if params.unrolled else jax.tree.map(operator.itemgetter(i), params.blocks)
-        for path, leaf in jax.tree_util.tree_leaves_with_path({"blocks": layer}):
-            yield _names(family, path)[0].format(i=i), leaf
+        yield from together({"blocks": {i: layer}})
 
 
 def _shard_name(n: int) -> str:
@@ -255,35 +278,37 @@ def to_hf(
     tokenizer: Any = None,
     stop_tokens: Sequence[int] = (),
     dtype=None,
+    family: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Writes `params` as a checkpoint folder that transformers and `from_hf` load; `tokenizer` (a transformers one) too.
 
-    The family is the one whose config describes the architecture; `dtype` defaults to the weights'; `stop_tokens` to the
+    `family`: a model_type; default: the first whose config describes the architecture. `dtype` defaults to the weights'; `stop_tokens` to the
     tokenizer's end of sequence. FileExistsError if `out` exists, ValueError if a weight is not finite in `dtype`;
     whatever fails, no half-written folder is left.
     """
     import transformers
 
-    config, family = params.config, family_of(params.config)
+    config, written = params.config, family_of(params.config, family)
+    assert written.write is not None
     dtype = np.dtype(params.dtype if dtype is None else dtype)
     eos = list(stop_tokens) or (None if tokenizer is None else tokenizer.eos_token_id)
-    bos = None if tokenizer is None else tokenizer.bos_token_id
+    bos, pad = (None, None) if tokenizer is None else (tokenizer.bos_token_id, tokenizer.pad_token_id)
     with new_folder(out) as folder:
         hf = transformers.AutoConfig.for_model(
-            family.model_type, **family.write(config), eos_token_id=eos, bos_token_id=bos
+            written.model_type, **written.write(config), eos_token_id=eos, bos_token_id=bos, pad_token_id=pad
         )
-        hf.architectures = [transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type]]
+        hf.architectures = [transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[written.model_type]]
         hf.dtype = dtype.name
         hf.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         shard: dict[str, np.ndarray] = {}
         shards: list[list[str]] = []
-        for name, leaf in _leaves(params, family):
+        for name, tensor in _tensors(params, written):
             with np.errstate(over="ignore"):
-                tensor = np.ascontiguousarray(np.asarray(leaf).astype(dtype, copy=False))
-            if not np.isfinite(tensor.astype(np.float32, copy=False)).all():
+                tensor = np.ascontiguousarray(tensor.astype(dtype, copy=False))
+            if not finite(tensor):
                 raise ValueError(f"tensor {name} is not finite as {dtype}: write it as another dtype")
             if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:
                 shards.append(_write_shard(shard, folder, len(shards)))

@@ -118,7 +118,8 @@ def read_prompt(
 ) -> Prompt:
     """B reads left-padded prompts, after what `past` holds (`prefix`). ValueError: no or too many tokens."""
     check_tokens(params_b, tokens_b)
-    h, positions = embed(params_b, tokens_b), positions_of(tokens_b.shape, mask, past)
+    positions = positions_of(tokens_b.shape, mask, past)
+    h = embed(params_b, tokens_b, positions)
     cache = params_b.empty_cache(*tokens_b.shape)
     visit = recorder(params_b, h, last=True)
     _, cache, states = run_blocks(params_b, h, positions, past=past, cache=cache, visit=visit, last=True)
@@ -204,7 +205,7 @@ def communicate_logits(
         mask = jnp.concatenate([mask_b, jnp.ones(answers.shape, bool)], axis=1)
     edit = _editor(graft, send(params_a, tokens_a, k, mask=mask_a, where=where), W, mask_b, where)
     positions = positions_of(tokens.shape, mask)
-    h, *_ = run_blocks(params_b, embed(params_b, tokens), positions, 0, j)
+    h, *_ = run_blocks(params_b, embed(params_b, tokens, positions), positions, 0, j)
     h = jnp.concatenate([edit(h[:, :prompt]), h[:, prompt:]], axis=1)
     h, *_ = run_blocks(params_b, h, positions, j)
     return unembed(params_b, h[:, prompt - 1 : -1])

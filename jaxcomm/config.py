@@ -30,16 +30,36 @@ FULL = 0
 class Rope:
     """Rotary position embedding (half-split rotation, as in transformers' `modeling_rope_utils`).
 
-    `linear` divides every frequency by `factor`; `llama3` divides only the low ones and blends between
-    `original_positions / low_freq_factor` and `original_positions / high_freq_factor`.
+    `none` rotates nothing. `linear` divides every frequency by `factor`; `llama3` divides only the low ones and blends
+    between `original_positions / low_freq_factor` and `original_positions / high_freq_factor`; `yarn` blends between the
+    frequencies that turn `beta_fast` and `beta_slow` times in `original_positions`; `longrope` divides each by its own
+    number.
     """
 
     theta: float = 10_000.0
-    kind: Literal["default", "linear", "llama3"] = "default"
+    kind: Literal["none", "default", "linear", "llama3", "yarn", "longrope"] = "default"
+    share: float = 1.0
+    """The first so many of a head's dimensions turn, the rest stay."""
+    scale: float = 1.0
+    """Factor on cosines and sines (transformers' `attention_factor`)."""
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    """yarn: the two borders of the blend are whole dimensions."""
+    short: tuple[float, ...] = ()
+    """longrope: the numbers of a model whose `max_positions` are at most `original_positions`, one for each frequency."""
+    long: tuple[float, ...] = ()
+    """longrope: of a model of more positions."""
+    reach: int = 0
+    """longrope: how many positions the long numbers were trained for."""
+
+    def dims(self, head_dim: int) -> int:
+        """How many dimensions of a head turn."""
+        return int(head_dim * self.share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +73,29 @@ class ModelConfig:
     kv_heads: int
     head_dim: int
     ff: int
+    """Of one expert, where there are several."""
     max_positions: int
+    norm: Literal["rms", "rms_wide", "rms_plus_one", "layer"] = "rms"
+    """RMSNorm, rounded to the stream's dtype before it is multiplied by w; after it; multiplied by 1 + w and then rounded;
+    LayerNorm with a bias."""
     norm_eps: float = 1e-6
-    norm_plus_one: bool = False
-    """RMSNorm multiplies by 1 + w, in float32, instead of by w."""
-    post_norms: bool = False
-    """Norms on the outputs of attention and MLP too, before they are added to the stream."""
+    norms: Literal["before", "after", "both"] = "before"
+    """Where attention and MLP have theirs: on what they read, on what they add to the stream, or on both."""
+    parallel: bool = False
+    """Attention and MLP of a block both read the stream that enters it."""
+    qk_norm: Literal["none", "head", "width"] = "none"
+    """Norms on queries and keys: none, of each head, or of all heads together."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    gated: bool = True
+    """down(act(gate(x)) * up(x)), and not down(act(up(x)))."""
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    experts: int = 0
+    """MLPs of a block that its router chooses from for every token; 0: there is one, and no router."""
+    experts_per_token: int = 0
+    normalised_experts: bool = True
+    """The chosen experts' probabilities are divided by their sum."""
     attention_scale: float | None = None
     """Factor on the scores; None is head_dim ** -0.5."""
     attention_softcap: float | None = None
@@ -70,17 +103,47 @@ class ModelConfig:
     scale_embedding: bool = False
     """Multiply embeddings by sqrt(width), rounded to the weights' dtype."""
     tied_head: bool = True
-    rope: Rope = Rope()
+    learned_positions: bool = False
+    """A vector for each position is added to the embedding."""
+    rope: Rope | tuple[Rope, ...] = Rope()
+    """Of all layers, or of each."""
     windows: tuple[int, ...] = ()
     """Per layer: how many keys a query sees, itself included; FULL is all. Empty: every layer is full."""
 
     def __post_init__(self):
+        sizes = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ff", "max_positions")
+        for name in sizes:
+            if not isinstance(size := getattr(self, name), int) or size < 1:
+                raise ValueError(f"{name} = {size!r}: it must be a whole number of at least 1")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embeddings need an even one")
         if self.windows and len(self.windows) != self.layers:
             raise ValueError(f"windows names {len(self.windows)} layers, the model has {self.layers}")
+        if isinstance(self.rope, tuple) and len(self.rope) != self.layers:
+            raise ValueError(f"rope names {len(self.rope)} layers, the model has {self.layers}")
+        turning = {rope.dims(self.head_dim) for rope in self.ropes if rope.kind != "none"}
+        if len(turning) > 1 or any(dims % 2 or not 0 < dims <= self.head_dim for dims in turning):
+            raise ValueError(
+                f"{sorted(turning)} of head_dim {self.head_dim} dimensions turn: rotary embeddings need an even number, the same in all layers"
+            )
+        for rope in self.ropes:
+            if rope.kind == "longrope" and {len(rope.short), len(rope.long)} != {rope.dims(self.head_dim) // 2}:
+                raise ValueError(
+                    f"longrope has {len(rope.short)} short and {len(rope.long)} long numbers, {rope.dims(self.head_dim) // 2} frequencies turn"
+                )
+        if not 0 <= self.experts_per_token <= self.experts or bool(self.experts) != bool(self.experts_per_token):
+            raise ValueError(f"{self.experts_per_token} of {self.experts} experts per token: choose at least 1 of them")
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The different ones."""
+        return tuple(dict.fromkeys(self.rope)) if isinstance(self.rope, tuple) else (self.rope,)
+
+    @property
+    def rope_of(self) -> tuple[int, ...]:
+        """Per layer, which of `ropes`."""
+        ropes = self.rope if isinstance(self.rope, tuple) else (self.rope,) * self.layers
+        return tuple(self.ropes.index(rope) for rope in ropes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,15 @@ from jaxcomm.lmnet import edges
 
 
 def block_weights(config: ModelConfig) -> int:
-    """Matrix entries of one block."""
+    """Matrix entries of one block that a token is multiplied by."""
     c = config
-    return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.width * c.ff
+    return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + mlp_weights(c)
+
+
+def mlp_weights(config: ModelConfig) -> int:
+    """Of its MLP: of the chosen experts and the router, where there are some."""
+    c = config
+    return (2 + c.gated) * c.width * c.ff * max(1, c.experts_per_token) + c.experts * c.width
 
 
 Config = ModelConfig | NetworkConfig
@@ -38,7 +44,7 @@ def wires_flops(config: NetworkConfig, tokens: int, context: int = 0) -> int:
     total, kinds = 0, edges.parts(config.edge)
     for source, target in config.stacks.values():
         c, out = edges.shape(config.models[source.model], config.edge), config.models[target.model].width
-        mlp, linear = 3 * c.width * c.ff, c.width**2 * (out == c.width)
+        mlp, linear = mlp_weights(c), c.width**2 * (out == c.width)
         each = {"attention": block_weights(c) - mlp, "mlp": mlp, "linear": linear}
         entries = sum(each[part] for part in kinds) + c.width * out * (out != c.width)
         one = 2 * tokens * entries + ("attention" in kinds) * _scores_flops(c, tokens, context)

@@ -1,13 +1,14 @@
 """Flax Linen modules: one `Block` serves every family, told apart by `ModelConfig` alone.
 
 Every linear weight is [out, in], as Hugging Face stores it, so conversion moves bytes and never transposes them.
-Norms, rotary angles and the softmax are computed in float32 whatever the weights' dtype.
-Mirrors `transformers.models.llama.modeling_llama` (and qwen2, gemma2) with eager attention.
+Norms, rotary angles, routing and the softmax are computed in float32 whatever the weights' dtype.
+Mirrors transformers' modeling files of the families in `jaxcomm.converters.families`, with eager attention.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,8 +31,13 @@ BLOCK, BLOCKS = 128, 4
 """Attention takes the queries of a text in at most BLOCKS blocks of at least BLOCK tokens."""
 FEW = 128
 """Tokens up to which a linear layer multiplies from the left (`project`)."""
-ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True)}
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
 _init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
+_init_each = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2, batch_axis=0)
 
 
 def project(weight: Float[Array, "Y X"], x: Float[Array, "B T X"], dtype=None) -> Float[Array, "B T Y"]:
@@ -62,49 +68,98 @@ class Linear(nn.Module):
         return y
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * w, cast back before the weight (Llama) or, with `plus_one`, after 1 + w in float32 (Gemma)."""
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last axis, of the `kind` that `ModelConfig.norm` names, computed in float32."""
 
+    kind: str
     eps: float
-    plus_one: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        start = nn.initializers.zeros if self.plus_one else nn.initializers.ones
-        weight = self.param("weight", start, (x.shape[-1],))
-        wide = x.astype(jnp.float32)
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        start = nn.initializers.zeros if self.kind == "rms_plus_one" else nn.initializers.ones
+        weight, wide = self.param("weight", start, (x.shape[-1],)), x.astype(jnp.float32)
+        if self.kind == "layer":
+            wide -= jnp.mean(wide, axis=-1, keepdims=True)
         wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        if self.plus_one:
-            return (wide * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
-        return wide.astype(x.dtype) * weight
+        if self.kind == "rms":
+            return wide.astype(x.dtype) * weight
+        wide *= weight.astype(jnp.float32) + (1.0 if self.kind == "rms_plus_one" else 0.0)
+        if self.kind == "layer":
+            wide += self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+        return wide.astype(x.dtype)
 
 
-def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """[H / 2] angles per position, float32."""
-    frequency = (1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(np.float32)
-    if rope.kind == "default":
-        return frequency
+def norm_of(config: ModelConfig, name: str | None = None) -> Norm:
+    return Norm(config.norm, config.norm_eps, name=name)
+
+
+def rope_frequencies(rope: Rope, head_dim: int, max_positions: int) -> np.ndarray:
+    """[H' / 2] angles per position, float32, of the H' dimensions that turn. longrope chooses its numbers by `max_positions`."""
+    dims = rope.dims(head_dim)
+    if rope.kind == "none":
+        return np.zeros(dims // 2, np.float32)
+    # Rounded where torch's float32 pow is, or a frequency is off by an ulp, which at position 700 is 1e-5 of a turn.
+    exponent = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
+    period = np.power(np.float64(rope.theta), exponent.astype(np.float64)).astype(np.float32)
+    frequency = 1 / period
     if rope.kind == "linear":
-        return (frequency / rope.factor).astype(np.float32)
-    turns = rope.original_positions * frequency / (2 * np.pi)
-    keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0)
-    return ((1.0 - keep) * frequency / rope.factor + keep * frequency).astype(np.float32)
+        frequency /= np.float32(rope.factor)
+    if rope.kind == "longrope":
+        chosen = rope.long if max_positions > rope.original_positions else rope.short
+        frequency = 1 / (np.asarray(chosen, np.float32) * period)
+    if rope.kind == "llama3":
+        turns = rope.original_positions * frequency / (2 * np.pi)
+        keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0)
+        frequency = (1.0 - keep) * frequency / rope.factor + keep * frequency
+    if rope.kind == "yarn":
+        # The dimension that turns so often within the original positions.
+        turning = lambda n: dims * math.log(rope.original_positions / (n * 2 * math.pi)) / (2 * math.log(rope.theta))
+        low, high = turning(rope.beta_fast), turning(rope.beta_slow)
+        if rope.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dims - 1)
+        keep = 1 - np.clip((np.arange(dims // 2, dtype=np.float32) - low) / (high - low or 0.001), 0.0, 1.0)
+        frequency = (1 - keep) / (np.float32(rope.factor) * period) + keep * frequency
+    return frequency.astype(np.float32)
 
 
-def rotary(rope: Rope, head_dim: int, positions: Int[Array, "B T"], dtype) -> tuple[Array, Array]:
-    """Cosines and sines [B, T, H / 2] of the positions, computed in float32 and rounded to `dtype`."""
-    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(rope, head_dim)
-    # What comes out of a product is there once: XLA on CPU would compute cosines again in every unrolled layer, for every head.
-    once = jnp.matmul(
-        jnp.stack([jnp.cos(angles), jnp.sin(angles)]), jnp.eye(head_dim // 2, dtype=jnp.float32), precision="highest"
+def rotary(config: ModelConfig, positions: Int[Array, "B T"]) -> tuple[Array, Array] | None:
+    """Cosines and sines [R, B, T, H' / 2] of the positions for each of the model's `ropes`, float32; None if no layer
+    rotates anything."""
+    ropes = config.ropes
+    if all(rope.kind == "none" for rope in ropes):
+        return None
+    turn = lambda rope: positions[..., None].astype(jnp.float32) * rope_frequencies(
+        rope, config.head_dim, config.max_positions
     )
-    return once[0].astype(dtype), once[1].astype(dtype)
+    angles = jnp.stack([turn(rope) for rope in ropes])
+    # What comes out of a product is there once: XLA on CPU would compute cosines again in every unrolled layer, for every head.
+    eye = jnp.eye(angles.shape[-1], dtype=jnp.float32)
+    cos, sin = jnp.matmul(jnp.stack([jnp.cos(angles), jnp.sin(angles)]), eye, precision="highest")
+    if any(rope.scale != 1.0 for rope in ropes):
+        scale = jnp.asarray([rope.scale for rope in ropes], jnp.float32)[:, None, None, None]
+        return cos * scale, sin * scale
+    return cos, sin
 
 
-def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array]) -> Float[Array, "B T X H"]:
+def angles_of(config: ModelConfig, tables: tuple[Array, Array] | None, i) -> tuple[Array, Array] | None:
+    """What `rotary` made for layer i, [B, T, H' / 2]; i counts from 0 and may be traced."""
+    if tables is None:
+        return None
+    rope = config.rope_of[i] if isinstance(i, int) else jnp.asarray(config.rope_of)[i]
+    cos, sin = tables
+    return cos[rope], sin[rope]
+
+
+def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array] | None) -> Float[Array, "B T X H"]:
+    """The first H' dimensions of every head turned, in float32."""
+    if angles is None:
+        return x
     cos, sin = (table[:, :, None, :] for table in angles)
-    low, high = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+    half = cos.shape[-1]
+    low, high = x[..., :half].astype(jnp.float32), x[..., half : 2 * half].astype(jnp.float32)
+    turned = [low * cos - high * sin, high * cos + low * sin]
+    return jnp.concatenate([*(part.astype(x.dtype) for part in turned), x[..., 2 * half :]], axis=-1)
 
 
 def visible(queries: Int[Array, "*#n T"], keys: Int[Array, "*#n S"], window) -> Array:
@@ -131,10 +186,15 @@ class Attention(nn.Module):
         c = self.config
         B, T, _ = x.shape
         Q = T - first
-        q = Linear(c.heads * c.head_dim, c.qkv_bias, name="q")(x[:, first:]).reshape(B, Q, c.heads, c.head_dim)
-        k = Linear(c.kv_heads * c.head_dim, c.qkv_bias, name="k")(x).reshape(B, T, c.kv_heads, c.head_dim)
+        q = Linear(c.heads * c.head_dim, c.qkv_bias, name="q")(x[:, first:])
+        k = Linear(c.kv_heads * c.head_dim, c.qkv_bias, name="k")(x)
         v = Linear(c.kv_heads * c.head_dim, c.qkv_bias, name="v")(x).reshape(B, T, c.kv_heads, c.head_dim)
-        q = rotate(q, tuple(table[:, first:] for table in angles))
+        if c.qk_norm == "width":
+            q, k = norm_of(c, "q_norm")(q), norm_of(c, "k_norm")(k)
+        q, k = q.reshape(B, Q, c.heads, c.head_dim), k.reshape(B, T, c.kv_heads, c.head_dim)
+        if c.qk_norm == "head":
+            q, k = norm_of(c, "q_norm")(q), norm_of(c, "k_norm")(k)
+        q = rotate(q, angles and tuple(table[:, first:] for table in angles))
         q = q.reshape(B, Q, c.kv_heads, -1, c.head_dim).transpose(0, 2, 3, 1, 4)
         k, v = rotate(k, angles).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
@@ -182,16 +242,92 @@ class Attention(nn.Module):
         return (out / total[..., None]).astype(q.dtype)
 
 
-class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x))."""
+class MLP(nn.Module):
+    """down(act(gate(x)) * up(x)), or without a gate down(act(up(x)))."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        c, act = self.config, ACTIVATIONS[self.config.activation]
+        if c.gated:
+            inner = act(Linear(c.ff, c.mlp_bias, name="gate")(x)) * Linear(c.ff, c.mlp_bias, name="up")(x)
+        else:
+            inner = act(Linear(c.ff, c.mlp_bias, name="up")(x))
+        return Linear(c.width, c.mlp_bias, name="down")(inner)
+
+
+class Experts(nn.Module):
+    """A sparse mixture of gated MLPs: each token goes through the `experts_per_token` its router finds most likely, and the
+    sum of what they say, weighted by their probabilities, is what comes out (transformers' mixtral and qwen3_moe).
+
+    Tokens are sorted by expert and cut into blocks of one expert each, so that what is multiplied grows with the experts
+    chosen, not with all of them, on every backend, under vmap and grad. (`jax.lax.ragged_dot` multiplies every token by every
+    expert on CPU, and has no vmap for this layout.)
+    """
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
-        gate = ACTIVATIONS[c.activation](Linear(c.ff, c.mlp_bias, name="gate")(x))
-        return Linear(c.width, c.mlp_bias, name="down")(gate * Linear(c.ff, c.mlp_bias, name="up")(x))
+        shape = lambda *axes: (c.experts, *axes)
+        router = self.param("router", lambda key, shape: {"weight": _init(key, shape)}, shape(c.width))["weight"]
+        logits = project(router, x, jnp.float32).reshape(-1, c.experts)
+        weights = [
+            self.param(name, lambda key, shape: {"weight": _init_each(key, shape)}, shape(*axes))["weight"]
+            for name, axes in (("gate", (c.ff, c.width)), ("up", (c.ff, c.width)), ("down", (c.width, c.ff)))
+        ]
+        share, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), c.experts_per_token)
+        if c.normalised_experts:
+            share /= jnp.sum(share, axis=-1, keepdims=True)
+        rows, blocks = block_rows(chosen, c.experts)
+        read = x.reshape(-1, c.width)[blocks.tokens]
+
+        def block(_, given):
+            x, expert, used = given
+            return None, jax.lax.cond(used, lambda x: self.one(x, [w[expert] for w in weights]), jnp.zeros_like, x)
+
+        said = jax.lax.scan(block, None, (read, blocks.experts, blocks.used))[1].reshape(-1, c.width)[rows]
+        out = jnp.einsum("nkd,nk->nd", said.astype(jnp.float32), share)
+        return out.astype(x.dtype).reshape(x.shape)
+
+    def one(self, x: Float[Array, "M D"], weights: Sequence[Array]) -> Float[Array, "M D"]:
+        gate, up, down = weights
+        return (ACTIVATIONS[self.config.activation](x @ gate.T) * (x @ up.T)) @ down.T
+
+
+class Blocks(NamedTuple):
+    """Blocks of M tokens that go through the same expert: tokens [blocks, M] (any where there is none), experts and whether a
+    block is used [blocks]."""
+
+    tokens: Array
+    experts: Array
+    used: Array
+
+
+def block_rows(chosen: Int[Array, "n k"], experts: int) -> tuple[Int[Array, "n k"], Blocks]:
+    """Blocks for tokens that chose these experts, and in which row of all blocks each choice lies.
+
+    M is half of what an expert gets on average, between 1 and 256: an expert's last block is half empty in the mean.
+    """
+    n, k = chosen.shape
+    size = 1 << min(8, max(0, (n * k // experts).bit_length() - 2))
+    blocks = min(n * k, n * k // size + min(experts, n * k))
+    flat = chosen.reshape(-1)
+    counts = jnp.bincount(flat, length=experts)
+    ends = jnp.cumsum(-(-counts // size))
+    order = jnp.argsort(jnp.argsort(flat, stable=True))
+    within = order - (jnp.cumsum(counts) - counts)[flat]
+    rows = ((ends - -(-counts // size))[flat] * size + within).astype(jnp.int32)
+    tokens = jnp.zeros(blocks * size, jnp.int32).at[rows].set(jnp.arange(n * k, dtype=jnp.int32) // k)
+    number = jnp.arange(blocks)
+    expert = jnp.minimum(jnp.searchsorted(ends, number, side="right"), experts - 1)
+    return rows.reshape(n, k), Blocks(tokens.reshape(blocks, size), expert, number < ends[-1])
+
+
+def mlp_of(config: ModelConfig, name: str | None = None) -> nn.Module:
+    return Experts(config, name=name) if config.experts else MLP(config, name=name)
 
 
 class Block(nn.Module):
@@ -204,10 +340,11 @@ class Block(nn.Module):
         self, h: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, gather: Gather, first: int = 0
     ) -> tuple[Float[Array, "B Q D"], Any]:
         c = self.config
-        norm = lambda name: RMSNorm(c.norm_eps, c.norm_plus_one, name=name)
-        x, kept = Attention(c, name="attention")(norm("attention_norm")(h), angles, positions, window, gather, first)
+        before = lambda name, x: x if c.norms == "after" else norm_of(c, name)(x)
+        after = lambda name, x: x if c.norms == "before" else norm_of(c, name)(x)
+        x = before("attention_norm", h)
+        x, kept = Attention(c, name="attention")(x, angles, positions, window, gather, first)
         h = h[:, first:]
-        h += norm("attention_post_norm")(x) if c.post_norms else x
-        x = GatedMLP(c, name="mlp")(norm("mlp_norm")(h))
-        h += norm("mlp_post_norm")(x) if c.post_norms else x
-        return h, kept
+        attended = h + after("attention_post_norm", x)
+        x = mlp_of(c, "mlp")(before("mlp_norm", h if c.parallel else attended))
+        return attended + after("mlp_post_norm", x), kept

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import FULL, AnyArray, ModelConfig, Remat
-from jaxcomm.layers import Block, Gather, RMSNorm, project, rotary
+from jaxcomm.layers import Block, Gather, angles_of, norm_of, project, rotary
 
 
 @runtime_checkable
@@ -62,11 +62,13 @@ class LanguageModel(Protocol):
 class Params(struct.PyTreeNode):
     """Weights and architecture of one model.
 
-    embed [V, D]; norm: the final norm's tree; head [V, D], or None when it is the embedding; blocks: the tree of
-    `Block`, every leaf [L, ...], or a tuple of L such trees (module docstring).
+    embed [V, D]; positions: [max_positions, D] if they are learned, else None; norm: the final norm's tree; head [V, D], or
+    None when it is the embedding; blocks: the tree of `Block`, every leaf [L, ...], or a tuple of L such trees (module
+    docstring).
     """
 
     embed: Any
+    positions: Any
     blocks: Any
     norm: Any
     head: Any
@@ -94,7 +96,7 @@ class Params(struct.PyTreeNode):
         self, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], positions: Int[Array, "B T"], **how: Any
     ) -> tuple[Float[Array, "B _ D"], Any]:
         """h[L], and the cache (`LanguageModel`)."""
-        return run_blocks(self, embed(self, tokens), positions, **how)[:2]
+        return run_blocks(self, embed(self, tokens, positions), positions, **how)[:2]
 
     def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return unembed(self, h)
@@ -116,20 +118,23 @@ def init(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
 
     (A fixed 0.02 is made for widths in the thousands: at width 128 attention scores start near 0.)
     """
-    embed_key, head_key, *keys = jax.random.split(key, 2 + config.layers)
+    keys = jax.random.split(key, 2 + config.layers)
+    embed_key, head_key = keys[0], keys[1]
     h, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
-    angles = rotary(config.rope, config.head_dim, positions, jnp.float32)
+    angles = angles_of(config, rotary(config, positions), 0)
     alone = lambda k, v: (((k, v, positions),), None)
     draw = lambda key: Block(config).init(key, h, angles, positions, None, alone)["params"]
-    blocks = jax.vmap(draw)(jnp.stack(keys))
+    blocks = jax.vmap(draw)(keys[2:])
     for module, name in (("attention", "o"), ("mlp", "down")):
         blocks[module][name]["weight"] /= np.sqrt(2 * config.layers).astype(np.float32)
-    matrix = lambda key: config.width**-0.5 * jax.random.normal(key, (config.vocab, config.width))
+    matrix = lambda key, rows: config.width**-0.5 * jax.random.normal(key, (rows, config.width))
+    place_key = jax.random.fold_in(embed_key, 1)
     params = Params(
-        embed=matrix(embed_key),
+        embed=matrix(embed_key, config.vocab),
+        positions=matrix(place_key, config.max_positions) if config.learned_positions else None,
         blocks=blocks,
-        norm=RMSNorm(config.norm_eps, config.norm_plus_one).init(key, h)["params"],
-        head=None if config.tied_head else matrix(head_key),
+        norm=norm_of(config).init(key, h)["params"],
+        head=None if config.tied_head else matrix(head_key, config.vocab),
         config=config,
     )
     return jax.tree.map(lambda a: a.astype(dtype), params)
@@ -171,12 +176,14 @@ def after(caches: tuple[KVCache, ...]) -> Int[Array, "B 1"] | int:
     return functools.reduce(jnp.maximum, [c.positions.max(axis=-1, keepdims=True) + 1 for c in caches], 0)
 
 
-def embed(params: Params, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"]) -> Float[Array, "B T D"]:
-    """h[0]: of token ids, or of vectors that stand in for rows of the embedding matrix."""
+def embed(
+    params: Params, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], positions: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """h[0]: of token ids, or of vectors that stand in for rows of the embedding matrix, at their positions."""
     h = jnp.asarray(tokens) if jnp.ndim(tokens) == 3 else params.embed[tokens]
     if params.config.scale_embedding:
         h *= jnp.asarray(params.config.width**0.5, h.dtype)
-    return h
+    return h if params.positions is None else h + params.positions[jnp.maximum(positions, 0)]
 
 
 def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -187,7 +194,7 @@ def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
 def final_norm(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """What Hugging Face calls the last hidden state."""
     c = params.config
-    normed: Any = RMSNorm(c.norm_eps, c.norm_plus_one).apply({"params": params.norm}, h)
+    normed: Any = norm_of(c).apply({"params": params.norm}, h)
     return normed
 
 
@@ -301,7 +308,7 @@ def run_blocks(
     c = params.config
     stop = c.layers if stop is None else stop
     block: Any = Block(c)
-    angles = rotary(c.rope, c.head_dim, positions, h.dtype)
+    tables = rotary(c, positions)
     fn, state = visit or (lambda h, state, i: (h, state), None)
     places, longest = apart(positions, documents)
     reach = [min(w if w != FULL else np.iinfo(np.int32).max, longest or np.iinfo(np.int32).max) for w in c.windows]
@@ -311,7 +318,7 @@ def run_blocks(
         h, weights = gathered(mesh, h, weights)
         window = jnp.asarray(reach, jnp.int32)[i] if any(c.windows) else longest
         gather = attend_to(i, places, past, cache, column, branches)
-        h, kept = block.apply({"params": weights}, h, angles, places, window, gather, first)
+        h, kept = block.apply({"params": weights}, h, angles_of(c, tables, i), places, window, gather, first)
         h, state = fn(h, state, i + 1)
         return h, kept, state
 
@@ -336,7 +343,8 @@ def prefix(
     or of one that all share. ValueError: k out of range, no or too many tokens."""
     check_layer(params, k)
     check_tokens(params, tokens)
-    return run_blocks(params, embed(params, tokens), positions_of(tokens.shape, mask, past), 0, k, past=past)[0]
+    positions = positions_of(tokens.shape, mask, past)
+    return run_blocks(params, embed(params, tokens, positions), positions, 0, k, past=past)[0]
 
 
 def suffix(
@@ -360,8 +368,9 @@ def hidden_states(
 ) -> Array:
     """h[0] .. h[L] as [L + 1, B, T, D]; with `last` only each row's last token, [L + 1, B, D], the rest never stored."""
     check_tokens(params, tokens)
-    h = embed(params, tokens)
-    return run_blocks(params, h, positions_of(tokens.shape, mask), visit=recorder(params, h, last))[2]
+    positions = positions_of(tokens.shape, mask)
+    h = embed(params, tokens, positions)
+    return run_blocks(params, h, positions, visit=recorder(params, h, last))[2]
 
 
 def recorder(params: Params, h: Float[Array, "B T D"], last: bool) -> tuple[Callable, Array]:
@@ -397,5 +406,5 @@ def prefill(
         single: Any = params
         edited = lambda h, i: jax.lax.cond(jnp.equal(i, j), fn, lambda h: h, h)
         visit = lambda h, state, i: (edited(h, i), state)
-        h, cache, _ = run_blocks(single, edited(embed(single, tokens), 0), positions, visit=(visit, None), **how)
+        h, cache, _ = run_blocks(single, edited(embed(single, tokens, positions), 0), positions, visit=(visit, None), **how)
     return params.logits(h)[:, 0], cache.replace(positions=positions)

@@ -22,8 +22,13 @@ _CUT = {"q": 0, "k": 0, "v": 0, "gate": 0, "up": 0, "o": 1, "down": 1}
 
 
 def shard(params: Params, mesh: Mesh) -> Params:
-    """Weights on the devices of `mesh`: matrices cut along its "tensor" axis by heads, feed-forward width and
-    vocabulary, everything else on every device.
+    """Weights on the devices of `mesh` (`shardings`)."""
+    return jax.tree.map(jax.device_put, params, shardings(params, mesh))
+
+
+def shardings(params: Params, mesh: Mesh) -> Params:
+    """Where every weight (or its shape) lies on a mesh: matrices cut along its "tensor" axis by heads, feed-forward width
+    and vocabulary, everything else on every device.
 
     What the axis does not divide (4 key heads on 8 devices) is whole on every device. Of the mesh only the devices and
     the axes' names count: types are set to Auto, and "tensor" comes last, whatever they were.
@@ -44,7 +49,7 @@ def shard(params: Params, mesh: Mesh) -> Params:
                 spec[leaf.ndim - 2 + axis] = TENSOR
             elif axis == 0:
                 spec[-1] = TENSOR
-        return jax.device_put(leaf, NamedSharding(mesh, P(*spec if n > 1 else ())))
+        return NamedSharding(mesh, P(*spec if n > 1 else ()))
 
     return jax.tree_util.tree_map_with_path(place, params)
 

@@ -98,7 +98,7 @@ def _decode(
         positions, column = jnp.where(active, end + s.t, -1), s.step % T
         cleared = jnp.where(fresh[..., None], -1, s.cache.positions)
         cache = s.cache.replace(positions=cleared).announce(positions, column)
-        h, _ = graft(embed(params, ids), None, 0)
+        h, _ = graft(embed(params, ids, positions), None, 0)
         h, cache, _ = run_blocks(
             params, h, positions, past=(prompt.earlier,), cache=cache, column=column, visit=(graft, None)
         )
@@ -191,8 +191,8 @@ def _read_answers(params, prompt: Prompt, tokens):
     """The last prompt token's and the answers' streams h[0] .. h[L] with no edit, [L + 1, G, T, D]."""
     if not tokens.shape[1]:
         return prompt.states[:, :, None]
-    h = embed(params, tokens)
     positions = prompt.last.positions + 1 + jnp.arange(tokens.shape[1])
+    h = embed(params, tokens, positions)
     past = (prompt.earlier, prompt.last)
     states = run_blocks(params, h, positions, past=past, visit=recorder(params, h, last=False))[2]
     return jnp.concatenate([prompt.states[:, :, None], states], axis=2)
@@ -230,6 +230,8 @@ def peak_bytes(
         decoding   G R (2 L K H T s + max(8 N (P + T) + (4 D + 2 F) s, 8 V))          (sampling: 32 V)
         answers    G C max(T (8 N (P + T) + (6 D + 2 F) s), 8 V + 2 T D s)
 
+    (F of all experts a token goes through, and 4 D more for each of them)
+
     plus what stays: the prompts' K/V and states 2 L K H G P s + (L + 1) G (D + D_A + T D) s, what is sent, edits and
     results G C ((D + D_A) s + 8 T), and one layer's weights and K/V (XLA on CPU copies them out of their stacks).
     With maps also 4 D D_A: one W is on the device at a time.
@@ -240,16 +242,19 @@ def peak_bytes(
     R = -(-(sizes.slots if decoding else C) // by_cell)
     kv = 2 * c.kv_heads * c.head_dim * s
 
-    reading = lambda m, P: G * P * (4 * m.width + 2 * m.ff) * s + 8 * G * m.heads * P * P
+    # What a token's way through the MLP takes.
+    mlp = lambda m: max(1, m.experts_per_token) * 2 * m.ff + m.experts_per_token * 4 * m.width
+    reading = lambda m, P: G * P * (4 * m.width + mlp(m)) * s + 8 * G * m.heads * P * P
 
+    every = dataclasses.replace(c, experts_per_token=c.experts)  # a layer's, not a token's
     stays = c.layers * G * P * kv + G * ((c.layers + 1) * (c.width + T * c.width) + (a.layers + 1) * a.width) * s
-    stays += G * C * ((c.width + a.width) * s + 8 * T) + block_weights(c) * s + G * P * kv
+    stays += G * C * ((c.width + a.width) * s + 8 * T) + block_weights(every) * s + G * P * kv
     stays += 4 * c.width * a.width * mapped
     scores = 8 * c.heads * (P + T)
     if decoding:
-        row = (c.layers + 1) * T * kv + max(scores + (4 * c.width + 2 * c.ff) * s, (32 if sampling else 8) * c.vocab)
+        row = (c.layers + 1) * T * kv + max(scores + (4 * c.width + mlp(c)) * s, (32 if sampling else 8) * c.vocab)
     else:
-        row = max(T * (scores + (6 * c.width + 2 * c.ff) * s), 8 * c.vocab + 2 * T * c.width * s)
+        row = max(T * (scores + (6 * c.width + mlp(c)) * s), 8 * c.vocab + 2 * T * c.width * s)
     return stays + max(reading(a, columns_a), reading(c, P), G * R * row)
 
 

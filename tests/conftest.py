@@ -62,6 +62,47 @@ CONFIGS = {
         hidden_size=40, intermediate_size=64, head_dim=16, query_pre_attn_scalar=24, sliding_window=9,
         attn_logit_softcapping=3.0, final_logit_softcapping=2.0,
     )),
+    "mistral": (transformers.MistralConfig, dict(hidden_size=32, intermediate_size=64, sliding_window=8)),
+    "mixtral": (transformers.MixtralConfig, dict(
+        hidden_size=32, intermediate_size=24, num_local_experts=5, num_experts_per_tok=2, head_dim=12,
+    )),
+    "qwen3": (transformers.Qwen3Config, dict(
+        hidden_size=32, intermediate_size=64, head_dim=12, tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    )),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, dict(
+        hidden_size=32, moe_intermediate_size=24, num_experts=6, num_experts_per_tok=3, head_dim=12,
+        use_sliding_window=True, sliding_window=11, norm_topk_prob=True,
+    )),
+    "gemma3_text": (transformers.Gemma3TextConfig, dict(
+        hidden_size=40, intermediate_size=64, head_dim=16, query_pre_attn_scalar=24, sliding_window=9,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 8.0},
+        },
+    )),
+    "phi3": (transformers.Phi3Config, dict(
+        hidden_size=32, intermediate_size=64, tie_word_embeddings=True, max_position_embeddings=4096,
+        original_max_position_embeddings=1024,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 10_000.0, "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.5], "long_factor": [1.0, 2.0, 9.0],
+        },
+    )),
+    "olmo2": (transformers.Olmo2Config, dict(hidden_size=32, intermediate_size=64)),
+    "smollm3": (transformers.SmolLM3Config, dict(
+        hidden_size=32, intermediate_size=64, no_rope_layers=[1, 0, 1, 0], use_sliding_window=True, sliding_window=10,
+    )),
+    "gpt2": (transformers.GPT2Config, dict(n_embd=32, n_layer=4, n_head=4, n_positions=1024)),
+    "gpt_neox": (transformers.GPTNeoXConfig, dict(
+        hidden_size=48, intermediate_size=64, rope_parameters={"rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+    )),
+    "gpt_neox_serial": (transformers.GPTNeoXConfig, dict(
+        hidden_size=32, intermediate_size=64, use_parallel_residual=False, attention_bias=False,
+    )),
 }  # fmt: skip
 
 
@@ -77,13 +118,20 @@ class Pair:
 
 def make_checkpoint(folder: Path, name: str, seed: int, **changes) -> Pair:
     kind, values = CONFIGS[name]
-    config = kind(**{**SMALL, **values, **changes})
+    no_token = dict(pad_token_id=None, bos_token_id=None, eos_token_id=None)  # the defaults are beyond 97
+    common = {key: value for key, value in SMALL.items() if key in kind.__annotations__ or key == "vocab_size"}
+    config = kind(**{**common, **no_token, **values, **changes})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    if hasattr(config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")  # the default knows no float64
     with torch.no_grad():
         for key, weight in model.named_parameters():
             wide = "norm" in key or key.endswith("bias")
             weight.add_(torch.randn_like(weight) * (0.3 if wide else 0.1))
+            if name in ("olmo2", "gemma3_text") and "post" in key:
+                # Or the stream is ten times as large as in the other families, and so is all rounding, transformers' too.
+                weight.sub_(0.75)
     model.save_pretrained(folder)
     return Pair(name, model, from_hf(folder), folder)
 

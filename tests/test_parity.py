@@ -16,6 +16,13 @@ from jaxcomm.model import hidden_states, prefix
 from conftest import assert_close, prompts, read, write
 
 
+def load(folder, dtype):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    if hasattr(model.config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")
+    return model
+
+
 def reference(pair, tokens):
     """Every hidden state (the last one before the final norm, as a hook sees it) and the logits, by transformers.
 
@@ -23,7 +30,8 @@ def reference(pair, tokens):
     agree within 1e-5.
     """
     last, exact = {}, copy.deepcopy(pair.torch).double()
-    blocks = exact.model.layers
+    base = exact.base_model
+    blocks = base.h if hasattr(base, "h") else base.layers
     hook = blocks[-1].register_forward_hook(lambda module, inputs, output: last.update(h=output))
     with torch.no_grad():
         out = exact(torch.from_numpy(tokens).long(), output_hidden_states=True)
@@ -59,8 +67,8 @@ def test_32_greedy_tokens_equal_transformers_also_for_unequal_left_padded_prompt
 
 
 def test_to_hf_then_transformers_gives_the_same_logits(pair, tmp_path):
-    out = to_hf(pair.params, tmp_path / "out")
-    again = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager")
+    out = to_hf(pair.params, tmp_path / "out", family=pair.torch.config.model_type)
+    again = load(out, torch.float32)
     tokens = prompts(2, 33)
     with torch.no_grad():
         theirs = again(torch.from_numpy(tokens).long()).logits
@@ -75,9 +83,7 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_own(pair):
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), pair.params)
     assert read(half, tokens).dtype == jnp.float32 and prefix(half, tokens, 2).dtype == jnp.bfloat16
     exact = jax.nn.log_softmax(read(pair.params, tokens))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        pair.folder, dtype=torch.bfloat16, attn_implementation="eager"
-    )
+    theirs = load(pair.folder, torch.bfloat16)
     with torch.no_grad():
         logits = theirs(torch.from_numpy(tokens).long()).logits.float().numpy()
 

@@ -14,16 +14,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxcomm.config import EdgeConfig, ModelConfig
-from jaxcomm.layers import Attention, GatedMLP, Gather, Linear, RMSNorm, rotary
+from jaxcomm.layers import MLP, Attention, Gather, Linear, angles_of, norm_of, rotary
 
 _LAST = {"attention": "o", "mlp": "down"}
 """The last matrix of each part of f."""
 
 
 def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
-    """Of the block on an edge that leaves a vertex of this shape: every edge sees back to the first token."""
+    """Of the block on an edge that leaves a vertex of this shape: every edge sees back to the first token, with the rotary
+    embedding of the first layer that does and has one, reads through a norm, and has one MLP (as wide as a vertex' expert)."""
     heads = config.heads if edge.attention == "mha" else config.kv_heads
-    return dataclasses.replace(config, layers=1, windows=(), kv_heads=heads)
+    far = [config.ropes[config.rope_of[i]] for i in range(config.layers) if not any(config.windows[i : i + 1])]
+    rope = next((rope for rope in far if rope.kind != "none"), config.ropes[0])
+    norms: Any = "both" if config.norms == "both" else "before"
+    one = dict(layers=1, windows=(), rope=rope, norms=norms, parallel=False, experts=0, experts_per_token=0)
+    return dataclasses.replace(config, kv_heads=heads, **one)
 
 
 def parts(edge: EdgeConfig) -> tuple[str, ...]:
@@ -44,18 +49,17 @@ class Edge(nn.Module):
         self, x: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, gather: Gather
     ) -> tuple[Float[Array, "B T Y"], Any]:
         c = shape(self.config, self.edge)
-        norm = lambda name: RMSNorm(c.norm_eps, c.norm_plus_one, name=name)
         h, kept = x, None
         for part in parts(self.edge):
             if part == "linear":
                 h += Linear(c.width, name="linear")(x) if self.out == c.width else jnp.zeros_like(x)
                 continue
-            read = norm(f"{part}_norm")(h)
+            read = norm_of(c, f"{part}_norm")(h)
             if part == "attention":
                 made, kept = Attention(c, name=part)(read, angles, positions, window, gather)
             else:
-                made = GatedMLP(c, name=part)(read)
-            h += norm(f"{part}_post_norm")(made) if c.post_norms else made
+                made = MLP(c, name=part)(read)
+            h += norm_of(c, f"{part}_post_norm")(made) if c.norms == "both" else made
         if not self.edge.residual:
             h -= x
         if self.edge.scale is not None:
@@ -67,15 +71,15 @@ def init(key: Array, config: ModelConfig, edge: EdgeConfig, out: int) -> Any:
     """Weights of one edge, float32."""
     x, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
     alone = lambda k, v: (((k, v, positions),), None)
-    angles = rotary(config.rope, config.head_dim, positions, jnp.float32)
+    angles = angles_of(shape(config, edge), rotary(shape(config, edge), positions), 0)
     made: Any = Edge(config, edge, out).init(key, x, angles, positions, None, alone)
     weights = dict(made.get("params", {}))
     if not edge.zero_init:
         return weights
-    start = -1.0 if config.norm_plus_one else 0.0
+    start = -1.0 if config.norm == "rms_plus_one" else 0.0
     for part in weights.keys() & {*parts(edge)}:
-        if config.post_norms and part != "linear":
-            weights[f"{part}_post_norm"] = {"weight": jnp.full(config.width, start)}
+        if config.norms == "both" and part != "linear":
+            weights[f"{part}_post_norm"] |= {"weight": jnp.full(config.width, start)}
         else:
             last = _LAST.get(part)
             zero = jax.tree.map(jnp.zeros_like, weights[part] if last is None else weights[part][last])

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig, Remat, check_widths
-from jaxcomm.layers import rotary
+from jaxcomm.layers import angles_of, rotary
 from jaxcomm.lmnet import edges
 from jaxcomm.model import Params, apart, attend_to, embed, final_norm, gathered, made_again, run_blocks, unembed
 
@@ -109,7 +109,7 @@ class Network(struct.PyTreeNode):
         """
         c, k, v, streams = self.config, {}, {}, {}
         see = visit or (lambda name, x: None)
-        x = embed(self.reader, tokens)[None]
+        x = embed(self.reader, tokens, positions)[None]
         for name, to in c.groups.items():
             if to.layer:
                 ys = []
@@ -164,7 +164,8 @@ class Network(struct.PyTreeNode):
         """A stack of edges, one batched call: what arrives, keys, values."""
         source, target = self.config.stacks[name]
         c, out = self.models[source.model].config, self.models[target.model].config.width
-        edge, angles = edges.Edge(c, self.config.edge, out), rotary(c.rope, c.head_dim, positions, x.dtype)
+        shape = edges.shape(c, self.config.edge)
+        edge, angles = edges.Edge(c, self.config.edge, out), angles_of(shape, rotary(shape, positions), 0)
         places, window = apart(positions, documents)
 
         def run(weights, x, past, cache):

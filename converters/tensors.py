@@ -1,0 +1,173 @@
+"""The tensors of a checkpoint folder: safetensors files, mapped into memory and read piece by piece."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+PIECE = 16 * 2**20
+"""Bytes that are read from disk at a time."""
+
+
+class Tensor(NamedTuple):
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    """In bytes, from the file's beginning."""
+
+
+def find_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's safetensors files, by name; nothing but their headers is read.
+
+    FileNotFoundError: no weights, a missing shard. ValueError: files or index damaged, or only pickle files.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            shards = sorted(set(named.values()))
+            if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
+                raise ValueError("weight_map must name files of this folder")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{index} is not a weight index ({' '.join(str(error).split())}): download it again") from error
+    elif (folder / WEIGHTS).is_file():
+        named, shards = None, [WEIGHTS]
+    else:
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if pickles:
+            raise ValueError(
+                f"{folder} has only pickle files ({pickles[0]}), which can run code when they are loaded: convert them to safetensors first"
+            )
+        raise FileNotFoundError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}")
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        path = folder / shard
+        if not path.is_file():
+            raise FileNotFoundError(f"shard {shard} is missing from {folder}, {INDEX} names it: download it again")
+        tensors |= _read_header(path)
+    if named is not None and (lost := sorted(name for name in named if name not in tensors)):
+        raise ValueError(f"{INDEX} names tensor {lost[0]}, {named[lost[0]]} does not hold it: download both again")
+    return tensors
+
+
+def _read_header(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="np"):  # the library's own checks: sizes, offsets, overlaps, holes
+            pass
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is truncated or corrupt ({' '.join(str(error).split())}): download it again") from error
+    header.pop("__metadata__", None)
+    return {
+        name: Tensor(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def check(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """ValueError unless the tensor is there, of this shape and of floating-point numbers."""
+    if tensor is None:
+        raise ValueError(f"tensor {name} is missing from the checkpoint")
+    if tensor.shape != shape:
+        raise ValueError(f"tensor {name} has shape {tensor.shape}, the config asks for {shape}")
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"tensor {name} is {tensor.dtype}: quantised checkpoints are not supported")
+    return tensor
+
+
+def mapped(tensor: Tensor) -> np.ndarray:
+    """The tensor where it lies on disk. Pages of a mapped file count as this process' memory for as long as the array is
+    there, so it is made anew for every piece."""
+    return np.memmap(tensor.file, DTYPES[tensor.dtype], "r", tensor.begin, tensor.shape)
+
+
+class Part(NamedTuple):
+    """What fills an array from `at` on, and the name of the tensor it comes from. Its own shape has fewer axes where the
+    array's first ones are numbers of tensors."""
+
+    at: tuple[int, ...]
+    shape: tuple[int, ...]
+    name: str
+    view: Callable[[], np.ndarray]
+
+    @property
+    def where(self) -> tuple[int | slice, ...]:
+        """It is array[where]."""
+        numbered = len(self.at) - len(self.shape)
+        rest = zip(self.at[numbered:], self.shape, strict=True)
+        return (*self.at[:numbered], *(slice(i, i + n) for i, n in rest))
+
+
+def fill(shape: tuple[int, ...], dtype: np.dtype, device: jax.Device | None, parts: Iterable[Part]) -> jax.Array:
+    """An array made of parts, cast to dtype, on a device (None: the default one, and free to be moved).
+
+    On CPU the parts are written where they stay; elsewhere they go to the device one piece at a time, into a buffer that is
+    given up and taken over at every step. Either way the host holds a piece besides the result.
+    ValueError: a part is not finite in dtype.
+    """
+    backend = jax.default_backend() if device is None else device.platform
+    if backend == "cpu" or math.prod(shape) * dtype.itemsize <= PIECE:
+        whole = aligned(shape, dtype)
+        for part in parts:
+            for piece in pieces(part, dtype.itemsize):
+                write(whole[piece.where], piece)
+        return jax.device_put(whole, device)
+    out = jnp.zeros(shape, dtype, device=device)
+    for part in parts:
+        for piece in pieces(part, dtype.itemsize):
+            host = np.empty(piece.shape, dtype)
+            write(host, piece)
+            host = host.reshape((1,) * (len(shape) - host.ndim) + host.shape)
+            out = store(out, host, piece.at)
+    return out.block_until_ready()
+
+
+def write(out: np.ndarray, piece: Part) -> None:
+    """The piece, cast, into `out`."""
+    with np.errstate(over="ignore"):
+        np.copyto(out, piece.view().reshape(out.shape), casting="unsafe")
+    if not finite(out):
+        raise ValueError(f"tensor {piece.name} holds NaN, infinite values, or some too large for {out.dtype}")
+
+
+def finite(array: np.ndarray) -> bool:
+    if array.dtype.itemsize == 2:  # by its bits: ml_dtypes' own isfinite takes three times as long
+        infinite = np.asarray(np.inf, array.dtype).view(np.uint16)
+        return bool(((array.view(np.uint16) & np.uint16(0x7FFF)) < infinite).all())
+    return bool(np.isfinite(array).all())
+
+
+def pieces(part: Part, itemsize: int) -> Iterator[Part]:
+    """The part, cut along its first axis into some of at most PIECE bytes each, if a row is not more."""
+    rows, axis = max(1, PIECE // (math.prod(part.shape[1:]) * itemsize)), len(part.at) - len(part.shape)
+    for begin in range(0, part.shape[0], rows):
+        n = min(rows, part.shape[0] - begin)
+        at = (*part.at[:axis], part.at[axis] + begin, *part.at[axis + 1 :])
+        cut = lambda begin=begin, n=n: part.view()[begin : begin + n]
+        yield Part(at, (n, *part.shape[1:]), part.name, cut)
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that XLA on CPU takes over as it lies."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + size].view(dtype).reshape(shape)
+
+
+store = jax.jit(jax.lax.dynamic_update_slice, donate_argnums=0)
+"""A piece in its place. The old array is given up: nothing is copied."""
