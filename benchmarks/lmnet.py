@@ -94,7 +94,7 @@ def ours(what: str, single: bool, folder: Path, args):
 
     from jaxcomm import lmnet
     from jaxcomm.converters import from_hf
-    from jaxcomm.model import embed, forward
+    from jaxcomm.model import embed, forward, positions_of
     from jaxcomm.training import Batch, Everything, begin, losses, make_optimizer, make_step
 
     vertex = from_hf(folder / "vertex", unroll=args.layout == "unrolled")
@@ -116,7 +116,7 @@ def ours(what: str, single: bool, folder: Path, args):
             reader = SimpleNamespace(read=lambda _, *a, **how: frozen.read(vectors, *a, **how), logits=frozen.logits)
             return jnp.sum(losses(reader, batch))
 
-        fn, state, rest = jax.jit(jax.value_and_grad(loss)), None, (embed(model, tokens), model)
+        fn, state, rest = jax.jit(jax.value_and_grad(loss)), None, (embed(model, tokens, positions_of(tokens.shape)), model)
     else:
         optimizer = make_optimizer(RATE, 1000, warmup=0.0)
         trained, frozen = (Everything(model), None) if what == "all" else model.split()

@@ -19,15 +19,17 @@ def agent_from_hf(
     chat: bool = False,
     name: str | None = None,
     unroll: bool | None = None,
+    max_positions: int | None = None,
 ) -> Agent:
     """Stop tokens come from generation_config.json (where instruct checkpoints list several), else config.json, else
     the tokenizer. `unroll` is the layout of the layers (see `jaxcomm.model`); by default they are unrolled on CPU, which
-    decodes faster and compiles longer.
+    decodes faster and compiles longer. `max_positions`: as `from_hf`'s.
 
     FileNotFoundError, ConnectionError, ValueError: as `from_hf`, or no usable tokenizer, or one that does not fit.
     """
     folder = locate(path_or_hub_id)
-    params = from_hf(folder, dtype, unroll=jax.default_backend() == "cpu" if unroll is None else unroll)
+    unroll = jax.default_backend() == "cpu" if unroll is None else unroll
+    params = from_hf(folder, dtype, unroll=unroll, max_positions=max_positions)
     import transformers
 
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,13 @@ class Values:
     def take(self, key: str, default: Any = None) -> Any:
         self._left.discard(key)
         return self._values.get(key, default)
+
+    def number(self, key: str) -> float | None:
+        """As a float, whatever JSON has. ValueError: something else."""
+        value = self.take(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"config key {key} = {value!r} is not a number")
+        return None if value is None else float(value)
 
     def demand(self, key: str, *allowed: Any) -> None:
         """ValueError unless the key is absent or has one of the values."""
@@ -103,8 +110,12 @@ def _read_rope(settings: Mapping[str, Any], positions: int, *, partial: bool = F
     if missing or settings.keys() - names.keys():
         raise ValueError(f"rope settings {sorted(settings)} do not fit rope type {kind!r}, which has {sorted(names)}")
     fields |= {names[key]: value for key, value in settings.items() if value is not None}
-    fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
-    return Rope(theta, kind, share, **fields)
+    whole = {"original_positions": int, "reach": int, "truncate": bool, "short": _floats, "long": _floats}
+    return Rope(float(theta), kind, float(share), **{name: whole.get(name, float)(x) for name, x in fields.items()})
+
+
+def _floats(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(map(float, values))
 
 
 def _attention_factor(kind: str, factor: float, settings: dict[str, Any]) -> float:
@@ -158,7 +169,7 @@ def _read_common(
         head_dim=v.take("head_dim") or width // heads,
         ff=v.take("intermediate_size"),
         max_positions=min(positions, rope.original_positions) if short else positions,
-        norm_eps=v.take(eps),
+        norm_eps=v.number(eps),
         tied_head=v.take("tie_word_embeddings"),
         activation=v.choose(act, ACTIVATIONS),
         **({} if rope is None else {"rope": rope}),
@@ -309,7 +320,7 @@ def _read_gemma(v: Values, read_rope: Callable[[Values, int], Rope | None] = _on
         qkv_bias=bias,
         out_bias=bias,
         attention_scale=v.take("query_pre_attn_scalar") ** -0.5,
-        logit_softcap=v.take("final_logit_softcapping"),
+        logit_softcap=v.number("final_logit_softcapping"),
         scale_embedding=True,
         windows=_read_windows(v, common["layers"]),
     )
@@ -328,7 +339,7 @@ def _write_gemma(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_gemma2(v: Values) -> ModelConfig:
-    return ModelConfig(**_read_gemma(v), attention_softcap=v.take("attn_logit_softcapping"))
+    return ModelConfig(**_read_gemma(v), attention_softcap=v.number("attn_logit_softcapping"))
 
 
 def _write_gemma2(c: ModelConfig) -> dict[str, Any]:
@@ -456,7 +467,7 @@ def _read_gpt2(v: Values) -> ModelConfig:
         ff=v.take("n_inner") or 4 * width,
         max_positions=v.take("n_positions"),
         norm="layer",
-        norm_eps=v.take("layer_norm_epsilon"),
+        norm_eps=v.number("layer_norm_epsilon"),
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,

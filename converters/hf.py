@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from jaxcomm.config import ModelConfig
 from jaxcomm.converters.families import FAMILIES, Family, Stored, Values
-from jaxcomm.converters.tensors import INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped
+from jaxcomm.converters.tensors import INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped, same
 from jaxcomm.model import Params, init
 from jaxcomm.sharding import shardings
 
@@ -125,8 +125,13 @@ class _Source:
     first one is read."""
 
     def __init__(self, folder: Path, family: Family, config: ModelConfig):
-        self.family, self.config, self.tensors = family, config, find_tensors(folder)
+        self.tensors = find_tensors(folder)
         self.root = next((root for root in family.roots if root + family.embed in self.tensors), family.roots[0])
+        head, embed = (self.tensors.get(name) for name in (family.head, self.root + family.embed))
+        if config.tied_head and head and embed and not same(head, embed):
+            # A head that was trained after all; transformers takes it, too.
+            config = dataclasses.replace(config, tied_head=False)
+        self.config = config
         seen = {family.head} if config.tied_head else set()
         for path, abstract in jax.tree_util.tree_leaves_with_path(_abstract(config)):
             leaf = _leaf(family, self.root, path, abstract.shape)
@@ -175,18 +180,38 @@ class _Source:
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 
 
-def from_hf(path_or_hub_id: str | Path, dtype=jnp.float32, *, unroll: bool = False, mesh: Mesh | None = None) -> Params:
+def _reaching(config: ModelConfig, positions: int) -> ModelConfig:
+    """The same for texts of so many positions."""
+    most = max(config.max_positions, *(rope.reach for rope in config.ropes))
+    if not 0 < positions <= most or (config.learned_positions and positions != most):
+        raise ValueError(f"max_positions = {positions}: the checkpoint has {most}")
+    return dataclasses.replace(config, max_positions=positions)
+
+
+def from_hf(
+    path_or_hub_id: str | Path,
+    dtype=jnp.float32,
+    *,
+    unroll: bool = False,
+    max_positions: int | None = None,
+    mesh: Mesh | None = None,
+) -> Params:
     """A checkpoint folder (or hub id, downloaded) as `Params` of `dtype`.
 
     `unroll`: a tuple of layers instead of one stack (see `jaxcomm.model`). `mesh`: weights lie on it as
     `jaxcomm.sharding.shard` would place them, and of every file this process reads what its own devices hold. Besides the
-    weights the host holds one piece of a tensor (`tensors.PIECE`).
+    weights the host holds one piece of a tensor (`tensors.PIECE`). `max_positions`: how long texts may be; default: as long
+    as the config says, or with longrope as long as its short numbers serve. (Its long ones, which a model of more positions
+    takes, change every answer: transformers takes them once a text is too long for the short ones.)
 
     FileNotFoundError, ConnectionError and ValueError say what is wrong with the checkpoint, and where.
     """
     folder = locate(path_or_hub_id)
     family, config = read_config(folder)
+    if max_positions is not None:
+        config = _reaching(config, max_positions)
     source, dtype = _Source(folder, family, config), np.dtype(dtype)
+    config = source.config
     abstract = _abstract(config, unroll)
     leaves = jax.tree_util.tree_leaves_with_path(abstract)
     placed = jax.tree.leaves(shardings(abstract, mesh)) if mesh is not None else [None] * len(leaves)
@@ -211,7 +236,7 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> Family:
             continue
         try:
             values = transformers.AutoConfig.for_model(family.model_type, **family.write(config)).to_dict()
-            if family.read(Values(values)) == config:
+            if _reaching(family.read(Values(values)), config.max_positions) == config:
                 return family
         except Exception:  # a family that cannot say it; transformers' strict configs have error types of their own
             continue

@@ -95,6 +95,15 @@ def mapped(tensor: Tensor) -> np.ndarray:
     return np.memmap(tensor.file, DTYPES[tensor.dtype], "r", tensor.begin, tensor.shape)
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bytes."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    rows = range(0, a.shape[0], max(1, PIECE // (math.prod(a.shape[1:]) * np.dtype(DTYPES[a.dtype]).itemsize)))
+    cut = lambda tensor, begin: mapped(tensor)[begin : begin + rows.step].view(np.uint8)
+    return all(np.array_equal(cut(a, begin), cut(b, begin)) for begin in rows)
+
+
 class Part(NamedTuple):
     """What fills an array from `at` on, and the name of the tensor it comes from. Its own shape has fewer axes where the
     array's first ones are numbers of tensors."""

@@ -156,8 +156,10 @@ def check_tokens(params: LanguageModel, tokens: Int[AnyArray, "B T"] | Float[Any
     if not length:
         raise ValueError("empty prompt: a model needs at least one token to read")
     if length + new > limit:
+        reach = max(rope.reach for rope in params.config.ropes) if isinstance(params, Params) else 0
+        longer = f", or load the model with max_positions up to {reach}" if reach > limit else ""
         raise ValueError(
-            f"{length} prompt columns + {new} new tokens exceed the model's {limit} positions: shorten the prompt"
+            f"{length} prompt columns + {new} new tokens exceed the model's {limit} positions: shorten the prompt{longer}"
         )
 
 

@@ -165,6 +165,16 @@ def pair(request, tmp_path_factory) -> Pair:
     return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param, seed=1)
 
 
+KINDS = ("llama", "gemma2", "gemma3_text", "mixtral", "gpt2", "gpt_neox")
+"""Between them: every kind of norm placement, position, mask and MLP that a block knows."""
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request, tmp_path_factory) -> Pair:
+    """One of every kind of block, for what is not about families."""
+    return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param, seed=1)
+
+
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory) -> Pair:
     return make_checkpoint(tmp_path_factory.mktemp("llama"), "llama", seed=2)

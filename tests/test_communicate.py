@@ -110,11 +110,11 @@ def test_one_program_serves_every_layer_pair_and_equals_the_one_made_for_it(llam
             np.testing.assert_array_equal(every[cell], made_for_it(params, *cell))
 
 
-def test_replacing_b_by_itself_is_plain_generation_bit_for_bit(pair):
+def test_replacing_b_by_itself_is_plain_generation_bit_for_bit(kind):
     tokens, mask = left_pad([prompts(1, n, seed=n)[0].tolist() for n in (5, 12)], 16)
-    want = write(pair.params, tokens, mask=mask, max_new_tokens=8)
-    for k in range(pair.params.config.layers + 1):
-        got = talk(pair.params, pair.params, tokens, tokens, k=k, j=k, mask_a=mask, mask_b=mask, max_new_tokens=8)
+    want = write(kind.params, tokens, mask=mask, max_new_tokens=8)
+    for k in range(kind.params.config.layers + 1):
+        got = talk(kind.params, kind.params, tokens, tokens, k=k, j=k, mask_a=mask, mask_b=mask, max_new_tokens=8)
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -162,10 +162,10 @@ def test_gradients_flow_from_bs_loss_to_w_and_to_a_and_are_right(llama, wide):
         assert (size[2:] == 0).all(), "blocks above k did not"
 
 
-def test_a_prompt_read_once_goes_on_from_any_edit_as_if_it_were_read_with_it(pair):
+def test_a_prompt_read_once_goes_on_from_any_edit_as_if_it_were_read_with_it(kind):
     """`read_prompt` then `resume` against `receive`: logits and text, left-padded rows, both layouts, traced j."""
     tokens, mask = left_pad([prompts(1, n, seed=n)[0].tolist() for n in (11, 5)])
-    for params in (pair.params, pair.params.unroll()):
+    for params in (kind.params, kind.params.unroll()):
         message = jax.random.normal(jax.random.key(2), (2, params.config.width))
         prompt = jax.jit(read_prompt)(params, tokens, mask=mask)
 

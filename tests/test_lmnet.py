@@ -44,21 +44,21 @@ def networks(llama, **how) -> lmnet.Network:
     return perturbed(lmnet.init(jax.random.key(0), llama.params, **{"widths": (1, 2, 1), **how}))
 
 
-def test_a_network_of_one_vertex_is_the_model(pair):
+def test_a_network_of_one_vertex_is_the_model(kind):
     tokens = prompts(2, 11)
-    network = lmnet.init(jax.random.key(0), pair.params, (1,))
-    assert_close(read(network, tokens), read(pair.params, tokens), pair.name, 1e-6)
+    network = lmnet.init(jax.random.key(0), kind.params, (1,))
+    assert_close(read(network, tokens), read(kind.params, tokens), kind.name, 1e-6)
     assert not jax.tree.leaves((network.edges, network.joints))
 
 
 @pytest.mark.parametrize(("norm", "scale"), [(True, 1.0), (False, None)])
-def test_two_vertices_and_an_identity_edge_are_the_stack_twice(pair, norm, scale):
+def test_two_vertices_and_an_identity_edge_are_the_stack_twice(kind, norm, scale):
     tokens, edge = prompts(2, 11), EdgeConfig("identity", scale=scale)
-    network = lmnet.init(jax.random.key(0), pair.params, (1, 1), edge=edge, norm=norm)
+    network = lmnet.init(jax.random.key(0), kind.params, (1, 1), edge=edge, norm=norm)
     positions = positions_of(tokens.shape)
-    once = run_blocks(pair.params, embed(pair.params, tokens), positions)[0]
-    once = final_norm(pair.params, once) if norm else once
-    assert_close(read(network, tokens), unembed(pair.params, run_blocks(pair.params, once, positions)[0]), pair.name)
+    once = run_blocks(kind.params, embed(kind.params, tokens, positions), positions)[0]
+    once = final_norm(kind.params, once) if norm else once
+    assert_close(read(network, tokens), unembed(kind.params, run_blocks(kind.params, once, positions)[0]), kind.name)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -15,22 +15,22 @@ from jaxcomm.model import forward, hidden_states, prefill, prefix, suffix
 from conftest import assert_close, prompts, read, write
 
 
-def test_prefix_then_suffix_is_forward_for_every_k_int_or_traced_in_both_layouts(pair):
+def test_prefix_then_suffix_is_forward_for_every_k_int_or_traced_in_both_layouts(kind):
     tokens = prompts(2, 13)
-    want = read(pair.params, tokens)
+    want = read(kind.params, tokens)
     split = lambda params, k: suffix(params, prefix(params, tokens, k), k)
     traced, made_for_it = jax.jit(split), jax.jit(lambda params: split(params, 3))
-    for params in (pair.params, pair.params.unroll()):
-        for k in range(pair.params.config.layers + 1):
+    for params in (kind.params, kind.params.unroll()):
+        for k in range(kind.params.config.layers + 1):
             assert_close(traced(params, k), want, f"traced k = {k}")
         assert_close(made_for_it(params), want, "k = 3 as an int")
     assert traced._cache_size() == 2, "one program per layout serves every k"
 
 
-def test_last_token_states_equal_the_last_column_of_all_states(pair):
+def test_last_token_states_equal_the_last_column_of_all_states(kind):
     tokens, mask = left_pad([[3, 1, 4], [1, 5, 9, 2, 6]])
-    everything = hidden_states(pair.params, tokens, mask=mask)
-    assert_close(hidden_states(pair.params, tokens, mask=mask, last=True), everything[:, :, -1], "last", tolerance=1e-6)
+    everything = hidden_states(kind.params, tokens, mask=mask)
+    assert_close(hidden_states(kind.params, tokens, mask=mask, last=True), everything[:, :, -1], "last", tolerance=1e-6)
 
 
 def test_last_token_states_store_nothing_that_was_not_asked_for(llama):
@@ -50,22 +50,22 @@ def test_stack_undoes_unroll(llama):
     jax.tree.map(np.testing.assert_array_equal, again, llama.params)
 
 
-def test_cached_decoding_equals_the_full_forward_pass(pair):
+def test_cached_decoding_equals_the_full_forward_pass(kind):
     tokens = prompts(3, 9)
-    for params in (pair.params, pair.params.unroll()):
+    for params in (kind.params, kind.params.unroll()):
         out = write(params, tokens, max_new_tokens=12)
         whole = np.concatenate([tokens, out.tokens], axis=1)
-        logits = jax.nn.log_softmax(read(pair.params, whole))[:, 8:-1]
+        logits = jax.nn.log_softmax(read(kind.params, whole))[:, 8:-1]
         np.testing.assert_array_equal(jnp.argmax(logits, -1), out.tokens)
         assert_close(out.logprobs, jnp.take_along_axis(logits, out.tokens[..., None], -1)[..., 0], "log-probabilities")
 
 
-def test_a_left_padded_batch_equals_single_prompts(pair):
+def test_a_left_padded_batch_equals_single_prompts(kind):
     rows = [prompts(1, n, seed=n)[0].tolist() for n in (2, 17, 9)]
     tokens, mask = left_pad(rows, 24)
-    together = write(pair.params, tokens, mask=mask, max_new_tokens=8)
+    together = write(kind.params, tokens, mask=mask, max_new_tokens=8)
     for b, row in enumerate(rows):
-        alone = write(pair.params, np.asarray([row]), max_new_tokens=8)
+        alone = write(kind.params, np.asarray([row]), max_new_tokens=8)
         np.testing.assert_array_equal(together.tokens[b], alone.tokens[0])
         assert_close(together.logprobs[b], alone.logprobs[0], f"row {b}")
 
@@ -140,25 +140,25 @@ def test_draws_come_from_exactly_the_set_top_k_and_top_p_leave(seed, top_k, top_
     assert abs(share - q[0]) < 5 * np.sqrt(q[0] * (1 - q[0]) / 400) + 1e-9
 
 
-def test_prefill_with_an_edit_that_changes_nothing_is_prefill(pair):
+def test_prefill_with_an_edit_that_changes_nothing_is_prefill(kind):
     tokens = prompts(2, 9)
-    logits, cache = jax.jit(prefill)(pair.params, tokens)
+    logits, cache = jax.jit(prefill)(kind.params, tokens)
     edited = jax.jit(lambda params, j: prefill(params, tokens, edit=(j, lambda h: h)))
-    for j in range(pair.params.config.layers + 1):
-        same, other = edited(pair.params, j)
+    for j in range(kind.params.config.layers + 1):
+        same, other = edited(kind.params, j)
         np.testing.assert_array_equal(logits, same)
         jax.tree.map(np.testing.assert_array_equal, cache, other)
 
 
-def test_prefill_and_its_edits_are_the_same_in_both_layouts(pair):
+def test_prefill_and_its_edits_are_the_same_in_both_layouts(kind):
     """Unrolled, the last block goes through the last token only."""
     tokens, mask = left_pad([[5, 6, 7, 8], [9]], 6)
     edited = jax.jit(lambda params, j: prefill(params, tokens, mask=mask, edit=(j, lambda h: h.at[:, -1].multiply(2))))
-    unrolled = pair.params.unroll()
-    for j in range(pair.params.config.layers + 1):
-        (logits, cache), (same, other) = edited(pair.params, j), edited(unrolled, j)
+    unrolled = kind.params.unroll()
+    for j in range(kind.params.config.layers + 1):
+        (logits, cache), (same, other) = edited(kind.params, j), edited(unrolled, j)
         assert_close(same, logits, f"logits, j = {j}")
-        for i in range(pair.params.config.layers):
+        for i in range(kind.params.config.layers):
             jax.tree.map(functools.partial(assert_close, what=f"cache, j = {j}"), other.layer(i), cache.layer(i))
 
 

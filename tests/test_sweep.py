@@ -73,11 +73,11 @@ def test_every_cell_equals_its_communicate_call(llama, wide, asked, maps, layout
                 assert_close(out.logprobs[g, k, j], want.logprobs, what, 1e-4)
 
 
-def test_sliding_windows_and_soft_caps_too(pair):
+def test_sliding_windows_and_soft_caps_too(kind):
     tokens = prompts(3, 14)
-    out = sweep(pair.params, pair.params, tokens, tokens[::-1].copy(), ks=(1, 3), js=(1, 4), max_new_tokens=5, mesh=ONE)
+    out = sweep(kind.params, kind.params, tokens, tokens[::-1].copy(), ks=(1, 3), js=(1, 4), max_new_tokens=5, mesh=ONE)
     for k, j in ((0, 0), (1, 1)):
-        want = talk(pair.params, pair.params, tokens, tokens[::-1].copy(), k=(1, 3)[k], j=(1, 4)[j], max_new_tokens=5)
+        want = talk(kind.params, kind.params, tokens, tokens[::-1].copy(), k=(1, 3)[k], j=(1, 4)[j], max_new_tokens=5)
         np.testing.assert_array_equal(out.tokens[0, k, j], want.tokens)
 
 

@@ -1,0 +1,49 @@
+"""The README's table of families, made from the registry: python -m jaxcomm.converters.table prints it."""
+
+from __future__ import annotations
+
+from jaxcomm.config import ModelConfig
+from jaxcomm.converters.families import FAMILIES, Values
+
+NORMS = {"rms": "RMS", "rms_wide": "RMS", "rms_plus_one": "RMS, 1 + w", "layer": "LayerNorm"}
+PLACES = {"before": "", "after": ", on outputs", "both": ", before and after"}
+
+
+def table() -> str:
+    """Markdown: what each family's config class describes by default."""
+    import transformers
+
+    columns = ("model_type", "models", "norms", "positions", "attention", "MLP", "biases", "head")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for family in FAMILIES.values():
+        config = family.read(Values(transformers.AutoConfig.for_model(family.model_type).to_dict()))
+        lines.append("| " + " | ".join((f"`{family.model_type}`", family.title, *describe(config))) + " |")
+    return "\n".join(lines)
+
+
+def describe(c: ModelConfig) -> tuple[str, ...]:
+    """Norms, positions, attention, MLP, biases and head of an architecture, in words."""
+    turning = [rope for rope in c.ropes if rope.kind != "none"]
+    positions = "learned" if c.learned_positions else "rope" if len(turning) == 1 else f"{len(turning)} ropes by layer"
+    if turning and turning[0].share != 1:
+        positions += f" on {turning[0].share:.0%} of a head"
+    if turning and len(turning) < len(c.ropes):
+        positions += ", none in some layers"
+    attention = ["grouped" if c.kv_heads < c.heads else "multi-head"]
+    attention += {"none": [], "head": ["norms on q, k"], "width": ["norms on q, k of all heads"]}[c.qk_norm]
+    if any(c.windows):
+        attention.append("windows" if all(c.windows) else "windows in some layers")
+    if c.attention_softcap is not None:
+        attention.append("soft-cap")
+    mlp = [("gated " if c.gated else "") + c.activation.replace("_", " ")]
+    if c.experts:
+        mlp.append(f"{c.experts_per_token} of {c.experts} experts")
+    if c.parallel:
+        mlp.append("parallel to attention")
+    biases = [name for name, has in (("q, k, v", c.qkv_bias), ("o", c.out_bias), ("MLP", c.mlp_bias)) if has]
+    head = ("tied" if c.tied_head else "own") + (", soft-cap" if c.logit_softcap is not None else "")
+    return NORMS[c.norm] + PLACES[c.norms], positions, ", ".join(attention), ", ".join(mlp), ", ".join(biases), head
+
+
+if __name__ == "__main__":
+    print(table())
