@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-PIECE = 16 * 2**20
+PIECE = 4 * 2**20
 """Bytes that are read from disk at a time."""
 
 
@@ -131,9 +133,9 @@ def fill(shape: tuple[int, ...], dtype: np.dtype, device: jax.Device | None, par
     backend = jax.default_backend() if device is None else device.platform
     if backend == "cpu" or math.prod(shape) * dtype.itemsize <= PIECE:
         whole = aligned(shape, dtype)
-        for part in parts:
-            for piece in pieces(part, dtype.itemsize):
-                write(whole[piece.where], piece)
+        every = [piece for part in parts for piece in pieces(part, dtype.itemsize)]
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy copies without the interpreter's lock
+            list(threads.map(lambda piece: write(whole[piece.where], piece), every))
         return jax.device_put(whole, device)
     out = jnp.zeros(shape, dtype, device=device)
     for part in parts:
