@@ -8,7 +8,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: demo eval-demo test lint bench bench-sweep bench-protocols bench-lmnet tpu-check clean
+.PHONY: demo eval-demo test lint bench bench-sweep bench-protocols bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -56,6 +56,10 @@ bench-sweep: .venv/.test
 # About twelve minutes.
 bench-protocols: .venv/.test
 	.venv/bin/python benchmarks/protocols.py
+
+# About six minutes; writes 5 GB to the temporary folder.
+bench-load: .venv/.test
+	.venv/bin/python benchmarks/load.py
 
 bench-lmnet: .venv/.test
 	.venv/bin/python benchmarks/lmnet.py

@@ -116,7 +116,11 @@ def ours(what: str, single: bool, folder: Path, args):
             reader = SimpleNamespace(read=lambda _, *a, **how: frozen.read(vectors, *a, **how), logits=frozen.logits)
             return jnp.sum(losses(reader, batch))
 
-        fn, state, rest = jax.jit(jax.value_and_grad(loss)), None, (embed(model, tokens, positions_of(tokens.shape)), model)
+        fn, state, rest = (
+            jax.jit(jax.value_and_grad(loss)),
+            None,
+            (embed(model, tokens, positions_of(tokens.shape)), model),
+        )
     else:
         optimizer = make_optimizer(RATE, 1000, warmup=0.0)
         trained, frozen = (Everything(model), None) if what == "all" else model.split()

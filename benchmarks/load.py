@@ -39,6 +39,7 @@ PRESETS = {
 
 def write_checkpoint(folder: Path, preset: str, shards: int, **changes: int) -> None:
     """Random bfloat16 weights, file by file; nothing but one shard is held."""
+    import jax
     import jax.numpy as jnp
     import transformers
     from safetensors.numpy import save_file
@@ -46,7 +47,6 @@ def write_checkpoint(folder: Path, preset: str, shards: int, **changes: int) -> 
     from jaxcomm.converters import FAMILIES
     from jaxcomm.converters.families import Values
     from jaxcomm.converters.hf import _abstract, _leaf
-    import jax
 
     kind, values = PRESETS[preset]
     config = transformers.AutoConfig.for_model(kind, **values | changes)
@@ -69,7 +69,9 @@ def write_checkpoint(folder: Path, preset: str, shards: int, **changes: int) -> 
             save_file(shard, folder / file, metadata={"format": "pt"})
             where |= dict.fromkeys(shard, file)
             shard, held, n = {}, 0, n + 1
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": int(total) * 2}, "weight_map": where}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": int(total) * 2}, "weight_map": where})
+    )
 
 
 def status(field: str) -> int:
@@ -137,22 +139,33 @@ def main() -> None:
             (folder / "tiny").mkdir()
             write_checkpoint(folder / "tiny", preset, 2, num_hidden_layers=2, hidden_size=128, intermediate_size=256)
             files = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-            leaf = max(v for k, v in PRESETS[preset][1].items() if k == "intermediate_size") * PRESETS[preset][1]["hidden_size"]
+            leaf = (
+                max(v for k, v in PRESETS[preset][1].items() if k == "intermediate_size")
+                * PRESETS[preset][1]["hidden_size"]
+            )
             print(f"\nlargest matrix of a layer: {leaf / 2**20:.1f} M numbers")
-            print(f"{preset} ({PRESETS[preset][0]}): {files / 2**30:.2f} GiB in {len(list(folder.glob('*.safetensors')))} files")
+            print(
+                f"{preset} ({PRESETS[preset][0]}): {files / 2**30:.2f} GiB in {len(list(folder.glob('*.safetensors')))} files"
+            )
             sides = [("read", "")] + [(s, d) for d in args.dtypes for s in ("stacked", "unrolled", "transformers")]
             results: dict[tuple[str, str], list[dict]] = {side: [] for side in sides}
             for _ in range(args.rounds):
                 for side in sides:
                     command = [sys.executable, __file__, "--worker", side[0], str(folder), side[1]]
-                    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+                    done = subprocess.run(
+                        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"}
+                    )
                     if done.returncode:
                         sys.exit(done.stderr)
                     results[side].append(json.loads(done.stdout.splitlines()[-1]))
             plain = min(r["seconds"] for r in results["read", ""])
             print(f"  reading the files: {plain:.2f} s, {files / plain / 1e9:.1f} GB/s")
             for dtype in args.dtypes:
-                best = {s: {t: min(r[t] for r in results[s, dtype]) for t in ("first", "again")} for s, d in sides if d == dtype}
+                best = {
+                    s: {t: min(r[t] for r in results[s, dtype]) for t in ("first", "again")}
+                    for s, d in sides
+                    if d == dtype
+                }
                 for side, seconds in best.items():
                     run = results[side, dtype][0]
                     beyond = max(r["peak"] - r["before"] - r["weights"] for r in results[side, dtype])

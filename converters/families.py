@@ -278,7 +278,11 @@ def _write_qwen3(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_qwen3_moe(v: Values) -> ModelConfig:
-    for unused in ("use_sliding_window", "max_window_layers", "intermediate_size"):  # the first is folded into the window
+    for unused in (
+        "use_sliding_window",
+        "max_window_layers",
+        "intermediate_size",
+    ):  # the first is folded into the window
         v.take(unused)
     v.demand("decoder_sparse_step", 1)
     v.demand("mlp_only_layers", [], None)
@@ -587,9 +591,7 @@ ATTENTION = _alone(
 )
 GATED = _alone((("mlp", "gate"), "mlp.gate_proj"), (("mlp", "up"), "mlp.up_proj"), (("mlp", "down"), "mlp.down_proj"))
 LLAMA_BLOCK = (
-    ATTENTION
-    | GATED
-    | _alone((("attention_norm",), "input_layernorm"), (("mlp_norm",), "post_attention_layernorm"))
+    ATTENTION | GATED | _alone((("attention_norm",), "input_layernorm"), (("mlp_norm",), "post_attention_layernorm"))
 )
 _POST_NORMS = _alone(
     (("attention_post_norm",), "post_attention_layernorm"), (("mlp_post_norm",), "post_feedforward_layernorm")

@@ -323,7 +323,9 @@ def to_hf(
         hf = transformers.AutoConfig.for_model(
             written.model_type, **written.write(config), eos_token_id=eos, bos_token_id=bos, pad_token_id=pad
         )
-        hf.architectures = [transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[written.model_type]]
+        hf.architectures = [
+            transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[written.model_type]
+        ]
         hf.dtype = dtype.name
         hf.save_pretrained(folder)
         if tokenizer is not None:

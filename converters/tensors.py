@@ -43,7 +43,9 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
             if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
                 raise ValueError("weight_map must name files of this folder")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index} is not a weight index ({' '.join(str(error).split())}): download it again") from error
+            raise ValueError(
+                f"{index} is not a weight index ({' '.join(str(error).split())}): download it again"
+            ) from error
     elif (folder / WEIGHTS).is_file():
         named, shards = None, [WEIGHTS]
     else:
@@ -72,7 +74,9 @@ def _read_header(path: Path) -> dict[str, Tensor]:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is truncated or corrupt ({' '.join(str(error).split())}): download it again") from error
+        raise ValueError(
+            f"{path} is truncated or corrupt ({' '.join(str(error).split())}): download it again"
+        ) from error
     header.pop("__metadata__", None)
     return {
         name: Tensor(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
@@ -134,7 +138,9 @@ def fill(shape: tuple[int, ...], dtype: np.dtype, device: jax.Device | None, par
     if backend == "cpu" or math.prod(shape) * dtype.itemsize <= PIECE:
         whole = aligned(shape, dtype)
         every = [piece for part in parts for piece in pieces(part, dtype.itemsize)]
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy copies without the interpreter's lock
+        with concurrent.futures.ThreadPoolExecutor(
+            os.cpu_count()
+        ) as threads:  # numpy copies without the interpreter's lock
             list(threads.map(lambda piece: write(whole[piece.where], piece), every))
         return jax.device_put(whole, device)
     out = jnp.zeros(shape, dtype, device=device)

@@ -44,7 +44,7 @@ def fingerprint(params: Params | Network) -> str:
         layer = blocks[i] if blocks else jax.tree.map(lambda a, i=i: a[i], params.blocks)
         for leaf in jax.tree.leaves(layer):
             digest.update(np.asarray(leaf).tobytes())
-    for leaf in jax.tree.leaves((params.embed, params.norm, params.head)):
+    for leaf in jax.tree.leaves((params.embed, params.positions, params.norm, params.head)):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
 

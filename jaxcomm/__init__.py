@@ -6,13 +6,13 @@ The core: `Params` (weights with their architecture), `prefix` / `suffix` / `for
 
 from jaxcomm.agent import Agent
 from jaxcomm.cache import KVCache
-from jaxcomm.communicate import communicate, communicate_logits, receive, send
+from jaxcomm.communicate import answer, communicate, communicate_logits, receive, send
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.generate import Generation, Sampling, decode, generate, left_pad
 from jaxcomm.graft import GRAFTS, apply_graft
 from jaxcomm.mapping import Maps, RidgeMaps, Similarity, fit_maps, similarity, train_maps
 from jaxcomm.model import Params, forward, hidden_states, init, prefill, prefix, suffix
-from jaxcomm.sharding import shard
+from jaxcomm.sharding import deliver, shard, shardings
 from jaxcomm.sweep import AnswerSweep, Sweep, sweep, sweep_answers
 
 __all__ = [
@@ -29,10 +29,12 @@ __all__ = [
     "Sampling",
     "Similarity",
     "Sweep",
+    "answer",
     "apply_graft",
     "communicate",
     "communicate_logits",
     "decode",
+    "deliver",
     "fit_maps",
     "forward",
     "generate",
@@ -44,6 +46,7 @@ __all__ = [
     "receive",
     "send",
     "shard",
+    "shardings",
     "similarity",
     "suffix",
     "sweep",

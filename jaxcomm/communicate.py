@@ -32,6 +32,7 @@ from jaxcomm.model import (
     run_blocks,
     unembed,
 )
+from jaxcomm.sharding import deliver
 
 Where = Literal["last", "all"]
 """Which tokens are edited: the prompt's last (default), or all of them (appendix B.1), the two prompts aligned at their
@@ -171,8 +172,36 @@ def communicate(
     check_tokens(params_b, tokens_b, max_new_tokens)
     if tokens_a.shape[0] != tokens_b.shape[0]:
         raise ValueError(f"A has {tokens_a.shape[0]} prompts, B has {tokens_b.shape[0]}: give one of each per game")
-    message = send(params_a, tokens_a, k, mask=mask_a, where=where)
-    logits, cache = receive(params_b, tokens_b, message, j, graft=graft, W=W, mask=mask_b, where=where)
+    message = deliver(send(params_a, tokens_a, k, mask=mask_a, where=where), params_b)
+    return answer(
+        params_b, tokens_b, message, j, graft=graft, W=W, mask=mask_b, where=where, max_new_tokens=max_new_tokens,
+        sampling=sampling, keys=keys, stop_tokens=stop_tokens,
+    )  # fmt: skip
+
+
+def answer(
+    params_b: Params,
+    tokens_b: Int[AnyArray, "B P"],
+    message: Array,
+    j,
+    *,
+    graft: Graft = "replace",
+    W: Float[AnyArray, "_ _"] | None = None,
+    mask: Bool[AnyArray, "B P"] | None = None,
+    where: Where = "last",
+    max_new_tokens: int = 16,
+    sampling: Sampling | None = None,
+    keys: Key[Array, "B"] | None = None,
+    stop_tokens: Sequence[Any] | AnyArray = (),
+) -> Generation:
+    """B's side of `communicate`: `receive`, then `decode`.
+
+    Where A and B live on different devices the two sides are programs of their own, and the message is what moves:
+    `answer(b, tokens_b, deliver(send(a, tokens_a, k), b), j)`, both jitted (`jaxcomm.sharding.deliver`). ValueError: `receive`'s,
+    or no room for so many tokens.
+    """
+    check_tokens(params_b, tokens_b, max_new_tokens)
+    logits, cache = receive(params_b, tokens_b, message, j, graft=graft, W=W, mask=mask, where=where)
     return decode(
         params_b, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
     )

@@ -129,8 +129,8 @@ def rotary(config: ModelConfig, positions: Int[Array, "B T"]) -> tuple[Array, Ar
     ropes = config.ropes
     if all(rope.kind == "none" for rope in ropes):
         return None
-    turn = lambda rope: positions[..., None].astype(jnp.float32) * rope_frequencies(
-        rope, config.head_dim, config.max_positions
+    turn = lambda rope: (
+        positions[..., None].astype(jnp.float32) * rope_frequencies(rope, config.head_dim, config.max_positions)
     )
     angles = jnp.stack([turn(rope) for rope in ropes])
     # What comes out of a product is there once: XLA on CPU would compute cosines again in every unrolled layer, for every head.

@@ -408,5 +408,7 @@ def prefill(
         single: Any = params
         edited = lambda h, i: jax.lax.cond(jnp.equal(i, j), fn, lambda h: h, h)
         visit = lambda h, state, i: (edited(h, i), state)
-        h, cache, _ = run_blocks(single, edited(embed(single, tokens, positions), 0), positions, visit=(visit, None), **how)
+        h, cache, _ = run_blocks(
+            single, edited(embed(single, tokens, positions), 0), positions, visit=(visit, None), **how
+        )
     return params.logits(h)[:, 0], cache.replace(positions=positions)

@@ -1,70 +1,124 @@
 """Where arrays live when there is more than one device.
 
-A mesh has a "tensor" axis (one model's matrices are cut along it) or not; every other axis is for data. Functions do not
-know of meshes: parameters are placed, and XLA carries the placement through.
+Every axis of a weight has a name (`logical_axes`), and rules say along which axis of a mesh it is cut (`RULES`): "tensor" by
+heads, feed-forward width and vocabulary, "fsdp" by the model's width. Every other axis of a mesh is for data. Functions do
+not know of meshes: parameters are placed, and XLA carries the placement through.
+
+Two models may live on different devices (`deliver`): what one sends the other is then all that moves.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxcomm.model import Params
+from jaxcomm.config import ModelConfig
+from jaxcomm.model import LanguageModel, Params
 
-TENSOR = "tensor"
-_CUT = {"q": 0, "k": 0, "v": 0, "gate": 0, "up": 0, "o": 1, "down": 1}
-"""Which axis of a linear weight [out, in] is cut: outputs of what fans out, inputs of what comes together."""
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+RULES: Mapping[str, str] = {
+    "vocab": TENSOR, "heads": TENSOR, "kv_heads": TENSOR, "ff": TENSOR, "width": FSDP,
+}  # fmt: skip
+"""Logical axis -> axis of a mesh. Axes that are not named here are whole on every device."""
+
+_MATRICES = {
+    "q": ("heads", "width"), "k": ("kv_heads", "width"), "v": ("kv_heads", "width"), "o": ("width", "heads"),
+    "gate": ("ff", "width"), "up": ("ff", "width"), "down": ("width", "ff"), "router": ("experts", "width"),
+}  # fmt: skip
+"""Of the linear weights [out, in]."""
 
 
-def shard(params: Params, mesh: Mesh) -> Params:
-    """Weights on the devices of `mesh` (`shardings`)."""
-    return jax.tree.map(jax.device_put, params, shardings(params, mesh))
+def logical_axes(params: Params) -> Params:
+    """The names of every weight's axes, as a `PartitionSpec` in its place: layers, experts, vocab, positions, width, heads,
+    kv_heads (both times head_dim), head_dim, ff. Of the weights or their shapes, in either layout."""
+
+    def name(path, leaf):
+        keys = [getattr(key, "name", getattr(key, "key", None)) for key in path]
+        if keys[0] != "blocks":
+            first = {"embed": ["vocab"], "head": ["vocab"], "positions": ["positions"], "norm": []}[keys[0]]
+            return P(*first, "width")
+        module, kind = keys[-2:]
+        if module in _MATRICES:
+            own = _MATRICES[module] if kind == "weight" else _MATRICES[module][:1]
+        elif module in ("q_norm", "k_norm"):
+            each = {"q_norm": "heads", "k_norm": "kv_heads"}[module]
+            own = ("head_dim",) if params.config.qk_norm == "head" else (each,)
+        else:
+            own = ("width",)
+        stacked = ["layers"] * (not params.unrolled)
+        experts = ["experts"] * (leaf.ndim - len(own) - len(stacked))
+        return P(*stacked, *experts, *own)
+
+    return jax.tree_util.tree_map_with_path(name, params)
 
 
-def shardings(params: Params, mesh: Mesh) -> Params:
-    """Where every weight (or its shape) lies on a mesh: matrices cut along its "tensor" axis by heads, feed-forward width
-    and vocabulary, everything else on every device.
+def shardings(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> Params:
+    """Where every weight (or its shape) lies on a mesh, by the rules.
 
-    What the axis does not divide (4 key heads on 8 devices) is whole on every device. Of the mesh only the devices and
-    the axes' names count: types are set to Auto, and "tensor" comes last, whatever they were.
+    What an axis does not divide (4 key heads on 8 devices) is whole on every device. Of the mesh only the devices and the
+    axes' names count: types are set to Auto, and "fsdp" and "tensor" come last, whatever they were.
     """
-    devices = _tensor_last(mesh)
-    mesh = Mesh(devices, ("data", TENSOR), axis_types=(AxisType.Auto,) * 2)
-    c, n = params.config, devices.shape[1]
-    units = {"q": c.heads, "o": c.heads, "k": c.kv_heads, "v": c.kv_heads, "gate": c.ff, "up": c.ff, "down": c.ff}
+    mesh = Mesh(_weights_last(mesh), (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
+    units = _units(params.config)
 
-    def place(path, leaf):
-        names = [getattr(key, "name", getattr(key, "key", None)) for key in path]
-        spec: list[Any] = [None] * leaf.ndim
-        if names[0] in ("embed", "head") and c.vocab % n == 0:
-            spec[0] = TENSOR
-        elif len(names) > 2 and names[-2] in _CUT and units[names[-2]] % n == 0:
-            axis = _CUT[names[-2]]
-            if names[-1] == "weight":
-                spec[leaf.ndim - 2 + axis] = TENSOR
-            elif axis == 0:
-                spec[-1] = TENSOR
-        return NamedSharding(mesh, P(*spec if n > 1 else ()))
+    def place(axes: P) -> NamedSharding:
+        cut = [rules.get(axis) for axis in axes]  # pyright: ignore[reportArgumentType]
+        fits = [
+            name and mesh.shape[name] > 1 and units[axis] % mesh.shape[name] == 0
+            for axis, name in zip(axes, cut, strict=True)
+        ]
+        return NamedSharding(mesh, P(*(name if fit else None for name, fit in zip(cut, fits, strict=True))))
 
-    return jax.tree_util.tree_map_with_path(place, params)
+    return jax.tree.map(place, logical_axes(params), is_leaf=lambda x: isinstance(x, P))
 
 
-def mesh_of(params: Params) -> Mesh | None:
-    """The mesh the weights were placed on, or None if they are on one device."""
+def _units(c: ModelConfig) -> dict[Any, int]:
+    """How many pieces an axis has that must not be cut."""
+    sizes = {"heads": c.heads, "kv_heads": c.kv_heads, "ff": c.ff, "vocab": c.vocab, "width": c.width}
+    return sizes | {"head_dim": c.head_dim, "experts": c.experts, "layers": c.layers, "positions": c.max_positions}
+
+
+def shard(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> Params:
+    """Weights on the devices of `mesh` (`shardings`)."""
+    return jax.tree.map(jax.device_put, params, shardings(params, mesh, rules))
+
+
+def mesh_of(params: LanguageModel) -> Mesh | None:
+    """The mesh the weights were placed on; of one device if they were put there; None if nobody said where they live."""
     sharding = getattr(params.embed, "sharding", None)
-    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return sharding.mesh
+    if getattr(params.embed, "committed", False) and len(params.embed.devices()) == 1:
+        return Mesh(np.array([*params.embed.devices()]), (DATA,), axis_types=(AxisType.Auto,))
+    return None
+
+
+def deliver(x: Any, params: LanguageModel) -> Any:
+    """x, whole, on every device that the model lives on. Within a program nothing happens: it has one set of devices."""
+    if isinstance(x, Tracer) or isinstance(params.embed, Tracer):
+        return x
+    return put(mesh_of(params), x)
+
+
+def by_rows(params: LanguageModel, tree: Any) -> Any:
+    """Arrays whose rows are cut over the data axis of the model's mesh, if it divides them; else as they are."""
+    mesh = mesh_of(params)
+    if mesh is None or DATA not in mesh.shape:
+        return tree
+    return jax.tree.map(lambda a: a if len(a) % mesh.shape[DATA] else put(mesh, a, DATA), tree)
 
 
 def move(params: Params, mesh: Mesh) -> Params:
     """The same buffers under another mesh of the same devices in the same order. (jit takes one mesh at a time.)
 
-    ValueError: they lie on other devices, or are cut along an axis that is not "tensor".
+    ValueError: they lie on other devices, or are cut along an axis that is not for weights.
     """
     old = mesh_of(params)
     if old is None or tuple(old.devices.flat) != tuple(mesh.devices.flat):
@@ -72,7 +126,7 @@ def move(params: Params, mesh: Mesh) -> Params:
 
     def rename(a: jax.Array) -> jax.Array:
         spec = getattr(a.sharding, "spec", P())
-        if not {name for name in spec if name is not None} <= {TENSOR}:
+        if not {name for name in spec if name is not None} <= {FSDP, TENSOR}:
             raise ValueError(f"weights are cut along {spec}: place them with shard(params, mesh)")
         shards = [shard.data for shard in a.addressable_shards]
         return jax.make_array_from_single_device_arrays(a.shape, NamedSharding(mesh, spec), shards)
@@ -86,21 +140,27 @@ def spread(params: Params) -> Params:
 
 
 def grid(mesh: Mesh, games: int) -> Mesh:
-    """The same devices as (games, cells, tensor): as many of the data devices for the games as divide their number, the
-    rest for the cells, so that no device waits for want of a game."""
-    devices = _tensor_last(mesh)
+    """The same devices as (games, cells, fsdp, tensor): as many of the data devices for the games as divide their number,
+    the rest for the cells, so that no device waits for want of a game."""
+    devices = _weights_last(mesh)
     rows = int(np.gcd(games, len(devices)))
-    return Mesh(
-        devices.reshape(rows, -1, devices.shape[1]), ("games", "cells", TENSOR), axis_types=(AxisType.Auto,) * 3
-    )
+    names = ("games", "cells", FSDP, TENSOR)
+    return Mesh(devices.reshape(rows, -1, *devices.shape[1:]), names, axis_types=(AxisType.Auto,) * 4)
 
 
-def _tensor_last(mesh: Mesh) -> np.ndarray:
-    """Devices [data, tensor]."""
-    names = mesh.axis_names
-    if TENSOR not in names:
-        return mesh.devices.reshape(-1, 1)
-    return np.moveaxis(mesh.devices, names.index(TENSOR), -1).reshape(-1, mesh.shape[TENSOR])
+def _weights_last(mesh: Mesh) -> np.ndarray:
+    """Devices [data, fsdp, tensor]."""
+    data = [name for name in mesh.axis_names if name not in (FSDP, TENSOR)]
+    order = [mesh.axis_names.index(name) for name in (*data, FSDP, TENSOR) if name in mesh.axis_names]
+    return mesh.devices.transpose(order).reshape(-1, mesh.shape.get(FSDP, 1), mesh.shape.get(TENSOR, 1))
+
+
+def local_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """All devices of this process as (data, fsdp, tensor). ValueError: fsdp x tensor does not divide them."""
+    devices = np.array(jax.local_devices())
+    if len(devices) % (fsdp * tensor):
+        raise ValueError(f"weights cannot be cut over {fsdp} x {tensor} of {len(devices)} devices: name divisors")
+    return Mesh(devices.reshape(-1, fsdp, tensor), (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
 
 
 def put(mesh: Mesh | None, tree: Any, *spec) -> Any:
@@ -118,9 +178,6 @@ def constrain(mesh: Mesh | None, x: jax.Array, *spec) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec, *free)))
 
 
-FSDP = "fsdp"
-
-
 def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
     """For every leaf (an array, or its shape): cut along the longest axis that the mesh's "fsdp" axis divides, else whole.
 
@@ -135,16 +192,6 @@ def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, P(*(FSDP if axis == cut else None for axis in range(len(leaf.shape)))))
 
     return jax.tree.map(place, tree)
-
-
-def data_mesh(fsdp: int = 1) -> Mesh | None:
-    """All devices of this process as ("data", "fsdp"); None if there is only one. ValueError: `fsdp` does not divide them."""
-    devices = np.array(jax.local_devices())
-    if len(devices) % fsdp:
-        raise ValueError(f"weights cannot be cut over {fsdp} of {len(devices)} devices: name a divisor")
-    return (
-        Mesh(devices.reshape(-1, fsdp), ("data", FSDP), axis_types=(AxisType.Auto,) * 2) if len(devices) > 1 else None
-    )
 
 
 @functools.cache

@@ -33,7 +33,7 @@ from jaxcomm.flops import block_weights
 from jaxcomm.generate import Sampling, choose
 from jaxcomm.graft import Graft, apply_graft, carry, resolve
 from jaxcomm.model import Params, check_layer, check_tokens, embed, hidden_states, recorder, run_blocks, unembed
-from jaxcomm.sharding import all_devices, constrain, grid, mesh_of, move, put
+from jaxcomm.sharding import all_devices, by_rows, constrain, grid, mesh_of, move, put
 
 MEMORY = 2**30
 """Bytes for a sweep's own arrays on a device that does not say how much it has (CPU)."""
@@ -367,7 +367,12 @@ class Plan:
         self.mesh = None if mesh is None else grid(mesh, self.sizes.games)
         place = lambda params: move(params, self.mesh) if self.mesh and mesh_of(params) else put(self.mesh, params)
         self.params_b = place(params_b)
-        self.params_a = self.params_b if params_a is params_b else place(params_a)
+        home = mesh_of(params_a)
+        self.apart = home is not None and (mesh is None or {*home.devices.flat} != {*mesh.devices.flat})
+        if params_a is params_b:
+            self.params_a = self.params_b
+        else:  # a sender on devices of its own stays there; what it sends is brought here
+            self.params_a = params_a if self.apart else place(params_a)
         cut = lambda total, size: [range(i, min(i + size, total)) for i in range(0, total, size)]
         self.chunks = tuple(
             Chunk(games, cells)
@@ -423,7 +428,9 @@ class Plan:
             self._prompts_read = None  # frees the last games' first
             rows = np.minimum(np.arange(games.start, games.start + self.sizes.games), self.games - 1)
             place = lambda a: put(self.mesh, jnp.asarray(a[rows]), "games")
-            (tokens_a, mask_a), (tokens_b, mask_b) = ((place(t), place(m)) for t, m in self.prompts)
+            prompt_a, (tokens_b, mask_b) = self.prompts[0], map(place, self.prompts[1])
+            there = lambda a: by_rows(self.params_a, jnp.asarray(a[rows])) if self.apart else place(a)
+            tokens_a, mask_a = map(there, prompt_a)
             states = _read_a(self.params_a, tokens_a, mask=mask_a)
             prompt = _read_b(self.params_b, tokens_b, mask=mask_b)
             keys = None if self.keys is None else place(self.keys)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from test_parity import load, reference
 
 from jaxcomm.converters import FAMILIES, from_hf, to_hf
 from jaxcomm.converters.families import CARRIES_NO_ARCHITECTURE
@@ -18,7 +19,6 @@ from jaxcomm.converters.table import table
 from jaxcomm.model import hidden_states
 
 from conftest import CONFIGS, assert_close, make_checkpoint, prompts, read
-from test_parity import load, reference
 
 ONE_EACH = [name for name in CONFIGS if name in FAMILIES]
 TOKENS = prompts(1, 24)
@@ -84,7 +84,9 @@ def test_every_config_key_changed_is_followed_or_refused(name, tmp_path):
 
 def test_carrying_no_architecture_is_true_of_all_families():
     """None of the keys that are passed over is read by a modeling file outside of training, losses and caches."""
-    harmless = re.compile(r"use_cache|dropout|_pdrop|router_|return_dict|output_|initializer_range|_token_id|problem_type")
+    harmless = re.compile(
+        r"use_cache|dropout|_pdrop|router_|return_dict|output_|initializer_range|_token_id|problem_type"
+    )
     for family in FAMILIES.values():
         module = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type]
         code = Path(__import__("inspect").getfile(getattr(transformers, module))).read_text()
@@ -143,14 +145,19 @@ def test_longrope_takes_its_long_numbers_where_the_model_has_more_positions_than
 def test_the_text_part_of_a_gemma_3_that_reads_images(tmp_path):
     text = CONFIGS["gemma3_text"][1] | dict(vocab_size=97, num_hidden_layers=4, num_attention_heads=4,
                                             num_key_value_heads=2, max_position_embeddings=1024)  # fmt: skip
-    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    vision = dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
     config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
     model = transformers.Gemma3ForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
     model.save_pretrained(tmp_path / "gemma3")
     tokens = prompts(2, 40)
     with torch.no_grad():
         want = model(torch.from_numpy(tokens).long()).logits
-    for prefix in (None, "language_model.model."):  # as transformers writes them, and as older checkpoints on the hub are
+    for prefix in (
+        None,
+        "language_model.model.",
+    ):  # as transformers writes them, and as older checkpoints on the hub are
         if prefix:
             weights = load_file(tmp_path / "gemma3" / "model.safetensors")
             swap = lambda name: re.sub(r"^(model\.language_model|language_model\.model)\.", prefix, name)
@@ -166,7 +173,10 @@ def test_gpt2_as_it_lies_on_the_hub(tmp_path):
     path = pair.folder / "model.safetensors"
     weights = {name.removeprefix("transformer."): value for name, value in load_file(path).items()}
     for i in range(4):
-        weights |= {f"h.{i}.attn.bias": np.ones((1, 1, 8, 8), np.float32), f"h.{i}.attn.masked_bias": np.float32([-1e4])}
+        weights |= {
+            f"h.{i}.attn.bias": np.ones((1, 1, 8, 8), np.float32),
+            f"h.{i}.attn.masked_bias": np.float32([-1e4]),
+        }
     save_file(weights, path)
     jax.tree.map(np.testing.assert_array_equal, from_hf(pair.folder), pair.params)
 

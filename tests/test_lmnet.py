@@ -14,7 +14,7 @@ from jaxcomm.flops import blocks_flops, generation_flops, head_flops
 from jaxcomm.generate import left_pad
 from jaxcomm.model import Params, check_layer, embed, final_norm, positions_of, run_blocks, unembed
 from jaxcomm.model import init as init_model
-from jaxcomm.sharding import data_mesh, fsdp_shardings
+from jaxcomm.sharding import fsdp_shardings, local_mesh
 
 from conftest import assert_close, make_checkpoint, prompts, read, write
 
@@ -183,7 +183,7 @@ def test_flops_equal_the_compilers_count(llama):
 
 
 def test_cut_over_devices_the_logits_are_the_same(llama):
-    network, mesh = networks(llama), data_mesh(4)
+    network, mesh = networks(llama), local_mesh(4)
     placed = jax.device_put(network, fsdp_shardings(network, mesh))
     cut = [a for a in jax.tree.leaves(placed) if not a.sharding.is_fully_replicated]
     assert sum(a.size for a in cut) > 0.9 * lmnet.size(network)

@@ -25,7 +25,7 @@ from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.training import batches, manager, train
 from jaxcomm.evals.pair import folder
 from jaxcomm.model import forward, init
-from jaxcomm.sharding import data_mesh
+from jaxcomm.sharding import local_mesh
 from jaxcomm.training import Batch, Everything, begin, losses, make_optimizer, make_step, pack
 
 from conftest import assert_close, make_checkpoint
@@ -128,7 +128,7 @@ def test_accumulated_rematerialised_and_spread_over_devices_a_step_is_the_same(t
     whole, want = step(one_batch(rows=8))
     parts = jax.tree.map(lambda a: a.reshape(4, 2, -1), one_batch(rows=8))
     others = [
-        step(one_batch(rows=8), **how) for how in ({"remat": "products"}, {"remat": "all"}, {"mesh": data_mesh(4)})
+        step(one_batch(rows=8), **how) for how in ({"remat": "products"}, {"remat": "all"}, {"mesh": local_mesh(4)})
     ]
     assert float(want["norm"]) > 0.1
     for got, metrics in (step(parts), *others):

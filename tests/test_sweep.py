@@ -186,7 +186,7 @@ def test_eight_devices_say_what_one_says(llama, asked, whole):
         np.testing.assert_array_equal(scored.exact, whole[1].exact[..., rows])
         assert_close(scored.logprobs, whole[1].logprobs[..., rows, :], "logprobs", 1e-4)
     plan = Plan(p, p, ta[:4], tb[:4], ks=(1,), js=(1,))
-    assert plan.mesh.devices.shape == (4, 2, 1)
+    assert plan.mesh.devices.shape == (4, 2, 1, 1)
 
 
 @pytest.mark.parametrize("layout", ["stacked", "unrolled"])

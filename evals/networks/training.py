@@ -32,7 +32,7 @@ from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.texts import Source
 from jaxcomm.evals.play import write_whole
 from jaxcomm.model import Params
-from jaxcomm.sharding import data_mesh, fsdp_shardings
+from jaxcomm.sharding import fsdp_shardings, local_mesh
 from jaxcomm.training import Batch, State, begin, make_optimizer, make_step, pack
 
 KEPT = 2
@@ -112,7 +112,8 @@ def laid_out(layout: Callable[[Params], Params], tree: Any) -> Any:
 def check(recipe: Recipe, trained: Any, positions: int) -> Mesh | None:
     """The devices to train on. ValueError: nothing to train, rows longer than the model's positions, or that do not spread over
     the devices."""
-    mesh = data_mesh(recipe.fsdp)
+    mesh = local_mesh(recipe.fsdp)
+    mesh = mesh if mesh.size > 1 else None
     if not jax.tree.leaves(trained):
         raise ValueError("there is nothing to train on the edges: choose other widths or edges, or train all")
     if recipe.columns > positions:

@@ -18,6 +18,7 @@ from jaxcomm.model import check_layer
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie
 from jaxcomm.protocols.base import Reply, Shared, Spent, Turn, dropped, hear, share
 from jaxcomm.protocols.debate import Panel, lookup
+from jaxcomm.sharding import by_rows, deliver
 
 Control = Literal["unrelated", "shuffled", "zero", "noise", "self"]
 """What B gets instead of A's activation: A's on an unrelated sentence, A's of another game, zeros, Gaussian noise of
@@ -52,7 +53,8 @@ def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], where: Where) -> Share
     """Where all tokens are edited, what prompts have in common is too, so it is not read apart."""
     if where == "last":
         return share(agent, rows)
-    return Shared(*left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions)), ())
+    prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
+    return Shared(*by_rows(agent.params, prompts), ())
 
 
 def activation(
@@ -111,7 +113,9 @@ def activation(
         # Seeds of their own: not those of other senders, nor of the answers.
         own_seed = vary(seed, 1001 + n)
         heard.append(
-            _send_all(sender, prompts, int(layer), where, think=think, until=until, sampling=sampling, seed=own_seed)
+            _send_all(
+                sender, prompts, int(layer), where, b.params, think=think, until=until, sampling=sampling, seed=own_seed
+            )
         )
         fit = graft_flops(sender.params.config, b.params.config, matrix is not None)
         for i, row in enumerate(heard[-1].rows):
@@ -164,8 +168,9 @@ class _Sent(NamedTuple):
 
 
 def _send_all(
-    sender: Agent, prompts: Sequence[Prompt], layer: int, where: Where, *, think: int, until, sampling, seed
+    sender: Agent, prompts: Sequence[Prompt], layer: int, where: Where, home, *, think: int, until, sampling, seed
 ) -> _Sent:
+    """What arrives where the model `home` lives."""
     rows, thoughts, config = sender.rows(prompts), [], sender.params.config
     spent = [Spent(0, len(row), 0, lost) for row, lost in zip(rows, dropped(sender, prompts, rows), strict=True)]
     if think:
@@ -173,7 +178,7 @@ def _send_all(
         rows = [_thought(sender, row, reply) for row, reply in zip(rows, said, strict=True)]
         thoughts, spent = [reply.text for reply in said], [reply.spent for reply in said]
     tokens, mask, past = _lay_out(sender, rows, where)
-    message = _send(sender.params, tokens, layer, mask=mask, past=past, where=where)
+    message = deliver(_send(sender.params, tokens, layer, mask=mask, past=past, where=where), home)
     reading = [Spent(blocks_flops(config, len(row), blocks=layer)) for row in rows]
     return _Sent(message, rows, thoughts, [x + y for x, y in zip(spent, reading, strict=True)])
 

@@ -16,6 +16,7 @@ from jaxcomm.cache import KVCache
 from jaxcomm.flops import generation_flops, scoring_flops
 from jaxcomm.generate import Generation, Sampling, begin, bucket, go_on, left_pad, score
 from jaxcomm.model import prefill
+from jaxcomm.sharding import by_rows
 
 STEP = 16
 """Tokens between two looks at the text, where there are stop strings."""
@@ -99,8 +100,8 @@ class Scored:
 class Shared(NamedTuple):
     """Prompts as arrays: tokens and mask [B, P], left-padded, and what all of them begin with, already read."""
 
-    tokens: np.ndarray
-    mask: np.ndarray
+    tokens: Any
+    mask: Any
     past: tuple[KVCache, ...]
 
 
@@ -113,7 +114,7 @@ def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Shared:
     if common >= SHARED and len(rows) > 1:
         tokens, mask = left_pad([first[:common]], bucket(common, limit))
         past, rows = (prefill_rows(agent.params, tokens, mask=mask)[1],), [row[common:] for row in rows]
-    return Shared(*left_pad(rows, bucket(max(map(len, rows)), limit)), past)
+    return Shared(*by_rows(agent.params, left_pad(rows, bucket(max(map(len, rows)), limit))), past)
 
 
 @dataclasses.dataclass(frozen=True)
