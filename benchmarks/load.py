@@ -46,7 +46,7 @@ def write_checkpoint(folder: Path, preset: str, shards: int, **changes: int) -> 
 
     from jaxcomm.converters import FAMILIES
     from jaxcomm.converters.families import Values
-    from jaxcomm.converters.hf import _abstract, _leaf
+    from jaxcomm.converters.hf import _leaf, abstract_params
 
     kind, values = PRESETS[preset]
     config = transformers.AutoConfig.for_model(kind, **values | changes)
@@ -54,7 +54,7 @@ def write_checkpoint(folder: Path, preset: str, shards: int, **changes: int) -> 
     family = FAMILIES[kind]
     ours = family.read(Values(config.to_dict()))
     shapes: dict[str, tuple[int, ...]] = {}
-    for path, abstract in jax.tree_util.tree_leaves_with_path(_abstract(ours)):
+    for path, abstract in jax.tree_util.tree_leaves_with_path(abstract_params(ours)):
         leaf = _leaf(family, family.roots[0], path, abstract.shape)
         shape = leaf.stored.shape(leaf.shape[leaf.numbered :], ours)
         shapes |= {leaf.name(number): shape for number in np.ndindex(leaf.shape[: leaf.numbered])}

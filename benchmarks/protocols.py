@@ -26,7 +26,7 @@ import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from jaxcomm.converters import agent_from_hf
+from jaxcomm.converters import load_agent
 from jaxcomm.evals import evaluate
 from jaxcomm.evals.harness import Arm, Decoding, ProtocolLM
 from jaxcomm.evals.pair import folder
@@ -117,7 +117,7 @@ def timed(lm: Any, asked: list[Instance]) -> tuple[float, Any]:
 
 def beside_hf(path: Path, show: Callable[[str], None]) -> None:
     theirs = HFLM(pretrained=str(path), device="cpu", dtype="float32", batch_size=BATCH)
-    b = agent_from_hf(path, name="b")
+    b = load_agent(path, name="b")
     peak = products()
     show(
         f"\nOne model, {SHAPE['num_hidden_layers']} layers, width {SHAPE['hidden_size']}, vocabulary {SHAPE['vocab_size']}, float32, batch {BATCH}, {THREADS} threads: requests per second, median of {ROUNDS} rounds side by side"
@@ -158,7 +158,7 @@ def beside_hf(path: Path, show: Callable[[str], None]) -> None:
 
 def protocols(show: Callable[[str], None]) -> None:
     """The embedded pair, b with itself, on Countries; the second of two runs, so nothing is compiled in it."""
-    b = agent_from_hf(folder("b"), name="b")
+    b = load_agent(folder("b"), name="b")
     asked = evaluate.Asked(
         tasks=("countries", "countries_choice"), k=(4,), j=1, temperatures=(0.1, 0.4), form="plain",
         tell="{message} {prompt}", max_message_tokens=24, controls=("zero",),

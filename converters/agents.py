@@ -1,4 +1,4 @@
-"""A whole agent from a checkpoint folder or hub id: weights, tokenizer, and the tokens it stops at."""
+"""A whole agent from a checkpoint, in either form: weights, tokenizer, and the tokens it stops at."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxcomm.agent import Agent
-from jaxcomm.converters.hf import from_hf, locate
+from jaxcomm.config import ModelConfig
+from jaxcomm.converters import checkpoints
+from jaxcomm.converters.hf import from_hf, locate, read_config
+from jaxcomm.int8 import quantise
 
 
-def agent_from_hf(
+def load_agent(
     path_or_hub_id: str | Path,
     dtype=jnp.float32,
     *,
@@ -20,16 +24,25 @@ def agent_from_hf(
     name: str | None = None,
     unroll: bool | None = None,
     max_positions: int | None = None,
+    mesh: Mesh | None = None,
+    int8: bool = False,
 ) -> Agent:
-    """Stop tokens come from generation_config.json (where instruct checkpoints list several), else config.json, else
-    the tokenizer. `unroll` is the layout of the layers (see `jaxcomm.model`); by default they are unrolled on CPU, which
-    decodes faster and compiles longer. `max_positions`: as `from_hf`'s.
+    """Of a Hugging Face folder or hub id (`from_hf`), or of a folder that `jaxcomm convert` has written (`checkpoints.load`).
 
-    FileNotFoundError, ConnectionError, ValueError: as `from_hf`, or no usable tokenizer, or one that does not fit.
+    Stop tokens come from generation_config.json (where instruct checkpoints list several), else config.json, else
+    the tokenizer. `unroll` is the layout of the layers (see `jaxcomm.model`); by default they are unrolled on CPU, which
+    decodes faster and compiles longer. `max_positions`, `mesh`: as `from_hf`'s. `int8`: matrices are quantised once they are
+    read (`jaxcomm.int8`).
+
+    FileNotFoundError, ConnectionError, ValueError: as theirs, or no usable tokenizer, or one that does not fit.
     """
-    folder = locate(path_or_hub_id)
     unroll = jax.default_backend() == "cpu" if unroll is None else unroll
-    params = from_hf(folder, dtype, unroll=unroll, max_positions=max_positions)
+    saved = checkpoints.is_saved(path_or_hub_id)
+    folder = Path(path_or_hub_id) if saved else locate(path_or_hub_id)
+    read = checkpoints.load if saved else from_hf
+    params = read(folder, dtype, unroll=unroll, max_positions=max_positions, mesh=mesh)
+    if int8:
+        params = quantise(params)
     import transformers
 
     try:
@@ -38,7 +51,15 @@ def agent_from_hf(
         raise ValueError(
             f"{folder} has no usable tokenizer ({type(error).__name__}): it needs tokenizer.json"
         ) from error
-    return Agent(params, tokenizer, _stop_tokens(folder, tokenizer), name or Path(path_or_hub_id).name, chat)
+    stops = tuple(checkpoints.read_record(folder)["stop_tokens"]) if saved else _stop_tokens(folder, tokenizer)
+    return Agent(params, tokenizer, stops, name or Path(path_or_hub_id).name, chat)
+
+
+def architecture(path_or_hub_id: str | Path) -> ModelConfig:
+    """Of a checkpoint in either form; its weights are not read."""
+    if checkpoints.is_saved(path_or_hub_id):
+        return checkpoints.config_of(checkpoints.read_record(Path(path_or_hub_id)), Path(path_or_hub_id))
+    return read_config(locate(path_or_hub_id))[1]
 
 
 def _stop_tokens(folder: Path, tokenizer) -> tuple[int, ...]:

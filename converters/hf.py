@@ -31,6 +31,7 @@ from jaxcomm.model import Params, init
 from jaxcomm.sharding import shardings
 
 SHARD_BYTES = 5 * 10**9
+MAX_LAYERS = 10_000
 
 
 def locate(path_or_hub_id: str | Path) -> Path:
@@ -72,6 +73,11 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
         raise ValueError(f"{path} is not a JSON object: {error}") from error
     if kind not in FAMILIES:
         raise ValueError(f"{path}: architecture {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
+    for values in (raw, raw.get("text_config")):
+        for key in ("num_hidden_layers", "n_layer"):
+            layers = values.get(key, 1) if isinstance(values, dict) else 1
+            if not isinstance(layers, int) or not 0 < layers <= MAX_LAYERS:  # config classes make lists of so many
+                raise ValueError(f"{path}: config key {key} = {layers!r} is no number of layers")
     import transformers  # heavy: imported by whoever loads a checkpoint, not by `import jaxcomm`
 
     try:
@@ -114,7 +120,7 @@ def _leaf(family: Family, root: str, path: tuple, shape: tuple[int, ...]) -> _Le
 
 
 @functools.cache
-def _abstract(config: ModelConfig, unroll: bool = False) -> Params:
+def abstract_params(config: ModelConfig, unroll: bool = False) -> Params:
     """Shapes of a model, without making one."""
     made = lambda: init(jax.random.key(0), config)
     return jax.eval_shape(lambda: made().unroll() if unroll else made())
@@ -133,7 +139,7 @@ class _Source:
             config = dataclasses.replace(config, tied_head=False)
         self.config = config
         seen = {family.head} if config.tied_head else set()
-        for path, abstract in jax.tree_util.tree_leaves_with_path(_abstract(config)):
+        for path, abstract in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
             leaf = _leaf(family, self.root, path, abstract.shape)
             shape = leaf.stored.shape(leaf.shape[leaf.numbered :], config)
             for number in np.ndindex(leaf.shape[: leaf.numbered]):
@@ -180,7 +186,7 @@ class _Source:
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 
 
-def _reaching(config: ModelConfig, positions: int) -> ModelConfig:
+def reaching(config: ModelConfig, positions: int) -> ModelConfig:
     """The same for texts of so many positions."""
     most = max(config.max_positions, *(rope.reach for rope in config.ropes))
     if not 0 < positions <= most or (config.learned_positions and positions != most):
@@ -209,10 +215,10 @@ def from_hf(
     folder = locate(path_or_hub_id)
     family, config = read_config(folder)
     if max_positions is not None:
-        config = _reaching(config, max_positions)
+        config = reaching(config, max_positions)
     source, dtype = _Source(folder, family, config), np.dtype(dtype)
     config = source.config
-    abstract = _abstract(config, unroll)
+    abstract = abstract_params(config, unroll)
     leaves = jax.tree_util.tree_leaves_with_path(abstract)
     placed = jax.tree.leaves(shardings(abstract, mesh)) if mesh is not None else [None] * len(leaves)
     bar = tqdm.tqdm(
@@ -236,7 +242,7 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> Family:
             continue
         try:
             values = transformers.AutoConfig.for_model(family.model_type, **family.write(config)).to_dict()
-            if _reaching(family.read(Values(values)), config.max_positions) == config:
+            if reaching(family.read(Values(values)), config.max_positions) == config:
                 return family
         except Exception:  # a family that cannot say it; transformers' strict configs have error types of their own
             continue
@@ -256,7 +262,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         yield unfinished
         unfinished.chmod(0o755)
         for file in unfinished.iterdir():
-            file.chmod(0o644)
+            file.chmod(0o755 if file.is_dir() else 0o644)
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

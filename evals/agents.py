@@ -8,25 +8,31 @@ import jax
 import jax.numpy as jnp
 
 from jaxcomm.agent import Agent
-from jaxcomm.converters import agent_from_hf
+from jaxcomm.converters import load_agent
 from jaxcomm.evals import pair
 from jaxcomm.evals.networks import folders
+from jaxcomm.sharding import local_mesh
 
 
-def load(*names: str, dtype: str = "float32", chat: bool = False, layers: bool = False) -> list[Agent]:
+def load(*names: str, dtype: str = "float32", chat: bool = False, layers: bool = False, tensor: int = 1) -> list[Agent]:
     """An agent for every name, the same for the same. layers: they are worked on layer by layer (stacked; networks cannot be).
+    tensor: their weights are cut over so many of this process' devices; int8: their matrices are quantised (networks' cannot be).
 
-    ValueError, OSError: `agent_from_hf`'s, `folders.load`'s.
+    ValueError, OSError: `load_agent`'s, `folders.load`'s.
     """
 
     def read(name: str) -> Agent:
         if folders.is_network(name):
             if layers:
                 raise ValueError(f"{name} is a network, which has no layers to be split at: name a single model")
+            if tensor > 1 or int8:
+                raise ValueError(f"{name} is a network, whose weights stay as they are: leave out --tensor and --int8")
             return network(name, dtype=dtype, chat=chat)
         path = pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name
-        return agent_from_hf(path, getattr(jnp, dtype), chat=chat, name=name, unroll=False if layers else None)
+        how = dict(chat=chat, name=name, unroll=False if layers else None, mesh=mesh, int8=int8)
+        return load_agent(path, getattr(jnp, dtype), **how)
 
+    mesh = None if tensor == 1 else local_mesh(tensor=tensor)
     agents = {name: read(name) for name in dict.fromkeys(names)}
     return [agents[name] for name in names]
 

@@ -40,7 +40,7 @@ class Play:
     """
 
     a: str
-    """Sender: a checkpoint folder, a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     game: Literal["countries", "tip_sheets"] = "countries"
@@ -73,6 +73,12 @@ class Play:
     """Message only: how much A may write."""
     max_new_tokens: int = 16
     dtype: Literal["float32", "bfloat16"] = "float32"
+    tensor: int = 1
+    """Cut every weight matrix over so many devices; the rest share the questions."""
+    int8: bool = False
+    """Keep weight matrices in 8 bits (needs jaxcomm[int8])."""
+    cluster: str | None = None
+    """Several processes, each with its share: auto (TPU pods, Slurm), or HOST:PORT,COUNT,INDEX."""
     json: Path | None = None
     """Write one JSON line with the result here."""
     items: Path | None = None
@@ -81,11 +87,13 @@ class Play:
     def run(self) -> None:
         import rich
 
+        from jaxcomm.evals import processes
         from jaxcomm.evals.agents import load
         from jaxcomm.evals.games import GAMES
         from jaxcomm.evals.play import check_file, play, write_lines
         from jaxcomm.generate import Sampling
 
+        processes.join(self.cluster)
         check_file(self.json)
         check_file(self.items)
         settings = {}
@@ -109,7 +117,7 @@ class Play:
                 raise ValueError("activation needs --k (A's layer) and --j (B's layer)")
             settings = dict(k=self.k, j=self.j, graft=self.graft, control=self.control)
 
-        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat)
+        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, tensor=self.tensor, int8=self.int8)
         games = GAMES[self.game](self.seed, names=self.names, **({} if self.n is None else {"n": self.n}))
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
         outcome = play(
@@ -118,12 +126,14 @@ class Play:
             self.protocol,
             a,
             b,
-            drawn={"games_seed": self.seed, "names": self.names},
+            drawn={"games_seed": self.seed, "names": self.names, "int8": self.int8},
             max_new_tokens=self.max_new_tokens,
             sampling=sampling,
             seed=self.seed,
             **settings,
         )
+        if not processes.first():
+            return
         result = outcome.summary()
         rich.print(result)
         if self.json is not None:
@@ -141,7 +151,7 @@ class Sweep:
     """
 
     a: str
-    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a hub id, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     out: Path
@@ -171,16 +181,23 @@ class Sweep:
     memory: float | None = None
     """GiB a device may use beside the weights; default: what is free where the device tells, else 1."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    tensor: int = 1
+    """Cut every weight matrix over so many devices; the rest share the questions."""
+    int8: bool = False
+    """Keep weight matrices in 8 bits (needs jaxcomm[int8])."""
+    cluster: str | None = None
+    """Several processes, each with its share: auto (TPU pods, Slurm), or HOST:PORT,COUNT,INDEX."""
 
     def run(self) -> None:
-        from jaxcomm.evals import sweeps
+        from jaxcomm.evals import processes, sweeps
         from jaxcomm.evals.agents import load
 
+        processes.join(self.cluster)
         if self.into is not None and self.text is None:
             raise ValueError("--into says where W maps to: it needs --text to fit W on")
         if self.decode is not None and self.decode < 1:
             raise ValueError(f"--decode {self.decode}: it must be at least 1")
-        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, layers=True)
+        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, layers=True, tensor=self.tensor, int8=self.int8)
         asked = sweeps.Asked(
             games=self.games,
             ks=tuple(sorted(self.ks)) if self.ks is not None else tuple(sweeps.layers(a)),
@@ -194,7 +211,7 @@ class Sweep:
             names=self.names,
             memory=None if self.memory is None else int(self.memory * 2**30),
         )
-        recorded = {"a": self.a, "b": self.b, "chat": self.chat, "dtype": self.dtype}
+        recorded = {"a": self.a, "b": self.b, "chat": self.chat, "dtype": self.dtype, "int8": self.int8}
         sweeps.run(asked, a, b, self.out, resume=self.resume, command=command_line(self), recorded=recorded)
 
 
@@ -206,7 +223,7 @@ class Eval:
     """
 
     a: str
-    """Sender: a checkpoint folder, a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, who answers; likewise."""
     tasks: str
@@ -290,6 +307,10 @@ class Eval:
     chat: bool = False
     """Put prompts through each agent's chat template."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    tensor: int = 1
+    """Cut every weight matrix over so many devices; the rest share the questions."""
+    int8: bool = False
+    """Keep weight matrices in 8 bits (needs jaxcomm[int8])."""
 
     def run(self) -> None:
         import rich.console
@@ -306,14 +327,14 @@ class Eval:
         asked = evaluate.Asked(**fields | {"tasks": names, "data": paths})
         evaluate.check(asked, 1 + len(self.others), None if self.map is None else ())
         who = (self.a, self.b, self.judge or self.b, *self.others)
-        a, b, judge, *others = load(*who, dtype=self.dtype, chat=self.chat)
+        a, b, judge, *others = load(*who, dtype=self.dtype, chat=self.chat, tensor=self.tensor, int8=self.int8)
         W = fitted = None
         if self.map is not None and "activation-w" in self.protocols:
             fitted = maps.load(self.map, a, b)
             layer: Any = self.j if self.into is None else self.into
             W = [fitted.at(self.k[0], layer)]
         recorded = {"a": self.a, "b": self.b, "others": self.others, "judge": self.judge or self.b}
-        recorded |= {"chat": self.chat, "dtype": self.dtype, "into": self.into}
+        recorded |= {"chat": self.chat, "dtype": self.dtype, "int8": self.int8, "into": self.into}
         recorded |= {"W": None if fitted is None else {"recipe": fitted.recipe, "text": fitted.text}}
         how: dict[str, Any] = dict(resume=self.resume, command=command_line(self), recorded=recorded)
         how |= dict(maps=W, judge=judge)
@@ -383,7 +404,7 @@ class FitMap:
     """
 
     a: str
-    """Sender: a checkpoint folder, a hub id, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a hub id, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     ks: tuple[int, ...]
@@ -416,7 +437,7 @@ class FitMap:
 
         maps.check_new(self.out)
         text = sentences(self.text, self.n, seed=self.seed)
-        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, layers=True)
+        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, layers=True, tensor=self.tensor, int8=self.int8)
         at = dict(ks=self.ks, js=self.js)
         on = lambda function, **more: function(a.params, b.params, read_both(a, b, text), **at, **more)
         fits = {"ridge": on(fit_maps), "gradient": on(train_maps, key=jax.random.key(self.seed))}
@@ -429,27 +450,33 @@ class FitMap:
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Read a checkpoint, check every tensor, and write it again as a Hugging Face folder of another dtype.
+    """Read a checkpoint, check every tensor, and write it again: as JAX keeps models (Orbax), which every command takes, or as a
+    Hugging Face folder.
 
     Example: jaxcomm convert meta-llama/Llama-3.2-3B-Instruct --out llama-bf16 --dtype bfloat16
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """A checkpoint folder or hub id."""
+    """A checkpoint folder in either form, or a hub id."""
     out: Path
     """New folder; it must not exist."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    to: Literal["orbax", "hf"] = "orbax"
+    """orbax: read in parallel, straight to where it stays; hf: safetensors, for transformers."""
+    max_positions: int | None = None
+    """How long texts may be; default: as long as the config says, with longrope as its short numbers serve."""
 
     def run(self) -> None:
         import jax.numpy as jnp
         import rich
 
-        from jaxcomm.converters import agent_from_hf, to_hf
+        from jaxcomm.converters import load_agent, save, to_hf
 
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists: choose another folder, or remove it first")
-        agent = agent_from_hf(self.source, getattr(jnp, self.dtype))
-        to_hf(agent.params, self.out, tokenizer=agent.tokenizer, stop_tokens=agent.stop_tokens)
+        agent = load_agent(self.source, getattr(jnp, self.dtype), unroll=False, max_positions=self.max_positions)
+        write = save if self.to == "orbax" else to_hf
+        write(agent.params, self.out, tokenizer=agent.tokenizer, stop_tokens=agent.stop_tokens)
         rich.print(f"{self.source} -> {self.out}, {self.dtype}: {agent.params.config}")
 
 

@@ -12,7 +12,7 @@ import rich.table
 
 from jaxcomm.communicate import read_prompt, resume, send
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.converters.hf import locate, read_config
+from jaxcomm.converters.agents import architecture
 from jaxcomm.evals import pair
 from jaxcomm.flops import blocks_flops, generation_flops, graft_flops, paper_activation, paper_message
 from jaxcomm.generate import begin, go_on
@@ -32,8 +32,7 @@ def shape(name: str) -> ModelConfig:
     """The architecture of one of `SHAPES`, of the embedded pair, or of a checkpoint (its weights are not read)."""
     if name in SHAPES:
         return SHAPES[name]
-    folder = pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else locate(name)
-    return read_config(folder)[1]
+    return architecture(pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name)
 
 
 @dataclasses.dataclass(frozen=True)

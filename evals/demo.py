@@ -15,7 +15,7 @@ import rich
 import rich.table
 
 from jaxcomm.agent import Agent
-from jaxcomm.converters import agent_from_hf
+from jaxcomm.converters import load_agent
 from jaxcomm.evals import figures
 from jaxcomm.evals.games import GAMES, Item
 from jaxcomm.evals.pair import folder
@@ -96,7 +96,7 @@ class Results:
 def play_everything() -> Results:
     """B alone and with everything to read; then B -> B and A -> B: the layers chosen on other games, every graft at
     these layers, every control."""
-    a, b = (agent_from_hf(folder(name), name=name, unroll=False) for name in ("a", "b"))
+    a, b = (load_agent(folder(name), name=name, unroll=False) for name in ("a", "b"))
     results = Results(a, b)
     draws = {game: draw(game) for game in GAMES}
 

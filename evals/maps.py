@@ -20,7 +20,8 @@ import rich.console
 import rich.table
 
 from jaxcomm.agent import Agent
-from jaxcomm.evals.runs import fingerprint, surroundings
+from jaxcomm.evals.runs import surroundings
+from jaxcomm.fingerprint import fingerprint
 from jaxcomm.mapping import HELD_OUT, Maps, Similarity
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxcomm.agent import Agent
+from jaxcomm.agent import Agent, vary
+from jaxcomm.evals import processes
 from jaxcomm.evals.games import Item
 from jaxcomm.evals.scores import Interval, accuracy, exact_match, normalised_match
 from jaxcomm.generate import Sampling
@@ -95,13 +97,19 @@ def play(
     seed: int = 0,
     **settings,
 ) -> Outcome:
-    """Every item once. `settings` go to the protocol (`jaxcomm.protocols`); `drawn` says how items and W came about and
-    is kept with the result, as are the settings."""
-    start, how = time.perf_counter(), dict(sampling=sampling, seed=seed)
-    turn = PROTOCOLS[protocol](a, b, [i.prompt_a for i in items], [i.prompt_b for i in items], **how, **settings)
-    replies = turn.write(max_new_tokens, **how)
+    """Every item once, by whichever process (`evals.processes`). `settings` go to the protocol (`jaxcomm.protocols`);
+    `drawn` says how items and W came about and is kept with the result, as are the settings. Of several processes each has
+    draws of its own, and the control shuffled stays within its share."""
+    start, how = time.perf_counter(), dict(sampling=sampling, seed=vary(seed, jax.process_index()))
+    if len(items) < jax.process_count():
+        raise ValueError(f"{len(items)} games for {jax.process_count()} processes: each needs at least one")
+    own = processes.mine(items)
+    turn = PROTOCOLS[protocol](a, b, [i.prompt_a for i in own], [i.prompt_b for i in own], **how, **settings)
+    replies = processes.together(turn.write(max_new_tokens, **how))
     seconds = time.perf_counter() - start
     kept = dict(drawn) | {"chat": b.chat, "dtype": b.params.dtype.name}
+    if jax.process_count() > 1:
+        kept["processes"] = jax.process_count()
     if protocol == "activation":
         kept |= {"graft": "replace", "where": "last", "mapped": settings.pop("W", None) is not None}
     if sampling:

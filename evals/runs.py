@@ -27,26 +27,7 @@ import pyarrow.parquet as pq
 
 from jaxcomm.agent import Agent
 from jaxcomm.evals.play import write_whole
-from jaxcomm.lmnet import Network
-from jaxcomm.model import Params
-
-
-def fingerprint(params: Params | Network) -> str:
-    """Of architecture, dtype and every weight; the same for stacked and unrolled layers."""
-    digest = hashlib.sha256(repr((params.config, params.dtype.name)).encode())
-    if isinstance(params, Network):
-        digest.update("".join(map(fingerprint, params.models)).encode())
-        for leaf in jax.tree.leaves((params.edges, params.joints)):
-            digest.update(np.asarray(leaf).tobytes())
-        return digest.hexdigest()[:16]
-    blocks = params.blocks if params.unrolled else None
-    for i in range(params.config.layers):
-        layer = blocks[i] if blocks else jax.tree.map(lambda a, i=i: a[i], params.blocks)
-        for leaf in jax.tree.leaves(layer):
-            digest.update(np.asarray(leaf).tobytes())
-    for leaf in jax.tree.leaves((params.embed, params.positions, params.norm, params.head)):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+from jaxcomm.fingerprint import fingerprint
 
 
 def agent_fingerprint(agent: Agent) -> str:

@@ -26,12 +26,13 @@ import rich.table
 import tqdm
 
 from jaxcomm.agent import Agent
-from jaxcomm.evals import figures
+from jaxcomm.evals import figures, processes
 from jaxcomm.evals.games import GAMES, Item
 from jaxcomm.evals.play import play
-from jaxcomm.evals.runs import RunFolder, fingerprint, parquet, surroundings
+from jaxcomm.evals.runs import RunFolder, parquet, surroundings
 from jaxcomm.evals.scores import Interval, accuracy, difference, exact_match, sign_flip
 from jaxcomm.evals.sentences import read_both, sentences
+from jaxcomm.fingerprint import fingerprint
 from jaxcomm.generate import Generation
 from jaxcomm.mapping import HELD_OUT, Maps, fit_maps
 from jaxcomm.model import check_layer
@@ -188,16 +189,19 @@ def _compiling() -> list[float]:
 
 
 def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[str, Sequence[Item]]) -> None:
-    """Every chunk that is not in the folder yet. The time left is the work left at the median speed of the
+    """Every chunk that is not in the folder yet and is this process' to do. The time left is the work left at the median speed of the
     chunks of its kind that this process has done, compiling not counted; "?" while a kind has none."""
     every = [(task, i, chunk) for task in tasks for i, chunk in enumerate(task.plan.chunks)]
     work = {(t.game, t.kind, i): t.plan.work(chunk) for t, i, chunk in every}
-    todo = [(t, i, chunk) for t, i, chunk in every if not folder.done(t.name(i))]
+    todo = processes.mine([(t, i, chunk) for t, i, chunk in every if not folder.done(t.name(i))])
     left, paces, compiling = collections.Counter(), collections.defaultdict(list), _compiling()
     for task, i, _ in todo:
         left[task.kind] += work[task.game, task.kind, i]
     bar = tqdm.tqdm(
-        total=len(every), initial=len(every) - len(todo), bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} chunks{postfix}"
+        total=len(every),
+        initial=len(every) - len(todo),
+        disable=not processes.first(),
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} chunks{postfix}",
     )
     with bar:
         for task, i, chunk in todo:
@@ -218,7 +222,8 @@ def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[s
 def run(
     asked: Asked, a: Agent, b: Agent, out: Path, *, resume: bool, command: str, recorded: Mapping[str, Any]
 ) -> None:
-    """Sweeps, keeps every finished chunk, then writes results.parquet, the pictures, sweep.html and report.txt.
+    """Sweeps, keeps every finished chunk, then writes results.parquet, the pictures, sweep.html and report.txt. Of several
+    processes each does its share of the chunks, in one folder that all of them see.
 
     recorded: what else makes this run what it is; command: what to type to run it again. ValueError, OSError:
     `RunFolder`'s, before anything is computed.
@@ -249,20 +254,27 @@ def run(
     config = dataclasses.asdict(asked) | dict(recorded)
     config |= {"sentences_sha256": hashlib.sha256(repr(sentences).encode()).hexdigest()}
     config |= {"fingerprint_a": fingerprint(a.params), "fingerprint_b": fingerprint(b.params), **surroundings()}
-    folder = RunFolder(out, config, sizes, command=command, resume=resume)
+    if processes.first():
+        folder = RunFolder(out, config, sizes, command=command, resume=resume)
+    processes.wait("the folder is there")
+    if not processes.first():
+        folder = RunFolder(out, config, sizes, command=command, resume=True)
 
     into = asked.js if asked.into is None else (asked.into,)
-    maps = {
-        game: folder.arrays(f"maps-{game}", lambda text=text: vars(fit(a, b, text, asked.ks, into)))["W"]
-        for game, text in sentences.items()
-        if text is not None
-    }
+    fitted = lambda game, text: folder.arrays(f"maps-{game}", lambda: vars(fit(a, b, text, asked.ks, into)))["W"]
+    texts = {game: text for game, text in sentences.items() if text is not None}
+    maps = {game: fitted(game, text) for game, text in texts.items()} if processes.first() else {}
+    processes.wait("the maps are there")
+    maps = maps or {game: fitted(game, text) for game, text in texts.items()}
     tasks = [
         Task(g, kind, plan_for(g, kind, maps=maps.get(g), sizes=Sizes(*folder.plan[f"{g} {kind}"])))
         for g, kind in itertools.product(asked.games, kinds)
     ]
     compute(folder, tasks, b, items)
-    report(folder, tasks, asked, a, b, items, maps)
+    processes.wait("all chunks are there")
+    if processes.first():
+        report(folder, tasks, asked, a, b, items, maps)
+    processes.wait("the report is there")
 
 
 # Reporting ----------------------------------------------------------------------------------------------------------

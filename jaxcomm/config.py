@@ -10,6 +10,7 @@ Shape letters, used in every annotation and einsum of the library:
 """
 
 import dataclasses
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -56,6 +57,26 @@ class Rope:
     """longrope: of a model of more positions."""
     reach: int = 0
     """longrope: how many positions the long numbers were trained for."""
+
+    def __post_init__(self):
+        for name in (
+            "theta",
+            "share",
+            "scale",
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "beta_fast",
+            "beta_slow",
+        ):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"rope {name} = {getattr(self, name)}: it must be a positive number")
+        if self.original_positions < 1 or (self.kind == "yarn" and self.theta <= 1):
+            raise ValueError(f"rope of {self.original_positions} positions and theta {self.theta} does not turn")
+        if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(f"rope low_freq_factor {self.low_freq_factor} is not below {self.high_freq_factor}")
+        if not all(0 < number < math.inf for number in (*self.short, *self.long)):
+            raise ValueError("longrope divides by numbers that are not positive")
 
     def dims(self, head_dim: int) -> int:
         """How many dimensions of a head turn."""
@@ -113,8 +134,13 @@ class ModelConfig:
     def __post_init__(self):
         sizes = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ff", "max_positions")
         for name in sizes:
-            if not isinstance(size := getattr(self, name), int) or size < 1:
-                raise ValueError(f"{name} = {size!r}: it must be a whole number of at least 1")
+            if not isinstance(size := getattr(self, name), int) or not 1 <= size < 2**31:
+                raise ValueError(f"{name} = {size!r}: it must be a whole number from 1 to 2^31 - 1")
+        for name in ("attention_scale", "attention_softcap", "logit_softcap"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} = {value}: it must be a positive number")
+        if not 0 <= self.norm_eps < 1:
+            raise ValueError(f"norm_eps = {self.norm_eps}: it must be a small number")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.windows and len(self.windows) != self.layers:

@@ -28,7 +28,7 @@ import torch
 import transformers
 
 from jaxcomm.communicate import communicate
-from jaxcomm.converters import agent_from_hf, from_hf
+from jaxcomm.converters import from_hf, load_agent
 from jaxcomm.evals.pair import folder
 from jaxcomm.generate import generate
 from jaxcomm.model import Params, forward
@@ -206,7 +206,7 @@ def trained():
     from speakers import Speaker
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder("b"), dtype=torch.float32)
-    return Speaker(model.eval(), agent_from_hf(folder("b"), name="b", unroll=False))
+    return Speaker(model.eval(), load_agent(folder("b"), name="b", unroll=False))
 
 
 @pytest.fixture(scope="module")

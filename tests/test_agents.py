@@ -13,7 +13,7 @@ import pytest
 from jaxcomm.agent import Agent
 from jaxcomm.communicate import communicate, send
 from jaxcomm.config import ModelConfig
-from jaxcomm.converters import agent_from_hf
+from jaxcomm.converters import load_agent
 from jaxcomm.evals.games import countries
 from jaxcomm.flops import blocks_flops, generation_flops
 from jaxcomm.layers import BLOCKS
@@ -34,7 +34,7 @@ def agents(tmp_path_factory):
         make_checkpoint(folder, family, seed=7, vocab_size=len(fast), eos_token_id=1)
         fast.save_pretrained(folder)
         folders.append(folder)
-    return tuple(agent_from_hf(folder, name=name) for folder, name in zip(folders, "ab", strict=True))
+    return tuple(load_agent(folder, name=name) for folder, name in zip(folders, "ab", strict=True))
 
 
 A_READS, B_READS = ["alice is at rome .", "bob is at the paris ."], ["where is alice ?", "where is bob ?"]
@@ -107,18 +107,18 @@ def test_stop_tokens_come_from_where_the_checkpoint_lists_them(agents, tmp_path)
     from jaxcomm.evals.pair import folder
 
     copy = shutil.copytree(folder("a"), tmp_path / "copy")
-    assert agent_from_hf(copy).stop_tokens == (1,)
+    assert load_agent(copy).stop_tokens == (1,)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"eos_token_id": [1, 7]}))
-    assert agent_from_hf(copy).stop_tokens == (1, 7)
+    assert load_agent(copy).stop_tokens == (1, 7)
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5, 9]}))
-    agent = agent_from_hf(copy)
+    agent = load_agent(copy)
     assert agent.stop_tokens == (1, 5, 9)
     done = jaxcomm("convert", copy, "--out", tmp_path / "again", "--dtype", "float16", cwd=tmp_path)
-    assert done.returncode == 0 and agent_from_hf(tmp_path / "again").stop_tokens == (1, 5, 9)
+    assert done.returncode == 0 and load_agent(tmp_path / "again").stop_tokens == (1, 5, 9)
     (copy / "generation_config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"generation_config\.json is not a JSON object"):
-        agent_from_hf(copy)
+        load_agent(copy)
 
 
 def test_baselines_read_what_they_are_said_to_read(agents):

@@ -15,7 +15,7 @@ import pytest
 import transformers
 
 from jaxcomm.agent import Agent
-from jaxcomm.converters import agent_from_hf
+from jaxcomm.converters import load_agent
 from jaxcomm.evals import biographies, cost, evaluate
 from jaxcomm.evals.biographies import RULES, bullets, judged, person_scores, read_people
 from jaxcomm.evals.harness import release_programs
@@ -41,7 +41,7 @@ TEXT = dict(form="plain", tell="{message} {prompt}", max_message_tokens=24)
 
 @pytest.fixture(scope="session")
 def b() -> Agent:
-    return agent_from_hf(folder("b"), name="b")
+    return load_agent(folder("b"), name="b")
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ def test_single_models_score_as_the_harness_own_hf_backend(checkpoint, splits, t
 
     names = ("gsm8k", GEOGRAPHY, "statements", "countries_choice")
     asked = evaluate.Asked(tasks=names, data=splits, n=5, batch_size=4, few_shot=2, max_new_tokens=None)
-    lines = run(asked, agent_from_hf(checkpoint, name="b"), tmp_path / "run")
+    lines = run(asked, load_agent(checkpoint, name="b"), tmp_path / "run")
 
     tasks = {name: own[name] for name, own in load_tasks(names, splits, seed=0, n=5).items()}
     theirs = simple_evaluate(
@@ -236,7 +236,7 @@ def test_chat_prompts_reach_each_agent_in_its_own_template(checkpoint, splits, t
     template = "{% for m in messages %}" + "NAME {{ m.role }} : {{ m.content }} " + "{% endfor %}NAME assistant :"
     agents, seen = [], {"a": [], "b": []}
     for name in "ab":
-        agent = agent_from_hf(checkpoint, name=name)
+        agent = load_agent(checkpoint, name=name)
         agent.tokenizer.chat_template = template.replace("NAME", name)
         original = agent.tokenizer.encode
         agent.tokenizer.encode = lambda text, name=name, original=original, **k: (

@@ -13,7 +13,7 @@ import pytest
 from jaxcomm.evals import cli
 from jaxcomm.evals.agents import load
 from jaxcomm.evals.networks import compare, wires
-from jaxcomm.evals.runs import fingerprint
+from jaxcomm.fingerprint import fingerprint
 from jaxcomm.lmnet import Network, forward
 from jaxcomm.protocols.base import hear
 

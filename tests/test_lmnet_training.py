@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcomm import lmnet, lora
-from jaxcomm.converters import agent_from_hf
+from jaxcomm.converters import load_agent
 from jaxcomm.evals.games.world import held_out, world
 from jaxcomm.evals.networks import texts
 from jaxcomm.evals.networks.settings import Recipe
@@ -220,7 +220,7 @@ def test_weights_cut_over_devices_learn_the_same(tiny):
 
 def test_training_edges_leaves_every_vertex_as_it_was_and_halves_the_loss():
     """The sample task and the defaults, on the embedded pair: far fewer than 300 steps are needed."""
-    agent = agent_from_hf(folder("b"), unroll=False)
+    agent = load_agent(folder("b"), unroll=False)
     kept = jax.tree.map(np.array, agent.params)
     network, curve = lmnet.init(jax.random.key(0), agent.params, (1, 2, 1)), []
     recipe = Recipe(steps=24)
@@ -387,7 +387,7 @@ def test_texts_can_be_entered_anywhere(start, n):
 
 @functools.cache
 def pair_b():
-    return agent_from_hf(folder("b"), unroll=False)
+    return load_agent(folder("b"), unroll=False)
 
 
 @pytest.mark.parametrize("test", [False, True])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomm.converters import agent_from_hf
+from jaxcomm.converters import load_agent
 from jaxcomm.evals import maps, sweeps
 from jaxcomm.evals import sentences as reading
 from jaxcomm.evals.cli import FitMap
@@ -29,7 +29,7 @@ KS, JS = (2, 5), (1, 3, 4)
 
 @pytest.fixture(scope="module")
 def pair():
-    return [agent_from_hf(folder(name), name=name, unroll=False) for name in NAMES]
+    return [load_agent(folder(name), name=name, unroll=False) for name in NAMES]
 
 
 def fitted(pair) -> maps.Fitted:
@@ -95,10 +95,10 @@ def test_a_save_that_was_killed_is_not_taken_for_maps(pair, saved, tmp_path):
         import os, signal
         from pathlib import Path
         import orbax.checkpoint as ocp
-        from jaxcomm.converters import agent_from_hf
+        from jaxcomm.converters import load_agent
         from jaxcomm.evals import maps
         from jaxcomm.evals.pair import folder
-        pair = [agent_from_hf(folder(name), name=name, unroll=False) for name in "ab"]
+        pair = [load_agent(folder(name), name=name, unroll=False) for name in "ab"]
         ocp.CompositeCheckpointHandler.finalize = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         maps.save(Path({str(out)!r}), maps.load(Path({str(saved)!r}), *pair), *pair)
     """

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcomm.converters import agent_from_hf
+from jaxcomm.converters import load_agent
 from jaxcomm.evals.demo import draw, search
 from jaxcomm.evals.games import GAMES
 from jaxcomm.evals.pair import NAMES, folder
@@ -17,7 +17,7 @@ from jaxcomm.protocols import Control
 
 @pytest.fixture(scope="session")
 def pair():
-    return {name: agent_from_hf(folder(name), name=name, unroll=False) for name in NAMES}
+    return {name: load_agent(folder(name), name=name, unroll=False) for name in NAMES}
 
 
 def test_the_models_are_small_and_differ_in_width_and_depth(pair):
@@ -62,8 +62,8 @@ def test_training_text_is_batched_without_loss_on_padding():
 def test_the_command_that_made_the_models_makes_one_that_loads(tmp_path):
     with jax.numpy_dtype_promotion("standard"):  # optax's Muon adds ints to floats
         train_and_save("a", tmp_path / "a", steps=2)
-    agent = agent_from_hf(tmp_path / "a")
-    assert agent.params.config == agent_from_hf(folder("a")).params.config
-    assert agent.tokenizer.get_vocab() == agent_from_hf(folder("a")).tokenizer.get_vocab()
+    agent = load_agent(tmp_path / "a")
+    assert agent.params.config == load_agent(folder("a")).params.config
+    assert agent.tokenizer.get_vocab() == load_agent(folder("a")).tokenizer.get_vocab()
     with pytest.raises(FileExistsError, match="exists: choose another folder"):
         train_and_save("a", tmp_path / "a", steps=2)

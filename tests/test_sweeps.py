@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jaxcomm.converters import agent_from_hf
+from jaxcomm.converters import load_agent
 from jaxcomm.evals import play as writing
 from jaxcomm.evals import sweeps
 from jaxcomm.evals.games import GAMES
 from jaxcomm.evals.pair import NAMES, folder
-from jaxcomm.evals.runs import fingerprint
 from jaxcomm.evals.scores import sign_flip
+from jaxcomm.fingerprint import fingerprint
 from jaxcomm.protocols import Control, activation
 
 ASKED = sweeps.Asked(
@@ -35,7 +35,7 @@ SMALL = 1_510_000
 
 @pytest.fixture(scope="module")
 def pair():
-    return {name: agent_from_hf(folder(name), name=name, unroll=False) for name in NAMES}
+    return {name: load_agent(folder(name), name=name, unroll=False) for name in NAMES}
 
 
 def sweep(pair, out, asked=ASKED, sender="b", resume=False, **recorded):

@@ -16,7 +16,8 @@ from jaxcomm.agent import Agent
 from jaxcomm.evals.networks.settings import Recipe, Shape, pick
 from jaxcomm.evals.networks.texts import source
 from jaxcomm.evals.networks.training import check, damaged, manager, train
-from jaxcomm.evals.runs import RunFolder, agent_fingerprint, fingerprint, surroundings
+from jaxcomm.evals.runs import RunFolder, agent_fingerprint, surroundings
+from jaxcomm.fingerprint import fingerprint
 from jaxcomm.model import Params
 from jaxcomm.training import Everything
 

@@ -1,0 +1,150 @@
+"""`communicate` and a sweep between real shapes on TPUs, compiled ahead of time; no TPU is needed.
+
+    make tpu-check, or, in an environment with libtpu: python benchmarks/core_tpu.py [--quick]
+
+Llama-3.2-3B -> Llama-3.1-8B on eight v5e, Llama-3.1-8B -> 70B on 32 v5p (a v5p-64: its name counts cores), bfloat16, weights
+cut along "tensor" (8), games over the rest. Nothing is run; bytes are the compiler's, of one device. It is asserted that every
+program fits beside both models, and that no stack of weights is copied: temporary memory stays below the smallest of the
+large stacks, and no instruction makes an array of a large stack's shape.
+"""
+
+from __future__ import annotations
+
+from lmnet_tpu import GIB, arrays  # first: it tells libtpu not to look for a TPU
+
+# isort: split
+import argparse
+import functools
+import importlib
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxcomm.communicate import communicate
+from jaxcomm.config import ModelConfig, Rope
+from jaxcomm.converters.hf import abstract_params
+from jaxcomm.sharding import grid, shardings
+
+sweep_module = importlib.import_module("jaxcomm.sweep")  # the package has a function of that name
+ROPE = Rope(5e5, "llama3", factor=32.0)
+LLAMA = {
+    "3b": ModelConfig(128256, 3072, 28, 24, 8, 128, 8192, 131072, rope=ROPE),
+    "8b": ModelConfig(128256, 4096, 32, 32, 8, 128, 14336, 131072, tied_head=False, rope=ROPE),
+    "70b": ModelConfig(128256, 8192, 80, 64, 8, 128, 28672, 131072, tied_head=False, rope=ROPE),
+    "tiny": ModelConfig(1024, 256, 4, 8, 8, 32, 1024, 4096, rope=ROPE),
+}
+CASES = {
+    "v5e-8": ("v5e:2x4", 16, "3b", "8b"),
+    "v5p-64": ("v5p:2x4x4", 95, "8b", "70b"),
+}
+"""Topology, GiB a device, A, B."""
+GAMES, COLUMNS, NEW, LAYERS = 8, 256, 32, 10
+"""Games, tokens of a prompt, tokens written, and layers of A and of B that are swept (100 cells)."""
+
+
+def placed(config: ModelConfig, mesh: Mesh):
+    """A bfloat16 model on the mesh, as shapes."""
+    like = abstract_params(config)
+    at = lambda a, s: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16, sharding=NamedSharding(mesh, s.spec))
+    return jax.tree.map(at, like, shardings(like, mesh))
+
+
+def rows(mesh: Mesh, shape: tuple[int, ...], dtype, *spec) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+
+
+def programs(a: ModelConfig, b: ModelConfig, mesh: Mesh):
+    """Name -> a function that compiles it, the models it holds, and what else runs beside it."""
+    columns = lambda mesh, *spec: (
+        rows(mesh, (GAMES, COLUMNS), jnp.int32, *spec),
+        rows(mesh, (GAMES, COLUMNS), bool, *spec),
+    )
+    model_a, model_b = placed(a, mesh), placed(b, mesh)
+    data = "data" if GAMES % mesh.shape["data"] == 0 else None
+    (tokens, mask), scalar = columns(mesh, data), jax.ShapeDtypeStruct((), jnp.int32)
+    talk = jax.jit(
+        lambda p, q, ta, tb, ma, mb, k, j: communicate(p, q, ta, tb, k=k, j=j, mask_a=ma, mask_b=mb, max_new_tokens=NEW)
+    )
+    yield "communicate", lambda: talk.lower(model_a, model_b, tokens, tokens, mask, mask, scalar, scalar), ()
+
+    spread = grid(mesh, GAMES)
+    model_a, model_b = placed(a, spread), placed(b, spread)
+    tokens, mask = columns(spread, "games")
+    yield "sweep, A's prompts", lambda: sweep_module._read_a.lower(model_a, tokens, mask=mask), ()
+    yield "sweep, B's prompts", lambda: sweep_module._read_b.lower(model_b, tokens, mask=mask), ()
+
+    # What B read: laid out as reading leaves it, and the cells of one chunk.
+    read = sweep_module._read_b.lower(model_b, tokens, mask=mask).compile()
+    place = lambda tree, at: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)
+    prompt = place(jax.eval_shape(sweep_module._read_b, model_b, tokens, mask=mask), read.output_shardings)
+    cells = LAYERS**2
+    edits = rows(spread, (GAMES, cells, b.width), jnp.bfloat16, "games")
+    layers, count = rows(spread, (cells,), jnp.int32), rows(spread, (GAMES,), jnp.int32, "games")
+    last, stops = rows(spread, (GAMES,), jnp.int32, "games"), rows(spread, (1,), jnp.int32)
+    decode = functools.partial(
+        sweep_module._decode.lower, model_b, prompt, last, edits, layers, count, stops, None, None,
+        slots=cells, max_new_tokens=NEW, mesh=spread,
+    )  # fmt: skip
+    yield f"sweep, {cells} cells decoded", decode, jax.tree.leaves(prompt)
+
+
+def check(name: str, quick: bool) -> None:
+    topology, memory, a, b = CASES[name]
+    a, b = (LLAMA["tiny"], LLAMA["tiny"]) if quick else (LLAMA[a], LLAMA[b])
+    devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    mesh = Mesh(devices.reshape(-1, 1, 8), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    part = lambda tree: sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+    models = placed(a, mesh), placed(b, mesh)
+    both = part(models)
+    stacks = [x.sharding.shard_shape(x.shape) for model in models for x in jax.tree.leaves(model.blocks)]
+    stacks = {shape for shape in stacks if len(shape) == 3}
+    smallest = min(math.prod(shape) * 2 for shape in stacks)
+    print(
+        f"\n{name}: {len(devices)} x {devices[0].device_kind}, (data, tensor) = ({mesh.shape['data']}, 8); "
+        f"A {part(models[0]) / GIB:.2f} and B {part(models[1]) / GIB:.2f} GiB a device of {memory}; "
+        f"{GAMES} games, prompts of {COLUMNS}, {NEW} new tokens"
+    )
+    for title, lower, beside in programs(a, b, mesh):
+        start = time.perf_counter()
+        program = lower().compile()
+        seconds, found = time.perf_counter() - start, program.memory_analysis()
+        spare, out = found.temp_size_in_bytes, found.output_size_in_bytes - found.alias_size_in_bytes
+        total = both + part(beside) + out + spare + found.generated_code_size_in_bytes
+        copies = sum(
+            dims in stacks
+            for line in program.as_text().splitlines()
+            if " = " in line
+            and " parameter(" not in line
+            and " get-tuple-element(" not in line
+            and " while(" not in line
+            for _, dims, _ in arrays(line.split(" = ", 1)[1].split("(", 1)[0])
+        )
+        print(
+            f"  {title}: compiled in {seconds:.0f} s; temporaries {spare / GIB:.3f} GiB, {spare / both:.1%} of the weights "
+            f"(the smallest stack of matrices: {smallest / GIB:.3f}); beside both models {total / GIB:.2f} of {memory} GiB; "
+            f"instructions that make a whole stack: {copies}",
+            flush=True,
+        )
+        assert total <= memory * GIB, "does not fit"
+        assert copies == 0, "a stack of weights is copied"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    for name in args.cases:
+        check(name, args.quick)
+
+
+if __name__ == "__main__":
+    main()

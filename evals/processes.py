@@ -1,0 +1,67 @@
+"""Several processes, on one host or many: each does its share with its own devices, and the first one tells.
+
+A model has to fit the devices of one process; what is shared out are questions and cells, which need nothing of each other.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def join(cluster: str | None) -> None:
+    """Makes this process one of several. None: it is alone. "auto": the surroundings say which (TPU pods, Slurm, Open MPI,
+    Kubernetes). "HOST:PORT,COUNT,INDEX": the first process' address, how many there are, and which this is.
+
+    To be called before anything is computed. ValueError: `cluster` says none of these.
+    """
+    if cluster is None:
+        return
+    if cluster == "auto":
+        jax.distributed.initialize()
+        return
+    try:
+        address, processes, process = cluster.split(",")
+        how = dict(num_processes=int(processes), process_id=int(process))
+        if ":" not in address or not 0 <= how["process_id"] < how["num_processes"]:
+            raise ValueError(cluster)
+    except ValueError as error:
+        raise ValueError(f"--cluster {cluster}: give auto, or HOST:PORT,COUNT,INDEX with INDEX below COUNT") from error
+    jax.distributed.initialize(address, **how)
+
+
+def first() -> bool:
+    """Whether this is the process that writes what is written once, and tells."""
+    return jax.process_index() == 0
+
+
+def mine(everything: Sequence[Any]) -> Sequence[Any]:
+    """This process' share, every n-th."""
+    return everything[jax.process_index() :: jax.process_count()]
+
+
+def wait(name: str) -> None:
+    """Until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def together(share: Sequence[Any]) -> list[Any]:
+    """All processes' shares in the order of `mine`, on every process."""
+    if jax.process_count() == 1:
+        return list(share)
+    told = np.frombuffer(pickle.dumps(list(share)), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(told)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(told)] = told
+    every = multihost_utils.process_allgather(padded)
+    shares = [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
+    whole: list[Any] = [None] * sum(map(len, shares))
+    for index, part in enumerate(shares):
+        whole[index :: len(shares)] = part
+    return whole

@@ -1,0 +1,63 @@
+"""Two processes with two devices each, on loopback: the results of one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from jaxcomm.evals import processes
+from jaxcomm.evals.cli import Play, Sweep
+
+RUN = """
+import sys
+from pathlib import Path
+from jaxcomm.evals.cli import Play, Sweep
+cluster, out = sys.argv[1] or None, Path(sys.argv[2])
+Play("pair:b", "pair:b", k=4, j=1, n=9, cluster=cluster, json=out / "play.jsonl", items=out / "items.jsonl").run()
+Sweep("pair:b", "pair:b", out / "sweep", ks=(2, 4), js=(1, 3), n=8, memory=0.002, text="statements", into=4).run()
+"""
+
+
+def test_two_processes_play_and_sweep_as_one_does(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    start = lambda cluster, out: subprocess.Popen(
+        [sys.executable, "-c", RUN, cluster, str(out)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = start("", one)
+    assert alone.wait() == 0, alone.stdout.read()
+    pair = [start(f"localhost:{port},2,{i}", two) for i in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    assert "Best cells on all questions" in said[0] and "Best cells" not in said[1], "one report"
+
+    read = lambda folder, name: [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    for was, now in zip(read(one, "items.jsonl"), read(two, "items.jsonl"), strict=True):
+        assert (was["index"], was["prompt_a"], was["written"]) == (now["index"], now["prompt_a"], now["written"])
+    (was,), (now,) = read(one, "play.jsonl"), read(two, "play.jsonl")
+    assert now.pop("processes") == 2
+    assert {k: v for k, v in was.items() if k != "seconds"} == {k: v for k, v in now.items() if k != "seconds"}
+    assert pq.read_table(one / "sweep" / "results.parquet") == pq.read_table(two / "sweep" / "results.parquet")
+    assert (one / "sweep" / "report.txt").read_text() == (two / "sweep" / "report.txt").read_text()
+    assert len(list((two / "sweep" / "chunks").iterdir())) > 4, "several chunks, or nothing was shared"
+
+
+@pytest.mark.parametrize("cluster", ["here", "localhost:1", "localhost,2,0", "localhost:1,2,2", "localhost:1,x,0"])
+def test_a_cluster_that_is_none_is_one_clear_line(cluster, tmp_path):
+    for command in (
+        Play("pair:b", "pair:b", k=4, j=1, cluster=cluster),
+        Sweep("pair:b", "pair:b", tmp_path, cluster=cluster),
+    ):
+        with pytest.raises(ValueError, match="give auto, or HOST:PORT,COUNT,INDEX"):
+            command.run()
+
+
+def test_one_process_alone_does_everything():
+    assert processes.first() and processes.mine([3, 1, 2]) == [3, 1, 2] == processes.together([3, 1, 2])
