@@ -64,8 +64,9 @@ bench-load: .venv/.test
 bench-lmnet: .venv/.test
 	.venv/bin/python benchmarks/lmnet.py
 
-# Compiles for a TPU v5e-8 without one; needs libtpu and an x86 Linux.
+# Compiles for TPUs (v5e-8, v5p-64) without one; needs libtpu and an x86 Linux.
 tpu-check: .venv-tpu/.tpu
+	.venv-tpu/bin/python benchmarks/core_tpu.py
 	.venv-tpu/bin/python benchmarks/lmnet_tpu.py
 
 .venv-tpu/.tpu: pyproject.toml | $(UV)
