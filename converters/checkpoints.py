@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxcomm.config import ModelConfig, Rope
@@ -74,26 +76,23 @@ def load(
     config = config_of(record, folder)
     dtype = jnp.dtype(record["dtype"] if dtype is None else dtype)
     like = abstract_params(config)
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), like)
-    if mesh is not None:
-        place = shardings(like, mesh)
-        like = jax.tree.map(lambda a, at: jax.ShapeDtypeStruct(a.shape, dtype, sharding=at), like, place)
-    if not unroll:
-        return Params(**_restore(folder, _tree(like)), config=_config(config, max_positions))
-    rest = _restore(folder, _tree(like.replace(blocks=None)))
-    # Leaf by leaf: at no time are there two copies of more than one.
-    leaves, structure = jax.tree.flatten(like.blocks)
-    names = [path for path, _ in jax.tree_util.tree_leaves_with_path(like.blocks)]
-    split = []
-    for path, leaf in zip(names, leaves, strict=True):
-        tree: Any = leaf
-        for key in reversed(path):
-            tree = {key.key: tree}
-        (stack,) = jax.tree.leaves(_restore(folder, {"blocks": tree}))
-        split.append([stack[i] for i in range(config.layers)])
-        jax.block_until_ready(split[-1])
-    blocks = tuple(jax.tree.unflatten(structure, [leaf[i] for leaf in split]) for i in range(config.layers))
-    return Params(**(rest | {"blocks": blocks}), config=_config(config, max_positions))
+    place = None if mesh is None else _tree(shardings(like, mesh))
+    weights: dict[str, Any] = {"positions": None, "head": None}
+    # Leaf by leaf: at no time is more than one of them there twice.
+    leaves, structure = jax.tree.flatten(_tree(like))
+    placed = [None] * len(leaves) if place is None else jax.tree.leaves(place)
+    paths = [[key.key for key in path] for path, _ in jax.tree_util.tree_leaves_with_path(_tree(like))]
+    loaded = []
+    for path, leaf, sharding in zip(paths, leaves, placed, strict=True):
+        array = _restore(folder, path, leaf.shape, dtype, sharding)
+        split = unroll and path[0] == "blocks"
+        loaded.append(jax.block_until_ready([array[i] for i in range(config.layers)] if split else array))
+    weights |= jax.tree.unflatten(structure, loaded)
+    if unroll:
+        is_list = lambda x: isinstance(x, list)
+        layer = lambda i: jax.tree.map(lambda x: x[i], weights["blocks"], is_leaf=is_list)
+        weights["blocks"] = tuple(layer(i) for i in range(config.layers))
+    return Params(**weights, config=config if max_positions is None else reaching(config, max_positions))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -125,26 +124,29 @@ def config_of(record: dict[str, Any], folder: Path) -> ModelConfig:
         raise ValueError(f"{folder / RECORD} describes no model ({error}): convert it again") from error
 
 
-def _config(config: ModelConfig, max_positions: int | None) -> ModelConfig:
-    return config if max_positions is None else reaching(config, max_positions)
-
-
 def _tree(params: Params) -> dict[str, Any]:
     """Weights by name, without those that are None."""
     named = {name: getattr(params, name) for name in ("embed", "positions", "blocks", "norm", "head")}
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _restore(folder: Path, like: dict[str, Any]) -> dict[str, Any]:
-    """Some of the weights."""
+def _restore(folder: Path, path: list[str], shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
+    """One of the weights, on the default device where no sharding says otherwise."""
     import orbax.checkpoint as ocp
 
-    arguments = ocp.args.PyTreeRestore(
-        item=like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
-    )
+    under = lambda leaf: functools.reduce(lambda tree, key: {key: tree}, reversed(path), leaf)
+    # Without the shape: given one, Orbax cuts and pads what has another.
+    if sharding is None:
+        how = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
+    else:
+        how = ocp.ArrayRestoreArgs(restore_type=jax.Array, dtype=dtype, sharding=sharding)
+    like = under(jax.ShapeDtypeStruct(shape, dtype))
+    arguments = ocp.args.PyTreeRestore(item=like, restore_args=under(how), partial_restore=True)
     with _readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        found = checkpointer.restore((folder / WEIGHTS).absolute(), args=arguments)
-    return {"positions": None, "blocks": None, "norm": None, "head": None} | found
+        (found,) = jax.tree.leaves(checkpointer.restore((folder / WEIGHTS).absolute(), args=arguments))
+        if found.shape != shape:
+            raise ValueError(f"{'.'.join(path)} is {found.shape}, the architecture asks for {shape}")
+    return found if isinstance(found, jax.Array) else jax.device_put(found)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,9 @@ from jaxcomm.evals.networks import folders
 from jaxcomm.sharding import local_mesh
 
 
-def load(*names: str, dtype: str = "float32", chat: bool = False, layers: bool = False, tensor: int = 1) -> list[Agent]:
+def load(
+    *names: str, dtype: str = "float32", chat: bool = False, layers: bool = False, tensor: int = 1, int8: bool = False
+) -> list[Agent]:
     """An agent for every name, the same for the same. layers: they are worked on layer by layer (stacked; networks cannot be).
     tensor: their weights are cut over so many of this process' devices; int8: their matrices are quantised (networks' cannot be).
 

@@ -90,7 +90,7 @@ class Play:
         from jaxcomm.evals import processes
         from jaxcomm.evals.agents import load
         from jaxcomm.evals.games import GAMES
-        from jaxcomm.evals.play import check_file, play, write_lines
+        from jaxcomm.evals.play import check_file, play_together, write_lines
         from jaxcomm.generate import Sampling
 
         processes.join(self.cluster)
@@ -120,7 +120,7 @@ class Play:
         a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, tensor=self.tensor, int8=self.int8)
         games = GAMES[self.game](self.seed, names=self.names, **({} if self.n is None else {"n": self.n}))
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
-        outcome = play(
+        outcome = play_together(
             self.game,
             games,
             self.protocol,

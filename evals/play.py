@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcomm.agent import Agent, vary
+from jaxcomm.agent import Agent
 from jaxcomm.evals import processes
 from jaxcomm.evals.games import Item
 from jaxcomm.evals.scores import Interval, accuracy, exact_match, normalised_match
@@ -97,25 +97,31 @@ def play(
     seed: int = 0,
     **settings,
 ) -> Outcome:
-    """Every item once, by whichever process (`evals.processes`). `settings` go to the protocol (`jaxcomm.protocols`);
-    `drawn` says how items and W came about and is kept with the result, as are the settings. Of several processes each has
-    draws of its own, and the control shuffled stays within its share."""
-    start, how = time.perf_counter(), dict(sampling=sampling, seed=vary(seed, jax.process_index()))
-    if len(items) < jax.process_count():
-        raise ValueError(f"{len(items)} games for {jax.process_count()} processes: each needs at least one")
-    own = processes.mine(items)
-    turn = PROTOCOLS[protocol](a, b, [i.prompt_a for i in own], [i.prompt_b for i in own], **how, **settings)
-    replies = processes.together(turn.write(max_new_tokens, **how))
+    """Every item once. `settings` go to the protocol (`jaxcomm.protocols`); `drawn` says how items and W came about and
+    is kept with the result, as are the settings."""
+    start, how = time.perf_counter(), dict(sampling=sampling, seed=seed)
+    turn = PROTOCOLS[protocol](a, b, [i.prompt_a for i in items], [i.prompt_b for i in items], **how, **settings)
+    replies = turn.write(max_new_tokens, **how)
     seconds = time.perf_counter() - start
     kept = dict(drawn) | {"chat": b.chat, "dtype": b.params.dtype.name}
-    if jax.process_count() > 1:
-        kept["processes"] = jax.process_count()
     if protocol == "activation":
         kept |= {"graft": "replace", "where": "last", "mapped": settings.pop("W", None) is not None}
     if sampling:
         kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
     return Outcome(game, f"{a.name} -> {b.name}", protocol, kept | settings, items, replies, seconds)
+
+
+def play_together(game: str, items: Sequence[Item], *who: Any, seed: int = 0, **how: Any) -> Outcome:
+    """`play`, of which each process (`evals.processes`) does its share; every process returns the whole. Each has draws of its
+    own, and the control shuffled stays within its share. ValueError: fewer items than processes."""
+    count = jax.process_count()
+    if len(items) < count:
+        raise ValueError(f"{len(items)} games for {count} processes: each needs at least one")
+    own = play(game, processes.mine(items), *who, seed=seed + jax.process_index(), **how)
+    told = {"seed": seed} | ({"processes": count} if count > 1 else {})
+    replies = processes.together(own.replies)
+    return dataclasses.replace(own, items=items, replies=replies, settings=own.settings | told)
 
 
 def check_file(path: Path | None) -> None:

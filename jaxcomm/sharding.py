@@ -159,7 +159,7 @@ def local_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
     """All devices of this process as (data, fsdp, tensor). ValueError: fsdp x tensor does not divide them."""
     devices = np.array(jax.local_devices())
     if len(devices) % (fsdp * tensor):
-        raise ValueError(f"weights cannot be cut over {fsdp} x {tensor} of {len(devices)} devices: name divisors")
+        raise ValueError(f"weights cannot be cut over {fsdp * tensor} of {len(devices)} devices: name a divisor")
     return Mesh(devices.reshape(-1, fsdp, tensor), (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
 
 

@@ -118,7 +118,8 @@ class Pair:
 
 def make_checkpoint(folder: Path, name: str, seed: int, **changes) -> Pair:
     kind, values = CONFIGS[name]
-    no_token = dict(pad_token_id=None, bos_token_id=None, eos_token_id=None)  # the defaults are beyond 97
+    ends = ("pad_token_id", "bos_token_id", "eos_token_id")
+    no_token = {key: None for key in ends if (getattr(kind, key) or 0) >= SMALL["vocab_size"]}
     common = {key: value for key, value in SMALL.items() if key in kind.__annotations__ or key == "vocab_size"}
     config = kind(**{**common, **no_token, **values, **changes})
     torch.manual_seed(seed)

@@ -39,6 +39,7 @@ def test_what_is_loaded_is_what_was_saved_in_both_layouts(kind, saved):
         equal(again, kind.params)
         assert again.config == kind.params.config and again.dtype == kind.params.dtype
     assert load(saved, unroll=True).unrolled
+    assert not any(a.committed for a in jax.tree.leaves((load(saved), load(saved, unroll=True)))), "free to be moved"
     told = json.loads((saved / "jaxcomm.json").read_text())
     assert told["fingerprint"] == fingerprint(load(saved)) == fingerprint(kind.params)
 

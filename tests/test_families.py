@@ -154,13 +154,10 @@ def test_the_text_part_of_a_gemma_3_that_reads_images(tmp_path):
     tokens = prompts(2, 40)
     with torch.no_grad():
         want = model(torch.from_numpy(tokens).long()).logits
-    for prefix in (
-        None,
-        "language_model.model.",
-    ):  # as transformers writes them, and as older checkpoints on the hub are
+    for prefix in (None, "model.language_model."):  # as they are on the hub; as transformers names them in memory
         if prefix:
             weights = load_file(tmp_path / "gemma3" / "model.safetensors")
-            renamed = {re.sub(r"^model\.language_model\.", prefix, name): value for name, value in weights.items()}
+            renamed = {re.sub(r"^language_model\.model\.", prefix, name): value for name, value in weights.items()}
             assert renamed.keys() != weights.keys()
             save_file(renamed, tmp_path / "gemma3" / "model.safetensors")
         assert_close(read(from_hf(tmp_path / "gemma3"), tokens), want, str(prefix))
