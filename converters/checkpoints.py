@@ -72,7 +72,8 @@ def load(
 
     ValueError: the folder holds no such model, or is damaged.
     """
-    folder, record = Path(folder), read_record(folder)
+    folder = Path(folder)
+    record = read_record(folder)
     config = config_of(record, folder)
     dtype = jnp.dtype(record["dtype"] if dtype is None else dtype)
     like = abstract_params(config)
@@ -111,7 +112,11 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def config_of(record: dict[str, Any], folder: Path) -> ModelConfig:
     """The architecture in a record. ValueError: it is none."""
-    fix = lambda rope: Rope(**{key: tuple(v) if isinstance(v, list) else v for key, v in rope.items()})
+
+    def fix(rope: dict[str, Any]) -> Rope:
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in rope.items()}
+        return Rope(**fields)
+
     try:
         values = dict(record["config"])
         rope = values.pop("rope")

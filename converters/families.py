@@ -43,7 +43,7 @@ class Values:
         self._left.discard(key)
         return self._values.get(key, default)
 
-    def number(self, key: str) -> float | None:
+    def number(self, key: str) -> Any:
         """As a float, whatever JSON has. ValueError: something else."""
         value = self.take(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -159,7 +159,7 @@ def _read_common(
     width, heads, positions = v.take("hidden_size"), v.take("num_attention_heads"), v.take("max_position_embeddings")
     rope = read_rope(v, positions)
     # Longer texts take longrope's other numbers, so which ones is settled before a text is read (`jaxcomm.config.Rope`).
-    short = isinstance(rope, Rope) and rope.kind == "longrope"
+    reach = rope.original_positions if isinstance(rope, Rope) and rope.kind == "longrope" else positions
     return dict(
         vocab=v.take("vocab_size"),
         width=width,
@@ -168,7 +168,7 @@ def _read_common(
         kv_heads=v.take("num_key_value_heads") or heads,
         head_dim=v.take("head_dim") or width // heads,
         ff=v.take("intermediate_size"),
-        max_positions=min(positions, rope.original_positions) if short else positions,
+        max_positions=min(positions, reach),
         norm_eps=v.number(eps),
         tied_head=v.take("tie_word_embeddings"),
         activation=v.choose(act, ACTIVATIONS),
@@ -429,9 +429,9 @@ def _read_smollm3(v: Values) -> ModelConfig:
     turns, layers, rope = v.take("no_rope_layers"), common["layers"], common["rope"]
     if len(turns) != layers or not set(turns) <= {0, 1}:
         raise ValueError(f"config key no_rope_layers = {turns!r} is not supported: {layers} of 0 and 1")
-    ropes = rope if all(turns) else tuple(rope if turn else NO_ROPE for turn in turns)
+    common["rope"] = rope if all(turns) else tuple(rope if turn else NO_ROPE for turn in turns)
     return ModelConfig(
-        **common | {"rope": ropes},
+        **common,
         windows=_read_windows(v, layers),
         qkv_bias=bias,
         out_bias=bias,

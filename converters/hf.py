@@ -107,7 +107,8 @@ class _Leaf(NamedTuple):
 
 def _leaf(family: Family, root: str, path: tuple, shape: tuple[int, ...]) -> _Leaf:
     """Of the leaf at `path` of Params, in either layout."""
-    kind, *keys = (getattr(p, "name", getattr(p, "key", getattr(p, "idx", None))) for p in path)
+    keys: list[Any] = [getattr(p, "name", getattr(p, "key", getattr(p, "idx", None))) for p in path]
+    kind = keys.pop(0)
     if kind == "head":
         return _Leaf(Stored(family.head), shape, 0)
     if kind != "blocks":
@@ -171,11 +172,11 @@ class _Source:
             name = leaf.name(tuple(r[n] for r, n in zip(numbers, at, strict=True)))
             yield Part((*at, *(0 for _ in size)), size, name, functools.partial(view, name))
 
-    def load(self, leaf: _Leaf, dtype: np.dtype, sharding: NamedSharding | None) -> jax.Array:
+    def load(self, leaf: _Leaf, dtype: Any, sharding: NamedSharding | None) -> jax.Array:
         """The leaf on the default device, or what this process' devices hold of it."""
         if sharding is None:
             return fill(leaf.shape, dtype, None, self.parts(leaf, tuple(map(range, leaf.shape))))
-        alike: dict[tuple[range, ...], list[jax.Device]] = {}
+        alike: dict[tuple[range, ...], list[Any]] = {}
         for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
             rows = tuple(range(*cut.indices(n)) for cut, n in zip(index or (), leaf.shape, strict=True))
             alike.setdefault(rows, []).append(device)
@@ -196,7 +197,7 @@ def reaching(config: ModelConfig, positions: int) -> ModelConfig:
 
 def from_hf(
     path_or_hub_id: str | Path,
-    dtype=jnp.float32,
+    dtype: Any = jnp.float32,
     *,
     unroll: bool = False,
     max_positions: int | None = None,

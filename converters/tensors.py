@@ -127,7 +127,7 @@ class Part(NamedTuple):
         return (*self.at[:numbered], *(slice(i, i + n) for i, n in rest))
 
 
-def fill(shape: tuple[int, ...], dtype: np.dtype, device: jax.Device | None, parts: Iterable[Part]) -> jax.Array:
+def fill(shape: tuple[int, ...], dtype: Any, device: Any, parts: Iterable[Part]) -> jax.Array:
     """An array made of parts, cast to dtype, on a device (None: the default one, and free to be moved).
 
     On CPU the parts are written where they stay; elsewhere they go to the device one piece at a time, into a buffer that is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def load(
                 raise ValueError(f"{name} is a network, whose weights stay as they are: leave out --tensor and --int8")
             return network(name, dtype=dtype, chat=chat)
         path = pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name
-        how = dict(chat=chat, name=name, unroll=False if layers else None, mesh=mesh, int8=int8)
+        how: dict[str, Any] = dict(chat=chat, name=name, unroll=False if layers else None, mesh=mesh, int8=int8)
         return load_agent(path, getattr(jnp, dtype), **how)
 
     mesh = None if tensor == 1 else local_mesh(tensor=tensor)

@@ -437,7 +437,7 @@ class FitMap:
 
         maps.check_new(self.out)
         text = sentences(self.text, self.n, seed=self.seed)
-        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, layers=True, tensor=self.tensor, int8=self.int8)
+        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, layers=True)
         at = dict(ks=self.ks, js=self.js)
         on = lambda function, **more: function(a.params, b.params, read_both(a, b, text), **at, **more)
         fits = {"ridge": on(fit_maps), "gradient": on(train_maps, key=jax.random.key(self.seed))}

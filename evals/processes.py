@@ -27,12 +27,12 @@ def join(cluster: str | None) -> None:
         return
     try:
         address, processes, process = cluster.split(",")
-        how = dict(num_processes=int(processes), process_id=int(process))
-        if ":" not in address or not 0 <= how["process_id"] < how["num_processes"]:
+        count, index = int(processes), int(process)
+        if ":" not in address or not 0 <= index < count:
             raise ValueError(cluster)
     except ValueError as error:
         raise ValueError(f"--cluster {cluster}: give auto, or HOST:PORT,COUNT,INDEX with INDEX below COUNT") from error
-    jax.distributed.initialize(address, **how)
+    jax.distributed.initialize(address, count, index)
 
 
 def first() -> bool:

@@ -254,18 +254,18 @@ def run(
     config = dataclasses.asdict(asked) | dict(recorded)
     config |= {"sentences_sha256": hashlib.sha256(repr(sentences).encode()).hexdigest()}
     config |= {"fingerprint_a": fingerprint(a.params), "fingerprint_b": fingerprint(b.params), **surroundings()}
-    if processes.first():
-        folder = RunFolder(out, config, sizes, command=command, resume=resume)
+    opened = lambda resume: RunFolder(out, config, sizes, command=command, resume=resume)
+    made = opened(resume) if processes.first() else None
     processes.wait("the folder is there")
-    if not processes.first():
-        folder = RunFolder(out, config, sizes, command=command, resume=True)
+    folder = made or opened(True)
+    processes.wait("all have it")  # who opens a folder removes half-written files
 
     into = asked.js if asked.into is None else (asked.into,)
     fitted = lambda game, text: folder.arrays(f"maps-{game}", lambda: vars(fit(a, b, text, asked.ks, into)))["W"]
-    texts = {game: text for game, text in sentences.items() if text is not None}
-    maps = {game: fitted(game, text) for game, text in texts.items()} if processes.first() else {}
+    every = lambda: {game: fitted(game, text) for game, text in sentences.items() if text is not None}
+    maps = every() if processes.first() else {}
     processes.wait("the maps are there")
-    maps = maps or {game: fitted(game, text) for game, text in texts.items()}
+    maps = maps or every()
     tasks = [
         Task(g, kind, plan_for(g, kind, maps=maps.get(g), sizes=Sizes(*folder.plan[f"{g} {kind}"])))
         for g, kind in itertools.product(asked.games, kinds)

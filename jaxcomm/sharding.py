@@ -40,7 +40,7 @@ def logical_axes(params: Params) -> Params:
     kv_heads (both times head_dim), head_dim, ff. Of the weights or their shapes, in either layout."""
 
     def name(path, leaf):
-        keys = [getattr(key, "name", getattr(key, "key", None)) for key in path]
+        keys: list[Any] = [getattr(key, "name", getattr(key, "key", None)) for key in path]
         if keys[0] != "blocks":
             first = {"embed": ["vocab"], "head": ["vocab"], "positions": ["positions"], "norm": []}[keys[0]]
             return P(*first, "width")

@@ -54,7 +54,8 @@ def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], where: Where) -> Share
     if where == "last":
         return share(agent, rows)
     prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
-    return Shared(*by_rows(agent.params, prompts), ())
+    tokens, mask = by_rows(agent.params, prompts)
+    return Shared(tokens, mask, ())
 
 
 def activation(

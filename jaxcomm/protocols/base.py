@@ -114,7 +114,8 @@ def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Shared:
     if common >= SHARED and len(rows) > 1:
         tokens, mask = left_pad([first[:common]], bucket(common, limit))
         past, rows = (prefill_rows(agent.params, tokens, mask=mask)[1],), [row[common:] for row in rows]
-    return Shared(*by_rows(agent.params, left_pad(rows, bucket(max(map(len, rows)), limit))), past)
+    tokens, mask = by_rows(agent.params, left_pad(rows, bucket(max(map(len, rows)), limit)))
+    return Shared(tokens, mask, past)
 
 
 @dataclasses.dataclass(frozen=True)
