@@ -161,6 +161,6 @@ def test_what_does_not_divide_is_whole_and_rules_may_be_others(llama):
 
 def test_a_bfloat16_model_on_a_mesh_is_the_same_model(eights):
     mesh, tokens = mesh_of_kind("data 2 x tensor 4"), prompts(4, 12)
-    one = from_hf(eights["mixtral"].folder, jnp.bfloat16)
-    cut = from_hf(eights["mixtral"].folder, jnp.bfloat16, mesh=mesh)
+    one = from_hf(eights["gemma3_text"].folder, jnp.bfloat16)
+    cut = from_hf(eights["gemma3_text"].folder, jnp.bfloat16, mesh=mesh)
     assert_close(read(cut, tokens), read(one, tokens), "logits", 0.06)
