@@ -162,6 +162,7 @@ def test_gradients_flow_from_bs_loss_to_w_and_to_a_and_are_right(llama, wide):
         assert (size[2:] == 0).all(), "blocks above k did not"
 
 
+@pytest.mark.parametrize("kind", ["gemma3_text", "gpt_neox"], indirect=True)
 def test_a_prompt_read_once_goes_on_from_any_edit_as_if_it_were_read_with_it(kind):
     """`read_prompt` then `resume` against `receive`: logits and text, left-padded rows, both layouts, traced j."""
     tokens, mask = left_pad([prompts(1, n, seed=n)[0].tolist() for n in (11, 5)])

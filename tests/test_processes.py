@@ -18,7 +18,8 @@ from pathlib import Path
 from jaxcomm.evals.cli import Play, Sweep
 cluster, out = sys.argv[1] or None, Path(sys.argv[2])
 Play("pair:b", "pair:b", k=4, j=1, n=9, cluster=cluster, json=out / "play.jsonl", items=out / "items.jsonl").run()
-Sweep("pair:b", "pair:b", out / "sweep", ks=(2, 4), js=(1, 3), n=8, memory=0.002, text="statements", into=4).run()
+how = dict(games=("countries",), ks=(2, 4), js=(1, 3), n=8, memory=0.0015, text="statements", into=4)
+Sweep("pair:b", "pair:b", out / "sweep", **how).run()
 """
 
 
@@ -46,7 +47,7 @@ def test_two_processes_play_and_sweep_as_one_does(tmp_path):
     assert {k: v for k, v in was.items() if k != "seconds"} == {k: v for k, v in now.items() if k != "seconds"}
     assert pq.read_table(one / "sweep" / "results.parquet") == pq.read_table(two / "sweep" / "results.parquet")
     assert (one / "sweep" / "report.txt").read_text() == (two / "sweep" / "report.txt").read_text()
-    assert len(list((two / "sweep" / "chunks").iterdir())) > 4, "several chunks, or nothing was shared"
+    assert len(list((two / "sweep" / "chunks").iterdir())) > 2, "several chunks, or nothing was shared"
 
 
 @pytest.mark.parametrize("cluster", ["here", "localhost:1", "localhost,2,0", "localhost:1,2,2", "localhost:1,x,0"])
