@@ -31,7 +31,7 @@ def load(
             if tensor > 1 or int8:
                 raise ValueError(f"{name} is a network, whose weights stay as they are: leave out --tensor and --int8")
             return network(name, dtype=dtype, chat=chat)
-        path = pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name
+        path = pair.checkpoint(name)
         how: dict[str, Any] = dict(chat=chat, name=name, unroll=False if layers else None, mesh=mesh, int8=int8)
         return load_agent(path, getattr(jnp, dtype), **how)
 

@@ -457,7 +457,7 @@ class Convert:
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """A checkpoint folder in either form, or a hub id."""
+    """A checkpoint folder in either form, a hub id, or pair:a / pair:b for the embedded pair."""
     out: Path
     """New folder; it must not exist."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -471,10 +471,12 @@ class Convert:
         import rich
 
         from jaxcomm.converters import load_agent, save, to_hf
+        from jaxcomm.evals import pair
 
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists: choose another folder, or remove it first")
-        agent = load_agent(self.source, getattr(jnp, self.dtype), unroll=False, max_positions=self.max_positions)
+        how: dict[str, Any] = dict(unroll=False, max_positions=self.max_positions)
+        agent = load_agent(pair.checkpoint(self.source), getattr(jnp, self.dtype), **how)
         write = save if self.to == "orbax" else to_hf
         write(agent.params, self.out, tokenizer=agent.tokenizer, stop_tokens=agent.stop_tokens)
         rich.print(f"{self.source} -> {self.out}, {self.dtype}: {agent.params.config}")

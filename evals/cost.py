@@ -32,7 +32,7 @@ def shape(name: str) -> ModelConfig:
     """The architecture of one of `SHAPES`, of the embedded pair, or of a checkpoint (its weights are not read)."""
     if name in SHAPES:
         return SHAPES[name]
-    return architecture(pair.folder(name.removeprefix("pair:")) if name.startswith("pair:") else name)
+    return architecture(pair.checkpoint(name))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ def test_a_cut_model_is_saved_whole(llama, tmp_path):
 
 def test_every_command_takes_either_form(tmp_path):
     """The loader that all of them call gives the same agent, and `cost` the same architecture."""
-    Convert(str(folder("b")), tmp_path / "orbax", "float32").run()
+    Convert("pair:b", tmp_path / "orbax", "float32").run()
     Convert(str(tmp_path / "orbax"), tmp_path / "hf", "float32", "hf").run()
     agents = [*load_by_name("pair:b", str(tmp_path / "orbax")), load_agent(tmp_path / "hf", name="hf")]
     for agent in agents[1:]:

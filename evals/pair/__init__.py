@@ -14,3 +14,8 @@ def folder(name: str) -> Path:
     if name not in NAMES:
         raise ValueError(f"the embedded pair has no model {name!r}, only {' and '.join(NAMES)}")
     return Path(str(resources.files("jaxcomm.evals.pair").joinpath(name)))
+
+
+def checkpoint(name: str) -> str | Path:
+    """What a command's name of a model stands for: pair:a and pair:b for the embedded pair, anything else for itself."""
+    return folder(name.removeprefix("pair:")) if name.startswith("pair:") else name
