@@ -11,7 +11,8 @@ import transformers
 
 from jaxcomm.converters import from_hf, to_hf
 from jaxcomm.generate import left_pad
-from jaxcomm.model import hidden_states, prefix
+from jaxcomm.layers import Block, angles_of, rotary
+from jaxcomm.model import hidden_states, positions_of, prefix
 
 from conftest import assert_close, prompts, read, write
 
@@ -38,6 +39,49 @@ def reference(pair, tokens):
     hook.remove()
     final = last["h"][0] if isinstance(last["h"], tuple) else last["h"]
     return [*out.hidden_states[:-1], final], out.logits
+
+
+STEPS = {
+    "attention_norm": ("input_layernorm", "ln_1"),
+    "attention": ("self_attn", "attn", "attention"),
+    "attention_post_norm": ("post_attention_layernorm",),
+    "mlp_norm": ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2"),
+    "mlp": ("mlp",),
+    "mlp_post_norm": ("post_feedforward_layernorm",),
+}
+"""Names of a block's steps, ours and those transformers has for them; the first that a layer of the family has is meant."""
+
+
+def test_every_norm_attention_and_mlp_equals_transformers_given_the_same_stream(pair):
+    """Each step of each layer from the stream that transformers has there, so that no error hides another."""
+    tokens, config = prompts(2, 40), pair.params.config
+    exact = copy.deepcopy(pair.torch).double()
+    layers = exact.base_model.h if hasattr(exact.base_model, "h") else exact.base_model.layers
+    said = [{} for _ in layers]
+    first = lambda out: out[0] if isinstance(out, tuple) else out
+    for layer, keep in zip(layers, said, strict=True):
+        for name, module in layer.named_children():
+            module.register_forward_hook(
+                lambda module, inputs, out, keep=keep, name=name: keep.update({name: first(out)})
+            )
+    with torch.no_grad():
+        streams = exact(torch.from_numpy(tokens).long(), output_hidden_states=True).hidden_states
+
+    positions = positions_of(tokens.shape)
+    tables = rotary(config, positions)
+    for i, (weights, want) in enumerate(zip(pair.params.unroll().blocks, said, strict=True)):
+        alone = lambda k, v: (((k, v, positions),), None)
+        given = jnp.asarray(streams[i].numpy(), jnp.float32), angles_of(config, tables, i), positions
+        window = config.windows[i] or None if config.windows else None
+        block = Block(config).apply
+        _, got = block({"params": weights}, *given, window, alone, capture_intermediates=True)
+        steps = [name for name in STEPS if name in got["intermediates"]]
+        assert len(steps) == {"before": 4, "after": 4, "both": 6}[config.norms]
+        for step in steps:
+            theirs = next(want[name] for name in STEPS[step] if name in want)
+            assert_close(
+                first(got["intermediates"][step]["__call__"][0]), theirs, f"{pair.name}, layer {i + 1}, {step}"
+            )
 
 
 @pytest.mark.parametrize("columns", [11, 700])
@@ -78,7 +122,7 @@ def test_to_hf_then_transformers_gives_the_same_logits(pair, tmp_path):
 
 
 def test_bfloat16_is_as_close_to_float32_as_transformers_own(pair):
-    """Casts in the wrong places would make it worse: mean KL to the float32 model, ours against theirs."""
+    """Casts in the wrong places would make it worse: argmax agreement with the float32 model and mean KL to it, ours against theirs."""
     tokens = prompts(2, 64)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), pair.params)
     assert read(half, tokens).dtype == jnp.float32 and prefix(half, tokens, 2).dtype == jnp.bfloat16
@@ -90,5 +134,10 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_own(pair):
     def divergence(logits):
         return float(jnp.mean(jnp.sum(jnp.exp(exact) * (exact - jax.nn.log_softmax(logits)), axis=-1)))
 
-    ours, other = divergence(read(half, tokens)), divergence(jnp.asarray(logits))
+    agreement = lambda logits: float(jnp.mean(jnp.argmax(logits, -1) == jnp.argmax(exact, -1)))
+    mine = read(half, tokens)
+    assert agreement(mine) >= agreement(logits) - 0.04, (
+        f"{agreement(mine)} same argmax, transformers {agreement(logits)}"
+    )
+    ours, other = divergence(mine), divergence(jnp.asarray(logits))
     assert ours <= 1.2 * other + 1e-5, f"{pair.name}: {ours:.2e} nats per token, transformers {other:.2e}"
