@@ -4,11 +4,8 @@ import dataclasses
 import errno
 import itertools
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import get_args
 
@@ -173,59 +170,65 @@ def test_a_damaged_chunk_is_named(pair, tmp_path):
         sweep(pair, tmp_path / "run", asked, resume=True)
 
 
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from transformers import AutoConfig, AutoTokenizer
+from jaxcomm.evals import cli, sweeps
+
+home = Path(sys.argv[1])
+command = "sweep --a pair:b --b pair:b --n 6 --games countries --ks 3 4 5 --js 1 2 4 --decode 4 --memory 0.0013"
+chunks = lambda out: len(list((home / out / "chunks").glob("*.parquet")))
+
+def begin(out, *more):
+    pid = os.fork()  # no backend is there yet: children share the imports, which take longest
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.argv = ["jaxcomm", *command.split(), "--out", str(home / out), *more]
+        cli.main()
+        os._exit(0)
+    return pid
+
+def ended(pid, flags=os.WNOHANG):
+    return os.waitpid(pid, flags)[0] == pid
+
+assert os.waitpid(begin("peace"), 0)[1] == 0
+assert chunks("peace") >= 12
+random.seed(0)
+for turn in range(20):
+    before, pid = chunks("killed"), begin("killed", "--resume")
+    if turn < 10:  # right after another chunk, or while the next is made
+        while chunks("killed") < before + 1 and not ended(pid):
+            time.sleep(0.001)
+        time.sleep(random.choice((0.0, 0.003, 0.01)))
+    else:  # while starting, or while the results are written
+        time.sleep(random.uniform(0.0, 3.0))
+    try:
+        os.kill(pid, signal.SIGKILL)
+        ended(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # it had finished
+    assert chunks("killed") >= before
+    print(chunks("killed"), flush=True)
+assert os.waitpid(begin("killed", "--resume"), 0)[1] == 0
+"""
+
+
 def test_twenty_kills_leave_no_trace(tmp_path):
     """SIGKILL at random moments, while starting, computing and writing; the last run's files are those of a run in peace."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = {**os.environ, **cache, "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "jaxcomm.evals.cli"]
-    command += [
-        "sweep",
-        "--a",
-        "pair:b",
-        "--b",
-        "pair:b",
-        "--n",
-        "6",
-        "--games",
-        "countries",
-        "--ks",
-        "3",
-        "4",
-        "5",
-        "--js",
-        "1",
-        "2",
-        "4",
-        "--decode",
-        "4",
-        "--memory",
-        "0.0013",
-    ]
-    start = lambda out, *more: subprocess.Popen(
-        [*command, "--out", str(tmp_path / out), *more],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        env={**os.environ, **cache, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
     )
-    peace = start("peace")
-    assert peace.wait() == 0, peace.stderr.read()
+    assert done.returncode == 0, done.stderr[-2000:]
+    reached = [int(line) for line in done.stdout.split()]
+    assert len(reached) == 20 and len(set(reached)) > 5, "killed at different moments"
     # But for the command that is kept in them, which names the folder.
     kept = lambda path: path.read_bytes().replace(str(path.parent).encode(), b"OUT")
     files = lambda out: {p.name: kept(p) for p in (tmp_path / out).iterdir() if p.is_file()}
-    chunks = lambda out: len(list((tmp_path / out / "chunks").glob("*.parquet")))
-    assert chunks("peace") >= 12
-    random.seed(0)
-    for _ in range(20):
-        before, process = chunks("killed"), start("killed", "--resume")
-        enough = before + random.randrange(3)
-        while process.poll() is None and chunks("killed") < max(enough, 1):
-            time.sleep(0.005)
-        time.sleep(random.choice((0.0, 0.01, 0.1, 1.0)))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert chunks("killed") >= before
-    last = start("killed", "--resume")
-    assert last.wait() == 0, last.stderr.read()
     assert files("killed") == files("peace")
 
 
