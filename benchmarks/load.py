@@ -5,10 +5,11 @@
 Random checkpoints are written (bfloat16, five shards), and read by a process of its own each time, sides in turns: the bytes
 of the files into a buffer; `from_hf`; transformers' `from_pretrained`. Every process loads a tiny checkpoint of the family
 first, so that imports and code are neither timed nor counted, then the checkpoint twice: "first" into memory the process
-never had (on a virtual machine the host may have to find it, which can take longer than everything else), "again" into
-memory it has had. The best of the rounds is shown. The files are in the page cache for all sides. Seconds are until every
-weight has been looked at, since transformers may leave weights in the mapped file; "beyond" is the peak of resident memory
-over what was resident before and what the weights take; pages of mapped files count.
+never had, "again" into memory it has had. Right before the first, another process touches as much memory and ends: virtual
+machines give free huge pages back to their host within seconds, and getting one back takes ten times as long as filling
+it (`--from-host` leaves that out). The best of the rounds is shown. The files are in the page cache for all sides. Seconds
+are until every weight has been looked at, since transformers may leave weights in the mapped file; "beyond" is the peak of
+resident memory over what was resident before and what the weights take; pages of mapped files count.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def status(field: str) -> int:
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) * 1024
 
 
-def worker(side: str, folder: Path, dtype: str) -> None:
+def worker(side: str, folder: Path, dtype: str, warm: int) -> None:
     if side == "read":
         buffer, start = memoryview(bytearray(2**24)), time.perf_counter()
         for path in sorted(folder.glob("*.safetensors")):
@@ -111,6 +112,8 @@ def worker(side: str, folder: Path, dtype: str) -> None:
         size = lambda model: sum(a.nbytes for a in jax.tree.leaves(model))
     touch(load(folder / "tiny"))
     before, out = status("VmRSS"), {}
+    if warm:
+        subprocess.run([sys.executable, "-c", f"import numpy; numpy.ones({warm}, numpy.uint8)"], check=True)
     for turn in ("first", "again"):
         start = time.perf_counter()
         model = load(folder)
@@ -128,10 +131,12 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--from-host", action="store_true", help="into memory that the machine may have to find first")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return worker(args.worker[0], Path(args.worker[1]), args.worker[2])
+        side, folder, dtype, warm = args.worker
+        return worker(side, Path(folder), dtype, int(warm))
     for preset in args.presets:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent)
@@ -143,15 +148,15 @@ def main() -> None:
                 max(v for k, v in PRESETS[preset][1].items() if k == "intermediate_size")
                 * PRESETS[preset][1]["hidden_size"]
             )
-            print(f"\nlargest matrix of a layer: {leaf / 2**20:.1f} M numbers")
             print(
-                f"{preset} ({PRESETS[preset][0]}): {files / 2**30:.2f} GiB in {len(list(folder.glob('*.safetensors')))} files"
+                f"\n{preset} ({PRESETS[preset][0]}): {files / 2**30:.2f} GiB in {len(list(folder.glob('*.safetensors')))} files, the largest matrix of a layer {leaf / 2**20:.1f} M numbers"
             )
             sides = [("read", "")] + [(s, d) for d in args.dtypes for s in ("stacked", "unrolled", "transformers")]
             results: dict[tuple[str, str], list[dict]] = {side: [] for side in sides}
             for _ in range(args.rounds):
                 for side in sides:
-                    command = [sys.executable, __file__, "--worker", side[0], str(folder), side[1]]
+                    warm = 0 if args.from_host else 4 * files
+                    command = [sys.executable, __file__, "--worker", side[0], str(folder), side[1], str(warm)]
                     done = subprocess.run(
                         command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"}
                     )

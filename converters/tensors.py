@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import json
 import math
 import os
@@ -138,10 +139,7 @@ def fill(shape: tuple[int, ...], dtype: Any, device: Any, parts: Iterable[Part])
     if backend == "cpu" or math.prod(shape) * dtype.itemsize <= PIECE:
         whole = aligned(shape, dtype)
         every = [piece for part in parts for piece in pieces(part, dtype.itemsize)]
-        with concurrent.futures.ThreadPoolExecutor(
-            os.cpu_count()
-        ) as threads:  # numpy copies without the interpreter's lock
-            list(threads.map(lambda piece: write(whole[piece.where], piece), every))
+        list(readers().map(lambda piece: write(whole[piece.where], piece), every))
         return jax.device_put(whole, device)
     out = jnp.zeros(shape, dtype, device=device)
     for part in parts:
@@ -153,6 +151,12 @@ def fill(shape: tuple[int, ...], dtype: Any, device: Any, parts: Iterable[Part])
     return out.block_until_ready()
 
 
+@functools.cache
+def readers() -> concurrent.futures.Executor:
+    """A thread for each core; numpy copies without the interpreter's lock."""
+    return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "reader")
+
+
 def write(out: np.ndarray, piece: Part) -> None:
     """The piece, cast, into `out`."""
     with np.errstate(over="ignore"):
@@ -162,10 +166,13 @@ def write(out: np.ndarray, piece: Part) -> None:
 
 
 def finite(array: np.ndarray) -> bool:
-    if array.dtype.itemsize == 2:  # by its bits: ml_dtypes' own isfinite takes three times as long
-        infinite = np.asarray(np.inf, array.dtype).view(np.uint16)
-        return bool(((array.view(np.uint16) & np.uint16(0x7FFF)) < infinite).all())
-    return bool(np.isfinite(array).all())
+    """By its bits: as signed integers, no number reaches +infinity's, as unsigned ones, none -infinity's. (No temporaries, and
+    in two bytes three times as fast as ml_dtypes' isfinite.)"""
+    signed, unsigned = (np.dtype(f"{kind}{array.dtype.itemsize}") for kind in "iu")
+    infinity = np.array([np.inf, -np.inf], array.dtype)
+    return bool(
+        array.view(signed).max() < infinity.view(signed)[0] and array.view(unsigned).max() < infinity.view(unsigned)[1]
+    )
 
 
 def pieces(part: Part, itemsize: int) -> Iterator[Part]:
