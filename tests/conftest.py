@@ -6,7 +6,10 @@ hides bugs), are made once a session by transformers itself.
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most of the time is compiling: LLVM does less here, which changes no program, only the code made of it. (The demo, the
+# benchmarks and most commands that tests run in processes of their own have it do everything.)
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import dataclasses

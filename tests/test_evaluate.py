@@ -184,7 +184,8 @@ KILLED = ["--a", "pair:b", "--b", "pair:b", "--tasks", "countries,countries_choi
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     """SIGKILL at three moments: nothing that was done is done again, and the rows are those of a run in peace."""
     command = [sys.executable, "-m", "jaxcomm.evals.cli", "eval", *KILLED, "--out"]
-    environment = os.environ | {"XLA_FLAGS": ""}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | cache | {"XLA_FLAGS": ""}
     start = lambda out, *more: subprocess.Popen(
         [*command, str(out), *more], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
