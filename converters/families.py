@@ -657,6 +657,8 @@ class Family:
     """Not after the root."""
     roots: tuple[str, ...] = ("model.",)
     """What all names begin with; the first is written, any is read."""
+    model_class: str = "ForCausalLM"
+    """How the name of transformers' class ends, after that of the config's. (Its own table needs torch.)"""
     ignored: re.Pattern = re.compile(r"rotary_emb\.inv_freq$")
     """Tensors that are no weights of the model."""
 
@@ -683,6 +685,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             "gpt2", "GPT-2", _read_gpt2, _write_gpt2, GPT2_BLOCK, layer="h.{i}.", embed="wte.weight", norm="ln_f",
             roots=("transformer.", ""), ignored=re.compile(r"\.attn\.(masked_)?bias$"),
+            model_class="LMHeadModel",
         ),
         Family(
             "gpt_neox", "Pythia, GPT-NeoX", _read_gpt_neox, _write_gpt_neox, GPT_NEOX_BLOCK, embed="embed_in.weight",

@@ -330,9 +330,7 @@ def to_hf(
         hf = transformers.AutoConfig.for_model(
             written.model_type, **written.write(config), eos_token_id=eos, bos_token_id=bos, pad_token_id=pad
         )
-        hf.architectures = [
-            transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[written.model_type]
-        ]
+        hf.architectures = [type(hf).__name__.removesuffix("Config").removesuffix("Text") + written.model_class]
         hf.dtype = dtype.name
         hf.save_pretrained(folder)
         if tokenizer is not None:

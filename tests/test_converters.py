@@ -56,17 +56,26 @@ def test_old_spelling_of_rope_settings_means_the_same(llama, copy):
     assert from_hf(copy).config == llama.params.config
 
 
-def test_loading_needs_no_torch(llama):
+def test_loading_and_writing_need_no_torch(llama, tmp_path):
+    out = tmp_path / "out"
     code = f"""
 import sys
 sys.modules["torch"] = None
 from jaxcomm.converters import from_hf, to_hf
 params = from_hf({str(llama.folder)!r})
+to_hf(params, {str(out)!r})
 assert not any(name.startswith("torch.") for name in sys.modules)
 print(params.config.layers)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "4"
+    assert load_file(out / "model.safetensors").keys() == load_file(llama.folder / "model.safetensors").keys()
+
+
+def test_the_class_that_is_written_is_the_one_transformers_runs_it_by(pair, tmp_path):
+    to_hf(pair.params, tmp_path / "out", family=pair.torch.config.model_type)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["architectures"] == [type(pair.torch).__name__]
 
 
 def test_a_hub_id_is_downloaded_without_pickle_files(llama, monkeypatch):
