@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.converters.hf import abstract_params, new_folder, reaching
 from jaxcomm.fingerprint import fingerprint
+from jaxcomm.int8 import check_not_int8
 from jaxcomm.model import Params
 from jaxcomm.sharding import shardings
 
@@ -38,10 +39,11 @@ def is_saved(path: str | Path) -> bool:
 def save(params: Params, out: str | Path, *, tokenizer: Any = None, stop_tokens: Sequence[int] = ()) -> Path:
     """Writes a model, and a transformers tokenizer if there is one, into a new folder, which is there whole or not at all.
 
-    Layers that lie one by one are stacked first, which takes a second copy of them. FileExistsError if `out` exists.
+    Layers that lie one by one are stacked first, which takes a second copy of them. FileExistsError if `out` exists; ValueError if weights are int8.
     """
     import orbax.checkpoint as ocp
 
+    check_not_int8(params)
     params = params.stack()
     with new_folder(out) as folder:
         with ocp.StandardCheckpointer() as checkpointer:

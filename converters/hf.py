@@ -27,6 +27,7 @@ from safetensors.numpy import save_file
 from jaxcomm.config import ModelConfig
 from jaxcomm.converters.families import FAMILIES, Family, Stored, Values
 from jaxcomm.converters.tensors import INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped, same
+from jaxcomm.int8 import check_not_int8
 from jaxcomm.model import Params, init
 from jaxcomm.sharding import shardings
 
@@ -316,11 +317,12 @@ def to_hf(
     """Writes `params` as a checkpoint folder that transformers and `from_hf` load; `tokenizer` (a transformers one) too.
 
     `family`: a model_type; default: the first whose config describes the architecture. `dtype` defaults to the weights'; `stop_tokens` to the
-    tokenizer's end of sequence. FileExistsError if `out` exists, ValueError if a weight is not finite in `dtype`;
+    tokenizer's end of sequence. FileExistsError if `out` exists, ValueError if a weight is not finite in `dtype`, or int8;
     whatever fails, no half-written folder is left.
     """
     import transformers
 
+    check_not_int8(params)
     config, written = params.config, family_of(params.config, family)
     assert written.write is not None
     dtype = np.dtype(params.dtype if dtype is None else dtype)

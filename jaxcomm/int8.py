@@ -28,6 +28,15 @@ def quantise(params: Params) -> Params:
     return params.replace(blocks=jax.tree_util.tree_map_with_path(in_blocks, params.blocks), head=head)
 
 
+def check_not_int8(params: Params) -> None:
+    """ValueError if some of the weights are int8: no form of checkpoint keeps them."""
+    matrix = lambda leaf: hasattr(leaf, "qvalue")
+    if any(map(matrix, jax.tree.leaves(params, is_leaf=matrix))):
+        raise ValueError(
+            "int8 weights cannot be saved: save the model they were made of, and quantise it when it is loaded"
+        )
+
+
 def is_matrix(path: tuple) -> bool:
     """Whether the leaf of a block's tree is one that is multiplied by: not a norm's weight, nor a bias."""
     return path[-1].key == "weight" and not path[-2].key.endswith("norm")

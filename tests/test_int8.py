@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from jaxcomm import communicate, shard, sweep
-from jaxcomm.converters import load_agent
+from jaxcomm.converters import load_agent, save, to_hf
 from jaxcomm.evals.pair import folder
 from jaxcomm.int8 import is_matrix, quantise
 
@@ -73,3 +73,10 @@ def test_without_qwix_it_says_what_to_install(llama, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"int8 weights need qwix: pip install 'jaxcomm\[int8\]'"):
         quantise(llama.params)
+
+
+def test_int8_weights_are_not_saved(llama, tmp_path):
+    for keep in (save, to_hf):
+        with pytest.raises(ValueError, match="int8 weights cannot be saved"):
+            keep(quantise(llama.params), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
