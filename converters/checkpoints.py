@@ -39,7 +39,8 @@ def is_saved(path: str | Path) -> bool:
 def save(params: Params, out: str | Path, *, tokenizer: Any = None, stop_tokens: Sequence[int] = ()) -> Path:
     """Writes a model, and a transformers tokenizer if there is one, into a new folder, which is there whole or not at all.
 
-    Layers that lie one by one are stacked first, which takes a second copy of them. FileExistsError if `out` exists; ValueError if weights are int8.
+    Layers that lie one by one are stacked first, which takes a second copy of them. FileExistsError if `out` exists, ValueError
+    if weights are int8.
     """
     import orbax.checkpoint as ocp
 
