@@ -28,13 +28,13 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxcomm.communicate import communicate
+from jaxcomm.communication import communicate
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.converters.hf import abstract_params
 from jaxcomm.model import prefix
 from jaxcomm.sharding import grid, shardings
 
-sweep_module = importlib.import_module("jaxcomm.sweep")  # the package has a function of that name
+sweep_module = importlib.import_module("jaxcomm.layer_sweep")
 ROPE = Rope(5e5, "llama3", factor=32.0)
 LLAMA = {
     "3b": ModelConfig(128256, 3072, 28, 24, 8, 128, 8192, 131072, rope=ROPE),

@@ -50,7 +50,7 @@ def worker(side: str, folder: str, prompt: int, new: int, threads: int) -> None:
         import jax
 
         from jaxcomm.converters import from_hf
-        from jaxcomm.generate import generate
+        from jaxcomm.decoding import generate
 
         params = from_hf(folder, unroll=True)
         write = jax.jit(generate, static_argnames="max_new_tokens")
@@ -98,7 +98,7 @@ def make(family: str, folder: Path, layers: int, width: int):
     import transformers
 
     from jaxcomm.converters import FAMILIES, to_hf
-    from jaxcomm.converters.families import Values
+    from jaxcomm.converters.values import Values
     from jaxcomm.model import init
 
     heads = width // 64

@@ -46,8 +46,8 @@ def write_checkpoint(folder: Path, preset: str, shards: int, **changes: int) -> 
     from safetensors.numpy import save_file
 
     from jaxcomm.converters import FAMILIES
-    from jaxcomm.converters.families import Values
     from jaxcomm.converters.hf import _leaf, abstract_params
+    from jaxcomm.converters.values import Values
 
     kind, values = PRESETS[preset]
     config = transformers.AutoConfig.for_model(kind, **values | changes)

@@ -106,7 +106,7 @@ def jax_worker(folder: str, args) -> None:
     import jax.numpy as jnp
 
     from jaxcomm.converters import from_hf
-    from jaxcomm.sweep import sweep, sweep_answers
+    from jaxcomm.layer_sweep import sweep, sweep_answers
 
     compiling = [0.0]
     jax.monitoring.register_event_duration_secs_listener(

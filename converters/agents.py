@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 
 from jaxcomm.agent import Agent
 from jaxcomm.config import ModelConfig
-from jaxcomm.converters import checkpoints
-from jaxcomm.converters.hf import from_hf, locate, read_config
 from jaxcomm.int8 import quantise
+
+from . import checkpoints
+from .hf import from_hf, locate, read_config
 
 
 def load_agent(

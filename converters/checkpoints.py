@@ -21,11 +21,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.converters.hf import abstract_params, new_folder, reaching
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.int8 import check_not_int8
 from jaxcomm.model import Params
 from jaxcomm.sharding import shardings
+
+from .hf import abstract_params, new_folder, reaching
 
 RECORD, WEIGHTS = "jaxcomm.json", "weights"
 FORMAT = 1

@@ -25,11 +25,14 @@ from jax.sharding import Mesh, NamedSharding
 from safetensors.numpy import save_file
 
 from jaxcomm.config import ModelConfig
-from jaxcomm.converters.families import FAMILIES, Family, Stored, Values
-from jaxcomm.converters.tensors import INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped, same
 from jaxcomm.int8 import check_not_int8
 from jaxcomm.model import Params, init
 from jaxcomm.sharding import shardings
+
+from .families import FAMILIES, Family
+from .tensors import INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped, same
+from .values import Values
+from .weights import Stored
 
 SHARD_BYTES = 5 * 10**9
 MAX_LAYERS = 10_000

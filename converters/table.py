@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from jaxcomm.config import ModelConfig
-from jaxcomm.converters.families import FAMILIES, Values
+
+from .families import FAMILIES
+from .values import Values
 
 NORMS = {"rms": "RMS", "rms_wide": "RMS", "rms_plus_one": "RMS, 1 + w", "layer": "LayerNorm"}
 PLACES = {"before": "", "after": ", on outputs", "both": ", before and after"}

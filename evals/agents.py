@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxcomm.agent import Agent
-from jaxcomm.converters import load_agent
-from jaxcomm.evals import pair
-from jaxcomm.evals.networks import folders
 from jaxcomm.sharding import local_mesh
+
+from ..converters import load_agent
+from . import pair
+from .networks import folders
 
 
 def load(

@@ -17,9 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxcomm.agent import Agent
-from jaxcomm.evals.scores import ratio
 from jaxcomm.protocols import FORMS
 from jaxcomm.protocols.base import hear
+
+from .scores import ratio
 
 TASK = "biographies"
 TASK_FORM = "biography"

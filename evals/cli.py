@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxcomm.evals.networks import commands as networks
-
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
@@ -27,7 +25,7 @@ class Demo:
     """Also write one JSON line per result here."""
 
     def run(self) -> None:
-        from jaxcomm.evals.demo import run
+        from .demo import run
 
         run(self.out, self.json)
 
@@ -87,11 +85,12 @@ class Play:
     def run(self) -> None:
         import rich
 
-        from jaxcomm.evals import processes
-        from jaxcomm.evals.agents import load
-        from jaxcomm.evals.games import GAMES
-        from jaxcomm.evals.play import check_file, play_together, write_lines
-        from jaxcomm.generate import Sampling
+        from jaxcomm.decoding import Sampling
+
+        from . import processes
+        from .agents import load
+        from .games import GAMES
+        from .play import check_file, play_together, write_lines
 
         processes.join(self.cluster)
         check_file(self.json)
@@ -189,8 +188,8 @@ class Sweep:
     """Several processes, each with its share: auto (TPU pods, Slurm), or HOST:PORT,COUNT,INDEX."""
 
     def run(self) -> None:
-        from jaxcomm.evals import processes, sweeps
-        from jaxcomm.evals.agents import load
+        from . import processes, sweeps
+        from .agents import load
 
         processes.join(self.cluster)
         if self.into is not None and self.text is None:
@@ -315,8 +314,8 @@ class Eval:
     def run(self) -> None:
         import rich.console
 
-        from jaxcomm.evals import evaluate, maps, tasks
-        from jaxcomm.evals.agents import load
+        from . import evaluate, maps, tasks
+        from .agents import load
 
         data: dict[str, str] = {task: path for task, _, path in (given.partition("=") for given in self.data)}
         if odd := [task for task, path in data.items() if not path]:
@@ -364,7 +363,7 @@ class Cost:
     def run(self) -> None:
         import rich.console
 
-        from jaxcomm.evals import cost
+        from . import cost
 
         a, b = (cost.shape(name) for name in (self.a, self.b))
         console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
@@ -390,7 +389,7 @@ class Report:
     def run(self) -> None:
         import rich.console
 
-        from jaxcomm.evals.report import report
+        from .report import report
 
         report(self.runs, self.out, rich.console.Console(width=None if sys.stdout.isatty() else 180))
 
@@ -430,10 +429,11 @@ class FitMap:
         import jax
         import rich
 
-        from jaxcomm.evals import maps
-        from jaxcomm.evals.agents import load
-        from jaxcomm.evals.sentences import read_both, sentences
         from jaxcomm.mapping import fit_maps, similarity, train_maps
+
+        from . import maps
+        from .agents import load
+        from .sentences import read_both, sentences
 
         maps.check_new(self.out)
         text = sentences(self.text, self.n, seed=self.seed)
@@ -470,8 +470,8 @@ class Convert:
         import jax.numpy as jnp
         import rich
 
-        from jaxcomm.converters import load_agent, save, to_hf
-        from jaxcomm.evals import pair
+        from ..converters import load_agent, save, to_hf
+        from . import pair
 
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists: choose another folder, or remove it first")
@@ -498,7 +498,7 @@ class TrainPair:
     seed: int = 0
 
     def run(self) -> None:
-        from jaxcomm.evals.pair.train import train_and_save
+        from .pair.train import train_and_save
 
         train_and_save(self.model, self.out, steps=self.steps, seed=self.seed)
 
@@ -509,9 +509,9 @@ class Lmnet:
 
     do: tyro.conf.OmitSubcommandPrefixes[
         tyro.conf.OmitArgPrefixes[
-            Annotated[networks.Train, tyro.conf.subcommand("train")]
-            | Annotated[networks.Compare, tyro.conf.subcommand("compare")]
-            | Annotated[networks.Show, tyro.conf.subcommand("show")]
+            Annotated[lmnet_commands.Train, tyro.conf.subcommand("train")]
+            | Annotated[lmnet_commands.Compare, tyro.conf.subcommand("compare")]
+            | Annotated[lmnet_commands.Show, tyro.conf.subcommand("show")]
         ]
     ]
 

@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import rich.table
 
-from jaxcomm.communicate import read_prompt, resume, send
+from jaxcomm.communication import read_prompt, resume, send
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.converters.agents import architecture
-from jaxcomm.evals import pair
+from jaxcomm.decoding import begin, go_on
 from jaxcomm.flops import blocks_flops, generation_flops, graft_flops, paper_activation, paper_message
-from jaxcomm.generate import begin, go_on
 from jaxcomm.graft import apply_graft
 from jaxcomm.model import init, prefill
+
+from ..converters.agents import architecture
+from . import pair
 
 SHAPES = {
     "llama-3.2-3b": ModelConfig(128256, 3072, 28, 24, 8, 128, 8192, 131072, rope=Rope(5e5)),

@@ -15,15 +15,16 @@ import rich
 import rich.table
 
 from jaxcomm.agent import Agent
-from jaxcomm.converters import load_agent
-from jaxcomm.evals import figures
-from jaxcomm.evals.games import GAMES, Item
-from jaxcomm.evals.pair import folder
-from jaxcomm.evals.play import Outcome, check_file, play, write_lines, write_whole
-from jaxcomm.evals.scores import difference
-from jaxcomm.evals.sweeps import fit, layer_map, layers, own_statements, percent
 from jaxcomm.graft import GRAFTS
 from jaxcomm.protocols import Control
+
+from ..converters import load_agent
+from . import figures
+from .games import GAMES, Item
+from .pair import folder
+from .play import Outcome, check_file, play, write_lines, write_whole
+from .scores import difference
+from .sweeps import fit, layer_map, layers, own_statements, percent
 
 REPORT, SELECT = 0, 1
 """Seeds: of the games that are reported, and of those (k, j) is chosen on."""

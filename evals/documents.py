@@ -13,7 +13,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from jaxcomm.evals import figures
+from . import figures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,15 +23,16 @@ import pyarrow as pa
 import rich.table
 
 from jaxcomm.agent import Agent
-from jaxcomm.evals import biographies
-from jaxcomm.evals.runs import RunFolder, agent_fingerprint, parquet, surroundings
-from jaxcomm.evals.scores import Interval, accuracy
-from jaxcomm.evals.sweeps import percent
-from jaxcomm.generate import Sampling
+from jaxcomm.decoding import Sampling
 from jaxcomm.model import check_layer
 from jaxcomm.protocols import activation, cipher_debate, debate, exchange, message, skyline
 from jaxcomm.protocols.answers import ANSWERS, correct
 from jaxcomm.protocols.base import hear
+
+from . import biographies
+from .runs import RunFolder, agent_fingerprint, parquet, surroundings
+from .scores import Interval, accuracy
+from .sweeps import percent
 
 PROTOCOLS = (
     "single", "sender", "skyline", "message", "debate", "cipher", "activation", "activation-w", "exchange",
@@ -96,7 +97,7 @@ def answer_kind(asked: Asked, task: str) -> str:
 def arms(asked: Asked, a: Agent, b: Agent, others: Sequence[Agent], maps: Sequence[Any] | None):
     """One for every protocol and control. maps: W of each sender, for activation-w. ValueError: something it needs is
     missing, before anything is loaded or computed."""
-    from jaxcomm.evals.harness import Arm
+    from .harness import Arm
 
     senders, talks = (a, *others), asked.max_message_tokens
     check(asked, len(senders), maps)
@@ -243,8 +244,8 @@ def run(
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
 
-        from jaxcomm.evals.harness import Decoding, ProtocolLM
-        from jaxcomm.evals.tasks import load_tasks
+        from .harness import Decoding, ProtocolLM
+        from .tasks import load_tasks
     except ImportError as error:
         raise ValueError(
             f"evaluation needs the extra: pip install 'jaxcomm[eval]' ({error.name} is not installed)"

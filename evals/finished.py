@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxcomm.evals.scores import Interval, difference, sign_flip
+from .scores import Interval, difference, sign_flip
 
 NEEDED = (
     "protocol", "task", "metric", "filter", "value", "low", "high", "n", "unparsed", "flops", "tokens_read",

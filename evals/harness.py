@@ -26,11 +26,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from jaxcomm.agent import Agent, Prompt, TooLong
-from jaxcomm.evals import biographies
-from jaxcomm.evals.runs import RunFolder
-from jaxcomm.generate import Sampling
+from jaxcomm.decoding import Sampling
 from jaxcomm.protocols import Panel, Turn
 from jaxcomm.protocols.base import Spent, hear, total
+
+from . import biographies
+from .runs import RunFolder
 
 BIOGRAPHY_TOKENS = 400
 CHAT = "jaxcomm-chat:"

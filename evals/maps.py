@@ -20,9 +20,10 @@ import rich.console
 import rich.table
 
 from jaxcomm.agent import Agent
-from jaxcomm.evals.runs import surroundings
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.mapping import HELD_OUT, Maps, Similarity
+
+from .runs import surroundings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,12 @@ import jax
 import numpy as np
 
 from jaxcomm.agent import Agent
-from jaxcomm.evals import processes
-from jaxcomm.evals.games import Item
-from jaxcomm.evals.scores import Interval, accuracy, exact_match, normalised_match
-from jaxcomm.generate import Sampling
+from jaxcomm.decoding import Sampling
 from jaxcomm.protocols import PROTOCOLS, Reply
+
+from . import processes
+from .games import Item
+from .scores import Interval, accuracy, exact_match, normalised_match
 
 
 @dataclasses.dataclass(frozen=True)

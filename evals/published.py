@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcomm.evals import biographies
-from jaxcomm.evals.evaluate import PROTOCOLS
-from jaxcomm.evals.finished import Run
-from jaxcomm.evals.tasks import OWN
+from . import biographies
+from .evaluate import PROTOCOLS
+from .finished import Run
+from .tasks import OWN
 
 PUBLISHED = Path(__file__).with_name("published.json")
 GRAFTS = ("activation", "activation-w", "exchange")

@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import numpy as np
 import rich.console
 
-from jaxcomm.evals import figures
-from jaxcomm.evals.documents import Block, Code, Heading, Items, Picture, Table, markdown, page, show
-from jaxcomm.evals.evaluate import PROTOCOLS
-from jaxcomm.evals.finished import Above, Row, Run, Sweep, compare, interval, key, read_runs
-from jaxcomm.evals.play import write_whole
-from jaxcomm.evals.published import GRAFTS, SETUP, Entry, differences, read_published
-from jaxcomm.evals.scores import Interval
+from . import figures
+from .documents import Block, Code, Heading, Items, Picture, Table, markdown, page, show
+from .evaluate import PROTOCOLS
+from .finished import Above, Row, Run, Sweep, compare, interval, key, read_runs
+from .play import write_whole
+from .published import GRAFTS, SETUP, Entry, differences, read_published
+from .scores import Interval
 
 VERSIONS = ("jaxcomm", "jax", "jaxlib", "transformers", "lm_eval", "numpy", "python")
 T = TypeVar("T")

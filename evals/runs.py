@@ -26,8 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxcomm.agent import Agent
-from jaxcomm.evals.play import write_whole
 from jaxcomm.fingerprint import fingerprint
+
+from .play import write_whole
 
 
 def agent_fingerprint(agent: Agent) -> str:

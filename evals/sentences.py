@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from jaxcomm.agent import Agent
-from jaxcomm.evals.games import GAMES
-from jaxcomm.evals.pair.text import statements
+
+from .games import GAMES
+from .pair.text import statements
 
 PAPER = 3072
 LONGEST = 1000

@@ -26,19 +26,20 @@ import rich.table
 import tqdm
 
 from jaxcomm.agent import Agent
-from jaxcomm.evals import figures, processes
-from jaxcomm.evals.games import GAMES, Item
-from jaxcomm.evals.play import play
-from jaxcomm.evals.runs import RunFolder, parquet, surroundings
-from jaxcomm.evals.scores import Interval, accuracy, difference, exact_match, sign_flip
-from jaxcomm.evals.sentences import read_both, sentences
+from jaxcomm.decoding import Generation
 from jaxcomm.fingerprint import fingerprint
-from jaxcomm.generate import Generation
+from jaxcomm.layer_sweep import Chunk, Plan, Sizes
 from jaxcomm.mapping import HELD_OUT, Maps, fit_maps
 from jaxcomm.model import check_layer
 from jaxcomm.protocols import Control
 from jaxcomm.sharding import spread
-from jaxcomm.sweep import Chunk, Plan, Sizes
+
+from . import figures, processes
+from .games import GAMES, Item
+from .play import play
+from .runs import RunFolder, parquet, surroundings
+from .scores import Interval, accuracy, difference, exact_match, sign_flip
+from .sentences import read_both, sentences
 
 SENTENCES = 1000
 FIT = 2

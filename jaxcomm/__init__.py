@@ -6,14 +6,14 @@ The core: `Params` (weights with their architecture), `prefix` / `suffix` / `for
 
 from jaxcomm.agent import Agent
 from jaxcomm.cache import KVCache
-from jaxcomm.communicate import answer, communicate, communicate_logits, receive, send
+from jaxcomm.communication import answer, communicate, communicate_logits, receive, send
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.generate import Generation, Sampling, decode, generate, left_pad
+from jaxcomm.decoding import Generation, Sampling, decode, generate, left_pad
 from jaxcomm.graft import GRAFTS, apply_graft
+from jaxcomm.layer_sweep import AnswerSweep, Sweep, sweep, sweep_answers
 from jaxcomm.mapping import Maps, RidgeMaps, Similarity, fit_maps, similarity, train_maps
 from jaxcomm.model import Params, forward, hidden_states, init, prefill, prefix, suffix
 from jaxcomm.sharding import deliver, shard, shardings
-from jaxcomm.sweep import AnswerSweep, Sweep, sweep, sweep_answers
 
 __all__ = [
     "GRAFTS",

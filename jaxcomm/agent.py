@@ -10,7 +10,7 @@ import jax
 import jinja2
 import numpy as np
 
-from jaxcomm.generate import Generation, bucket, left_pad
+from jaxcomm.decoding import Generation, bucket, left_pad
 
 CHAT_DATE = "26 Jul 2024"
 """Templates that write a date (Llama 3.x) write this one, so that a prompt is the same tokens every day."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
-from jaxcomm.generate import Sampling, warp
+from jaxcomm.decoding import Sampling, warp
 from jaxcomm.model import LanguageModel
 
 Stop = Literal["argmax", "nearest", "none"]

@@ -30,10 +30,10 @@ import tokenizers
 import torch
 import transformers
 
-from jaxcomm.communicate import communicate
+from jaxcomm.communication import communicate
 from jaxcomm.converters import from_hf, load_agent
+from jaxcomm.decoding import generate
 from jaxcomm.evals.pair import folder
-from jaxcomm.generate import generate
 from jaxcomm.model import Params, forward
 
 torch.set_num_threads(2)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxcomm.agent import Agent
-from jaxcomm.communicate import communicate, send
+from jaxcomm.communication import communicate, send
 from jaxcomm.config import ModelConfig
 from jaxcomm.converters import load_agent
 from jaxcomm.evals.games import countries
@@ -151,7 +151,7 @@ def test_chat_prompts_go_through_each_tokenizers_template_once(agents):
 
 
 def test_sampled_answers_follow_the_seed(agents):
-    from jaxcomm.generate import Sampling
+    from jaxcomm.decoding import Sampling
 
     said = lambda seed: [r.text for r in silent(*agents, A_READS, B_READS).write(sampling=Sampling(2.0), seed=seed)]
     assert said(1) == said(1) != said(2)

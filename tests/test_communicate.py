@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcomm.communicate import communicate, communicate_logits, read_prompt, receive, resume, send
-from jaxcomm.generate import decode, left_pad
+from jaxcomm.communication import communicate, communicate_logits, read_prompt, receive, resume, send
+from jaxcomm.decoding import decode, left_pad
 from jaxcomm.graft import GRAFTS, apply_graft
 
 from conftest import assert_close, prompts, talk, write

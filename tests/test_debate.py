@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from jaxcomm.cipher import THRESHOLDS, cipher
+from jaxcomm.decoding import Sampling, left_pad
 from jaxcomm.evals.pair import folder
-from jaxcomm.generate import Sampling, left_pad
 from jaxcomm.model import prefill
 from jaxcomm.protocols import FORMS, Form, cipher_debate, debate
 from jaxcomm.protocols.base import hear

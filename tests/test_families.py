@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from test_parity import load, reference
 
 from jaxcomm.converters import FAMILIES, from_hf, to_hf
-from jaxcomm.converters.families import CARRIES_NO_ARCHITECTURE
 from jaxcomm.converters.table import table
+from jaxcomm.converters.values import CARRIES_NO_ARCHITECTURE
 from jaxcomm.model import hidden_states
 
 from conftest import CONFIGS, assert_close, make_checkpoint, prompts, read

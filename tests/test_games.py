@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcomm.evals.games import GAMES, countries, tip_sheets
-from jaxcomm.evals.games.tip_sheets import CATCH
+from jaxcomm.evals.games.companies import CATCH
 from jaxcomm.evals.games.world import held_out, world
 from jaxcomm.evals.pair.text import DOCUMENTS, documents, plain, statements
 from jaxcomm.evals.scores import accuracy, difference, exact_match, normalised_match

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from jaxcomm import lmnet, lora
 from jaxcomm.converters import load_agent
+from jaxcomm.decoding import left_pad
 from jaxcomm.evals.games.world import held_out, world
 from jaxcomm.evals.networks import texts
 from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.training import batches, manager, train
 from jaxcomm.evals.pair import folder
-from jaxcomm.generate import left_pad
 from jaxcomm.model import forward, init
 from jaxcomm.sharding import local_mesh
 from jaxcomm.training import Batch, Everything, begin, losses, make_optimizer, make_step, pack

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcomm.generate import Sampling, bucket, choose, generate, left_pad
+from jaxcomm.decoding import Sampling, bucket, choose, generate, left_pad
 from jaxcomm.model import forward, hidden_states, prefill, prefix, suffix
 
 from conftest import assert_close, prompts, read, write

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from jaxcomm.converters import from_hf, to_hf
-from jaxcomm.generate import left_pad
+from jaxcomm.decoding import left_pad
 from jaxcomm.layers import Block, angles_of, rotary
 from jaxcomm.model import hidden_states, positions_of, prefix
 

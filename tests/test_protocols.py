@@ -11,9 +11,9 @@ import transformers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from jaxcomm.communicate import communicate, communicate_logits
+from jaxcomm.communication import communicate, communicate_logits
+from jaxcomm.decoding import Sampling, left_pad
 from jaxcomm.evals.pair import folder
-from jaxcomm.generate import Sampling, left_pad
 from jaxcomm.protocols import activation, cipher_debate, debate, exchange
 from jaxcomm.protocols.base import hear
 

@@ -11,7 +11,7 @@ from jaxcomm import answer, deliver, send, shard, shardings, sweep
 from jaxcomm.agent import Agent
 from jaxcomm.converters import from_hf
 from jaxcomm.converters import hf as hf_module
-from jaxcomm.generate import left_pad
+from jaxcomm.decoding import left_pad
 from jaxcomm.model import Params
 from jaxcomm.protocols import activation
 from jaxcomm.sharding import by_rows, logical_axes

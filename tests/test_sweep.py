@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
 
-from jaxcomm.communicate import communicate_logits
+from jaxcomm.communication import communicate_logits
 from jaxcomm.config import ModelConfig
-from jaxcomm.generate import Sampling, left_pad
+from jaxcomm.decoding import Sampling, left_pad
+from jaxcomm.layer_sweep import Plan, Sizes, sweep, sweep_answers
 from jaxcomm.model import init
 from jaxcomm.sharding import shard
-from jaxcomm.sweep import Plan, Sizes, sweep, sweep_answers
 
 from conftest import assert_close, prompts, talk
 
-module = importlib.import_module("jaxcomm.sweep")  # jaxcomm.sweep is the function
+module = importlib.import_module("jaxcomm.layer_sweep")
 
 
 def mesh(n):

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from jaxcomm.evals.games.countries import countries
-from jaxcomm.evals.games.tip_sheets import tip_sheets
-from jaxcomm.evals.games.world import Item
+from .companies import tip_sheets
+from .places import countries
+from .world import Item
 
 GAMES: dict[str, Callable[..., list[Item]]] = {"countries": countries, "tip_sheets": tip_sheets}
 """name -> generator(seed, n, names); n defaults to the paper's 100 and 70 prompts."""

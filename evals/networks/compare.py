@@ -26,14 +26,15 @@ import rich.table
 
 from jaxcomm import lmnet, lora
 from jaxcomm.agent import Agent
-from jaxcomm.evals.networks.folders import build, identity
-from jaxcomm.evals.networks.settings import Recipe, Shape, pick
-from jaxcomm.evals.networks.texts import QUESTIONS, Text, questions, source
-from jaxcomm.evals.networks.training import check, train
-from jaxcomm.evals.play import write_lines
-from jaxcomm.evals.runs import RunFolder, agent_fingerprint, surroundings
-from jaxcomm.evals.scores import Interval, accuracy, exact_match, over_seeds
 from jaxcomm.protocols.base import hear
+
+from ..play import write_lines
+from ..runs import RunFolder, agent_fingerprint, surroundings
+from ..scores import Interval, accuracy, exact_match, over_seeds
+from .folders import build, identity
+from .settings import Recipe, Shape, pick
+from .texts import QUESTIONS, Text, questions, source
+from .training import check, train
 
 EDGES, LORA, ALONE, NEW = "edges", "LoRA", "vertex alone", "network, new"
 ARMS = {ALONE: False, NEW: False, LORA: True, EDGES: True}
@@ -43,7 +44,7 @@ ARMS = {ALONE: False, NEW: False, LORA: True, EDGES: True}
 def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, Any]]:
     """Trains and asks what is not done yet in the folder, reports, and returns the lines of results.jsonl.
 
-    command: `evals.networks.commands.Compare`. ValueError, OSError: `RunFolder`'s, `source`'s and `build`'s.
+    command: `evals.lmnet_commands.Compare`. ValueError, OSError: `RunFolder`'s, `source`'s and `build`'s.
     """
     shape, recipe, agent = pick(Shape, command), pick(Recipe, command), agents[-1]
     rates = command.learning_rates or (command.learning_rate,)

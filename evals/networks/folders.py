@@ -13,13 +13,14 @@ import jax
 
 from jaxcomm import lmnet
 from jaxcomm.agent import Agent
-from jaxcomm.evals.networks.settings import Recipe, Shape, pick
-from jaxcomm.evals.networks.texts import source
-from jaxcomm.evals.networks.training import check, damaged, manager, train
-from jaxcomm.evals.runs import RunFolder, agent_fingerprint, surroundings
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.model import Params
 from jaxcomm.training import Everything
+
+from ..runs import RunFolder, agent_fingerprint, surroundings
+from .settings import Recipe, Shape, pick
+from .texts import source
+from .training import check, damaged, manager, train
 
 
 def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
@@ -40,7 +41,7 @@ def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
 def train_network(
     command: Any, agents: Sequence[Agent], *, words: str, start: lmnet.Network | None = None
 ) -> lmnet.Network:
-    """Trains the network that a command asks for (`evals.networks.commands.Train`), in its folder, and returns it.
+    """Trains the network that a command asks for (`evals.lmnet_commands.Train`), in its folder, and returns it.
 
     start: the network of `command.start`. ValueError, OSError: `RunFolder`'s, `source`'s and `check`'s, another shape or other
     vertices than the start's, before anything is computed.

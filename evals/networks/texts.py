@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcomm.agent import Agent
-from jaxcomm.evals.games.world import Landmark, held_out, world
-from jaxcomm.evals.sentences import json_lines, stream
 from jaxcomm.training import Document
+
+from ..games.world import Landmark, held_out, world
+from ..sentences import json_lines, stream
 
 
 class Text(NamedTuple):

@@ -28,12 +28,13 @@ import numpy as np
 import rich.progress
 from jax.sharding import Mesh
 
-from jaxcomm.evals.networks.settings import Recipe
-from jaxcomm.evals.networks.texts import Source
-from jaxcomm.evals.play import write_whole
 from jaxcomm.model import Params
 from jaxcomm.sharding import fsdp_shardings, local_mesh
 from jaxcomm.training import Batch, State, begin, make_optimizer, make_step, pack
+
+from ..play import write_whole
+from .settings import Recipe
+from .texts import Source
 
 KEPT = 2
 """Checkpoints that are kept, the newest."""

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxcomm.evals.games.countries import QUESTION as WHICH_COUNTRY
-from jaxcomm.evals.games.countries import STATEMENT
-from jaxcomm.evals.games.tip_sheets import QUESTION as WHICH_COMPANY
-from jaxcomm.evals.games.tip_sheets import Sheet, draw_companies, write_sheet
-from jaxcomm.evals.games.world import Landmark, held_out, world
+from ..games.companies import QUESTION as WHICH_COMPANY
+from ..games.companies import Sheet, draw_companies, write_sheet
+from ..games.places import QUESTION as WHICH_COUNTRY
+from ..games.places import STATEMENT
+from ..games.world import Landmark, held_out, world
 
 Document = list[tuple[str, float]]
 CONTEXT = 0.3

@@ -24,9 +24,10 @@ import tqdm
 from jaxtyping import Array, Float, Int
 
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.converters import to_hf
-from jaxcomm.evals.pair.text import DOCUMENTS, Document, documents, plain
 from jaxcomm.model import Params, forward, init
+
+from ...converters import to_hf
+from .text import DOCUMENTS, Document, documents, plain
 
 BOS, EOS = "<s>", "</s>"
 SHAPES = {"a": dict(width=160, layers=7, heads=5, ff=432), "b": dict(width=128, layers=6, heads=4, ff=352)}

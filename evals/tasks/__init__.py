@@ -13,8 +13,8 @@ import jinja2
 import jinja2.meta
 import numpy as np
 
-from jaxcomm.evals.games import GAMES, countries
-from jaxcomm.evals.pair.text import statements
+from ..games import GAMES, countries
+from ..pair.text import statements
 
 HERE = Path(__file__).parent
 OWN = ("countries", "tip_sheets", "countries_choice", "statements")

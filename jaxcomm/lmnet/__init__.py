@@ -1,7 +1,7 @@
 """Language-model networks: `init` joins models by trainable edges; `forward` and `generate` are those of any model."""
 
 from jaxcomm.config import EdgeConfig, NetworkConfig
-from jaxcomm.generate import generate
+from jaxcomm.decoding import generate
 from jaxcomm.lmnet.network import Network, init, size
 from jaxcomm.model import forward
 

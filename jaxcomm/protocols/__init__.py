@@ -1,10 +1,10 @@
 """How agents may communicate. Every protocol is called as protocol(a, b, prompts_a, prompts_b, *, sampling, seed, ...)
 and returns B's `Turn` (or the `Panel` of all who answer): it has heard everything, and now writes or scores."""
 
-from jaxcomm.protocols.activation import Control, activation, exchange
+from jaxcomm.protocols.activations import Control, activation, exchange
 from jaxcomm.protocols.base import Reply, Scored, Turn
 from jaxcomm.protocols.cipher import cipher_debate
-from jaxcomm.protocols.debate import FORMS, Form, Panel, debate
+from jaxcomm.protocols.debates import FORMS, Form, Panel, debate
 from jaxcomm.protocols.text import message, sender, silent, skyline
 
 PROTOCOLS = {

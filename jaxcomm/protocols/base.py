@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxcomm.agent import Agent, Prompt, Seed, row_keys
 from jaxcomm.cache import KVCache
+from jaxcomm.decoding import Generation, Sampling, begin, bucket, go_on, left_pad, score
 from jaxcomm.flops import generation_flops, scoring_flops
-from jaxcomm.generate import Generation, Sampling, begin, bucket, go_on, left_pad, score
 from jaxcomm.model import prefill
 from jaxcomm.sharding import by_rows
 

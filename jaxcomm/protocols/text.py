@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jaxcomm.agent import Agent, Prompt, Seed, vary
-from jaxcomm.generate import Sampling
+from jaxcomm.decoding import Sampling
 from jaxcomm.protocols.base import Turn, hear
 
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomm.agent import Agent, Prompt, Seed, row_keys, vary
-from jaxcomm.communicate import Where, read_prompt, receive, resume, send
+from jaxcomm.communication import Where, read_prompt, receive, resume, send
+from jaxcomm.decoding import Sampling, bucket, left_pad
 from jaxcomm.flops import blocks_flops, graft_flops
-from jaxcomm.generate import Sampling, bucket, left_pad
 from jaxcomm.graft import Graft, apply_graft, carry
 from jaxcomm.model import check_layer
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie
 from jaxcomm.protocols.base import Reply, Shared, Spent, Turn, dropped, hear, share
-from jaxcomm.protocols.debate import Panel, lookup
+from jaxcomm.protocols.debates import Panel, lookup
 from jaxcomm.sharding import by_rows, deliver
 
 Control = Literal["unrelated", "shuffled", "zero", "noise", "self"]

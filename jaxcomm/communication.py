@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
-from jaxcomm.generate import Generation, Sampling, decode
+from jaxcomm.decoding import Generation, Sampling, decode
 from jaxcomm.graft import Graft, apply_graft
 from jaxcomm.model import (
     Params,

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxcomm.evals.games.world import Item, held_out, world
+from .world import Item, held_out, world
 
 QUESTION = "You must invest in one company out of {{{options}}}. Which do you invest in?"
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxcomm.agent import Agent, Prompt, Seed, vary
-from jaxcomm.generate import Sampling
+from jaxcomm.decoding import Sampling
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie, vote
 from jaxcomm.protocols.base import Reply, Scored, Spent, Turn, hear, total
 from jaxcomm.protocols.text import put

@@ -5,7 +5,7 @@ The paper's prompts are not public; the example it prints gives the wording.
 
 import numpy as np
 
-from jaxcomm.evals.games.world import Item, held_out, world
+from .world import Item, held_out, world
 
 STATEMENT = "{person} is at {place}."
 QUESTION = "Which country is {person} located in?"

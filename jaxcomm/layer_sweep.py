@@ -27,10 +27,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
-from jaxcomm.communicate import Prompt, read_prompt
+from jaxcomm.communication import Prompt, read_prompt
 from jaxcomm.config import AnyArray, ModelConfig
+from jaxcomm.decoding import Sampling, choose
 from jaxcomm.flops import block_weights
-from jaxcomm.generate import Sampling, choose
 from jaxcomm.graft import Graft, apply_graft, carry, resolve
 from jaxcomm.model import Params, check_layer, check_tokens, embed, hidden_states, recorder, run_blocks, unembed
 from jaxcomm.sharding import all_devices, by_rows, constrain, grid, mesh_of, move, put

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxcomm.evals.networks.settings import Recipe, Shape
+from .networks.settings import Recipe, Shape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,11 @@ class Train(Shape, Recipe):
     def run(self, words: str) -> None:
         import rich
 
-        from jaxcomm.evals.agents import load, network
-        from jaxcomm.evals.networks.folders import train_network, vertex_dtype
-        from jaxcomm.evals.networks.training import keep_freed_memory
         from jaxcomm.lmnet import size
+
+        from .agents import load, network
+        from .networks.folders import train_network, vertex_dtype
+        from .networks.training import keep_freed_memory
 
         keep_freed_memory()
         agents = load(*self.vertices, dtype=vertex_dtype(self.train, self.dtype), layers=True)
@@ -80,9 +81,9 @@ class Compare(Shape, Recipe):
     """Go on with the run in the folder."""
 
     def run(self, words: str) -> None:
-        from jaxcomm.evals.agents import load
-        from jaxcomm.evals.networks import compare
-        from jaxcomm.evals.networks.training import keep_freed_memory
+        from .agents import load
+        from .networks import compare
+        from .networks.training import keep_freed_memory
 
         keep_freed_memory()
         compare.run(self, load(*self.vertices, dtype=self.dtype, layers=True), words=words)
@@ -107,9 +108,9 @@ class Show:
     def run(self, words: str) -> None:
         import rich.console
 
-        from jaxcomm.evals.agents import load
-        from jaxcomm.evals.networks import wires
-        from jaxcomm.evals.play import write_whole
+        from .agents import load
+        from .networks import wires
+        from .play import write_whole
 
         (agent,) = load(str(self.network), chat=self.chat)
         read = wires.read(agent, self.prompt, self.words)

@@ -1,0 +1,131 @@
+"""How each weight of a block lies on disk, and where: one table of names for every kind of block.
+
+Tables are data: what they say serves reading (`converters.hf.from_hf`) and writing (`to_hf`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxcomm.config import ModelConfig
+
+Path = tuple[str, ...]
+"""Where a weight lies in the tree of `jaxcomm.layers.Block`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """How a weight lies on disk: alone, in a tensor of its own."""
+
+    name: str
+    """After the layer's prefix; "{e}" in it: a tensor for every expert."""
+
+    def shape(self, leaf: tuple[int, ...], c: ModelConfig) -> tuple[int, ...]:
+        """Of the tensor, `leaf` being ours."""
+        return leaf
+
+    def view(self, tensor: np.ndarray, c: ModelConfig) -> np.ndarray:
+        """Our weight in the tensor: nothing is copied, so that it serves reading and writing. Its first axis may still be
+        two, heads and dimensions."""
+        return tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Stored):
+    """Beside others, one after another along the outputs. `transposed`: the tensor is [in, out] (GPT-2's Conv1D)."""
+
+    parts: Callable[[ModelConfig], tuple[int, ...]]
+    part: int
+    transposed: bool = False
+
+    def shape(self, leaf, c):
+        whole = (sum(self.parts(c)), *leaf[1:])
+        return whole[::-1] if self.transposed else whole
+
+    def view(self, tensor, c):
+        begin = sum(self.parts(c)[: self.part])
+        rows = tensor.T if self.transposed else tensor
+        return rows[begin : begin + self.parts(c)[self.part]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Interleaved(Stored):
+    """Queries, keys and values of each head together: [heads, 3, head_dim, ..]."""
+
+    part: int
+
+    def shape(self, leaf, c):
+        return (3 * leaf[0], *leaf[1:])
+
+    def view(self, tensor, c):
+        return tensor.reshape(c.heads, 3, c.head_dim, *tensor.shape[1:])[:, self.part]
+
+
+_qkv = lambda c: (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
+_gate_up = lambda c: (c.ff, c.ff)
+_whole = {"o": lambda c: (c.width,), "up": lambda c: (c.ff,), "down": lambda c: (c.width,)}
+
+Table = dict[Path, Stored]
+
+
+def alone(*names: tuple[Path, str]) -> Table:
+    """Weight and bias of each."""
+    return {(*path, part): Stored(f"{theirs}.{part}") for path, theirs in names for part in ("weight", "bias")}
+
+
+ATTENTION = alone(
+    (("attention", "q"), "self_attn.q_proj"),
+    (("attention", "k"), "self_attn.k_proj"),
+    (("attention", "v"), "self_attn.v_proj"),
+    (("attention", "o"), "self_attn.o_proj"),
+    (("attention", "q_norm"), "self_attn.q_norm"),
+    (("attention", "k_norm"), "self_attn.k_norm"),
+)
+GATED = alone((("mlp", "gate"), "mlp.gate_proj"), (("mlp", "up"), "mlp.up_proj"), (("mlp", "down"), "mlp.down_proj"))
+LLAMA_BLOCK = (
+    ATTENTION | GATED | alone((("attention_norm",), "input_layernorm"), (("mlp_norm",), "post_attention_layernorm"))
+)
+_POST_NORMS = alone(
+    (("attention_post_norm",), "post_attention_layernorm"), (("mlp_post_norm",), "post_feedforward_layernorm")
+)
+GEMMA_BLOCK = LLAMA_BLOCK | _POST_NORMS | alone((("mlp_norm",), "pre_feedforward_layernorm"))
+OLMO2_BLOCK = ATTENTION | GATED | _POST_NORMS
+PHI3_BLOCK: Table = (
+    LLAMA_BLOCK
+    | {("attention", x, "weight"): Rows("self_attn.qkv_proj.weight", _qkv, n) for n, x in enumerate("qkv")}
+    | {("mlp", x, "weight"): Rows("mlp.gate_up_proj.weight", _gate_up, n) for n, x in enumerate(("gate", "up"))}
+)
+MIXTRAL_BLOCK = LLAMA_BLOCK | alone(
+    (("mlp", "router"), "block_sparse_moe.gate"),
+    (("mlp", "gate"), "block_sparse_moe.experts.{e}.w1"),
+    (("mlp", "down"), "block_sparse_moe.experts.{e}.w2"),
+    (("mlp", "up"), "block_sparse_moe.experts.{e}.w3"),
+)
+QWEN3_MOE_BLOCK = LLAMA_BLOCK | alone(
+    (("mlp", "router"), "mlp.gate"),
+    (("mlp", "gate"), "mlp.experts.{e}.gate_proj"),
+    (("mlp", "up"), "mlp.experts.{e}.up_proj"),
+    (("mlp", "down"), "mlp.experts.{e}.down_proj"),
+)
+_CONV1D = {("attention", "o"): "attn.c_proj", ("mlp", "up"): "mlp.c_fc", ("mlp", "down"): "mlp.c_proj"}
+GPT2_BLOCK: Table = (
+    alone((("attention_norm",), "ln_1"), (("mlp_norm",), "ln_2"))
+    | {("attention", x, "weight"): Rows("attn.c_attn.weight", _qkv, n, transposed=True) for n, x in enumerate("qkv")}
+    | {("attention", x, "bias"): Rows("attn.c_attn.bias", _qkv, n) for n, x in enumerate("qkv")}
+    | {(*path, "weight"): Rows(f"{name}.weight", _whole[path[-1]], 0, transposed=True) for path, name in _CONV1D.items()}
+    | {(*path, "bias"): Stored(f"{name}.bias") for path, name in _CONV1D.items()}
+)  # fmt: skip
+GPT_NEOX_BLOCK: Table = alone(
+    (("attention", "o"), "attention.dense"),
+    (("mlp", "up"), "mlp.dense_h_to_4h"),
+    (("mlp", "down"), "mlp.dense_4h_to_h"),
+    (("attention_norm",), "input_layernorm"),
+    (("mlp_norm",), "post_attention_layernorm"),
+) | {
+    ("attention", x, part): Interleaved(f"attention.query_key_value.{part}", n)
+    for n, x in enumerate("qkv")
+    for part in ("weight", "bias")
+}
