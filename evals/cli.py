@@ -7,9 +7,11 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import tyro
+
+from . import lmnet_commands
 
 
 @dataclasses.dataclass(frozen=True)
@@ -547,12 +549,30 @@ COMMANDS = {
 }
 
 
+Command = Union[tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())]  # noqa: UP007
+
+
+def prepare(
+    command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[Command]],
+    keep_programs: bool = True,
+) -> Command:
+    """Language models that communicate through activations.
+
+    Args:
+        command: What to do.
+        keep_programs: Keep compiled programs for the next command, in the user's cache folder or the one that JAXCOMM_PROGRAMS names (JAXCOMM_PROGRAMS=off: nowhere).
+    """
+    if keep_programs:
+        from . import programs
+
+        programs.keep()
+    return command
+
+
 def main() -> None:
     """Exit status 0, or 2 with one line on stderr that says what is wrong and how to mend it."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
-    command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, description="Language models that communicate through activations."
-    )
+    command = tyro.cli(prepare, prog="jaxcomm")
     try:
         command.run()
     except (ValueError, OSError, FloatingPointError) as error:

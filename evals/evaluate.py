@@ -23,8 +23,8 @@ import pyarrow as pa
 import rich.table
 
 from jaxcomm.agent import Agent
+from jaxcomm.compiled import check_layer
 from jaxcomm.decoding import Sampling
-from jaxcomm.model import check_layer
 from jaxcomm.protocols import activation, cipher_debate, debate, exchange, message, skyline
 from jaxcomm.protocols.answers import ANSWERS, correct
 from jaxcomm.protocols.base import hear

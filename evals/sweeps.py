@@ -26,11 +26,11 @@ import rich.table
 import tqdm
 
 from jaxcomm.agent import Agent
+from jaxcomm.compiled import check_layer
 from jaxcomm.decoding import Generation
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.layer_sweep import Chunk, Plan, Sizes
 from jaxcomm.mapping import HELD_OUT, Maps, fit_maps
-from jaxcomm.model import check_layer
 from jaxcomm.protocols import Control
 from jaxcomm.sharding import spread
 

@@ -15,6 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomm.cache import KVCache
+from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Sampling, warp
 from jaxcomm.model import LanguageModel
@@ -64,15 +65,16 @@ def mixture(
     temperature = jnp.broadcast_to(jnp.asarray(sampling.temperature, jnp.float32), logits.shape[:1])[:, None]
     certain = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
     p = jax.nn.softmax(warp(logits, sampling.replace(temperature=jnp.maximum(temperature, 1e-6))), axis=-1)
-    mixed = temperature > 0
+    mixed = temperature != 0
     if partial != "off":
         plain = jax.nn.softmax(logits, axis=-1)
         entropy = -jnp.sum(jnp.where(plain > 0, plain * jnp.log(plain), 0.0), axis=-1, keepdims=True)
         doubt = entropy if partial == "entropy" else 1 - jnp.max(plain, axis=-1, keepdims=True)
         mixed &= (doubt > threshold) != reverse
-    return jnp.where(mixed, p, certain)
+    return jnp.where(temperature < 0, jnp.nan, jnp.where(mixed, p, certain))
 
 
+@compiled(prompts=(), static=("vocab", "max_new_tokens", "stop", "partial", "reverse"))
 def cipher(
     params: LanguageModel,
     logits: Float[Array, "B V"],

@@ -9,7 +9,7 @@ prefill; the K/V it leads to stay, so every later token reads them. Whoever trie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,16 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
+from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Generation, Sampling, decode
 from jaxcomm.graft import Graft, apply_graft
 from jaxcomm.model import (
     Params,
-    check_layer,
-    check_tokens,
+    check_room,
     embed,
     positions_of,
-    prefill,
+    prefill_edited,
     prefix,
     recorder,
     run_blocks,
@@ -39,6 +39,15 @@ Where = Literal["last", "all"]
 ends; tokens of the longer prompt without a counterpart stay as they are."""
 
 
+_SHAPES = {"last": "a vector per prompt, [B, D_A]", "all": "a vector per token, [B, P, D_A]"}
+
+
+def _check_where(where: str) -> None:
+    if where not in get_args(Where):
+        raise ValueError(f"unknown where {where!r}: choose one of {', '.join(get_args(Where))}")
+
+
+@compiled(prompts=(("params_a", "tokens_a", "mask"),), layers={"k": "params_a"}, static=("where",))
 def send(
     params_a: Params,
     tokens_a: Int[AnyArray, "B P"],
@@ -50,6 +59,7 @@ def send(
 ) -> Array:
     """A's message: h_A[k] at the last token, [B, D_A], or with where="all" at every token, [B, P, D_A] (0 on padding).
     Blocks above k are not run. `past`: caches of what stands before (`prefix`)."""
+    _check_where(where)
     h = prefix(params_a, tokens_a, k, mask=mask, past=past)
     if where == "last":
         return h[:, -1]
@@ -57,7 +67,10 @@ def send(
 
 
 def _editor(graft: Graft, message: Array, W, mask_b, where: Where):
-    """The function h_B[j] -> edited h_B[j], on the prompt's columns."""
+    """The function h_B[j] -> edited h_B[j], on the prompt's columns. ValueError: `receive`'s, but for j."""
+    _check_where(where)
+    if message.ndim != {"last": 2, "all": 3}[where]:
+        raise ValueError(f"the message is {message.shape}: with where={where!r} it is {_SHAPES[where]}")
     if where == "last":
         return lambda h: h.at[:, -1].set(apply_graft(graft, message, h[:, -1], W))
     if graft != "sum":
@@ -79,6 +92,15 @@ def _editor(graft: Graft, message: Array, W, mask_b, where: Where):
     return edit
 
 
+def _check_rows(message: Array, tokens_b: Int[AnyArray, "B P"]) -> None:
+    if len(message) != len(tokens_b):
+        raise ValueError(f"{len(message)} messages for {len(tokens_b)} prompts of B: give one for each")
+
+
+_AT_B: Any = dict(prompts=(("params_b", "tokens_b", "mask"),), layers={"j": "params_b"})
+
+
+@compiled(**_AT_B, static=("graft", "where"))
 def receive(
     params_b: Params,
     tokens_b: Int[AnyArray, "B P"],
@@ -93,9 +115,11 @@ def receive(
     """B reads its prompt with the message grafted in after block j: logits of the next token, and the cache to go on
     from.
 
-    ValueError: j out of range, unknown graft, W of a wrong shape, where="all" with another graft than sum or unequal widths.
+    ValueError: j out of range, unknown graft or where, W of a wrong shape, where="all" with another graft than sum or unequal
+    widths, not one message for each prompt.
     """
-    return prefill(params_b, tokens_b, mask=mask, edit=(j, _editor(graft, message, W, mask, where)))
+    _check_rows(message, tokens_b)
+    return prefill_edited(params_b, tokens_b, (j, _editor(graft, message, W, mask, where)), mask=mask)
 
 
 class Prompt(struct.PyTreeNode):
@@ -110,6 +134,7 @@ class Prompt(struct.PyTreeNode):
     last: KVCache
 
 
+@compiled(prompts=(("params_b", "tokens_b", "mask"),))
 def read_prompt(
     params_b: Params,
     tokens_b: Int[AnyArray, "B P"],
@@ -118,7 +143,7 @@ def read_prompt(
     past: tuple[KVCache, ...] = (),
 ) -> Prompt:
     """B reads left-padded prompts, after what `past` holds (`prefix`). ValueError: no or too many tokens."""
-    check_tokens(params_b, tokens_b)
+    check_room(params_b, tokens_b)
     positions = positions_of(tokens_b.shape, mask, past)
     h = embed(params_b, tokens_b, positions)
     cache = params_b.empty_cache(*tokens_b.shape)
@@ -129,6 +154,7 @@ def read_prompt(
     return Prompt(states, cache.replace(positions=positions.at[:, -1].set(-1)), last)
 
 
+@compiled(prompts=(), layers={"j": "params_b"})
 def resume(
     params_b: Params, prompt: Prompt, h: Float[Array, "B D"], j, *, past: tuple[KVCache, ...] = ()
 ) -> tuple[Float[Array, "B V"], KVCache]:
@@ -137,7 +163,6 @@ def resume(
 
     `receive` with the same edit gives the same logits. ValueError: j out of range.
     """
-    check_layer(params_b, j, "j")
     past = (*past, prompt.earlier)
     h, cache, _ = run_blocks(params_b, h[:, None], prompt.last.positions, j, past=past, cache=prompt.last, column=0)
     return unembed(params_b, h)[:, 0], cache
@@ -168,8 +193,6 @@ def communicate(
 
     ValueError: k or j out of range, an empty or too long prompt, unequal numbers of prompts, and `receive`'s.
     """
-    check_tokens(params_a, tokens_a)
-    check_tokens(params_b, tokens_b, max_new_tokens)
     if tokens_a.shape[0] != tokens_b.shape[0]:
         raise ValueError(f"A has {tokens_a.shape[0]} prompts, B has {tokens_b.shape[0]}: give one of each per game")
     message = deliver(send(params_a, tokens_a, k, mask=mask_a, where=where), params_b)
@@ -179,6 +202,7 @@ def communicate(
     )  # fmt: skip
 
 
+@compiled(**_AT_B, static=("graft", "where", "max_new_tokens"))
 def answer(
     params_b: Params,
     tokens_b: Int[AnyArray, "B P"],
@@ -196,17 +220,20 @@ def answer(
 ) -> Generation:
     """B's side of `communicate`: `receive`, then `decode`.
 
-    Where A and B live on different devices the two sides are programs of their own, and the message is what moves:
-    `answer(b, tokens_b, deliver(send(a, tokens_a, k), b), j)`, both jitted (`jaxcomm.sharding.deliver`). ValueError: `receive`'s,
-    or no room for so many tokens.
+    ValueError: `receive`'s, or no room for so many tokens.
     """
-    check_tokens(params_b, tokens_b, max_new_tokens)
+    check_room(params_b, tokens_b, max_new_tokens)
     logits, cache = receive(params_b, tokens_b, message, j, graft=graft, W=W, mask=mask, where=where)
     return decode(
         params_b, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
     )
 
 
+@compiled(
+    prompts=(("params_a", "tokens_a", "mask_a"), ("params_b", "tokens_b", "mask_b")),
+    layers={"k": "params_a", "j": "params_b"},
+    static=("graft", "where"),
+)
 def communicate_logits(
     params_a: Params,
     params_b: Params,
@@ -222,18 +249,20 @@ def communicate_logits(
     mask_a: Bool[AnyArray, "B PA"] | None = None,
     mask_b: Bool[AnyArray, "B PB"] | None = None,
 ) -> Float[Array, "B T V"]:
-    """Teacher-forced twin of `communicate`: logits that predict each token of given answers, in one pass, no loop.
+    """Teacher-forced twin of `communicate`: logits that predict each token of given answers (-1 after the end of one), in one
+    pass, no loop.
 
     Differentiable in everything continuous, in reverse too when k and j are ints: a loss on B's answer reaches W, A and B.
     """
-    check_layer(params_b, j, "j")
     tokens = jnp.concatenate([tokens_b, answers], axis=1)
-    check_tokens(params_b, tokens)
-    prompt, mask = tokens_b.shape[1], None
-    if mask_b is not None:
-        mask = jnp.concatenate([mask_b, jnp.ones(answers.shape, bool)], axis=1)
-    edit = _editor(graft, send(params_a, tokens_a, k, mask=mask_a, where=where), W, mask_b, where)
-    positions = positions_of(tokens.shape, mask)
+    check_room(params_b, tokens)
+    prompt = tokens_b.shape[1]
+    message = send(params_a, tokens_a, k, mask=mask_a, where=where)
+    _check_rows(message, tokens_b)
+    edit = _editor(graft, message, W, mask_b, where)
+    places = positions_of(tokens_b.shape, mask_b)
+    following = jnp.max(places, axis=1, keepdims=True) + 1 + jnp.arange(answers.shape[1], dtype=jnp.int32)
+    positions = jnp.concatenate([places, jnp.where(answers < 0, -1, following)], axis=1)
     h, *_ = run_blocks(params_b, embed(params_b, tokens, positions), positions, 0, j)
     h = jnp.concatenate([edit(h[:, :prompt]), h[:, prompt:]], axis=1)
     h, *_ = run_blocks(params_b, h, positions, j)

@@ -16,24 +16,46 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
+from jaxcomm.compiled import compiled, known
 from jaxcomm.config import AnyArray
-from jaxcomm.model import LanguageModel, after, check_tokens, prefill
+from jaxcomm.model import LanguageModel, after, check_room, prefill
 
 
 class Sampling(struct.PyTreeNode):
-    """temperature > 0, then the top_k most likely (0: all), then the smallest set that holds top_p of the mass.
+    """temperature (0: the likeliest token), then the top_k most likely (0: all), then the smallest set that holds top_p of the
+    mass.
 
-    As transformers' logits warpers, in their order. The fields may be traced: changing them compiles nothing.
+    As transformers' logits warpers, in their order. Each field is a number, and the temperature may be one for each row, [B].
+    The fields may be traced: changing them compiles nothing, and a traced one out of range writes no token.
+
+    Raises:
+        ValueError: temperature or top_k below 0, top_p not in (0, 1].
     """
 
     temperature: Any = 1.0
     top_k: Any = 0
     top_p: Any = 1.0
 
+    def __post_init__(self):
+        for name, low, fits in (
+            ("temperature", "0 (greedy) or more", lambda x: (x >= 0) & (x < np.inf)),
+            ("top_k", "0 (all) or more", lambda x: x >= 0),
+            ("top_p", "above 0 and at most 1", lambda x: (x > 0) & (x <= 1)),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, int | float | np.number | np.ndarray | jax.Array):  # not what JAX puts in its place
+                x = known(value)
+                if x is not None and not np.all(fits(x)):
+                    raise ValueError(f"{name} = {value}: it must be {low}")
+
 
 class Generation(struct.PyTreeNode):
     """tokens [B, T], -1 after a row's end; logprobs [B, T] under the model's own distribution (before temperature and
-    cuts), 0 after the end; lengths [B], the stop token counted."""
+    cuts), 0 after the end; lengths [B], the stop token counted.
+
+    A row whose logits were not numbers (an invalid traced value, an overflow) ends there: its tokens are -1, the first of
+    them with a log-probability of NaN.
+    """
 
     tokens: Any
     logprobs: Any
@@ -76,10 +98,17 @@ def bucket(length: int, limit: int, smallest: int = 32) -> int:
 
 
 def warp(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
-    """Logits of the distribution that is drawn from: tempered, -inf where `sampling` cuts."""
-    logits = logits / jnp.asarray(sampling.temperature, logits.dtype)
+    """Logits of the distribution that is drawn from: tempered, -inf where `sampling` cuts. The largest is 0.
+
+    At temperature 0 the likeliest tokens share it."""
+    logits -= jnp.max(logits, axis=-1, keepdims=True)  # or a small temperature would make them infinite
+    logits /= jnp.maximum(_by_row(sampling.temperature, logits), jnp.finfo(logits.dtype).tiny)
     cuts = jnp.any(jnp.asarray(sampling.top_k) > 0) | jnp.any(jnp.asarray(sampling.top_p) < 1)
     return jax.lax.cond(cuts, lambda logits: cut(logits, sampling), lambda logits: logits, logits)
+
+
+def _by_row(value: Any, logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
+    return jnp.broadcast_to(jnp.asarray(value, logits.dtype).reshape(-1), logits.shape[:1])[:, None]
 
 
 def cut(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
@@ -96,12 +125,18 @@ def cut(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
 
 
 def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Array, "B"] | None) -> Int[Array, "B"]:
-    """The next token of every row: the argmax without `sampling`, else a draw with the row's own key."""
+    """The next token of every row: the argmax without `sampling` or at temperature 0, else a draw with the row's own key.
+    -1 where the logits are NaN, or `sampling` is out of range."""
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)  # of NaN, if there is one
+    valid = ~jnp.isnan(jnp.take_along_axis(logits, likeliest[:, None], axis=-1)[:, 0])
     if sampling is None:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return jnp.where(valid, likeliest, -1)
     if keys is None:
         raise ValueError("sampling needs keys, one per row: jax.random.split(jax.random.key(seed), rows)")
-    return jax.vmap(jax.random.categorical)(keys, warp(logits, sampling)).astype(jnp.int32)
+    drawn = jax.vmap(jax.random.categorical)(keys, warp(logits, sampling)).astype(jnp.int32)
+    temperature = _by_row(sampling.temperature, logits)[:, 0]
+    valid &= (temperature >= 0) & (jnp.asarray(sampling.top_k) >= 0) & (jnp.asarray(sampling.top_p) > 0)
+    return jnp.where(valid, jnp.where(temperature == 0, likeliest, drawn), -1)
 
 
 class Writing(struct.PyTreeNode):
@@ -119,13 +154,16 @@ class Writing(struct.PyTreeNode):
         """With one more token."""
         t, drawn = self.t, None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, self.t)
         token = choose(logits, sampling, drawn)
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1)[:, 0]
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), jnp.maximum(token, 0)[:, None], axis=-1)[
+            :, 0
+        ]
+        logprob, broken = jnp.where(token < 0, jnp.nan, logprob), token < 0
         out = Generation(
             tokens=self.out.tokens.at[:, t].set(jnp.where(self.done, -1, token)),
             logprobs=self.out.logprobs.at[:, t].set(jnp.where(self.done, 0.0, logprob)),
-            lengths=self.out.lengths + (~self.done).astype(jnp.int32),
+            lengths=self.out.lengths + (~self.done & ~broken).astype(jnp.int32),
         )
-        return self.replace(t=t + 1, token=token, done=self.done | jnp.isin(token, stops), out=out)
+        return self.replace(t=t + 1, token=token, done=self.done | broken | jnp.isin(token, stops), out=out)
 
 
 def begin(
@@ -178,6 +216,7 @@ def go_on(
     return jax.lax.while_loop(lambda w: (w.t < until) & ~jnp.all(w.done), step, writing)
 
 
+@compiled(prompts=(), static=("max_new_tokens",))
 def decode(
     params: LanguageModel,
     logits: Float[Array, "B V"],
@@ -199,6 +238,7 @@ def decode(
     return go_on(params, writing, max_new_tokens, past=past, **how).out
 
 
+@compiled(prompts=())
 def score(
     params: LanguageModel,
     logits: Float[Array, "B V"],
@@ -208,12 +248,15 @@ def score(
     past: tuple[KVCache, ...] = (),
 ) -> tuple[Float[Array, "B C T"], Bool[Array, "B C T"]]:
     """Log-probability of each token of C continuations (-1 after an end) of every prefilled prompt, and whether none is
-    likelier; 0 and True after the end.
+    likelier; 0 and True after the end. A continuation without a token, all -1, has NaN and False.
 
     logits, cache, past: as `decode`'s. The continuations of a row are branches of it: its prompt is read once for all.
     """
     B, C, T = continuations.shape
-    real = continuations >= 0
+    if not T:
+        raise ValueError("a text to score has no tokens")
+    real, empty = continuations >= 0, jnp.arange(T) == 0
+    empty &= continuations[..., :1] < 0
     tokens = jnp.where(real, continuations, 0)
     logprobs, best = token_logprobs(logits[:, None], tokens[:, :, 0])
     if T > 1:
@@ -228,7 +271,7 @@ def score(
         logprobs, best = join(logprobs, rest[0]), join(best, rest[1])
     else:
         logprobs, best = logprobs[..., None], best[..., None]
-    return jnp.where(real, logprobs, 0.0), best | ~real
+    return jnp.where(real, logprobs, jnp.where(empty, jnp.nan, 0.0)), (best | ~real) & ~empty
 
 
 LOGITS = 512
@@ -241,6 +284,7 @@ def token_logprobs(logits: Float[Array, "*#n V"], tokens: Int[Array, "*n"]) -> t
     return picked - jax.nn.logsumexp(logits, axis=-1), picked >= jnp.max(logits, axis=-1)
 
 
+@compiled(static=("max_new_tokens",))
 def generate(
     params: LanguageModel,
     tokens: Int[AnyArray, "B P"],
@@ -251,11 +295,11 @@ def generate(
     keys: Key[Array, "B"] | None = None,
     stop_tokens: Sequence[Any] | AnyArray = (),
 ) -> Generation:
-    """Reads left-padded prompts and writes after them. Pure; jit it with max_new_tokens static.
+    """Reads left-padded prompts and writes after them.
 
     ValueError: empty prompt, or prompt and new tokens exceed the model's positions.
     """
-    check_tokens(params, tokens, max_new_tokens)
+    check_room(params, tokens, max_new_tokens)
     logits, cache = prefill(params, tokens, mask=mask)
     return decode(
         params, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens

@@ -41,9 +41,12 @@ def carry(a: Float[Array, "*n DA"], W: Float[AnyArray, "_ _"], width: int) -> Fl
 def apply_graft(
     graft: Graft, a: Float[Array, "*n DA"], b: Float[Array, "*n DB"], W: Float[AnyArray, "_ _"] | None = None
 ) -> Float[Array, "*n DB"]:
-    """f(a, b), or f(W a, b). a is cast to b's dtype. ValueError if W does not map a's width to b's."""
+    """f(a, b), or f(W a, b), in b's dtype, to which a is cast. ValueError if W does not map a's width to b's, or f changes
+    their shape."""
     a = a if W is None else carry(a, W, b.shape[-1])
     d = min(a.shape[-1], b.shape[-1])
     kept, old = jnp.split(b, [b.shape[-1] - d], axis=-1)
     new = resolve(graft)(a[..., a.shape[-1] - d :].astype(b.dtype), old)
-    return jnp.concatenate([kept, new], axis=-1)
+    if new.shape != old.shape:
+        raise ValueError(f"the graft returned {new.shape} for activations of {old.shape}: f(a, b) keeps their shape")
+    return jnp.concatenate([kept, new.astype(b.dtype)], axis=-1)

@@ -28,13 +28,14 @@ def quantise(params: Params) -> Params:
     return params.replace(blocks=jax.tree_util.tree_map_with_path(in_blocks, params.blocks), head=head)
 
 
-def check_not_int8(params: Params) -> None:
-    """ValueError if some of the weights are int8: no form of checkpoint keeps them."""
+NOT_SAVED = "int8 weights cannot be saved: save the model they were made of, and quantise it when it is loaded"
+
+
+def check_not_int8(params: Params, why: str = NOT_SAVED) -> None:
+    """Raises ValueError, which says why, if some of the weights are int8."""
     matrix = lambda leaf: hasattr(leaf, "qvalue")
     if any(map(matrix, jax.tree.leaves(params, is_leaf=matrix))):
-        raise ValueError(
-            "int8 weights cannot be saved: save the model they were made of, and quantise it when it is loaded"
-        )
+        raise ValueError(why)
 
 
 def is_matrix(path: tuple) -> bool:

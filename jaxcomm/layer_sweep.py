@@ -28,11 +28,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
 from jaxcomm.communication import Prompt, read_prompt
+from jaxcomm.compiled import check_layer, check_prompts
 from jaxcomm.config import AnyArray, ModelConfig
 from jaxcomm.decoding import Sampling, choose
 from jaxcomm.flops import block_weights
 from jaxcomm.graft import Graft, apply_graft, carry, resolve
-from jaxcomm.model import Params, check_layer, check_tokens, embed, hidden_states, recorder, run_blocks, unembed
+from jaxcomm.model import Params, check_room, embed, hidden_states, recorder, run_blocks, unembed
 from jaxcomm.sharding import all_devices, by_rows, constrain, grid, mesh_of, move, put
 
 MEMORY = 2**30
@@ -182,8 +183,6 @@ def _edits(sent, own, cells, *, grafts):
 
 
 _carry = jax.jit(carry, static_argnames="width")
-_read_a = jax.jit(functools.partial(hidden_states, last=True))
-_read_b = jax.jit(read_prompt)
 
 
 @jax.jit
@@ -353,8 +352,10 @@ class Plan:
         self.sampling, self.keys = sampling, keys
         self.answers = None if answers is None else self._targets(np.asarray(answers))
         self.new = max_new_tokens if self.answers is None else self.answers[0].shape[1]
-        check_tokens(params_a, tokens_a)
-        check_tokens(params_b, tokens_b, self.new)
+        check_prompts(params_a, tokens_a, mask_a)
+        check_prompts(params_b, tokens_b, mask_b)
+        check_room(params_a, tokens_a)
+        check_room(params_b, tokens_b, self.new)
         whole = lambda tokens, mask: np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
         self.prompts = [(np.asarray(t), whole(t, m)) for t, m in ((tokens_a, mask_a), (tokens_b, mask_b))]
 
@@ -431,8 +432,8 @@ class Plan:
             prompt_a, (tokens_b, mask_b) = self.prompts[0], map(place, self.prompts[1])
             there = lambda a: by_rows(self.params_a, jnp.asarray(a[rows])) if self.apart else place(a)
             tokens_a, mask_a = map(there, prompt_a)
-            states = _read_a(self.params_a, tokens_a, mask=mask_a)
-            prompt = _read_b(self.params_b, tokens_b, mask=mask_b)
+            states = hidden_states(self.params_a, tokens_a, mask=mask_a, last=True)
+            prompt = read_prompt(self.params_b, tokens_b, mask=mask_b)
             keys = None if self.keys is None else place(self.keys)
             answers = None
             if self.answers is not None:

@@ -19,8 +19,9 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from jaxcomm.compiled import check_layer
 from jaxcomm.config import AnyArray
-from jaxcomm.model import Params, check_layer, hidden_states
+from jaxcomm.model import Params, hidden_states
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 HELD_OUT = 10
@@ -28,8 +29,6 @@ HELD_OUT = 10
 
 Batches = Iterable[tuple[tuple[AnyArray, AnyArray], tuple[AnyArray, AnyArray]]]
 """((tokens_a, mask_a), (tokens_b, mask_b)), [n, P] each, of the same n sentences in both models' tokens."""
-
-_states = jax.jit(functools.partial(hidden_states, last=True))
 
 
 def _final_states(
@@ -50,8 +49,8 @@ def _final_states(
         n = len(tokens_a)
         if n != len(tokens_b):
             raise ValueError(f"a batch has {n} sentences for A and {len(tokens_b)} for B: give both the same")
-        a = _states(params_a, tokens_a, mask=mask_a)[np.array(ks)]
-        b = _states(params_b, tokens_b, mask=mask_b)[np.array(js)]
+        a = hidden_states(params_a, tokens_a, mask=mask_a, last=True)[np.array(ks)]
+        b = hidden_states(params_b, tokens_b, mask=mask_b, last=True)[np.array(js)]
         yield a, b, (seen + np.arange(n)) % HELD_OUT == HELD_OUT - 1
         seen += n
     if seen < HELD_OUT:

@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomm.cache import KVCache
+from jaxcomm.compiled import check_layer, compiled
 from jaxcomm.config import FULL, AnyArray, ModelConfig, Remat
 from jaxcomm.layers import Block, Gather, angles_of, norm_of, project, rotary
 
@@ -140,18 +141,12 @@ def init(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
     return jax.tree.map(lambda a: a.astype(dtype), params)
 
 
-def check_layer(params: LanguageModel, layer, name: str = "k") -> None:
-    """ValueError unless 0 <= layer <= L. A traced layer cannot be looked at; it is the caller's promise."""
-    if not isinstance(params, Params):
-        raise ValueError(f"{name} = {layer}: a network has no layers to be split at; name a single model")
-    if not isinstance(layer, Tracer) and not 0 <= int(layer) <= params.config.layers:
-        raise ValueError(
-            f"{name} = {layer} is out of range: this model's layers are 0 (the embedding) to {params.config.layers}"
-        )
+INVALID = -2
+"""Position of every token of a row that ends in padding, where that was seen too late to be refused (`jaxcomm.compiled`)."""
 
 
-def check_tokens(params: LanguageModel, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], new: int = 0) -> None:
-    """ValueError if there is no token, or if the columns and `new` more do not fit the model's positions."""
+def check_room(params: LanguageModel, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], new: int = 0) -> None:
+    """Raises ValueError if there is no token, or if the columns and `new` more do not fit the model's positions."""
     length, limit = tokens.shape[1], params.config.max_positions
     if not length:
         raise ValueError("empty prompt: a model needs at least one token to read")
@@ -166,11 +161,13 @@ def check_tokens(params: LanguageModel, tokens: Int[AnyArray, "B T"] | Float[Any
 def positions_of(
     shape: tuple[int, ...], mask: Bool[AnyArray, "B T"] | None = None, past: tuple[KVCache, ...] = ()
 ) -> Int[Array, "B T"]:
-    """0, 1, 2, ... over the real tokens of each row, after those of `past`; -1 on padding (mask False)."""
+    """0, 1, 2, ... over the real tokens of each row, after those of `past`; -1 on padding (mask False), which is on the left:
+    a row that ends in padding is `INVALID`."""
     begin = after(past)
     if mask is None:
         return jnp.broadcast_to(begin + jnp.arange(shape[1], dtype=jnp.int32), shape)
-    return jnp.where(mask, begin + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
+    places = jnp.where(mask, begin + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
+    return jnp.where(mask[:, -1:], places, INVALID)
 
 
 def after(caches: tuple[KVCache, ...]) -> Int[Array, "B 1"] | int:
@@ -181,11 +178,20 @@ def after(caches: tuple[KVCache, ...]) -> Int[Array, "B 1"] | int:
 def embed(
     params: Params, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], positions: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-    """h[0]: of token ids, or of vectors that stand in for rows of the embedding matrix, at their positions."""
-    h = jnp.asarray(tokens) if jnp.ndim(tokens) == 3 else params.embed[tokens]
+    """h[0]: of token ids, or of vectors that stand in for rows of the embedding matrix, at their positions.
+
+    NaN for an id outside the vocabulary, unless it is padding, and at positions that are `INVALID`.
+    """
+    tokens, valid = jnp.asarray(tokens), positions != INVALID
+    if tokens.ndim == 3:
+        h = tokens
+    else:
+        inside = (tokens >= 0) & (tokens < params.config.vocab)
+        h, valid = params.embed[jnp.where(inside, tokens, 0)], valid & (inside | (positions == -1))
     if params.config.scale_embedding:
         h *= jnp.asarray(params.config.width**0.5, h.dtype)
-    return h if params.positions is None else h + params.positions[jnp.maximum(positions, 0)]
+    h = h if params.positions is None else h + params.positions[jnp.maximum(positions, 0)]
+    return jnp.where(valid[..., None], h, jnp.nan)
 
 
 def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -300,7 +306,7 @@ def run_blocks(
     there, where the cache's `positions` already announce them, and the whole cache is attended to (decoding); without
     one they fill it (prefill). `branches`: the T tokens of a row are so many groups that do not see each other.
     `visit = (fn, state)`: h[i], state = fn(h[i], state, i) after every block i, to look at the stream or to change it.
-    `last`: only the last token's h[stop] is returned, [B, 1, D]; the bounds must be ints. Unrolled, block `stop` then makes
+    Traced bounds out of range make h NaN. `last`: only the last token's h[stop] is returned, [B, 1, D]; the bounds must be ints. Unrolled, block `stop` then makes
     keys and values of all tokens, but no more. (Of a stack it would have to be compiled a second time.)
     `documents`: rows hold several texts that do not see each other (`apart`); without past and cache. `remat`: what a
     gradient makes again (`config.Remat`), block by block. `mesh`: rows lie over all of its devices, and a block's
@@ -330,9 +336,12 @@ def run_blocks(
         carry = fold_blocks(params, step, carry, start, stop - 1)
         return step(carry, stop - 1, params.blocks[stop - 1], first=h.shape[1] - 1)
     h, cache, state = fold_blocks(params, step if remat == "off" else again, carry, start, stop)
+    if isinstance(start, Tracer) or isinstance(stop, Tracer):
+        h = jnp.where((start >= 0) & (start <= stop) & (stop <= c.layers), h, jnp.nan)
     return h[:, -1:] if last else h, cache, state
 
 
+@compiled(layers={"k": "params"})
 def prefix(
     params: Params,
     tokens: Int[AnyArray, "B T"],
@@ -343,33 +352,35 @@ def prefix(
 ) -> Float[Array, "B T D"]:
     """h[k]: embedding and blocks 1 .. k. `mask` is False on padding; `past`: caches of what stands before, of every row
     or of one that all share. ValueError: k out of range, no or too many tokens."""
-    check_layer(params, k)
-    check_tokens(params, tokens)
+    check_room(params, tokens)
     positions = positions_of(tokens.shape, mask, past)
     return run_blocks(params, embed(params, tokens, positions), positions, 0, k, past=past)[0]
 
 
+@compiled(prompts=(("params", "h", "mask"),), layers={"k": "params"})
 def suffix(
     params: Params, h: Float[Array, "B T D"], k, *, mask: Bool[AnyArray, "B T"] | None = None
 ) -> Float[Array, "B T V"]:
     """Logits from h[k]: blocks k + 1 .. L, final norm, head."""
-    check_layer(params, k)
+    check_room(params, h)
     return unembed(params, run_blocks(params, h, positions_of(h.shape[:2], mask), k)[0])
 
 
+@compiled()
 def forward(
     params: LanguageModel, tokens: Int[AnyArray, "B T"], *, mask: Bool[AnyArray, "B T"] | None = None
 ) -> Float[Array, "B T V"]:
     """Logits of every position, float32. ValueError: no or too many tokens."""
-    check_tokens(params, tokens)
+    check_room(params, tokens)
     return params.logits(params.read(tokens, positions_of(tokens.shape, mask))[0])
 
 
+@compiled(static=("last",))
 def hidden_states(
     params: Params, tokens: Int[AnyArray, "B T"], *, mask: Bool[AnyArray, "B T"] | None = None, last: bool = False
 ) -> Array:
     """h[0] .. h[L] as [L + 1, B, T, D]; with `last` only each row's last token, [L + 1, B, D], the rest never stored."""
-    check_tokens(params, tokens)
+    check_room(params, tokens)
     positions = positions_of(tokens.shape, mask)
     h = embed(params, tokens, positions)
     return run_blocks(params, h, positions, visit=recorder(params, h, last))[2]
@@ -382,22 +393,33 @@ def recorder(params: Params, h: Float[Array, "B T D"], last: bool) -> tuple[Call
     return lambda h, states, i: (h, states.at[i].set(pick(h))), states
 
 
+@compiled()
 def prefill(
     params: LanguageModel,
     tokens: Int[AnyArray, "B P"] | Float[AnyArray, "B P D"],
     *,
     mask: Bool[AnyArray, "B P"] | None = None,
     past: tuple[KVCache, ...] = (),
-    edit: tuple[Any, Callable] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Reads a left-padded prompt, of tokens or of vectors in their place (`embed`): logits after its last token, and its
-    keys and values. `past`: as `prefix`'s.
+    keys and values. `past`: as `prefix`'s."""
+    return prefill_edited(params, tokens, None, mask=mask, past=past)
 
-    `edit = (j, fn)`: the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once. Blocks up to j keep the keys
-    and values of the stream as it was; the later ones make theirs from the edited one, and decoding reads those. fn gets
-    [B, P, D], at j = L perhaps the last token alone. Only of a single model.
+
+def prefill_edited(
+    params: LanguageModel,
+    tokens: Int[AnyArray, "B P"] | Float[AnyArray, "B P D"],
+    edit: tuple[Any, Callable] | None,
+    *,
+    mask: Bool[AnyArray, "B P"] | None = None,
+    past: tuple[KVCache, ...] = (),
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """`prefill` where, for `edit = (j, fn)`, the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once.
+
+    Blocks up to j keep the keys and values of the stream as it was; the later ones make theirs from the edited one, and
+    decoding reads those. fn gets [B, P, D], at j = L perhaps the last token alone. Only of a single model.
     """
-    check_tokens(params, tokens)
+    check_room(params, tokens)
     positions = positions_of(tokens.shape[:2], mask, past)
     how: dict[str, Any] = dict(past=past, cache=params.empty_cache(*tokens.shape[:2]), last=True)
     if edit is None:
@@ -411,4 +433,6 @@ def prefill(
         h, cache, _ = run_blocks(
             single, edited(embed(single, tokens, positions), 0), positions, visit=(visit, None), **how
         )
+        if isinstance(j, Tracer):
+            h = jnp.where((j >= 0) & (j <= single.config.layers), h, jnp.nan)
     return params.logits(h)[:, 0], cache.replace(positions=positions)

@@ -41,12 +41,16 @@ def logical_axes(params: Params) -> Params:
 
     def name(path, leaf):
         keys: list[Any] = [getattr(key, "name", getattr(key, "key", None)) for key in path]
+        scales = keys[-1] == "scale"  # one per output, [.., out, 1]
+        if keys[-1] in ("qvalue", "scale"):  # of a matrix in int8
+            keys = keys[:-1]
         if keys[0] != "blocks":
             first = {"embed": ["vocab"], "head": ["vocab"], "positions": ["positions"], "norm": []}[keys[0]]
-            return P(*first, "width")
+            return P(*first, None if scales else "width")
         module, kind = keys[-2:]
         if module in _MATRICES:
             own = _MATRICES[module] if kind == "weight" else _MATRICES[module][:1]
+            own = (own[0], None) if scales else own
         elif module in ("q_norm", "k_norm"):
             each = {"q_norm": "heads", "k_norm": "kv_heads"}[module]
             own = ("head_dim",) if params.config.qk_norm == "head" else (each,)
@@ -71,7 +75,7 @@ def shardings(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> P
     def place(axes: P) -> NamedSharding:
         cut = [rules.get(axis) for axis in axes]  # pyright: ignore[reportArgumentType]
         fits = [
-            name and mesh.shape[name] > 1 and units[axis] % mesh.shape[name] == 0
+            name is not None and mesh.shape[name] > 1 and units[axis] % mesh.shape[name] == 0
             for axis, name in zip(axes, cut, strict=True)
         ]
         return NamedSharding(mesh, P(*(name if fit else None for name, fit in zip(cut, fits, strict=True))))

@@ -33,10 +33,12 @@ import transformers
 from jaxcomm.communication import communicate
 from jaxcomm.converters import from_hf, load_agent
 from jaxcomm.decoding import generate
+from jaxcomm.evals import programs
 from jaxcomm.evals.pair import folder
 from jaxcomm.model import Params, forward
 
-torch.set_num_threads(2)
+programs.keep()
+torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 
 SMALL = dict(
@@ -155,12 +157,12 @@ def toy_tokenizer(words=WORDS) -> transformers.PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_of_one_file():
+@pytest.fixture(autouse=True)
+def room_for_programs():
     """Every compiled program on CPU holds some hundred memory maps. A process may have 65530: without this the compiler
     dies of them in the middle of the tests."""
     yield
-    jax.clear_caches()
+    programs.release()
 
 
 @pytest.fixture(scope="session", params=list(CONFIGS))

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from jaxcomm import lmnet
+from jaxcomm.compiled import check_layer
 from jaxcomm.config import EdgeConfig, ModelConfig, Rope
 from jaxcomm.decoding import left_pad
 from jaxcomm.flops import blocks_flops, generation_flops, head_flops
-from jaxcomm.model import Params, check_layer, embed, final_norm, positions_of, run_blocks, unembed
+from jaxcomm.model import Params, embed, final_norm, positions_of, run_blocks, unembed
 from jaxcomm.model import init as init_model
 from jaxcomm.sharding import fsdp_shardings, local_mesh
 

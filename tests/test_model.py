@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcomm.decoding import Sampling, bucket, choose, generate, left_pad
-from jaxcomm.model import forward, hidden_states, prefill, prefix, suffix
+from jaxcomm.model import forward, hidden_states, prefill, prefill_edited, prefix, suffix
 
 from conftest import assert_close, prompts, read, write
 
@@ -143,7 +143,7 @@ def test_draws_come_from_exactly_the_set_top_k_and_top_p_leave(seed, top_k, top_
 def test_prefill_with_an_edit_that_changes_nothing_is_prefill(kind):
     tokens = prompts(2, 9)
     logits, cache = jax.jit(prefill)(kind.params, tokens)
-    edited = jax.jit(lambda params, j: prefill(params, tokens, edit=(j, lambda h: h)))
+    edited = jax.jit(lambda params, j: prefill_edited(params, tokens, (j, lambda h: h)))
     for j in range(kind.params.config.layers + 1):
         same, other = edited(kind.params, j)
         np.testing.assert_array_equal(logits, same)
@@ -153,7 +153,9 @@ def test_prefill_with_an_edit_that_changes_nothing_is_prefill(kind):
 def test_prefill_and_its_edits_are_the_same_in_both_layouts(kind):
     """Unrolled, the last block goes through the last token only."""
     tokens, mask = left_pad([[5, 6, 7, 8], [9]], 6)
-    edited = jax.jit(lambda params, j: prefill(params, tokens, mask=mask, edit=(j, lambda h: h.at[:, -1].multiply(2))))
+    edited = jax.jit(
+        lambda params, j: prefill_edited(params, tokens, (j, lambda h: h.at[:, -1].multiply(2)), mask=mask)
+    )
     unrolled = kind.params.unroll()
     for j in range(kind.params.config.layers + 1):
         (logits, cache), (same, other) = edited(kind.params, j), edited(unrolled, j)

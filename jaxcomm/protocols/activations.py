@@ -11,10 +11,10 @@ import numpy as np
 
 from jaxcomm.agent import Agent, Prompt, Seed, row_keys, vary
 from jaxcomm.communication import Where, read_prompt, receive, resume, send
+from jaxcomm.compiled import check_layer
 from jaxcomm.decoding import Sampling, bucket, left_pad
 from jaxcomm.flops import blocks_flops, graft_flops
 from jaxcomm.graft import Graft, apply_graft, carry
-from jaxcomm.model import check_layer
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie
 from jaxcomm.protocols.base import Reply, Shared, Spent, Turn, dropped, hear, share
 from jaxcomm.protocols.debates import Panel, lookup
@@ -25,12 +25,6 @@ Control = Literal["unrelated", "shuffled", "zero", "noise", "self"]
 the same norm as A's, or B's own state h_B[j], which with `replace` must change nothing."""
 
 UNRELATED = "Water boils at one hundred degrees."
-
-_send = jax.jit(send, static_argnames="where")
-_read = jax.jit(read_prompt)
-# The last token's edit is an argument: what f(a, b) was does not matter here, so one program serves every f.
-_resume = jax.jit(resume)
-_receive = jax.jit(receive, static_argnames=("graft", "where"))
 
 
 def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: Seed) -> jax.Array:
@@ -107,7 +101,7 @@ def activation(
 
     rows_b = b.rows(prompts_b, 1)
     tokens_b, mask_b, past_b = _lay_out(b, rows_b, where)
-    prompt = _read(b.params, tokens_b, mask=mask_b, past=past_b)
+    prompt = read_prompt(b.params, tokens_b, mask=mask_b, past=past_b)
     own, spent, heard = prompt.states[j], [Spent() for _ in rows_b], []
     for n, (sender, prompts, layer, matrix) in enumerate(zip(senders, reads, ks, maps, strict=True)):
         prompts = [unrelated] * len(rows_b) if control == "unrelated" else prompts  # one sentence for every game
@@ -134,10 +128,11 @@ def activation(
     sent = message if where == "last" else message[:, -1]
     edited = apply_graft(graft, sent, own)
     if where == "last":
-        logits, cache = _resume(b.params, prompt, edited, j, past=past_b)
+        # The last token's edit is an argument, so one program serves every f(a, b).
+        logits, cache = resume(b.params, prompt, edited, j, past=past_b)
         past_b = (*past_b, prompt.earlier)
     else:
-        logits, cache = _receive(b.params, tokens_b, message, j, graft=graft, mask=mask_b, where=where)
+        logits, cache = receive(b.params, tokens_b, message, j, graft=graft, mask=mask_b, where=where)
     norms = [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in (sent, own, edited)]
     details = [
         {
@@ -179,7 +174,7 @@ def _send_all(
         rows = [_thought(sender, row, reply) for row, reply in zip(rows, said, strict=True)]
         thoughts, spent = [reply.text for reply in said], [reply.spent for reply in said]
     tokens, mask, past = _lay_out(sender, rows, where)
-    message = deliver(_send(sender.params, tokens, layer, mask=mask, past=past, where=where), home)
+    message = deliver(send(sender.params, tokens, layer, mask=mask, past=past, where=where), home)
     reading = [Spent(blocks_flops(config, len(row), blocks=layer)) for row in rows]
     return _Sent(message, rows, thoughts, [x + y for x, y in zip(spent, reading, strict=True)])
 

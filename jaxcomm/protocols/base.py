@@ -23,10 +23,8 @@ STEP = 16
 SHARED = 32
 """Tokens that prompts must have in common for them to be read once for all."""
 
-prefill_rows = jax.jit(prefill)
 _begin = jax.jit(begin, static_argnames="max_new_tokens")
 _go_on = jax.jit(go_on, donate_argnames="writing")
-_score = jax.jit(score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +111,7 @@ def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Shared:
     limit, past = agent.params.config.max_positions, ()
     if common >= SHARED and len(rows) > 1:
         tokens, mask = left_pad([first[:common]], bucket(common, limit))
-        past, rows = (prefill_rows(agent.params, tokens, mask=mask)[1],), [row[common:] for row in rows]
+        past, rows = (prefill(agent.params, tokens, mask=mask)[1],), [row[common:] for row in rows]
     tokens, mask = by_rows(agent.params, left_pad(rows, bucket(max(map(len, rows)), limit)))
     return Shared(tokens, mask, past)
 
@@ -213,7 +211,7 @@ class Turn:
             for c, text in enumerate(texts):
                 padded[i, c, : len(text)] = text
         params = self.agent.params
-        logprobs, greedy = jax.device_get(_score(params, self.logits, self.cache, padded, past=self.past))
+        logprobs, greedy = jax.device_get(score(params, self.logits, self.cache, padded, past=self.past))
         logprobs, greedy = logprobs.sum(axis=-1, dtype=np.float64), greedy.all(axis=-1)
         scored, lost = [], self.dropped
         for i, (row, texts) in enumerate(zip(self.rows, continuations, strict=True)):
@@ -241,7 +239,7 @@ def hear(
     """The agent reads its prompts. rows: their tokens, where they are not the prompts' own. ValueError: `Agent.rows`'."""
     rows = agent.rows(prompts, 1) if rows is None else rows
     tokens, mask, past = share(agent, rows)
-    logits, cache = prefill_rows(agent.params, tokens, mask=mask, past=past)
+    logits, cache = prefill(agent.params, tokens, mask=mask, past=past)
     nothing = [{} for _ in rows], [Spent() for _ in rows]
     return Turn(agent, prompts, rows, logits, cache, past, details or nothing[0], before or nothing[1])
 

@@ -24,8 +24,6 @@ from jaxcomm.model import Params, prefill
 from jaxcomm.protocols.base import Reply, Spent, Turn, cut, hear
 from jaxcomm.protocols.debates import FORMS, Form, check_debate, lookup, next_prompts
 
-_cipher = jax.jit(cipher, static_argnames=("vocab", "max_new_tokens", "stop", "partial", "reverse"))
-
 
 @jax.jit
 def _prefill_spliced(
@@ -53,7 +51,7 @@ class CipherTurn(Turn):
         self.agent.check_room(self.rows, max_new_tokens)
         stops = jnp.asarray(self.agent.stop_tokens, jnp.int32)
         return jax.device_get(
-            _cipher(
+            cipher(
                 self.agent.params, self.logits, self.cache, tables=tuple(tables), vocab=self.vocab, past=self.past,
                 max_new_tokens=max_new_tokens, stop_tokens=stops, **self.how,
             )
