@@ -8,7 +8,10 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: demo eval-demo test lint bench bench-sweep bench-protocols bench-load bench-lmnet tpu-check clean
+# As many workers as cores; tests of one file share what they have made.
+PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+
+.PHONY: demo eval-demo check test lint bench bench-calls bench-sweep bench-protocols bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -30,8 +33,12 @@ eval-demo: .venv/.eval
 	.venv/bin/jaxcomm cost $(PAIR) --k 7 --j 1 --tokens 10 8 3
 	.venv/bin/jaxcomm report eval-demo/a-b eval-demo/b-b eval-demo/perplexity --out eval-demo/report
 
+# Lint, types and the fastest third of the tests, in a minute and a half.
+check: lint
+	$(PYTEST) -m quick
+
 test: .venv/.test
-	.venv/bin/python -m pytest -q
+	$(PYTEST)
 
 lint: .venv/.test
 	.venv/bin/ruff check .
@@ -44,13 +51,17 @@ lint: .venv/.test
 bench: .venv/.test .venv-runtime/.runtime
 	.venv/bin/python benchmarks/generate.py --python .venv-runtime/bin/python
 
+# About five minutes.
+bench-calls: .venv/.test
+	.venv/bin/python benchmarks/calls.py
+
 # About half an hour, most of it the other side's.
 bench-sweep: .venv/.test
 	.venv/bin/python benchmarks/sweep.py
 
 .venv/.runtime: pyproject.toml | $(UV)
 	test -x .venv/bin/python || $(UV) venv -q --python $(PYTHON) .venv
-	$(UV) pip install -q --python .venv/bin/python -e .
+	$(UV) pip install -q --python .venv/bin/python -e ".[cli]"
 	touch $@
 
 # About twelve minutes.
@@ -71,12 +82,12 @@ tpu-check: .venv-tpu/.tpu
 
 .venv-tpu/.tpu: pyproject.toml | $(UV)
 	$(UV) venv -q --allow-existing --python $(PYTHON) .venv-tpu
-	$(UV) pip install -q --python .venv-tpu/bin/python -e . libtpu
+	$(UV) pip install -q --python .venv-tpu/bin/python -e ".[cli]" libtpu
 	touch $@
 
 .venv-runtime/.runtime: pyproject.toml | $(UV)
 	$(UV) venv -q --allow-existing --python $(PYTHON) .venv-runtime
-	$(UV) pip install -q --python .venv-runtime/bin/python -e .
+	$(UV) pip install -q --python .venv-runtime/bin/python -e ".[cli]"
 	touch $@
 
 .venv/.eval: .venv/.runtime

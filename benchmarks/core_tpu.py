@@ -17,7 +17,6 @@ from lmnet_tpu import GIB, arrays  # first: it tells libtpu not to look for a TP
 import argparse
 import dataclasses
 import functools
-import importlib
 import math
 import time
 
@@ -28,13 +27,13 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxcomm.communication import communicate
+from jaxcomm import layer_sweep as sweep_module
+from jaxcomm.communication import communicate, read_prompt
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.converters.hf import abstract_params
-from jaxcomm.model import prefix
+from jaxcomm.model import hidden_states, prefix
 from jaxcomm.sharding import grid, shardings
 
-sweep_module = importlib.import_module("jaxcomm.layer_sweep")
 ROPE = Rope(5e5, "llama3", factor=32.0)
 LLAMA = {
     "3b": ModelConfig(128256, 3072, 28, 24, 8, 128, 8192, 131072, rope=ROPE),
@@ -88,13 +87,14 @@ def programs(a: ModelConfig, b: ModelConfig, mesh: Mesh):
     spread = grid(mesh, GAMES)
     model_a, model_b = placed(a, spread), placed(b, spread)
     tokens, mask = columns(spread, "games")
-    yield "sweep, A's prompts", lambda: sweep_module._read_a.lower(model_a, tokens, mask=mask), (), 0
-    yield "sweep, B's prompts", lambda: sweep_module._read_b.lower(model_b, tokens, mask=mask), (), 0
+    last_states = functools.partial(hidden_states, last=True)
+    yield "sweep, A's prompts", lambda: jax.jit(last_states).lower(model_a, tokens, mask=mask), (), 0
+    yield "sweep, B's prompts", lambda: jax.jit(read_prompt).lower(model_b, tokens, mask=mask), (), 0
 
     # What B read: laid out as reading leaves it, and the cells of one chunk.
-    read = sweep_module._read_b.lower(model_b, tokens, mask=mask).compile()
+    read = jax.jit(read_prompt).lower(model_b, tokens, mask=mask).compile()
     place = lambda tree, at: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)
-    prompt = place(jax.eval_shape(sweep_module._read_b, model_b, tokens, mask=mask), read.output_shardings)
+    prompt = place(jax.eval_shape(read_prompt, model_b, tokens, mask=mask), read.output_shardings)
     cells = LAYERS**2
     edits = rows(spread, (GAMES, cells, b.width), jnp.bfloat16, "games")
     layers, count = rows(spread, (cells,), jnp.int32), rows(spread, (GAMES,), jnp.int32, "games")

@@ -9,7 +9,7 @@ prefill; the K/V it leads to stay, so every later token reads them. Whoever trie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,17 +34,19 @@ from jaxcomm.model import (
 )
 from jaxcomm.sharding import deliver
 
-Where = Literal["last", "all"]
+Where = str
 """Which tokens are edited: the prompt's last (default), or all of them (appendix B.1), the two prompts aligned at their
 ends; tokens of the longer prompt without a counterpart stay as they are."""
+WHERE = ("last", "all")
+"""The values of `Where`."""
 
 
 _SHAPES = {"last": "a vector per prompt, [B, D_A]", "all": "a vector per token, [B, P, D_A]"}
 
 
 def _check_where(where: str) -> None:
-    if where not in get_args(Where):
-        raise ValueError(f"unknown where {where!r}: choose one of {', '.join(get_args(Where))}")
+    if where not in WHERE:
+        raise ValueError(f"unknown where {where!r}: choose one of {', '.join(WHERE)}")
 
 
 @compiled(prompts=(("params_a", "tokens_a", "mask"),), layers={"k": "params_a"}, static=("where",))
@@ -237,7 +239,7 @@ def answer(
 def communicate_logits(
     params_a: Params,
     params_b: Params,
-    tokens_a: Int[AnyArray, "B PA"],
+    tokens_a: Int[AnyArray, "_ PA"],
     tokens_b: Int[AnyArray, "B PB"],
     answers: Int[AnyArray, "B T"],
     *,
@@ -246,7 +248,7 @@ def communicate_logits(
     graft: Graft = "replace",
     W: Float[AnyArray, "_ _"] | None = None,
     where: Where = "last",
-    mask_a: Bool[AnyArray, "B PA"] | None = None,
+    mask_a: Bool[AnyArray, "_ PA"] | None = None,
     mask_b: Bool[AnyArray, "B PB"] | None = None,
 ) -> Float[Array, "B T V"]:
     """Teacher-forced twin of `communicate`: logits that predict each token of given answers (-1 after the end of one), in one

@@ -64,7 +64,7 @@ def compiled(
             given = signature.bind(*args, **kwargs).arguments
             for params, tokens, mask in prompts:
                 check_prompts(given[params], given[tokens], given.get(mask))
-            traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(list(given.values())))
+            traced = layers and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(list(given.values())))
             for name, params in layers.items():
                 check_layer(given[params], given[name], name)
                 if not isinstance(given[name], Tracer):

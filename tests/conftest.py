@@ -12,10 +12,12 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 import jax
+import jax.monitoring
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -224,10 +226,21 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-write = jax.jit(generate, static_argnames="max_new_tokens")
-talk = jax.jit(communicate, static_argnames=("graft", "where", "max_new_tokens"))
-read = jax.jit(forward)
-"""`generate`, `communicate` and `forward` compiled: eagerly, every call would compile its loops again."""
+write, talk, read = generate, communicate, forward
+
+
+@contextlib.contextmanager
+def compiles():
+    """A list that grows by one with every program XLA is given to compile, or finds among those of earlier runs."""
+    seen, counting = [], True
+
+    def listen(event: str, seconds: float, **_) -> None:
+        if counting and event == "/jax/core/compile/backend_compile_duration":
+            seen.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    counting = False
 
 
 def prompts(rows: int, columns: int, seed: int = 0, vocab: int = 97) -> np.ndarray:

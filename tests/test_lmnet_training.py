@@ -23,13 +23,13 @@ from jaxcomm.decoding import left_pad
 from jaxcomm.evals.games.world import held_out, world
 from jaxcomm.evals.networks import texts
 from jaxcomm.evals.networks.settings import Recipe
-from jaxcomm.evals.networks.training import batches, manager, train
+from jaxcomm.evals.networks.training import Records, batches, manager, train
 from jaxcomm.evals.pair import folder
 from jaxcomm.model import forward, init
 from jaxcomm.sharding import local_mesh
 from jaxcomm.training import Batch, Everything, begin, losses, make_optimizer, make_step, pack
 
-from conftest import assert_close, make_checkpoint, read
+from conftest import QUICK, assert_close, make_checkpoint, read
 from test_lmnet import perturbed
 
 TINY = Recipe(steps=6, rows=8, columns=12, learning_rate=1e-2, every=2)
@@ -253,6 +253,7 @@ from pathlib import Path
 import jax, numpy, orbax.checkpoint, tensorboardX
 from jaxcomm import lmnet
 from jaxcomm.config import ModelConfig
+from jaxcomm.evals import programs
 from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.training import train
 from jaxcomm.model import init
@@ -267,10 +268,9 @@ def counting(start):
         yield list(range(first, first + n)), [1.0] * n
 
 def go(out):
-    jax.config.update("jax_compilation_cache_dir", str(home / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    programs.keep()
     network = lmnet.init(jax.random.key(0), init(jax.random.key(1), config), (1, 1))
-    train(*network.split(), counting, Recipe(steps=200, rows=2, columns=12, every=3), home / out)
+    train(*network.split(), counting, Recipe(steps=60, rows=2, columns=12, every=3), home / out)
 
 def begin(out):
     pid = os.fork()  # no backend is there yet: children share the imports, which take longest
@@ -286,7 +286,7 @@ def steps():
 
 assert os.waitpid(begin("whole"), 0)[1] == 0
 rng = random.Random(0)
-for kill in range(20):
+for kill in range(3):
     pid = begin("killed")
     time.sleep(0.3)
     enough = steps() + rng.randint(0, 6)
@@ -301,20 +301,59 @@ assert os.waitpid(begin("killed"), 0)[1] == 0
 """
 
 
-def test_twenty_kills_leave_no_trace(tmp_path):
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+def test_kills_at_any_time_leave_no_trace(tmp_path):
+    env = {**os.environ, "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
     reached = [int(line) for line in done.stdout.split()]
-    assert len(reached) == 20 and max(reached) < 200
+    assert len(reached) == 3 and max(reached) < 60
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    assert len((whole / "metrics.jsonl").read_text().splitlines()) == 200
+    assert len((whole / "metrics.jsonl").read_text().splitlines()) == 60
     found = [kept(path) for path in (whole, killed)]
     for x, y in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+class Crash(BaseException):
+    """What nothing catches."""
+
+
+def test_a_crash_at_any_step_or_checkpoint_leaves_no_trace(tiny, tmp_path, monkeypatch):
+    """Before and after every line of metrics and every checkpoint, one run for each, gone on with to the end."""
+    train(*tiny, counting, TINY, tmp_path / "whole")
+    left = [0]
+
+    def crashing(method):
+        def call(self, *args):
+            for do in (None, method):
+                out = do and do(self, *args)
+                left[0] -= 1
+                if left[0] == 0:
+                    raise Crash
+            return out
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("note", "keep"):
+            patch.setattr(Records, name, crashing(getattr(Records, name)))
+        points = 2 * (TINY.steps + TINY.steps // TINY.every)
+        for point in range(1, points + 1):
+            left[0] = point
+            with pytest.raises(Crash):
+                train(*tiny, counting, TINY, tmp_path / str(point))
+        left[0] = points + 1
+        train(*tiny, counting, TINY, tmp_path / "last")  # there is no further point
+    want = kept(tmp_path / "whole")
+    for point in range(1, points + 1):
+        train(*tiny, counting, TINY, tmp_path / str(point))
+        lines = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", str(point))]
+        assert lines[0] == lines[1], point
+        for x, y in zip(jax.tree.leaves(want), jax.tree.leaves(kept(tmp_path / str(point))), strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
 def kept(path):

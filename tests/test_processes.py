@@ -12,10 +12,15 @@ import pytest
 from jaxcomm.evals import processes
 from jaxcomm.evals.cli import Play, Sweep
 
+from conftest import QUICK
+
 RUN = """
 import sys
 from pathlib import Path
+from jaxcomm.evals import programs
 from jaxcomm.evals.cli import Play, Sweep
+
+programs.keep()
 cluster, out = sys.argv[1] or None, Path(sys.argv[2])
 Play("pair:b", "pair:b", k=4, j=1, n=9, cluster=cluster, json=out / "play.jsonl", items=out / "items.jsonl").run()
 how = dict(games=("countries",), ks=(2, 4), js=(1, 3), n=8, memory=0.0015, text="statements", into=4)
@@ -27,7 +32,8 @@ def test_two_processes_play_and_sweep_as_one_does(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = f"--xla_force_host_platform_device_count=2 {QUICK}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     start = lambda cluster, out: subprocess.Popen(
         [sys.executable, "-c", RUN, cluster, str(out)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )  # fmt: skip

@@ -1,0 +1,117 @@
+"""What a call of a public function costs beside the caller's own `jax.jit` of it, from the second call on.
+
+    python benchmarks/calls.py [--rounds 7]          two CPU threads, float32, about three minutes
+
+Every call has another prompt of the same bucket. The caller's program has k and j built in, which ours takes as arguments.
+Then: what looking at the values costs alone, and how many programs other prompts and every (k, j) compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import platform
+import statistics
+import time
+
+import jax
+import jax.monitoring
+import numpy as np
+
+import jaxcomm as jc
+from jaxcomm.compiled import check_layer, check_prompts
+from jaxcomm.converters import load_agent
+from jaxcomm.evals.pair import folder
+
+SHAPE = jc.ModelConfig(vocab=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ff=1536, max_positions=2048)
+"""SmolLM2-135M's."""
+NEW, K, J = 8, 5, 2
+
+
+def calls(params: jc.Params):
+    """name -> (ours, the caller's own), each a function of tokens and mask."""
+    message = jc.send(params, np.ones((1, 4), np.int32), K)
+    words, cache = jc.prefill(params, np.ones((1, 32), np.int32))
+    texts = np.ones((1, 4, 3), np.int32)
+    functions = {
+        "forward": lambda p, t, m, *a: jc.forward(p, t, mask=m),
+        "hidden_states": lambda p, t, m, *a: jc.hidden_states(p, t, mask=m, last=True),
+        "prefix": lambda p, t, m, *a: jc.prefix(p, t, K, mask=m),
+        "suffix": lambda p, t, m, h, *a: jc.suffix(p, h, K, mask=m),
+        "send": lambda p, t, m, *a: jc.send(p, t, K, mask=m),
+        "answer": lambda p, t, m, h, x, *a: jc.answer(p, t, x, J, mask=m, max_new_tokens=NEW),
+        "communicate": lambda p, t, m, *a: jc.communicate(p, p, t, t, k=K, j=J, mask_a=m, mask_b=m, max_new_tokens=NEW),
+        "communicate_logits": lambda p, t, m, *a: jc.communicate_logits(
+            p, p, t, t, t[:, -4:], k=K, j=J, mask_a=m, mask_b=m
+        ),
+        "generate": lambda p, t, m, *a: jc.generate(p, t, mask=m, max_new_tokens=NEW),
+        "score": lambda p, t, m, h, x, words, cache, texts: jc.score(p, words, cache, texts),
+    }
+    more = jc.prefix(params, np.ones((1, 32), np.int32), K), message, words, cache, texts
+    for name, fn in functions.items():
+        own = jax.jit(fn)
+        yield name, lambda t, m, fn=fn: fn(params, t, m, *more), lambda t, m, own=own: own(params, t, m, *more)
+
+
+@contextlib.contextmanager
+def compiled():
+    """A list that grows by one with every program XLA compiles."""
+    seen, open_ = [], [True]
+    event = "/jax/core/compile/backend_compile_duration"
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: seen.append(seconds) if name == event and open_[0] else None
+    )
+    yield seen
+    open_[0] = False
+
+
+def look(params: jc.Params, tokens: np.ndarray, mask: np.ndarray) -> None:
+    check_prompts(params, tokens, mask)
+    check_layer(params, K)
+
+
+def seconds(fn, prompts) -> float:
+    start = time.perf_counter()
+    for prompt in prompts:
+        jax.block_until_ready(fn(*prompt))
+    return (time.perf_counter() - start) / len(prompts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    device = jax.devices()[0]
+    print(
+        f"jax {jax.__version__} on {device.platform} ({platform.machine()}), {jax.local_device_count()} device, float32"
+    )
+    b = load_agent(folder("b"), "float32")
+    models = {
+        "embedded pair, b": (b.params, 30),
+        "30 layers, width 576": (jc.init(jax.random.key(0), SHAPE), 2),
+    }
+    for title, (params, repeats) in models.items():
+        make = np.random.default_rng(0)
+        lengths = make.integers(8, 33, 4 * repeats)
+        prompts = [jc.left_pad([make.integers(1, params.config.vocab, n)], 32) for n in lengths]
+        print(f"\n{title}: one prompt of 8 to 32 tokens, {NEW} new ones; medians of {rounds} rounds in turns")
+        print(f"{'':20} {'own jit, ms':>12} {'jaxcomm, ms':>12} {'ratio':>6}")
+        for name, ours, own in calls(params):
+            seconds(ours, prompts[:1]), seconds(own, prompts[:1])
+            pairs = [(seconds(own, prompts), seconds(ours, prompts)) for _ in range(rounds)]
+            ratio = statistics.median(y / x for x, y in pairs)
+            x, y = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
+            print(f"{name:20} {x:12.2f} {y:12.2f} {ratio:6.2f}")
+        with compiled() as programs:
+            for (tokens, mask), (k, j) in zip(prompts, itertools.product(range(3), range(4)), strict=False):
+                jc.communicate(params, params, tokens, tokens, k=k, j=j, mask_a=mask, mask_b=mask, max_new_tokens=NEW)
+        print(f"programs compiled for other prompts, k and j: {len(programs)}")
+        print(
+            f"looking at the values of a call: {seconds(functools.partial(look, params), prompts * 20) * 1e6:.0f} microseconds"
+        )
+
+
+if __name__ == "__main__":
+    main()
