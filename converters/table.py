@@ -18,7 +18,7 @@ def table() -> str:
     columns = ("model_type", "models", "norms", "positions", "attention", "MLP", "biases", "head")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for family in FAMILIES.values():
-        config = family.read(Values(transformers.AutoConfig.for_model(family.model_type).to_dict()))
+        config = family.read(Values(transformers.AutoConfig.for_model(family.model_type)))
         lines.append("| " + " | ".join((f"`{family.model_type}`", family.title, *describe(config))) + " |")
     return "\n".join(lines)
 

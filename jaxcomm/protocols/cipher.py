@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomm.agent import Agent, Prompt, Seed
+from jaxcomm.agent import Agent, Prompt, Seed, cut
 from jaxcomm.cipher import Partial, Stop, Vectors, cipher
 from jaxcomm.decoding import Sampling, bucket, left_pad
 from jaxcomm.flops import generation_flops
 from jaxcomm.model import Params, prefill
-from jaxcomm.protocols.base import Reply, Spent, Turn, cut, hear
+from jaxcomm.protocols.base import Reply, Spent, Turn, hear
 from jaxcomm.protocols.debates import FORMS, Form, check_debate, lookup, next_prompts
 
 _cipher = jax.jit(cipher, static_argnames=("vocab", "max_new_tokens", "stop", "partial", "reverse"))
