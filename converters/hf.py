@@ -81,7 +81,7 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     import huggingface_hub  # heavy, and needed only to download
 
     def download(revision: str | None, *files: str) -> Path:
-        pinned = {} if revision is None else {"revision": revision}
+        pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
         try:
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), **pinned))
         except Exception as error:  # of many kinds: no network, no such repository, no access, disk full
@@ -175,8 +175,8 @@ def _arguments(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
 def stored_dtype(folder: Path) -> np.dtype:
     """Of a checkpoint's weights: what its config says, else the first weight's. float64, which JAX does not have, is float32."""
     raw = raw_config(folder)
-    text = raw.get("text_config") if isinstance(raw.get("text_config"), dict) else {}
-    named = [str(values.get(key)).removeprefix("torch.") for values in (raw, text) for key in ("dtype", "torch_dtype")]
+    configs = [values for values in (raw, raw.get("text_config")) if isinstance(values, dict)]
+    named = [str(values.get(key)).removeprefix("torch.") for values in configs for key in ("dtype", "torch_dtype")]
     known = {np.dtype(kind).name: np.dtype(kind) for kind in DTYPES.values()}
     found = next((known[name] for name in named if name in known), None)
     if found is None:

@@ -131,7 +131,7 @@ class Values:
         if unknown:
             told = ", ".join(f"{key} = {str(self._values[key])[:40]}" for key in unknown)
             raise ValueError(f"unknown config keys {told}: this version does not know what they change")
-        alike = {**self._config.attribute_map, "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
+        alike = {**self._config.attribute_map, "rope_scaling": "rope_parameters"}
         for one, other in alike.items():
             if not one.endswith("_token_id"):
                 _check_same(one, self._raw.get(one), other, self._raw.get(other))
@@ -159,7 +159,7 @@ def _check_same(one: str, a: Any, other: str, b: Any) -> None:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         differ = [key for key in a.keys() & b.keys() if a[key] != b[key]]
     else:
-        differ = [] if a == b or str(a).removeprefix("torch.") == str(b).removeprefix("torch.") else [one]
+        differ = a != b
     if differ:
         raise ValueError(f"config keys {one} = {str(a)[:80]} and {other} = {str(b)[:80]} differ: remove one of them")
 

@@ -36,5 +36,5 @@ def leaf_digest(*parts: jax.Array | np.ndarray) -> bytes:
     """Of a stack of layers, or of the layers one by one."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(np.ascontiguousarray(part).view(np.uint8))
+        digest.update(np.ascontiguousarray(part).view(np.uint8).data)
     return digest.digest()

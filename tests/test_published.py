@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxcomm.config import ModelConfig
-from jaxcomm.converters.hf import read_config, reaching
+from jaxcomm.converters.hf import reaching, read_config
 
 DATA = Path(__file__).parent / "data"
 REAL = json.loads((DATA / "real_configs.json").read_text())
@@ -109,7 +109,7 @@ HARMLESS = {  # more keys -> what the warning names
     "bitsandbytes that is off": (LLAMA | dict(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": False}), ()),
     "two spellings": (NEOX | dict(partial_rotary_factor=0.25, rope_theta=10000), ()),
     "two spellings of experts": (MOE | dict(num_experts=8), ()),
-    "two spellings of dtype": (LLAMA | dict(dtype="float16"), ()),
+    "two dtypes, of which transformers takes the new spelling": (LLAMA | dict(dtype="bfloat16"), ()),
     "two spellings of rope": (LLAMA | dict(rope_theta=10000, rope_scaling=ROPE, rope_parameters=ROPE), ()),
     "two spellings of an activation": (GEMMA | dict(hidden_act="gelu_new", sliding_window_size=4096), ()),
     "rope settings nobody reads": (QWEN | dict(rope_scaling=YARN | {"finetuned": True}), ("rope_parameters.finetuned",)),
@@ -143,7 +143,6 @@ def test_what_no_code_reads_is_no_reason_to_refuse(what, tmp_path):
         (NEOX | dict(partial_rotary_factor=0.5), "config key partial_rotary_factor = 0.5"),
         (NEOX | dict(rope_theta=77), "config key rope_theta = 77"),
         (MOE | dict(num_experts=4), "config keys num_experts = 4 and num_local_experts = 8 differ"),
-        (LLAMA | dict(dtype="bfloat16"), "config keys torch_dtype = float16 and dtype = bfloat16 differ"),
         (LLAMA | dict(rope_scaling=ROPE, rope_parameters=ROPE | {"factor": 4.0}), "rope_scaling = .* and rope_parameters = .* differ"),
         (LLAMA | dict(rope_theta=5.0, rope_parameters=ROPE), "config key rope_theta = 5.0"),
         (GEMMA | dict(hidden_act="silu"), "config key hidden_act = silu"),

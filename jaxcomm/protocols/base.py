@@ -175,7 +175,7 @@ class Turn:
                 writing = _go_on(params, writing, min(t + STEP, max_new_tokens), past=self.past, **how)
                 tokens, lengths = jax.device_get((writing.out.tokens, writing.out.lengths))
                 for i in np.flatnonzero((ends == max_new_tokens) & (lengths > t)):
-                    row = self.rows[i]
+                    row = self.rows[int(i)]
                     ends[i] = min(ends[i], self._end(tokens[i, : lengths[i]], until, t, row))
                 writing = writing.replace(done=writing.done | (ends < max_new_tokens))
                 if np.all(writing.done):
