@@ -51,8 +51,8 @@ def load_agent(
         FileNotFoundError, ConnectionError, ValueError: As theirs; or there is no usable tokenizer.
     """
     unroll = jax.default_backend() == "cpu" if unroll is None else unroll
-    saved = checkpoints.is_saved(path_or_hub_id)
-    folder = Path(path_or_hub_id) if saved else locate(path_or_hub_id, revision)
+    folder = locate(path_or_hub_id, revision)
+    saved = checkpoints.is_saved(folder)
     read = checkpoints.load if saved else from_hf
     params = read(folder, dtype, unroll=unroll, max_positions=max_positions, mesh=mesh, int8=int8)
     tokenizer = load_tokenizer(folder)
@@ -81,16 +81,18 @@ def load_tokenizer(folder: Path) -> Any:
 
 def architecture(path_or_hub_id: str | Path, revision: str | None = None) -> ModelConfig:
     """Of a checkpoint in either form; its weights are not read."""
-    if checkpoints.is_saved(path_or_hub_id):
-        return checkpoints.config_of(checkpoints.read_record(Path(path_or_hub_id)), Path(path_or_hub_id))
-    return read_config(locate(path_or_hub_id, revision))[1]
+    folder = locate(path_or_hub_id, revision)
+    if checkpoints.is_saved(folder):
+        return checkpoints.config_of(checkpoints.read_record(folder), folder)
+    return read_config(folder)[1]
 
 
 def stored_dtype(path_or_hub_id: str | Path, revision: str | None = None) -> np.dtype:
     """Of a checkpoint's weights, in either form."""
-    if checkpoints.is_saved(path_or_hub_id):
-        return np.dtype(checkpoints.read_record(Path(path_or_hub_id))["dtype"])
-    return hf.stored_dtype(locate(path_or_hub_id, revision))
+    folder = locate(path_or_hub_id, revision)
+    if checkpoints.is_saved(folder):
+        return np.dtype(checkpoints.read_record(folder)["dtype"])
+    return hf.stored_dtype(folder)
 
 
 def _stop_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:

@@ -18,6 +18,14 @@ CHAT_DAY = datetime.datetime(2024, 7, 26)
 """Templates that write a date write this one, whether they ask for `date_string` (Llama 3.x) or for `strftime_now` (Mistral
 Small, SmolLM3), so that a prompt is the same tokens every day."""
 
+_CODES = [f"%{flag}{code}" for flag in ("-", "") for code in "aAbBcdefFjmpuUVwWxXyYHIMSDRT"]
+_DATE_MACRO = (
+    "{%- macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace({code!r}, {CHAT_DAY.strftime(code)!r})" for code in _CODES)
+    + " | replace('%%', '%') }}{%- endmacro %}{{ '' }}"
+)
+"""Before a chat template: its `strftime_now`. (transformers gives templates no function of a caller's.)"""
+
 THOUGHTS = {"<think>": "</think>", "[THINK]": "[/THINK]"}
 """Tokens that thoughts begin and end with (Qwen 3, distillations of R1; Magistral)."""
 
@@ -94,9 +102,10 @@ class Agent:
 
     def _apply_template(self, turns: list[dict[str, str]]) -> str:
         begun = turns[-1]["role"] == "assistant"
-        day = dict(date_string=CHAT_DAY.strftime("%d %b %Y"), strftime_now=CHAT_DAY.strftime)
+        args = {"date_string": CHAT_DAY.strftime("%d %b %Y"), **self.chat_args}
         how = dict(tokenize=False, add_generation_prompt=not begun, continue_final_message=begun)
-        return self.tokenizer.apply_chat_template(turns, **how, **(day | dict(self.chat_args)))
+        template = _DATE_MACRO + self.tokenizer.get_chat_template()
+        return self.tokenizer.apply_chat_template(turns, chat_template=template, **how, **args)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of one prompt, raw or as a chat turn. ValueError: the model has no such token, or the template refuses."""

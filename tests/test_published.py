@@ -59,7 +59,7 @@ def expected(c: dict) -> dict:
         windows=windows,
         qkv_bias=older or family == "qwen2" or c.get("attention_bias", False),
         mlp_bias=older or c.get("mlp_bias", False),
-        parallel=older and c.get("use_parallel_residual", False),
+        parallel=c.get("use_parallel_residual", family == "gpt_neox"),
         gated=not older,
         tied_head=c.get("tie_word_embeddings", family in ("gemma2", "gemma3_text", "gpt2")),
         attention_scale=c["query_pre_attn_scalar"] ** -0.5 if "query_pre_attn_scalar" in c else None,

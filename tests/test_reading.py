@@ -49,7 +49,9 @@ def agent(template=None, **how):
             "{% if not date_string is defined %}{% set date_string = 'none' %}{% endif %}{{ date_string }}",
             "26 Jul 2024",
         ),
-        ("{{ strftime_now('%A %H') }}", "Friday 00"),
+        ("{{ strftime_now('%A %-d %B, %H:%M') }}", "Friday 26 July, 00:00"),
+        ("\n{%- if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}", "2024"),
+        ("\nw5", "\nw5"),
     ],
 )
 def test_templates_write_one_date_whatever_way_they_ask(template, text):
@@ -142,9 +144,11 @@ def test_turns_stop_at_special_tokens_and_pay_for_thoughts(llama):
     assert stopped.written == (*free.written[:n], "<|im_end|>") and stopped.text == " ".join(free.written[:n])
 
     begin = next(i for i in range(10, 97) if i not in ids)
-    thinks, after = called(**{"<think>": begin, "</think>": ids[n]}), free.written[n + 1 :]
-    (thought,) = hear(thinks, ["w5 w6"]).write(12, until=[free.written[0]])
-    assert thought.text == " ".join(after[: after.index(free.written[0]) if free.written[0] in after else None])
+    thinks = called(**{"<think>": begin, "</think>": ids[n], "first": ids[0]})
+    (thought,) = hear(thinks, ["w5 w6"]).write(12, until=["first"])
+    after = ids[n + 1 :]
+    after = after[: after.index(ids[0])] if ids[0] in after else after
+    assert after and thought.text == " ".join(f"w{i}" for i in after)
     assert thought.spent.written > n, "the thought is paid for, and no stop string ends it"
     (unfinished,) = hear(thinks, ["w5 w6 <think>"]).write(1)
     assert unfinished.text == "" and unfinished.spent.written == 1
