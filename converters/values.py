@@ -59,6 +59,8 @@ MEANS: dict[str, Callable[[ModelConfig, Any], bool]] = {
     "qkv_bias": lambda c, value: value == c.qkv_bias,
     "mlp_bias": lambda c, value: value == c.mlp_bias,
     "lm_head_bias": _off, "rope_interleaved": _off, "alibi": _off, "qk_layernorm": _off, "use_bidirectional_attention": _off,
+    "use_qk_norm": lambda c, value: value == (c.qk_norm != "none"),
+    "shared_expert_intermediate_size": lambda c, value: value == 0,
     "full_attn_mod": _equals_one, "interpolate_factor": _equals_one,
     "dual_chunk_attention_config": _never, "pruned_heads": _never,
     # bitsandbytes that is switched off leaves its settings behind.

@@ -86,19 +86,19 @@ class Agent:
         if not self.chat:
             return prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
-        try:
-            return self._apply_template(turns)
-        except jinja2.TemplateError as error:
-            refused = error
+        tried = [turns]
         if turns[0]["role"] == "system" and len(turns) > 1:
             # Gemma's, for one, knows no system turn: what it says goes before what the user says first.
             system, first, *rest = turns
-            joined = {**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}
+            tried.append([{**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}, *rest])
+        refused: Exception | None = None
+        for conversation in tried:
             try:
-                return self._apply_template([joined, *rest])
-            except jinja2.TemplateError as error:
+                return self._apply_template(conversation)
+            except (jinja2.TemplateError, ValueError, TypeError) as error:
                 refused = error
-        raise ValueError(f"{self.name}'s chat template refuses the conversation: {refused}") from refused
+        reason = " ".join(str(refused).split())[:200]
+        raise ValueError(f"{self.name}'s chat template refuses the conversation: {reason}") from refused
 
     def _apply_template(self, turns: list[dict[str, str]]) -> str:
         begun = turns[-1]["role"] == "assistant"

@@ -72,6 +72,15 @@ def test_a_template_that_refuses_is_one_clear_line():
             agent(refuses).render(prompt)
 
 
+def test_what_a_template_makes_of_a_begun_answer_is_one_line_if_it_is_refused():
+    begun = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]
+    assert agent("{% for m in messages %}{{ m.content }} {% endfor %}").render(begun) == "w5 w6"
+    for drops in ("{{ messages[0].content }}\n", "{{ 1 + messages[0].content }}", "{{ nothing.at.all }}"):
+        with pytest.raises(ValueError, match="chat template refuses the conversation: .*") as error:
+            agent(drops).render(begun)
+        assert "\n" not in str(error.value)
+
+
 def test_a_text_begins_once():
     raw = agent()
     assert raw.encode("w5") == raw.encode("<s> w5") == [0, 5]
