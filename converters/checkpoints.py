@@ -138,7 +138,7 @@ class _Layers(list):
 def _finite(array: Any, dtype: np.dtype, name: str) -> jax.Array:
     """The weight, cast, where it lies. ValueError: a number in it is NaN, infinite or too large for the dtype."""
     with np.errstate(over="ignore"):
-        cast = array.astype(dtype)
+        cast = array if array.dtype == dtype else array.astype(dtype)
     if not (finite(cast) if isinstance(cast, np.ndarray) else bool(_all_finite(cast))):
         raise ValueError(f"weight {name} holds NaN, infinite values, or some too large for {dtype}")
     return cast if isinstance(cast, jax.Array) else jax.device_put(cast)

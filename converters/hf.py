@@ -1,8 +1,8 @@
 """Hugging Face checkpoint <-> `Params`, both ways, without torch.
 
-Strict: a config key or value that changes what is computed and is not known, a missing, unknown, misshapen or non-finite tensor
-is an error that names it. Streaming:
-weights are read piece by piece from memory-mapped safetensors to where they stay (`jaxcomm.converters.tensors`).
+Strict: a config key that would change what is computed and is not supported, a missing, unknown, misshapen or non-finite tensor is
+an error that names it. Streaming: weights are read piece by piece from memory-mapped safetensors to where they stay
+(`jaxcomm.converters.tensors`).
 """
 
 from __future__ import annotations

@@ -145,19 +145,18 @@ def test_turns_stop_at_special_tokens_and_pay_for_thoughts(llama):
     called = lambda **names: dataclasses.replace(
         plain, tokenizer=tokenizer(names=ends | {i: x for x, i in names.items()})
     )
-    (free,) = hear(plain, ["w5 w6"]).write(12)
+    (free,) = hear(plain, ["w5 w95"]).write(12)
     ids = plain.tokenizer.convert_tokens_to_ids(list(free.written))
-    n = next(n for n, i in enumerate(ids) if n and i not in ids[:n] and i not in (0, 1, 5, 6))
+    n = next(n for n, i in enumerate(ids) if n and i not in ids[:n] and i not in (0, 1, 5, 95))
 
-    (stopped,) = hear(called(**{"<|im_end|>": ids[n]}), ["w5 w6"]).write(12, until=["<|im_end|>"])
+    (stopped,) = hear(called(**{"<|im_end|>": ids[n]}), ["w5 w95"]).write(12, until=["<|im_end|>"])
     assert stopped.written == (*free.written[:n], "<|im_end|>") and stopped.text == " ".join(free.written[:n])
 
-    begin = next(i for i in range(10, 97) if i not in ids)
-    thinks = called(**{"<think>": begin, "</think>": ids[n], "first": ids[0]})
-    (thought,) = hear(thinks, ["w5 w6"]).write(12, until=["first"])
+    thinks = called(**{"<think>": 95, "</think>": ids[n], "first": ids[0]})
+    (thought,) = hear(thinks, ["w5 <think>"]).write(12, until=["first"])
     after = ids[n + 1 :]
     after = after[: after.index(ids[0])] if ids[0] in after else after
     assert after and thought.text == " ".join(f"w{i}" for i in after)
     assert thought.spent.written > n, "the thought is paid for, and no stop string ends it"
-    (unfinished,) = hear(thinks, ["w5 w6 <think>"]).write(1)
-    assert unfinished.text == "" and unfinished.spent.written == 1
+    (unfinished,) = hear(thinks, ["w5 <think>"]).write(n)
+    assert unfinished.text == "" and unfinished.spent.written == n
