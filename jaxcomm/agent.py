@@ -122,14 +122,14 @@ class Agent:
             )
         return ids
 
-    def _shorten(self, ids: list[int]) -> list[int]:
-        """At most `longest` of a prompt's tokens: what the tokenizer begins every text with, and the last ones."""
+    def kept(self, ids: Sequence[int]) -> list[int]:
+        """Which of a prompt's tokens are read: all, or `longest` of them, what the tokenizer begins every text with and the last."""
         if self.longest is None or len(ids) <= self.longest:
-            return ids
+            return list(range(len(ids)))
         added = self.tokenizer.encode("")
-        begin = len(added) if ids[: len(added)] == added else int(ids[0] == self.tokenizer.bos_token_id)
+        begin = len(added) if list(ids[: len(added)]) == added else int(ids[0] == self.tokenizer.bos_token_id)
         begin = min(begin, self.longest)
-        return ids[:begin] + ids[len(ids) - (self.longest - begin) :]
+        return [*range(begin), *range(len(ids) - (self.longest - begin), len(ids))]
 
     @property
     def first_token(self) -> int:
@@ -148,7 +148,7 @@ class Agent:
         for row, prompt in enumerate(prompts):
             if not (prompt if isinstance(prompt, str) else "".join(turn["content"] for turn in prompt)).strip():
                 raise ValueError(f"empty prompt at row {row}")
-        rows = [self._shorten(self.encode(p)) for p in prompts]
+        rows = [[ids[i] for i in self.kept(ids)] for ids in map(self.encode, prompts)]
         self.check_room(rows, new)
         return rows
 

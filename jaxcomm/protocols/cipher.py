@@ -228,9 +228,9 @@ def _hear_vectors(
             own, tokens, n = given[number]
             row += [-1 - int(t) for t in tokens[:n]] + piece  # negative: said, not written
             vector += [own[:n], np.zeros((len(piece), width))]
-        kept = slice(-agent.longest if agent.longest else None, None)
-        lost.append(len(row) - len(row[kept]))
-        rows.append(row[kept])
+        kept = agent.kept(row)
+        lost.append(len(row) - len(kept))
+        rows.append([row[i] for i in kept])
         vectors.append(np.concatenate(vector)[kept])
     agent.check_room(rows, 1)
     tokens, mask = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
