@@ -139,7 +139,7 @@ def parse_config(folder: Path) -> tuple[Family, ModelConfig, list[str]]:
     """As `read_config`, and the keys that are read by nobody."""
     raw, path = raw_config(folder), folder / "config.json"
     kind = raw.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"{path}: architecture {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     for values in (raw, raw.get("text_config")):
         for key in ("num_hidden_layers", "n_layer"):
