@@ -108,7 +108,7 @@ def make(family: str, folder: Path, layers: int, width: int):
         sizes |= dict(num_key_value_heads=heads if family == "llama" else heads // 3, tie_word_embeddings=True)
     if family == "gemma3_text":
         sizes |= dict(head_dim=64, query_pre_attn_scalar=64, sliding_window=128)
-    values = transformers.AutoConfig.for_model(family, **sizes).to_dict()
+    values = transformers.AutoConfig.for_model(family, **sizes)
     params = init(jax.random.key(0), FAMILIES[family].read(Values(values)))
     return to_hf(params, folder / family, family=family), params
 

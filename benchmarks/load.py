@@ -53,7 +53,7 @@ def write_checkpoint(folder: Path, preset: str, shards: int, **changes: int) -> 
     config = transformers.AutoConfig.for_model(kind, **values | changes)
     config.save_pretrained(folder)
     family = FAMILIES[kind]
-    ours = family.read(Values(config.to_dict()))
+    ours = family.read(Values(config))
     shapes: dict[str, tuple[int, ...]] = {}
     for path, abstract in jax.tree_util.tree_leaves_with_path(abstract_params(ours)):
         leaf = _leaf(family, family.roots[0], path, abstract.shape)

@@ -3,75 +3,110 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxcomm.agent import Agent
 from jaxcomm.config import ModelConfig
-from jaxcomm.int8 import quantise
 
-from . import checkpoints
-from .hf import from_hf, locate, read_config
+from . import checkpoints, hf
+from .hf import DType, commit_of, from_hf, locate, read_config
 
 
 def load_agent(
     path_or_hub_id: str | Path,
-    dtype=jnp.float32,
+    dtype: DType = "auto",
     *,
+    revision: str | None = None,
     chat: bool = False,
+    chat_args: Mapping[str, Any] | None = None,
     name: str | None = None,
     unroll: bool | None = None,
     max_positions: int | None = None,
     mesh: Mesh | None = None,
     int8: bool = False,
 ) -> Agent:
-    """Of a Hugging Face folder or hub id (`from_hf`), or of a folder that `jaxcomm convert` has written (`checkpoints.load`).
+    """A model and its tokenizer, out of a checkpoint in either form. No code of the checkpoint's is run.
 
-    Stop tokens come from generation_config.json (where instruct checkpoints list several), else config.json, else
-    the tokenizer. `unroll` is the layout of the layers (see `jaxcomm.model`); by default they are unrolled on CPU, which
-    decodes faster and compiles longer. `max_positions`, `mesh`: as `from_hf`'s. `int8`: matrices are quantised once they are
-    read (`jaxcomm.int8`).
+    It stops at every end of sequence that generation_config.json, config.json and the tokenizer name.
 
-    FileNotFoundError, ConnectionError, ValueError: as theirs, or no usable tokenizer, or one that does not fit.
+    Args:
+        path_or_hub_id: A Hugging Face folder or hub id (`from_hf`), or a folder that `jaxcomm convert` has written
+            (`checkpoints.load`).
+        dtype: Of the weights; "auto": the checkpoint's own, on CPU, where XLA is slow in two bytes, float32.
+        revision: Of the hub's repository.
+        chat: Prompts go through the tokenizer's chat template.
+        chat_args: What the template is given besides the conversation, such as {"enable_thinking": False}.
+        name: Of the agent; default: the folder's, or the hub id without its namespace.
+        unroll: The layout of the layers (see `jaxcomm.model`); default: unrolled on CPU, which decodes faster and compiles
+            longer.
+        max_positions, mesh, int8: As `from_hf`'s.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError: As theirs; or there is no usable tokenizer.
     """
     unroll = jax.default_backend() == "cpu" if unroll is None else unroll
-    saved = checkpoints.is_saved(path_or_hub_id)
-    folder = Path(path_or_hub_id) if saved else locate(path_or_hub_id)
+    folder = locate(path_or_hub_id, revision)
+    saved = checkpoints.is_saved(folder)
     read = checkpoints.load if saved else from_hf
-    params = read(folder, dtype, unroll=unroll, max_positions=max_positions, mesh=mesh)
-    if int8:
-        params = quantise(params)
+    params = read(folder, dtype, unroll=unroll, max_positions=max_positions, mesh=mesh, int8=int8)
+    tokenizer = load_tokenizer(folder)
+    stops = tuple(checkpoints.read_record(folder)["stop_tokens"]) if saved else _stop_tokens(folder, tokenizer)
+    name = name or Path(path_or_hub_id).name
+    return Agent(params, tokenizer, stops, name, chat, chat_args=chat_args or {}, revision=commit_of(folder))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a checkpoint folder. ValueError: there is none that works without code of the checkpoint's."""
     import transformers
 
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        try:
+            return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception:
+            if not (folder / "tokenizer.json").is_file():
+                raise
+            # Its class is code of the checkpoint's, which is not run; what it does is in the file, too.
+            return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # its errors are of many kinds, and long
         raise ValueError(
             f"{folder} has no usable tokenizer ({type(error).__name__}): it needs tokenizer.json"
         ) from error
-    stops = tuple(checkpoints.read_record(folder)["stop_tokens"]) if saved else _stop_tokens(folder, tokenizer)
-    return Agent(params, tokenizer, stops, name or Path(path_or_hub_id).name, chat)
 
 
-def architecture(path_or_hub_id: str | Path) -> ModelConfig:
+def architecture(path_or_hub_id: str | Path, revision: str | None = None) -> ModelConfig:
     """Of a checkpoint in either form; its weights are not read."""
-    if checkpoints.is_saved(path_or_hub_id):
-        return checkpoints.config_of(checkpoints.read_record(Path(path_or_hub_id)), Path(path_or_hub_id))
-    return read_config(locate(path_or_hub_id))[1]
+    folder = locate(path_or_hub_id, revision)
+    if checkpoints.is_saved(folder):
+        return checkpoints.config_of(checkpoints.read_record(folder), folder)
+    return read_config(folder)[1]
 
 
-def _stop_tokens(folder: Path, tokenizer) -> tuple[int, ...]:
+def stored_dtype(path_or_hub_id: str | Path, revision: str | None = None) -> np.dtype:
+    """Of a checkpoint's weights, in either form."""
+    folder = locate(path_or_hub_id, revision)
+    if checkpoints.is_saved(folder):
+        return np.dtype(checkpoints.read_record(folder)["dtype"])
+    return hf.stored_dtype(folder)
+
+
+def _stop_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Every end of sequence, those of generation_config.json (of instruct checkpoints the most particular) first."""
+    ends: list[Any] = []
     for file in ("generation_config.json", "config.json"):
         path = folder / file
         if not path.is_file():
             continue
         try:
-            eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            values = json.loads(path.read_text(encoding="utf-8"))
+            ends += [values.get("eos_token_id"), (values.get("text_config") or {}).get("eos_token_id")]
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
             raise ValueError(f"{path} is not a JSON object: {error}") from error
-        if eos is not None:
-            return tuple(eos) if isinstance(eos, list) else (eos,)
-    return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    ends.append(tokenizer.eos_token_id)
+    every = [token for end in ends for token in (end if isinstance(end, list) else [end])]
+    return tuple(dict.fromkeys(token for token in every if token is not None))

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.fingerprint import fingerprint
-from jaxcomm.int8 import check_not_int8
+from jaxcomm.fingerprint import fingerprint, fingerprint_of, leaf_digest
+from jaxcomm.int8 import check_not_int8, in_int8
 from jaxcomm.model import Params
 from jaxcomm.sharding import shardings
 
-from .hf import abstract_params, new_folder, reaching
+from .hf import DType, abstract_params, chosen_dtype, new_folder, reaching
+from .tensors import finite
 
 RECORD, WEIGHTS = "jaxcomm.json", "weights"
 FORMAT = 1
@@ -40,12 +42,19 @@ def is_saved(path: str | Path) -> bool:
 def save(params: Params, out: str | Path, *, tokenizer: Any = None, stop_tokens: Sequence[int] = ()) -> Path:
     """Writes a model, and a transformers tokenizer if there is one, into a new folder, which is there whole or not at all.
 
-    Layers that lie one by one are stacked first, which takes a second copy of them. FileExistsError if `out` exists, ValueError
-    if weights are int8.
+    Layers that lie one by one are stacked first, which takes a second copy of them.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError: Weights are int8, or there are several processes.
     """
     import orbax.checkpoint as ocp
 
     check_not_int8(params)
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"save writes from one process, here are {jax.process_count()}: convert the model in one first"
+        )
     params = params.stack()
     with new_folder(out) as folder:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -65,39 +74,77 @@ def save(params: Params, out: str | Path, *, tokenizer: Any = None, stop_tokens:
 
 def load(
     folder: str | Path,
-    dtype=None,
+    dtype: DType = "auto",
     *,
     unroll: bool = False,
     max_positions: int | None = None,
     mesh: Mesh | None = None,
+    int8: bool = False,
 ) -> Params:
-    """What `save` wrote, as it was, or cast to `dtype`, with its layers unrolled, or placed on `mesh`
-    (`jaxcomm.sharding.shard`), of which every process reads what its devices hold. max_positions: as `from_hf`'s.
+    """What `save` wrote.
 
-    ValueError: the folder holds no such model, or is damaged.
+    Args:
+        folder: That `save` has written.
+        dtype: Of the weights; "auto": what they were saved in, on CPU float32 (as `from_hf`'s).
+        unroll: A tuple of layers instead of one stack.
+        max_positions: As `from_hf`'s.
+        mesh: What the weights are placed on (`jaxcomm.sharding.shard`); every process reads what its devices hold.
+        int8: Every matrix is quantised as soon as it is there (`jaxcomm.int8`).
+
+    Raises:
+        ValueError: The folder holds no such model, or is damaged: a weight is not finite, or, where no mesh cuts them, the
+            weights are not those that were saved.
     """
     folder = Path(folder)
     record = read_record(folder)
     config = config_of(record, folder)
-    dtype = jnp.dtype(record["dtype"] if dtype is None else dtype)
+    stored = np.dtype(record["dtype"])
+    dtype = chosen_dtype(dtype, stored)
     like = abstract_params(config)
-    place = None if mesh is None else _tree(shardings(like, mesh))
-    weights: dict[str, Any] = {"positions": None, "head": None}
+    leaves, structure = jax.tree_util.tree_flatten_with_path(_tree(like))
+    placed = [None] * len(leaves) if mesh is None else jax.tree.leaves(_tree(shardings(like, mesh)))
     # Leaf by leaf: at no time is more than one of them there twice.
-    leaves, structure = jax.tree.flatten(_tree(like))
-    placed = [None] * len(leaves) if place is None else jax.tree.leaves(place)
-    paths = [[key.key for key in path] for path, _ in jax.tree_util.tree_leaves_with_path(_tree(like))]
-    loaded = []
-    for path, leaf, sharding in zip(paths, leaves, placed, strict=True):
-        array = _restore(folder, path, leaf.shape, dtype, sharding)
-        split = unroll and path[0] == "blocks"
-        loaded.append(jax.block_until_ready([array[i] for i in range(config.layers)] if split else array))
-    weights |= jax.tree.unflatten(structure, loaded)
+    loaded, digests = [], {}
+    for (path, leaf), sharding in zip(leaves, placed, strict=True):
+        names = tuple(key.key for key in path)
+        array = _restore(folder, names, leaf.shape, stored, sharding)
+        if mesh is None:
+            digests[names] = leaf_digest(array)
+        array = _finite(array, dtype, ".".join(names))
+        array = in_int8(path, array) if int8 else array
+        if unroll and names[0] == "blocks":
+            array = _Layers(jax.tree.map(operator.itemgetter(i), array) for i in range(config.layers))
+        loaded.append(jax.block_until_ready(array))
+    if mesh is None:
+        blocks = [digest for names, digest in digests.items() if names[0] == "blocks"]
+        others = [d for part in ("embed", "positions", "norm", "head") for n, d in digests.items() if n[0] == part]
+        if (found := fingerprint_of(config, stored, (*blocks, *others))) != record["fingerprint"]:
+            raise ValueError(
+                f"{folder} does not hold the weights that were saved (fingerprint {found}, then {record['fingerprint']}): convert it again"
+            )
+    weights: dict[str, Any] = {"positions": None, "head": None} | jax.tree.unflatten(structure, loaded)
     if unroll:
-        is_list = lambda x: isinstance(x, list)
-        layer = lambda i: jax.tree.map(lambda x: x[i], weights["blocks"], is_leaf=is_list)
+        layer = lambda i: jax.tree.map(
+            operator.itemgetter(i), weights["blocks"], is_leaf=lambda x: isinstance(x, _Layers)
+        )
         weights["blocks"] = tuple(layer(i) for i in range(config.layers))
     return Params(**weights, config=config if max_positions is None else reaching(config, max_positions))
+
+
+class _Layers(list):
+    """A leaf of a stack, layer by layer."""
+
+
+def _finite(array: Any, dtype: np.dtype, name: str) -> jax.Array:
+    """The weight, cast, where it lies. ValueError: a number in it is NaN, infinite or too large for the dtype."""
+    with np.errstate(over="ignore"):
+        cast = array if array.dtype == dtype else array.astype(dtype)
+    if not (finite(cast) if isinstance(cast, np.ndarray) else bool(_all_finite(cast))):
+        raise ValueError(f"weight {name} holds NaN, infinite values, or some too large for {dtype}")
+    return cast if isinstance(cast, jax.Array) else jax.device_put(cast)
+
+
+_all_finite = jax.jit(lambda array: jnp.isfinite(array).all())
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -139,8 +186,10 @@ def _tree(params: Params) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _restore(folder: Path, path: list[str], shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
-    """One of the weights, on the default device where no sharding says otherwise."""
+def _restore(
+    folder: Path, path: tuple[str, ...], shape: tuple[int, ...], dtype: Any, sharding: Any
+) -> jax.Array | np.ndarray:
+    """One of the weights, on the host where no sharding says otherwise."""
     import orbax.checkpoint as ocp
 
     under = lambda leaf: functools.reduce(lambda tree, key: {key: tree}, reversed(path), leaf)
@@ -155,7 +204,7 @@ def _restore(folder: Path, path: list[str], shape: tuple[int, ...], dtype: Any, 
         (found,) = jax.tree.leaves(checkpointer.restore((folder / WEIGHTS).absolute(), args=arguments))
         if found.shape != shape:
             raise ValueError(f"{'.'.join(path)} is {found.shape}, the architecture asks for {shape}")
-    return found if isinstance(found, jax.Array) else jax.device_put(found)
+    return found
 
 
 @contextlib.contextmanager

@@ -53,7 +53,9 @@ def _write_llama(c: ModelConfig) -> dict[str, Any]:
 
 def _read_mistral(v: Values) -> ModelConfig:
     common = read_common(v)
-    return ModelConfig(**common, windows=read_window(v, common["layers"]))
+    # With the key transformers reads it as Ministral, whose layers differ.
+    windows = read_windows if v.has("layer_types") else read_window
+    return ModelConfig(**common, windows=windows(v, common["layers"]))
 
 
 def _write_mistral(c: ModelConfig) -> dict[str, Any]:
@@ -131,9 +133,6 @@ def _write_qwen3_moe(c: ModelConfig) -> dict[str, Any]:
 
 def _read_gemma(v: Values, read_rope: Callable[[Values, int], Rope | None] = one_rope) -> dict[str, Any]:
     v.demand("use_bidirectional_attention", None, False)
-    if (twin := v.take("sliding_window_size")) not in (None, v.take("sliding_window")):  # on the hub beside it
-        raise ValueError(f"config keys sliding_window_size = {twin} and sliding_window differ")
-    v.take("hidden_act")  # on the hub beside hidden_activation, which is the one transformers reads
     common, bias = read_common(v, read_rope, act="hidden_activation"), v.take("attention_bias")
     return common | dict(
         norm="rms_plus_one",
@@ -171,14 +170,13 @@ _GEMMA3_LAYERS = {True: "sliding_attention", False: "full_attention"}
 
 
 def _read_gemma3(v: Values) -> ModelConfig:
-    for folded in ("rope_local_base_freq", "sliding_window_pattern"):  # into rope_parameters and layer_types
-        v.take(folded)
+    v.take("sliding_window_pattern")  # folded into layer_types
     v.take("attn_logit_softcapping")  # transformers has the field and does not read it
     fields = _read_gemma(v, lambda v, positions: None)
     ropes = v.take("rope_parameters")
     if set(ropes) != set(_GEMMA3_LAYERS.values()):
         raise ValueError(f"config key rope_parameters has {sorted(ropes)} instead of one for each kind of layer")
-    each = {kind: read_rope(ropes[kind], fields["max_positions"]) for kind in ropes}
+    each = {kind: read_rope(v, ropes[kind], fields["max_positions"]) for kind in ropes}
     windows = fields["windows"] or (FULL,) * fields["layers"]
     return ModelConfig(**fields, rope=tuple(each[_GEMMA3_LAYERS[bool(w)]] for w in windows), qk_norm="head")
 
@@ -195,25 +193,23 @@ def _write_gemma3(c: ModelConfig) -> dict[str, Any]:
 def _read_gemma3_vision(v: Values) -> ModelConfig:
     """The text part of a checkpoint that reads images, too."""
     for picture in """vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id
-        eoi_token_id image_token_id text_config tie_word_embeddings is_encoder_decoder""".split():  # noqa: SIM905
+        eoi_token_id image_token_id tie_word_embeddings is_encoder_decoder""".split():  # noqa: SIM905
         v.take(picture)
-    text = Values(v.take("text_config"))
+    text = v.part("text_config")
     config = _read_gemma3(text)
-    text.finish()
+    text.finish(config)
+    v.ignored |= {f"text_config.{key}" for key in text.ignored}
     return config
 
 
 def _read_phi3(v: Values) -> ModelConfig:
-    # transformers has copied both into rope_parameters.
-    original, share = v.take("original_max_position_embeddings"), v.take("partial_rotary_factor")
+    original = v.take("original_max_position_embeddings")  # transformers has copied it into rope_parameters
 
     def rope(v: Values, positions: int) -> Rope:
         settings = dict(v.take("rope_parameters"))
         if settings.get("rope_type") == "longrope":
             settings.setdefault("original_max_position_embeddings", original)
-        if share is not None and settings.get("partial_rotary_factor", 1.0) != share:
-            raise ValueError(f"config key partial_rotary_factor = {share} and the rope settings differ")
-        return read_rope(settings, positions, partial=True)
+        return read_rope(v, settings, positions, partial=True)
 
     common = read_common(v, rope)
     return ModelConfig(**common, windows=read_window(v, common["layers"]))
@@ -237,7 +233,8 @@ def _write_olmo2(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_smollm3(v: Values) -> ModelConfig:
-    for folded in ("use_sliding_window", "no_rope_layer_interval"):
+    # The first two are folded into layer_types and no_rope_layers; the last is only on the hub, and read by nobody.
+    for folded in ("use_sliding_window", "no_rope_layer_interval", "max_window_layers"):
         v.take(folded)
     common, bias = read_common(v), v.take("attention_bias")
     turns, layers, rope = v.take("no_rope_layers"), common["layers"], common["rope"]
@@ -271,7 +268,7 @@ def _read_gpt2(v: Values) -> ModelConfig:
     for key in ("is_encoder_decoder", "add_cross_attention", "scale_attn_by_inverse_layer_idx"):
         v.demand(key, False)
     for other_head in ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
-                       "summary_first_dropout", "task_specific_params", "n_ctx"):  # fmt: skip
+                       "summary_first_dropout", "n_ctx"):  # fmt: skip
         v.take(other_head)
     v.take("reorder_and_upcast_attn")  # the same but for rounding; scores are float32 here
     width, heads = v.take("n_embd"), v.take("n_head")
@@ -314,8 +311,6 @@ def _write_gpt2(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_gpt_neox(v: Values) -> ModelConfig:
-    for folded in ("rotary_pct", "rotary_emb_base"):  # into rope_parameters
-        v.take(folded)
     common, bias = read_common(v, partial_rope, eps="layer_norm_eps"), v.take("attention_bias")
     return ModelConfig(
         **common,

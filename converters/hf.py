@@ -1,81 +1,145 @@
 """Hugging Face checkpoint <-> `Params`, both ways, without torch.
 
-Strict: an unknown config key, a missing, unknown, misshapen or non-finite tensor is an error that names it. Streaming:
-weights are read piece by piece from memory-mapped safetensors to where they stay (`jaxcomm.converters.tensors`).
+Strict: a config key that would change what is computed and is not supported, a missing, unknown, misshapen or non-finite tensor is
+an error that names it. Streaming: weights are read piece by piece from memory-mapped safetensors to where they stay
+(`jaxcomm.converters.tensors`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import json
 import operator
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax.sharding import Mesh, NamedSharding
 from safetensors.numpy import save_file
 
-from jaxcomm.config import ModelConfig
-from jaxcomm.int8 import check_not_int8
+from jaxcomm.config import ModelConfig, Rope
+from jaxcomm.int8 import check_not_int8, in_int8
 from jaxcomm.model import Params, init
 from jaxcomm.sharding import shardings
 
 from .families import FAMILIES, Family
-from .tensors import INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped, same
-from .values import Values
+from .tensors import DTYPES, INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped, read_index, same
+from .values import SAYS_NOTHING, Values
 from .weights import Stored
 
 SHARD_BYTES = 5 * 10**9
 MAX_LAYERS = 10_000
 
 
-def locate(path_or_hub_id: str | Path) -> Path:
-    """The folder of a checkpoint; an id such as "org/name" is downloaded (safetensors, configs and tokenizer only).
+DType = Any
+"""What numpy and JAX take for one, or "auto": the checkpoint's own (`stored_dtype`), except on CPU, where XLA is many times
+slower in two bytes: there float32."""
 
-    FileNotFoundError or ConnectionError with what to do.
+FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt",
+    INDEX, WEIGHTS,
+)  # fmt: skip
+"""What a repository of the hub is asked for, besides the shards that its index names."""
+HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+
+
+def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint; what is none is a hub id ("gpt2", "org/name"), which is downloaded.
+
+    Args:
+        path_or_hub_id: A folder, or an id, which may end in "@" and a revision.
+        revision: A branch, tag or commit of the hub's repository; default: what the id ends in, else its main branch.
+
+    Raises:
+        FileNotFoundError: It is neither.
+        ConnectionError: It cannot be downloaded.
+        ValueError: Its config is not supported (it is read before the weights are fetched), or there are two revisions.
     """
     folder = Path(path_or_hub_id)
+    name, _, at = str(path_or_hub_id).partition("@")
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision = {revision!r} is of hub ids, {folder} is a folder: leave it out")
         return folder
-    name = str(path_or_hub_id)
-    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if folder.exists() or not HUB_ID.fullmatch(name):
         raise FileNotFoundError(
             f"{name} is not a checkpoint folder: give a folder with config.json and {WEIGHTS}, or a hub id such as org/name"
         )
+    if revision and at and revision != at:
+        raise ValueError(f"{path_or_hub_id} names a revision, revision = {revision!r} another: give one")
     import huggingface_hub  # heavy, and needed only to download
 
-    def download(*patterns: str) -> Path:
+    def download(revision: str | None, *files: str) -> Path:
+        pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
         try:
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(patterns)))
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), **pinned))
         except Exception as error:  # of many kinds: no network, no such repository, no access, disk full
             raise ConnectionError(
-                f"cannot download {name} ({type(error).__name__}): check the id, the network and your access, or give a local folder"
+                f"cannot download {path_or_hub_id} ({type(error).__name__}): check the id, the network and your access, or give a local folder"
             ) from error
 
-    read_config(download("config.json"))  # refuses what is not supported before the weights are fetched
-    return download("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+    revision = revision or at or None
+    folder = download(revision, "config.json")
+    parse_config(folder)
+    revision = commit_of(folder) or revision  # the rest is of the same commit, whatever is pushed meanwhile
+    folder = download(revision, *FILES)
+    if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
+        folder = download(revision, *sorted(set(read_index(folder).values())))
+    return folder
 
 
-def read_config(folder: Path) -> tuple[Family, ModelConfig]:
-    """The family and architecture a config.json describes. ValueError: unknown architecture, key or value."""
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder in the hub's cache holds; None for other folders."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def raw_config(folder: Path) -> dict[str, Any]:
+    """What config.json says. FileNotFoundError: there is none; ValueError: it is no JSON object."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no config.json")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        kind = raw.get("model_type")
+        raw.keys()
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(f"{path} is not a JSON object: {error}") from error
-    if kind not in FAMILIES:
+    return raw
+
+
+def read_config(folder: Path) -> tuple[Family, ModelConfig]:
+    """The family and architecture a config.json describes.
+
+    Keys that are read by nobody are named in one warning.
+
+    Raises:
+        FileNotFoundError: There is no config.json.
+        ValueError: Unknown architecture; a key or value that changes what is computed and is not supported.
+    """
+    family, config, ignored = parse_config(folder)
+    if ignored:
+        warnings.warn(
+            f"{folder / 'config.json'}: config keys {', '.join(ignored)} are not read, as in transformers; only code of the repository's own could",
+            stacklevel=2,
+        )
+    return family, config
+
+
+def parse_config(folder: Path) -> tuple[Family, ModelConfig, list[str]]:
+    """As `read_config`, and the keys that are read by nobody."""
+    raw, path = raw_config(folder), folder / "config.json"
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"{path}: architecture {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     for values in (raw, raw.get("text_config")):
         for key in ("num_hidden_layers", "n_layer"):
@@ -86,14 +150,46 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
 
     try:
         # Checkpoints leave out values equal to the class's defaults, and spell rope settings in two ways.
-        config = transformers.AutoConfig.from_pretrained(folder)
-        values = Values(config.to_dict())
+        values = Values(transformers.AutoConfig.for_model(kind, **_arguments(kind, raw)), raw)
         family = FAMILIES[kind]
         result = family.read(values)
-        values.finish()
+        values.finish(result)
     except Exception as error:  # transformers' strict dataclasses have error types of their own
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    return family, result
+    return family, result, sorted(values.ignored)
+
+
+def _arguments(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Of transformers' config class: without keys that it does not have and that say nothing, and in today's words."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    has = {field.name for field in dataclasses.fields(CONFIG_MAPPING[kind])}
+    values = {key: copy.deepcopy(value) for key, value in raw.items() if key in has or value not in SAYS_NOTHING}
+    values.pop("model_type")
+    rope = values.get("rope_scaling")
+    if isinstance(rope, dict) and rope.get("type") == "su":  # what Phi-3 first called it
+        rope["type"] = "longrope"
+    return values
+
+
+def stored_dtype(folder: Path) -> np.dtype:
+    """Of a checkpoint's weights: what its config says, else the first weight's. float64, which JAX does not have, is float32."""
+    raw = raw_config(folder)
+    configs = [values for values in (raw, raw.get("text_config")) if isinstance(values, dict)]
+    named = [str(values.get(key)).removeprefix("torch.") for values in configs for key in ("dtype", "torch_dtype")]
+    known = {np.dtype(kind).name: np.dtype(kind) for kind in DTYPES.values()}
+    found = next((known[name] for name in named if name in known), None)
+    if found is None:
+        first = next(iter(find_tensors(folder).values()))
+        found = np.dtype(DTYPES.get(first.dtype, np.float32))
+    return np.dtype(np.float32) if found == np.float64 else found
+
+
+def chosen_dtype(dtype: DType, stored: np.dtype) -> np.dtype:
+    """What weights become, stored being theirs."""
+    if not (isinstance(dtype, str) and dtype == "auto"):
+        return np.dtype(dtype)
+    return np.dtype(np.float32) if jax.default_backend() == "cpu" else stored
 
 
 class _Leaf(NamedTuple):
@@ -137,7 +233,9 @@ class _Source:
 
     def __init__(self, folder: Path, family: Family, config: ModelConfig):
         self.tensors = find_tensors(folder)
-        self.root = next((root for root in family.roots if root + family.embed in self.tensors), family.roots[0])
+        # As transformers, which also takes a bare model without its causal head's prefix.
+        roots = dict.fromkeys((*family.roots, ""))
+        self.root = next((root for root in roots if root + family.embed in self.tensors), family.roots[0])
         head, embed = (self.tensors.get(name) for name in (family.head, self.root + family.embed))
         if config.tied_head and head and embed and not same(head, embed):
             # A head that was trained after all; transformers takes it, too.
@@ -193,7 +291,10 @@ class _Source:
 
 def reaching(config: ModelConfig, positions: int) -> ModelConfig:
     """The same for texts of so many positions."""
+    # Model cards of linear scaling go on naming the positions of before (Vicuna 16k).
     most = max(config.max_positions, *(rope.reach for rope in config.ropes))
+    if isinstance(config.rope, Rope) and config.rope.kind == "linear":
+        most = round(config.rope.factor * most)
     if not 0 < positions <= most or (config.learned_positions and positions != most):
         raise ValueError(f"max_positions = {positions}: the checkpoint has {most}")
     return dataclasses.replace(config, max_positions=positions)
@@ -201,27 +302,38 @@ def reaching(config: ModelConfig, positions: int) -> ModelConfig:
 
 def from_hf(
     path_or_hub_id: str | Path,
-    dtype: Any = jnp.float32,
+    dtype: DType = "auto",
     *,
+    revision: str | None = None,
     unroll: bool = False,
     max_positions: int | None = None,
     mesh: Mesh | None = None,
+    int8: bool = False,
 ) -> Params:
-    """A checkpoint folder (or hub id, downloaded) as `Params` of `dtype`.
+    """A checkpoint as `Params`.
 
-    `unroll`: a tuple of layers instead of one stack (see `jaxcomm.model`). `mesh`: weights lie on it as
-    `jaxcomm.sharding.shard` would place them, and of every file this process reads what its own devices hold. Besides the
-    weights the host holds one piece of a tensor (`tensors.PIECE`). `max_positions`: how long texts may be; default: as long
-    as the config says, or with longrope as long as its short numbers serve. (Its long ones, which a model of more positions
-    takes, change every answer: transformers takes them once a text is too long for the short ones.)
+    Besides the weights the host holds one piece of a tensor (`tensors.PIECE`).
 
-    FileNotFoundError, ConnectionError and ValueError say what is wrong with the checkpoint, and where.
+    Args:
+        path_or_hub_id: A folder, or a hub id, which is downloaded (`locate`).
+        dtype: Of the weights; "auto": the checkpoint's own, on CPU, where XLA is slow in two bytes, float32.
+        revision: Of the hub's repository.
+        unroll: A tuple of layers instead of one stack (see `jaxcomm.model`).
+        max_positions: How long texts may be; default: as long as the config says, or with longrope as long as its short
+            numbers serve. (Its long ones, which a model of more positions takes, change every answer: transformers takes them
+            once a text is too long for the short ones.)
+        mesh: Weights lie on it as `jaxcomm.sharding.shard` would place them, and of every file this process reads what its
+            own devices hold.
+        int8: Every matrix is quantised as soon as it is there (`jaxcomm.int8`), so that no second model is needed.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError: What is wrong with the checkpoint, and where.
     """
-    folder = locate(path_or_hub_id)
+    folder = locate(path_or_hub_id, revision)
     family, config = read_config(folder)
     if max_positions is not None:
         config = reaching(config, max_positions)
-    source, dtype = _Source(folder, family, config), np.dtype(dtype)
+    source, dtype = _Source(folder, family, config), chosen_dtype(dtype, stored_dtype(folder))
     config = source.config
     abstract = abstract_params(config, unroll)
     leaves = jax.tree_util.tree_leaves_with_path(abstract)
@@ -233,7 +345,8 @@ def from_hf(
     loaded = []
     with bar:
         for (path, leaf), sharding in zip(leaves, placed, strict=True):
-            loaded.append(source.load(_leaf(family, source.root, path, leaf.shape), dtype, sharding))
+            array = source.load(_leaf(family, source.root, path, leaf.shape), dtype, sharding)
+            loaded.append(in_int8(path, array) if int8 else array)
             bar.update(leaf.size)
     return jax.tree.unflatten(jax.tree.structure(abstract), loaded)
 
@@ -246,7 +359,7 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> Family:
         if family.write is None or model_type not in (None, family.model_type):
             continue
         try:
-            values = transformers.AutoConfig.for_model(family.model_type, **family.write(config)).to_dict()
+            values = transformers.AutoConfig.for_model(family.model_type, **family.write(config))
             if reaching(family.read(Values(values)), config.max_positions) == config:
                 return family
         except Exception:  # a family that cannot say it; transformers' strict configs have error types of their own

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from jaxcomm.config import ModelConfig
 
 from .families import FAMILIES
@@ -11,15 +14,21 @@ NORMS = {"rms": "RMS", "rms_wide": "RMS", "rms_plus_one": "RMS, 1 + w", "layer":
 PLACES = {"before": "", "after": ", on outputs", "both": ", before and after"}
 
 
+TRUE_CONFIGS = Path(__file__).parent.parent / "tests" / "data" / "real_configs.json"
+"""Of published checkpoints; a test reads them all. (In the repository, not in the package.)"""
+
+
 def table() -> str:
-    """Markdown: what each family's config class describes by default."""
+    """Markdown: what each family's config class describes by default, and whose true config.json a test reads."""
     import transformers
 
-    columns = ("model_type", "models", "norms", "positions", "attention", "MLP", "biases", "head")
+    true = json.loads(TRUE_CONFIGS.read_text(encoding="utf-8"))
+    columns = ("model_type", "models", "norms", "positions", "attention", "MLP", "biases", "head", "true configs read")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for family in FAMILIES.values():
-        config = family.read(Values(transformers.AutoConfig.for_model(family.model_type).to_dict()))
-        lines.append("| " + " | ".join((f"`{family.model_type}`", family.title, *describe(config))) + " |")
+        config = family.read(Values(transformers.AutoConfig.for_model(family.model_type)))
+        read = ", ".join(name for name, values in true.items() if values["model_type"] == family.model_type)
+        lines.append("| " + " | ".join((f"`{family.model_type}`", family.title, *describe(config), read)) + " |")
     return "\n".join(lines)
 
 

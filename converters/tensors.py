@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,19 +37,12 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
 
     FileNotFoundError: no weights, a missing shard. ValueError: files or index damaged, or only pickle files.
     """
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            shards = sorted(set(named.values()))
-            if not all(isinstance(shard, str) and Path(shard).name == shard for shard in shards):
-                raise ValueError("weight_map must name files of this folder")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"{index} is not a weight index ({' '.join(str(error).split())}): download it again"
-            ) from error
-    elif (folder / WEIGHTS).is_file():
-        named, shards = None, [WEIGHTS]
+    named: dict[str, str] | None = None
+    if (folder / WEIGHTS).is_file():  # transformers prefers it, too, to an index that may have been left there
+        shards = [WEIGHTS]
+    elif (folder / INDEX).is_file():
+        named = read_index(folder)
+        shards = sorted(set(named.values()))
     else:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickles:
@@ -64,7 +58,28 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
         tensors |= _read_header(path)
     if named is not None and (lost := sorted(name for name in named if name not in tensors)):
         raise ValueError(f"{INDEX} names tensor {lost[0]}, {named[lost[0]]} does not hold it: download both again")
-    return tensors
+    plain = {_WRAPPERS.sub(r"\1", name): tensor for name, tensor in tensors.items()}
+    if len(plain) < len(tensors):
+        raise ValueError(f"{folder} has tensors whose names differ only in _orig_mod or module: keep one of each")
+    return plain
+
+
+_WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|module)\.)+")
+"""What torch.compile and DistributedDataParallel put into the names of a model's tensors."""
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Tensor -> the file that holds it. ValueError: the index is damaged."""
+    index = folder / INDEX
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(shard, str) and Path(shard).name == shard for shard in named.values()):
+            raise ValueError("weight_map must name files of this folder")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{index} is not a weight index ({' '.join(str(error).split())}): download it again"
+        ) from error
+    return named
 
 
 def _read_header(path: Path) -> dict[str, Tensor]:

@@ -5,31 +5,97 @@ Both ways: `read_x` takes values, `write_x` makes them. Mirrors transformers' co
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxcomm.config import FULL, ModelConfig, Rope
 
-ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh", "gelu_python_tanh": "gelu_tanh",
+}  # fmt: skip
+"""transformers' name -> ours; of several that compute the same, the first is written."""
 
 CARRIES_NO_ARCHITECTURE = frozenset(
-    """architectures attention_dropout bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout dtype
-    embd_pdrop attn_pdrop resid_pdrop hidden_dropout eos_token_id id2label initializer_range label2id model_type
-    output_attentions output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type return_dict
-    router_aux_loss_coef router_jitter_noise tie_last_hidden_states tokenizer_class torch_dtype transformers_version
-    unsloth_fixed unsloth_version use_cache""".split()  # noqa: SIM905
+    """architectures attention_dropout attention_probs_dropout_prob attn_implementation attn_pdrop auto_map
+    cache_implementation chunk_size_feed_forward classifier_dropout cross_attention_hidden_size custom_pipelines dtype
+    embd_pdrop finetuning_task gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_llama_config label2id
+    max_sequence_length model_max_length model_type n_special output_attentions output_hidden_states output_past
+    output_router_logits predict_special_tokens prefix pretraining_tp problem_type resid_pdrop return_dict
+    router_aux_loss_coef router_jitter_noise task_specific_params tf_legacy_loss tie_encoder_decoder tie_last_hidden_states
+    tokenizer_class torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version
+    use_bfloat16 use_cache""".split()  # noqa: SIM905
 )
-"""Config keys that do not change what a converted model computes, nor do those that begin with "_". Every other key
-has to be taken by `read`."""
+"""Config keys that do not change what a converted model computes, nor do token ids, nor those that begin with "_". What a
+config class of transformers has besides them has to be taken by `read`."""
+
+SAYS_NOTHING: tuple[Any, ...] = (None, "", [], {})
+_thetas = lambda c: [rope.theta for rope in c.ropes if rope.kind != "none"]
+_shares = lambda c: [rope.share for rope in c.ropes if rope.kind != "none"]
+_never = lambda c, value: False
+_off = lambda c, value: value is False
+_equals_one = lambda c, value: value == 1
+_acts = lambda c, value: ACTIVATIONS.get(value) == c.activation
+_turns = lambda c, value: not _thetas(c) or value in _thetas(c)
+_part = lambda c, value: not _shares(c) or value in _shares(c)
+_experts = lambda c, value: value == c.experts
+
+MEANS: dict[str, Callable[[ModelConfig, Any], bool]] = {
+    # Second spellings of what the config class has read.
+    "rope_theta": _turns, "rotary_emb_base": _turns, "rope_local_base_freq": _turns,
+    "partial_rotary_factor": _part, "rotary_pct": _part,
+    "num_experts": _experts, "num_local_experts": _experts,
+    "hidden_act": _acts, "hidden_activation": _acts, "activation_function": _acts,
+    "sliding_window_size": lambda c, value: value in c.windows,
+    # What code that all families share in transformers reads: masks and caches.
+    "layer_types": lambda c, value: value == layer_types(c),
+    "sliding_window": lambda c, value: value >= c.max_positions,
+    "attention_chunk_size": _never, "per_layer_config": _never,
+    "is_causal": lambda c, value: value is True,
+    # What other families, other programs or a repository's own code read.
+    "attention_bias": lambda c, value: value in (c.qkv_bias, c.out_bias),
+    "qkv_bias": lambda c, value: value == c.qkv_bias,
+    "mlp_bias": lambda c, value: value == c.mlp_bias,
+    "lm_head_bias": _off, "rope_interleaved": _off, "alibi": _off, "qk_layernorm": _off, "use_bidirectional_attention": _off,
+    "use_qk_norm": lambda c, value: value == (c.qk_norm != "none"),
+    "shared_expert_intermediate_size": lambda c, value: value == 0,
+    "full_attn_mod": _equals_one, "interpolate_factor": _equals_one,
+    "dual_chunk_attention_config": _never, "pruned_heads": _never,
+    # bitsandbytes that is switched off leaves its settings behind.
+    "quantization_config": lambda c, value: value.get("quant_method") == "bitsandbytes"
+        and not (value.get("load_in_4bit") or value.get("load_in_8bit")),
+    "quantization": _never, "compression_config": _never,
+}  # fmt: skip
+"""Keys that a family's config class does not have and that mean something all the same -> whether a value says what the
+converted model does. Every other key that the class does not have is read by nobody."""
 
 
 class Values:
-    """The values of a config.json with transformers' defaults filled in, which remembers those nobody asked for."""
+    """The values of a config.json with transformers' defaults filled in, which remembers those nobody asked for.
 
-    def __init__(self, values: Mapping[str, Any]):
-        self._values = dict(values)
-        self._left = {key for key in values if key not in CARRIES_NO_ARCHITECTURE and not key.startswith("_")}
+    config: transformers'; raw: what its file says, where it was read from one.
+    """
+
+    def __init__(self, config: Any, raw: Mapping[str, Any] | None = None):
+        self._config, self._raw, self._values = config, raw or {}, config.to_dict()
+        self._left = {
+            key
+            for key in self._values
+            if not (key in CARRIES_NO_ARCHITECTURE or key.startswith("_") or key.endswith(("_token_id", "_token_ids")))
+        }
+        self.ignored: set[str] = set()
+        """Keys that are read by nobody."""
+
+    def part(self, key: str) -> Values:
+        """The values of a config within this one."""
+        self._left.discard(key)
+        return Values(getattr(self._config, key), self._raw.get(key))
+
+    def has(self, key: str) -> bool:
+        """Whether the config has the key."""
+        return key in self._values
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value, which somebody has now asked for."""
@@ -56,12 +122,48 @@ class Values:
             raise ValueError(f"config key {key} = {value!r} is not supported, only {', '.join(table)}")
         return table[value]
 
-    def finish(self) -> None:
-        """ValueError if a key is left whose meaning nobody has taken into account."""
-        if self._left:
-            raise ValueError(
-                f"unknown config keys {', '.join(f'{k} = {str(self._values[k])[:40]}' for k in sorted(self._left))}: this version does not know what they change"
-            )
+    def finish(self, config: ModelConfig) -> None:
+        """Looks at the keys that are left, once the architecture has been read.
+
+        ValueError: one that transformers' class has and nobody has taken into account, one that says something else than the
+        architecture does (`MEANS`), or two spellings of one fact that differ.
+        """
+        has = {field.name for field in dataclasses.fields(self._config)}
+        unknown = sorted(self._left & has)
+        if unknown:
+            told = ", ".join(f"{key} = {str(self._values[key])[:40]}" for key in unknown)
+            raise ValueError(f"unknown config keys {told}: this version does not know what they change")
+        alike = {**self._config.attribute_map, "rope_scaling": "rope_parameters"}
+        for one, other in alike.items():
+            if not one.endswith("_token_id"):
+                _check_same(one, self._raw.get(one), other, self._raw.get(other))
+        settings = [self._raw.get(key) for key in ("rope_parameters", "rope_scaling")]
+        for said in (self._values, self._raw, *(s for s in settings if isinstance(s, Mapping))):
+            for key in said.keys() & MEANS.keys() - has:
+                if said[key] not in SAYS_NOTHING and not _holds(key, config, said[key]):
+                    raise ValueError(
+                        f"config key {key} = {str(said[key])[:80]} is not supported, or contradicts the other keys: use the checkpoint this one was made from"
+                    )
+        self.ignored |= {k for k in self._left - has - MEANS.keys() if self._values[k] not in SAYS_NOTHING}
+
+
+def _holds(key: str, config: ModelConfig, value: Any) -> bool:
+    try:
+        return MEANS[key](config, value)
+    except (AttributeError, TypeError):  # a value of a kind that means nothing
+        return False
+
+
+def _check_same(one: str, a: Any, other: str, b: Any) -> None:
+    """ValueError if two spellings of one key differ."""
+    if a in SAYS_NOTHING or b in SAYS_NOTHING:
+        return
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        differ = [key for key in a.keys() & b.keys() if a[key] != b[key]]
+    else:
+        differ = a != b
+    if differ:
+        raise ValueError(f"config keys {one} = {str(a)[:80]} and {other} = {str(b)[:80]} differ: remove one of them")
 
 
 _ORIGINAL = {"original_max_position_embeddings": "original_positions"}
@@ -77,11 +179,11 @@ partial_rotary_factor; yarn and longrope have attention_factor, or what it follo
 OPTIONAL = {"beta_fast", "beta_slow", "truncate"}
 
 
-def read_rope(settings: Mapping[str, Any], positions: int, *, partial: bool = False) -> Rope:
+def read_rope(v: Values, settings: Mapping[str, Any], positions: int, *, partial: bool = False) -> Rope:
     """The dict that transformers makes of either spelling (rope_theta and rope_scaling, or rope_parameters).
 
     positions: max_position_embeddings, from which longrope's factor follows. partial: the family's code heeds
-    partial_rotary_factor.
+    partial_rotary_factor. Settings that this kind of rope does not read are named in `v.ignored`.
     """
     settings = dict(settings)
     settings.pop("type", None)  # the oldest spelling; transformers has copied it to rope_type
@@ -100,10 +202,11 @@ def read_rope(settings: Mapping[str, Any], positions: int, *, partial: bool = Fa
         else:
             settings.pop("factor", None)
             fields["reach"] = positions
-    missing = names.keys() - settings.keys() - OPTIONAL
-    if missing or settings.keys() - names.keys():
-        raise ValueError(f"rope settings {sorted(settings)} do not fit rope type {kind!r}, which has {sorted(names)}")
-    fields |= {names[key]: value for key, value in settings.items() if value is not None}
+    settings = {key: value for key, value in settings.items() if value not in SAYS_NOTHING}
+    if missing := names.keys() - settings.keys() - OPTIONAL:
+        raise ValueError(f"rope settings lack {', '.join(sorted(missing))}, which rope type {kind!r} needs")
+    v.ignored |= {f"rope_parameters.{key}" for key in settings.keys() - names.keys()}
+    fields |= {names[key]: value for key, value in settings.items() if key in names}
     whole = {"original_positions": int, "reach": int, "truncate": bool, "short": _floats, "long": _floats}
     return Rope(float(theta), kind, float(share), **{name: whole.get(name, float)(x) for name, x in fields.items()})
 
@@ -139,12 +242,12 @@ def write_rope(rope: Rope) -> dict[str, Any]:
 
 def one_rope(v: Values, positions: int) -> Rope:
     """Of all layers, of whole heads."""
-    return read_rope(v.take("rope_parameters"), positions)
+    return read_rope(v, v.take("rope_parameters"), positions)
 
 
 def partial_rope(v: Values, positions: int) -> Rope:
     """Of all layers, of heads or a part of each."""
-    return read_rope(v.take("rope_parameters"), positions, partial=True)
+    return read_rope(v, v.take("rope_parameters"), positions, partial=True)
 
 
 def read_common(
@@ -155,8 +258,13 @@ def read_common(
         v.demand(key, False, None, *([True] if key == "is_decoder" else []))
     width, heads, positions = v.take("hidden_size"), v.take("num_attention_heads"), v.take("max_position_embeddings")
     rope = read_rope(v, positions)
-    # Longer texts take longrope's other numbers, so which ones is settled before a text is read (`jaxcomm.config.Rope`).
-    reach = rope.original_positions if isinstance(rope, Rope) and rope.kind == "longrope" else positions
+    reach = positions
+    if rope is not None and rope.kind == "longrope":
+        # Longer texts take its other numbers, so which ones is settled before a text is read (`jaxcomm.config.Rope`).
+        reach = min(positions, rope.original_positions)
+    if rope is not None and rope.kind == "yarn":
+        # Model cards say to add it to a config that goes on naming the positions of before.
+        reach = max(positions, round(rope.factor * rope.original_positions))
     return dict(
         vocab=v.take("vocab_size"),
         width=width,
@@ -165,7 +273,7 @@ def read_common(
         kv_heads=v.take("num_key_value_heads") or heads,
         head_dim=v.take("head_dim") or width // heads,
         ff=v.take("intermediate_size"),
-        max_positions=min(positions, reach),
+        max_positions=reach,
         norm_eps=v.number(eps),
         tied_head=v.take("tie_word_embeddings"),
         activation=v.choose(act, ACTIVATIONS),

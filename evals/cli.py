@@ -40,7 +40,7 @@ class Play:
     """
 
     a: str
-    """Sender: a checkpoint folder (either form), a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a hub id (also id@revision), a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     game: Literal["countries", "tip_sheets"] = "countries"
@@ -72,7 +72,10 @@ class Play:
     max_message_tokens: int = 48
     """Message only: how much A may write."""
     max_new_tokens: int = 16
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    chat_args: tuple[str, ...] = ()
+    """What the chat template is given besides: NAME=VALUE, such as enable_thinking=false."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: the checkpoint's own; on CPU, where XLA is slow in two bytes, float32."""
     tensor: int = 1
     """Cut every weight matrix over so many devices; the rest share the questions."""
     int8: bool = False
@@ -90,7 +93,7 @@ class Play:
         from jaxcomm.decoding import Sampling
 
         from . import processes
-        from .agents import load
+        from .agents import load, read_as, template_args
         from .games import GAMES
         from .play import check_file, play_together, write_lines
 
@@ -118,7 +121,8 @@ class Play:
                 raise ValueError("activation needs --k (A's layer) and --j (B's layer)")
             settings = dict(k=self.k, j=self.j, graft=self.graft, control=self.control)
 
-        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, tensor=self.tensor, int8=self.int8)
+        how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chat, chat_args=template_args(self.chat_args))
+        a, b = load(self.a, self.b, tensor=self.tensor, int8=self.int8, **how)
         games = GAMES[self.game](self.seed, names=self.names, **({} if self.n is None else {"n": self.n}))
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
         outcome = play_together(
@@ -127,7 +131,7 @@ class Play:
             self.protocol,
             a,
             b,
-            drawn={"games_seed": self.seed, "names": self.names, "int8": self.int8},
+            drawn={"games_seed": self.seed, "names": self.names, "int8": self.int8} | read_as((a, b)),
             max_new_tokens=self.max_new_tokens,
             sampling=sampling,
             seed=self.seed,
@@ -152,7 +156,7 @@ class Sweep:
     """
 
     a: str
-    """Sender: a checkpoint folder (either form), a hub id, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a hub id (also id@revision), or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     out: Path
@@ -181,7 +185,10 @@ class Sweep:
     """People and companies the embedded pair has read of, or others."""
     memory: float | None = None
     """GiB a device may use beside the weights; default: what is free where the device tells, else 1."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    chat_args: tuple[str, ...] = ()
+    """What the chat template is given besides: NAME=VALUE, such as enable_thinking=false."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: the checkpoint's own; on CPU, where XLA is slow in two bytes, float32."""
     tensor: int = 1
     """Cut every weight matrix over so many devices; the rest share the questions."""
     int8: bool = False
@@ -191,14 +198,15 @@ class Sweep:
 
     def run(self) -> None:
         from . import processes, sweeps
-        from .agents import load
+        from .agents import load, read_as, template_args
 
         processes.join(self.cluster)
         if self.into is not None and self.text is None:
             raise ValueError("--into says where W maps to: it needs --text to fit W on")
         if self.decode is not None and self.decode < 1:
             raise ValueError(f"--decode {self.decode}: it must be at least 1")
-        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, layers=True, tensor=self.tensor, int8=self.int8)
+        how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chat, chat_args=template_args(self.chat_args))
+        a, b = load(self.a, self.b, layers=True, tensor=self.tensor, int8=self.int8, **how)
         asked = sweeps.Asked(
             games=self.games,
             ks=tuple(sorted(self.ks)) if self.ks is not None else tuple(sweeps.layers(a)),
@@ -212,7 +220,7 @@ class Sweep:
             names=self.names,
             memory=None if self.memory is None else int(self.memory * 2**30),
         )
-        recorded = {"a": self.a, "b": self.b, "chat": self.chat, "dtype": self.dtype, "int8": self.int8}
+        recorded = {"a": self.a, "b": self.b, "chat": self.chat, "int8": self.int8} | read_as((a, b))
         sweeps.run(asked, a, b, self.out, resume=self.resume, command=command_line(self), recorded=recorded)
 
 
@@ -224,7 +232,7 @@ class Eval:
     """
 
     a: str
-    """Sender: a checkpoint folder (either form), a hub id, a network's run folder, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a hub id (also id@revision), a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, who answers; likewise."""
     tasks: str
@@ -307,7 +315,10 @@ class Eval:
     """Prompts that do not fit lose their first tokens (and are counted) instead of being refused."""
     chat: bool = False
     """Put prompts through each agent's chat template."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    chat_args: tuple[str, ...] = ()
+    """What the chat template is given besides: NAME=VALUE, such as enable_thinking=false."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: the checkpoint's own; on CPU, where XLA is slow in two bytes, float32."""
     tensor: int = 1
     """Cut every weight matrix over so many devices; the rest share the questions."""
     int8: bool = False
@@ -317,7 +328,7 @@ class Eval:
         import rich.console
 
         from . import evaluate, maps, tasks
-        from .agents import load
+        from .agents import load, read_as, template_args
 
         data: dict[str, str] = {task: path for task, _, path in (given.partition("=") for given in self.data)}
         if odd := [task for task, path in data.items() if not path]:
@@ -328,14 +339,15 @@ class Eval:
         asked = evaluate.Asked(**fields | {"tasks": names, "data": paths})
         evaluate.check(asked, 1 + len(self.others), None if self.map is None else ())
         who = (self.a, self.b, self.judge or self.b, *self.others)
-        a, b, judge, *others = load(*who, dtype=self.dtype, chat=self.chat, tensor=self.tensor, int8=self.int8)
+        told: dict[str, Any] = dict(dtype=self.dtype, chat=self.chat, chat_args=template_args(self.chat_args))
+        a, b, judge, *others = load(*who, tensor=self.tensor, int8=self.int8, **told)
         W = fitted = None
         if self.map is not None and "activation-w" in self.protocols:
             fitted = maps.load(self.map, a, b)
             layer: Any = self.j if self.into is None else self.into
             W = [fitted.at(self.k[0], layer)]
         recorded = {"a": self.a, "b": self.b, "others": self.others, "judge": self.judge or self.b}
-        recorded |= {"chat": self.chat, "dtype": self.dtype, "int8": self.int8, "into": self.into}
+        recorded |= {"chat": self.chat, "int8": self.int8, "into": self.into} | read_as((a, b, judge, *others))
         recorded |= {"W": None if fitted is None else {"recipe": fitted.recipe, "text": fitted.text}}
         how: dict[str, Any] = dict(resume=self.resume, command=command_line(self), recorded=recorded)
         how |= dict(maps=W, judge=judge)
@@ -405,7 +417,7 @@ class FitMap:
     """
 
     a: str
-    """Sender: a checkpoint folder (either form), a hub id, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a hub id (also id@revision), or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     ks: tuple[int, ...]
@@ -425,7 +437,10 @@ class FitMap:
     """Which sentences are drawn, and how gradient descent begins and shuffles."""
     chat: bool = False
     """Put sentences through each tokenizer's chat template instead of reading them raw."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    chat_args: tuple[str, ...] = ()
+    """What the chat template is given besides: NAME=VALUE, such as enable_thinking=false."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: the checkpoint's own; on CPU, where XLA is slow in two bytes, float32."""
 
     def run(self) -> None:
         import jax
@@ -434,12 +449,13 @@ class FitMap:
         from jaxcomm.mapping import fit_maps, similarity, train_maps
 
         from . import maps
-        from .agents import load
+        from .agents import load, template_args
         from .sentences import read_both, sentences
 
         maps.check_new(self.out)
         text = sentences(self.text, self.n, seed=self.seed)
-        a, b = load(self.a, self.b, dtype=self.dtype, chat=self.chat, layers=True)
+        told: dict[str, Any] = dict(dtype=self.dtype, chat=self.chat, chat_args=template_args(self.chat_args))
+        a, b = load(self.a, self.b, layers=True, **told)
         at = dict(ks=self.ks, js=self.js)
         on = lambda function, **more: function(a.params, b.params, read_both(a, b, text), **at, **more)
         fits = {"ridge": on(fit_maps), "gradient": on(train_maps, key=jax.random.key(self.seed))}
@@ -455,33 +471,35 @@ class Convert:
     """Read a checkpoint, check every tensor, and write it again: as JAX keeps models (Orbax), which every command takes, or as a
     Hugging Face folder.
 
-    Example: jaxcomm convert meta-llama/Llama-3.2-3B-Instruct --out llama-bf16 --dtype bfloat16
+    Example: jaxcomm convert meta-llama/Llama-3.2-3B-Instruct --out llama
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """A checkpoint folder in either form, a hub id, or pair:a / pair:b for the embedded pair."""
+    """A checkpoint folder in either form, a hub id (also id@revision), or pair:a / pair:b for the embedded pair."""
     out: Path
     """New folder; it must not exist."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: what the checkpoint has."""
     to: Literal["orbax", "hf"] = "orbax"
     """orbax: read in parallel, straight to where it stays; hf: safetensors, for transformers."""
     max_positions: int | None = None
     """How long texts may be; default: as long as the config says, with longrope as its short numbers serve."""
 
     def run(self) -> None:
-        import jax.numpy as jnp
         import rich
 
         from ..converters import load_agent, save, to_hf
+        from ..converters.agents import stored_dtype
         from . import pair
 
         if self.out.exists():
             raise FileExistsError(f"{self.out} exists: choose another folder, or remove it first")
         how: dict[str, Any] = dict(unroll=False, max_positions=self.max_positions)
-        agent = load_agent(pair.checkpoint(self.source), getattr(jnp, self.dtype), **how)
+        source = pair.checkpoint(self.source)
+        agent = load_agent(source, stored_dtype(source) if self.dtype == "auto" else self.dtype, **how)
         write = save if self.to == "orbax" else to_hf
         write(agent.params, self.out, tokenizer=agent.tokenizer, stop_tokens=agent.stop_tokens)
-        rich.print(f"{self.source} -> {self.out}, {self.dtype}: {agent.params.config}")
+        rich.print(f"{self.source} -> {self.out}, {agent.params.dtype.name}: {agent.params.config}")
 
 
 @dataclasses.dataclass(frozen=True)

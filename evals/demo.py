@@ -97,7 +97,7 @@ class Results:
 def play_everything() -> Results:
     """B alone and with everything to read; then B -> B and A -> B: the layers chosen on other games, every graft at
     these layers, every control."""
-    a, b = (load_agent(folder(name), name=name, unroll=False) for name in ("a", "b"))
+    a, b = (load_agent(folder(name), "float32", name=name, unroll=False) for name in ("a", "b"))
     results = Results(a, b)
     draws = {game: draw(game) for game in GAMES}
 

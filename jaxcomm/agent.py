@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +14,20 @@ import numpy as np
 
 from jaxcomm.decoding import Generation, bucket, left_pad
 
-CHAT_DATE = "26 Jul 2024"
-"""Templates that write a date (Llama 3.x) write this one, so that a prompt is the same tokens every day."""
+CHAT_DAY = datetime.datetime(2024, 7, 26)
+"""Templates that write a date write this one, whether they ask for `date_string` (Llama 3.x) or for `strftime_now` (Mistral
+Small, SmolLM3), so that a prompt is the same tokens every day."""
+
+_CODES = [f"%{flag}{code}" for flag in ("-", "") for code in "aAbBcdefFjmpuUVwWxXyYHIMSDRT"]
+_DATE_MACRO = (
+    "{%- macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace({code!r}, {CHAT_DAY.strftime(code)!r})" for code in _CODES)
+    + " | replace('%%', '%') }}{%- endmacro %}{{ '' }}"
+)
+"""Before a chat template: its `strftime_now`. (transformers gives templates no function of a caller's.)"""
+
+THOUGHTS = {"<think>": "</think>", "[THINK]": "[/THINK]"}
+"""Tokens that thoughts begin and end with (Qwen 3, distillations of R1; Magistral)."""
 
 Prompt = str | Sequence[Mapping[str, str]]
 """A text, or a conversation: turns with a `role` and a `content`, as chat templates take them."""
@@ -29,11 +43,21 @@ class TooLong(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-    """params (`Params`, or a network: `jaxcomm.model.LanguageModel`), a transformers tokenizer, and the tokens it stops at.
+    """A model, its tokenizer, and the tokens it stops at.
 
-    chat: put every prompt through the tokenizer's chat template as a user's turn, instead of reading it raw.
-    longest: prompts of more tokens lose their first ones; None refuses what does not fit.
-    ValueError: tokenizer and model disagree on the vocabulary, or `chat` without a template.
+    Attributes:
+        params: `Params`, or a network (`jaxcomm.model.LanguageModel`).
+        tokenizer: A transformers one. It may know more tokens than the model has: a prompt that has such a token is refused.
+        stop_tokens: A reply ends at any of them.
+        name: What errors and records call it.
+        chat: Every prompt goes through the tokenizer's chat template as a user's turn, instead of being read raw.
+        longest: Prompts of more tokens lose their first ones, but not what the tokenizer begins every text with; None: what
+            does not fit is refused.
+        chat_args: What the chat template is given besides the conversation, such as {"enable_thinking": False}.
+        revision: The commit of the hub's repository it was read from.
+
+    Raises:
+        ValueError: `chat` without a template, or `longest` below 1.
     """
 
     params: Any
@@ -42,44 +66,89 @@ class Agent:
     name: str = "agent"
     chat: bool = False
     longest: int | None = None
+    chat_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    revision: str | None = None
 
     def __post_init__(self):
-        largest = max(self.tokenizer.get_vocab().values())
-        if largest >= self.params.config.vocab:
-            raise ValueError(
-                f"{self.name}: the tokenizer knows token {largest}, the model has {self.params.config.vocab}: they do not belong together"
-            )
         if self.chat and not self.tokenizer.chat_template:
             raise ValueError(f"{self.name}: this tokenizer has no chat template; use raw prompts")
+        if self.longest is not None and self.longest < 1:
+            raise ValueError(
+                f"{self.name}: longest = {self.longest} leaves no room for a prompt: ask for fewer new tokens"
+            )
 
     def render(self, prompt: Prompt) -> str:
         """What the tokenizer is given: the raw text (of a conversation, its turns as paragraphs), or the chat template's
-        rendering, which writes its own special tokens. An assistant's turn at the end is one the agent has begun."""
+        rendering, which writes its own special tokens. An assistant's turn at the end is one the agent has begun.
+
+        ValueError: the template refuses the conversation.
+        """
         if not self.chat:
             return prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+        tried = [turns]
+        if turns[0]["role"] == "system" and len(turns) > 1:
+            # Gemma's, for one, knows no system turn: what it says goes before what the user says first.
+            system, first, *rest = turns
+            tried.append([{**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}, *rest])
+        refused: Exception | None = None
+        for conversation in tried:
+            try:
+                return self._apply_template(conversation)
+            except (jinja2.TemplateError, ValueError, TypeError) as error:
+                refused = error
+        reason = " ".join(str(refused).split())[:200]
+        raise ValueError(f"{self.name}'s chat template refuses the conversation: {reason}") from refused
+
+    def _apply_template(self, turns: list[dict[str, str]]) -> str:
         begun = turns[-1]["role"] == "assistant"
-        how = dict(tokenize=False, add_generation_prompt=not begun, continue_final_message=begun, date_string=CHAT_DATE)
-        try:
-            return self.tokenizer.apply_chat_template(turns, **how)
-        except jinja2.TemplateError as error:
-            if turns[0]["role"] != "system" or len(turns) < 2:
-                raise ValueError(f"{self.name}'s chat template refuses the conversation: {error}") from error
-        # Gemma's, for one, knows no system turn: what it says goes before what the user says first.
-        system, first, *rest = turns
-        joined = {**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}
-        return self.tokenizer.apply_chat_template([joined, *rest], **how)
+        args = {"date_string": CHAT_DAY.strftime("%d %b %Y"), **self.chat_args}
+        how = dict(tokenize=False, add_generation_prompt=not begun, continue_final_message=begun)
+        template = _DATE_MACRO + self.tokenizer.get_chat_template()
+        return self.tokenizer.apply_chat_template(turns, chat_template=template, **how, **args)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of one prompt, raw or as a chat turn."""
-        return self.tokenizer.encode(self.render(prompt), add_special_tokens=not self.chat)
+        """Token ids of one prompt, raw or as a chat turn. ValueError: the model has no such token, or the template refuses."""
+        return self._spell(self.render(prompt))
+
+    def _spell(self, text: str) -> list[int]:
+        """Of a rendered text: what the tokenizer begins texts with is not put before one that begins with it already."""
+        begun = self.chat or (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
+        ids = self.tokenizer.encode(text, add_special_tokens=not begun)
+        vocab = self.params.config.vocab
+        if odd := [i for i in ids if i >= vocab]:
+            raise ValueError(
+                f"{self.name}: the prompt has token {self.tokens(odd[:1])[0]!r} ({odd[0]}), the model has {vocab} tokens: leave it out"
+            )
+        return ids
+
+    def kept(self, ids: Sequence[int]) -> list[int]:
+        """Which of a prompt's tokens are read: all, or `longest` of them, what the tokenizer begins every text with and the last."""
+        if self.longest is None or len(ids) <= self.longest:
+            return list(range(len(ids)))
+        added = self.tokenizer.encode("")
+        begin = len(added) if list(ids[: len(added)]) == added else int(ids[0] == self.tokenizer.bos_token_id)
+        begin = min(begin, self.longest)
+        return [*range(begin), *range(len(ids) - (self.longest - begin), len(ids))]
+
+    @property
+    def first_token(self) -> int:
+        """What stands before a text that nothing stands before: the beginning of a sequence, else the end of another.
+
+        ValueError: the tokenizer has neither.
+        """
+        known = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, *self.stop_tokens)
+        first = next((token for token in known if token is not None), None)
+        if first is None:
+            raise ValueError(f"{self.name}: its tokenizer has no token that a text begins or ends with: give a prompt")
+        return first
 
     def rows(self, prompts: Sequence[Prompt], new: int = 0) -> list[list[int]]:
         """Token ids of every prompt. ValueError: an empty one, or one that leaves no room for `new` tokens."""
         for row, prompt in enumerate(prompts):
             if not (prompt if isinstance(prompt, str) else "".join(turn["content"] for turn in prompt)).strip():
                 raise ValueError(f"empty prompt at row {row}")
-        rows = [self.encode(p)[-self.longest if self.longest else None :] for p in prompts]
+        rows = [[ids[i] for i in self.kept(ids)] for ids in map(self.encode, prompts)]
         self.check_room(rows, new)
         return rows
 
@@ -103,7 +172,7 @@ class Agent:
         ValueError: the prompt ends in space that its last word and the continuation's first share a token with.
         """
         text, read = self.render(prompt), self.encode(prompt)
-        whole = self.tokenizer.encode(text + continuation, add_special_tokens=not self.chat)
+        whole = self._spell(text + continuation)
         if whole[: len(read)] != read and text != text.rstrip():
             raise ValueError(
                 f"the prompt ends in space ({text[-20:]!r}): begin the text {continuation!r} with it instead"
@@ -137,16 +206,57 @@ class Agent:
         return spelled
 
     def text(self, out: Generation) -> list[str]:
-        """What was written, row by row, without special tokens and surrounding space."""
+        """What was written, row by row, without thoughts, special tokens and surrounding space."""
         out = jax.device_get(out)
         rows = [row[:n] for row, n in zip(out.tokens, out.lengths, strict=True)]
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+        return [self.said(row).strip() for row in rows]
+
+    def said(self, ids: Sequence[int] | np.ndarray, after: Sequence[int] = (), until: Sequence[str] = ()) -> str:
+        """What tokens that were written after a prompt's say: without thoughts and special tokens, up to the first of the stop
+        strings `until`. Nothing, if a thought that was begun is not at its end."""
+        ids = self.beyond_thoughts(ids, after)
+        before = self.before_stop(ids, until)
+        return self.tokenizer.decode(ids, skip_special_tokens=True) if before is None else before
+
+    def beyond_thoughts(self, ids: Sequence[int] | np.ndarray, after: Sequence[int] = ()) -> list[int]:
+        """Tokens after the last thought; none while one goes on that they begin, or the prompt `after` which they stand."""
+        ids = [int(i) for i in ids]
+        for begin, end in self._thoughts:
+            if end in ids:
+                return ids[len(ids) - ids[::-1].index(end) :]
+            if begin in ids or begin in list(after)[-2:]:  # a template may write a line break after it
+                return []
+        return ids
+
+    def before_stop(self, ids: Sequence[int], until: Sequence[str]) -> str | None:
+        """What tokens say before the first stop string; None if they hold none. A special token within a stop string is found,
+        though it is nothing that is said."""
+        special, found = self.tokenizer.all_special_tokens, []
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        if (before := cut(text, until)) != text:
+            found.append(before)
+        if marked := [stop for stop in until if any(token in stop for token in special)]:
+            text = self.tokenizer.decode(ids, skip_special_tokens=False)
+            if (before := cut(text, marked)) != text:
+                found.append(functools.reduce(lambda text, token: text.replace(token, ""), special, before))
+        return min(found, key=len, default=None)
+
+    @functools.cached_property
+    def _thoughts(self) -> list[tuple[int, int]]:
+        """What thoughts begin and end with, of those the tokenizer has as tokens of their own."""
+        added = self.tokenizer.get_added_vocab()
+        return [(added[begin], added[end]) for begin, end in THOUGHTS.items() if begin in added and end in added]
 
     def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Token strings as the tokenizer spells them; a model may have more tokens than its tokenizer (padding)."""
         ids = [int(i) for i in ids]
         spelled = self.tokenizer.convert_ids_to_tokens(ids)
         return [f"<{i}>" if token is None else token for i, token in zip(ids, spelled, strict=True)]
+
+
+def cut(text: str, until: Sequence[str]) -> str:
+    """The text before the first stop string."""
+    return text[: min((at for stop in until if stop and (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def row_keys(seed: Seed, rows: int) -> jax.Array:

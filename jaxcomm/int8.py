@@ -17,15 +17,21 @@ from jaxcomm.model import Params
 
 
 def quantise(params: Params) -> Params:
-    """The model with its matrices in int8, where they lay. Leaf by leaf: what is given up by the caller is freed.
+    """The model with its matrices in int8, where they lay. (`load_agent(.., int8=True)` quantises each as it is read, and so
+    never holds two models.)
 
     ValueError: qwix is missing.
     """
+    return jax.tree_util.tree_map_with_path(in_int8, params)
+
+
+def in_int8(path: tuple, leaf: jax.Array) -> Any:
+    """A leaf of a model, quantised if it is a matrix of its blocks, or its head. ValueError: qwix is missing."""
     if importlib.util.find_spec("qwix") is None:
         raise ValueError("int8 weights need qwix: pip install 'jaxcomm[int8]'")
-    head = None if params.head is None else quantise_matrix(params.head)
-    in_blocks = lambda path, leaf: quantise_matrix(leaf) if is_matrix(path) else leaf
-    return params.replace(blocks=jax.tree_util.tree_map_with_path(in_blocks, params.blocks), head=head)
+    part = getattr(path[0], "name", getattr(path[0], "key", None))
+    matrix = part == "head" or (part == "blocks" and is_matrix(path))
+    return jax.block_until_ready(quantise_matrix(leaf)) if matrix else leaf
 
 
 NOT_SAVED = "int8 weights cannot be saved: save the model they were made of, and quantise it when it is loaded"

@@ -111,11 +111,13 @@ def test_stop_tokens_come_from_where_the_checkpoint_lists_them(agents, tmp_path)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"eos_token_id": [1, 7]}))
     assert load_agent(copy).stop_tokens == (1, 7)
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": 9}))
+    assert load_agent(copy).stop_tokens == (9, 1, 7), "all of them end an answer"
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5, 9]}))
     agent = load_agent(copy)
-    assert agent.stop_tokens == (1, 5, 9)
+    assert agent.stop_tokens == (1, 5, 9, 7)
     done = jaxcomm("convert", copy, "--out", tmp_path / "again", "--dtype", "float16", cwd=tmp_path)
-    assert done.returncode == 0 and load_agent(tmp_path / "again").stop_tokens == (1, 5, 9)
+    assert done.returncode == 0 and load_agent(tmp_path / "again").stop_tokens == (1, 5, 9, 7)
     (copy / "generation_config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"generation_config\.json is not a JSON object"):
         load_agent(copy)
@@ -260,7 +262,11 @@ def test_import_is_light():
         (lambda a, b: silent(a, b, A_READS, ["who ?", " "]), "empty prompt at row 1"),
         (lambda a, b: silent(a, b, A_READS, ["alice " * 1100]), "a prompt of 1101 tokens does not fit"),
         (lambda a, b: dataclasses.replace(a, chat=True, tokenizer=without_template(a)), "has no chat template"),
-        (lambda a, b: dataclasses.replace(a, params=smaller(a)), "the tokenizer knows token 16, the model has 5"),
+        (
+            lambda a, b: dataclasses.replace(a, params=smaller(a)).encode("alice is"),
+            "the model has 5 tokens: leave it out",
+        ),
+        (lambda a, b: dataclasses.replace(a, longest=0), "longest = 0 leaves no room for a prompt"),
     ],
 )
 def test_bad_input_is_one_clear_line(agents, call, message):

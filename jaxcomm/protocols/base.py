@@ -147,14 +147,14 @@ class Turn:
         seed: Seed = 0,
     ) -> list[Reply]:
         """One reply per prompt, to its stop token, to whichever of the strings `until` is complete first (it is not in the
-        text), or to `max_new_tokens`. seed: one for all prompts, or one for each. ValueError: no room for so many tokens."""
+        text), or to `max_new_tokens`. Thoughts are written and paid for, and are not in the text; no stop string ends them. seed: one for all prompts, or one for each. ValueError: no room for so many tokens."""
         self.agent.check_room(self.rows, max_new_tokens)
         out = self._generate(max_new_tokens, until, sampling, row_keys(seed, len(self.rows)))
-        config, tokenizer = self.agent.params.config, self.agent.tokenizer
+        config = self.agent.params.config
         replies, lost = [], self.dropped
         for i, row in enumerate(self.rows):
             written = out.tokens[i, : out.lengths[i]]
-            raw = cut(tokenizer.decode(written, skip_special_tokens=True), until)
+            raw = self.agent.said(written, row, until)
             flops = generation_flops(config, len(row), len(written))
             spent = self.before[i] + Spent(flops, len(row), len(written), lost[i])
             logprob = float(out.logprobs[i].sum())
@@ -173,7 +173,8 @@ class Turn:
                 writing = _go_on(params, writing, min(t + STEP, max_new_tokens), past=self.past, **how)
                 tokens, lengths = jax.device_get((writing.out.tokens, writing.out.lengths))
                 for i in np.flatnonzero((ends == max_new_tokens) & (lengths > t)):
-                    ends[i] = min(ends[i], self._end(tokens[i, : lengths[i]], until, t))
+                    row = self.rows[int(i)]
+                    ends[i] = min(ends[i], self._end(tokens[i, : lengths[i]], until, t, row))
                 writing = writing.replace(done=writing.done | (ends < max_new_tokens))
                 if np.all(writing.done):
                     break
@@ -184,12 +185,12 @@ class Turn:
             )
         return jax.device_get(_go_on(params, writing, max_new_tokens, past=self.past, **how).out)
 
-    def _end(self, tokens: np.ndarray, until: Sequence[str], begin: int) -> int:
+    def _end(self, tokens: np.ndarray, until: Sequence[str], begin: int, row: Sequence[int]) -> int:
         """Tokens up to the one that completes a stop string; more than there are if none does. None does before `begin`."""
-        says = lambda n: self.agent.tokenizer.decode(tokens[:n], skip_special_tokens=True)
-        if not any(stop in says(len(tokens)) for stop in until):
+        stops = lambda n: self.agent.before_stop(self.agent.beyond_thoughts(tokens[:n], row), until) is not None
+        if not stops(len(tokens)):
             return np.iinfo(int).max
-        return next(n for n in range(begin, len(tokens) + 1) if any(stop in says(n) for stop in until))
+        return next(n for n in range(begin, len(tokens) + 1) if stops(n))
 
     def score(self, continuations: Sequence[Sequence[str]]) -> list[Scored]:
         """Of the texts given after each prompt, which may be another number for each. Nothing is written.
@@ -221,11 +222,6 @@ class Turn:
             each = tuple(logprobs[i, :n].tolist()), tuple(greedy[i, :n].tolist())
             scored.append(Scored(*each, lengths, spent, dict(self.details[i])))
         return scored
-
-
-def cut(text: str, until: Sequence[str]) -> str:
-    """The text before the first stop string."""
-    return text[: min((at for stop in until if stop and (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def hear(

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomm.agent import Agent, Prompt, Seed
+from jaxcomm.agent import Agent, Prompt, Seed, cut
 from jaxcomm.cipher import Partial, Stop, Vectors, cipher
 from jaxcomm.decoding import Sampling, bucket, left_pad
 from jaxcomm.flops import generation_flops
 from jaxcomm.model import Params, prefill
-from jaxcomm.protocols.base import Reply, Spent, Turn, cut, hear
+from jaxcomm.protocols.base import Reply, Spent, Turn, hear
 from jaxcomm.protocols.debates import FORMS, Form, check_debate, lookup, next_prompts
 
 
@@ -226,9 +226,9 @@ def _hear_vectors(
             own, tokens, n = given[number]
             row += [-1 - int(t) for t in tokens[:n]] + piece  # negative: said, not written
             vector += [own[:n], np.zeros((len(piece), width))]
-        kept = slice(-agent.longest if agent.longest else None, None)
-        lost.append(len(row) - len(row[kept]))
-        rows.append(row[kept])
+        kept = agent.kept(row)
+        lost.append(len(row) - len(kept))
+        rows.append([row[i] for i in kept])
         vectors.append(np.concatenate(vector)[kept])
     agent.check_room(rows, 1)
     tokens, mask = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))

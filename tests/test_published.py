@@ -1,0 +1,188 @@
+"""The config.json of published checkpoints: read to the architecture they describe, or refused for the reason there is."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+
+from jaxcomm.config import ModelConfig
+from jaxcomm.converters.hf import reaching, read_config
+
+DATA = Path(__file__).parent / "data"
+REAL = json.loads((DATA / "real_configs.json").read_text())
+RECONSTRUCTED = json.loads((DATA / "reconstructed_configs.json").read_text())
+ACTS = {"silu": "silu", "gelu": "gelu"}  # every other name in these files is of the tanh approximation
+
+
+def parse(folder, config) -> tuple[ModelConfig, list[str]]:
+    (folder / "config.json").write_text(json.dumps(config))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        return read_config(folder)[1], [str(w.message) for w in warned]
+
+
+def expected(c: dict) -> dict:
+    """What a config says, read apart from the converters: plain look-ups with the defaults that these files leave out."""
+    if c["model_type"] == "gpt2":
+        sizes = dict(width=c["n_embd"], layers=c["n_layer"], heads=c["n_head"], kv_heads=c["n_head"])
+        sizes |= dict(ff=4 * c["n_embd"], max_positions=c["n_positions"], norm_eps=c["layer_norm_epsilon"])
+        act, rope = c["activation_function"], dict(kind="none")
+    else:
+        sizes = dict(width=c["hidden_size"], layers=c["num_hidden_layers"], heads=c["num_attention_heads"])
+        sizes |= dict(ff=c["intermediate_size"], kv_heads=c.get("num_key_value_heads", c["num_attention_heads"]))
+        sizes |= dict(norm_eps=c.get("rms_norm_eps", c.get("layer_norm_eps")))
+        act, scaling = c.get("hidden_activation") or c["hidden_act"], c.get("rope_scaling") or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default")).replace("su", "longrope")
+        rope = dict(
+            kind=kind, theta=c.get("rope_theta", c.get("rotary_emb_base", 10000)), share=c.get("rotary_pct", 1.0)
+        )
+        rope |= dict(factor=scaling.get("factor", 1.0), short=tuple(scaling.get("short_factor", ())))
+        sizes["max_positions"] = (
+            c["original_max_position_embeddings"] if kind == "longrope" else c["max_position_embeddings"]
+        )
+    family = c["model_type"]
+    layers, window = range(sizes["layers"]), c.get("sliding_window")
+    if family == "gemma2":
+        windows = tuple(0 if i % 2 else window for i in layers)
+    elif family == "gemma3_text":
+        windows = tuple(0 if i % 6 == 5 else window for i in layers)
+    elif family == "mistral" and "sliding_window" not in c:
+        windows = (4096,) * len(layers)  # the default of its class, and of the model
+    else:
+        windows = (window,) * len(layers) if window and family in ("mistral", "phi3") else ()
+    older = family in ("gpt2", "gpt_neox")
+    return sizes | dict(
+        vocab=c["vocab_size"],
+        head_dim=c.get("head_dim") or sizes["width"] // sizes["heads"],
+        activation=ACTS.get(act, "gelu_tanh"),
+        windows=windows,
+        qkv_bias=older or family == "qwen2" or c.get("attention_bias", False),
+        mlp_bias=older or c.get("mlp_bias", False),
+        parallel=c.get("use_parallel_residual", family == "gpt_neox"),
+        gated=not older,
+        tied_head=c.get("tie_word_embeddings", family in ("gemma2", "gemma3_text", "gpt2")),
+        attention_scale=c["query_pre_attn_scalar"] ** -0.5 if "query_pre_attn_scalar" in c else None,
+        attention_softcap=c.get("attn_logit_softcapping"),
+        logit_softcap=c.get("final_logit_softcapping"),
+        experts=c.get("num_local_experts", 0),
+        rope=rope,
+    )
+
+
+@pytest.mark.parametrize("name, config", [*REAL.items(), *RECONSTRUCTED.items()])
+def test_published_configs_are_read_as_they_stand(name, config, tmp_path):
+    if name == "Qwen2.5-7B-Instruct-1M":
+        with pytest.raises(ValueError, match="config key dual_chunk_attention_config = .* is not supported"):
+            parse(tmp_path, config)
+        return
+    got, warned = parse(tmp_path, config)
+    want = expected(config)
+    rope = want.pop("rope")
+    assert {key: getattr(got, key) for key in want} == want
+    turning = [r for r in got.ropes if r.kind != "none"] or list(got.ropes)
+    widest = max(turning, key=lambda r: r.theta)  # of Gemma 3's two the global one
+    assert {key: getattr(widest, key) for key in rope} == rope
+    if config["model_type"] == "gemma3_text":
+        assert {r.theta for r in got.ropes} == {config["rope_theta"], config["rope_local_base_freq"]}
+    if config["model_type"] == "smollm3":
+        assert [got.ropes[r].kind != "none" for r in got.rope_of] == [bool(turns) for turns in config["no_rope_layers"]]
+    assert [w for w in warned if "activation" not in w] == []
+    assert bool(warned) == (name == "Falcon3-1B-Instruct"), "its key activation is read by nobody"
+
+
+LLAMA = REAL["Llama-2-7b-chat-hf"]
+PHI, NEOX, QWEN = REAL["phi-4"], REAL["pythia-14m"], REAL["Qwen2.5-7B-Instruct"]
+MOE = LLAMA | dict(model_type="mixtral", num_local_experts=8, num_experts_per_tok=2)
+GEMMA = REAL["gemma-2-2b-it"]
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+
+HARMLESS = {  # more keys -> what the warning names
+    "token ids": (LLAMA | dict(unk_token_id=0, sep_token_id=None, image_token_id=99999, decoder_start_token_id=3), ()),
+    "generation": (LLAMA | dict(temperature=0.6, top_p=0.9, do_sample=True, max_length=4096, num_beams=1, bad_words_ids=None), ()),
+    "training": (LLAMA | dict(gradient_checkpointing=True, lora_alpha=16, deepspeed={"stage": 2}), ("deepspeed", "lora_alpha")),
+    "nothing": (LLAMA | dict(surprise=None, other={}, third=[], quantization_config=None, rope_parameters=None), ()),
+    "what it does anyway": (PHI | dict(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1, interpolate_factor=1), ()),
+    "of other experts": (MOE | dict(qkv_bias=False, shared_expert_intermediate_size=0, use_qk_norm=False), ()),
+    "off": (LLAMA | dict(rope_interleaved=False, alibi=False, is_causal=True, layer_types=["full_attention"] * 32), ()),
+    "windows longer than texts": (LLAMA | dict(sliding_window=4096), ()),
+    "bitsandbytes that is off": (LLAMA | dict(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": False}), ()),
+    "two spellings": (NEOX | dict(partial_rotary_factor=0.25, rope_theta=10000), ()),
+    "two spellings of experts": (MOE | dict(num_experts=8), ()),
+    "two dtypes, of which transformers takes the new spelling": (LLAMA | dict(dtype="bfloat16"), ()),
+    "two spellings of rope": (LLAMA | dict(rope_theta=10000, rope_scaling=ROPE, rope_parameters=ROPE), ()),
+    "two spellings of an activation": (GEMMA | dict(hidden_act="gelu_new", sliding_window_size=4096), ()),
+    "rope settings nobody reads": (QWEN | dict(rope_scaling=YARN | {"finetuned": True}), ("rope_parameters.finetuned",)),
+    "remote code": (LLAMA | dict(auto_map={"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Z"}), ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_what_no_code_reads_is_no_reason_to_refuse(what, tmp_path):
+    config, named = HARMLESS[what]
+    got, warned = parse(tmp_path, config)
+    plain = {"token ids", "generation", "training", "nothing", "off", "remote code"}
+    if what in plain:
+        assert got == parse(tmp_path, LLAMA)[0]
+    assert len(warned) == bool(named)
+    assert all(name in warned[0] for name in named)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (LLAMA | dict(quantization_config={"quant_method": "gptq", "bits": 4}), "config key quantization_config"),
+        (LLAMA | dict(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}), "config key quantization_config"),
+        (LLAMA | dict(quantization={"group_size": 64, "bits": 4}), "config key quantization = "),
+        (PHI | dict(full_attn_mod=2), "config key full_attn_mod = 2"),
+        (PHI | dict(attention_bias=True), "config key attention_bias = True"),
+        (MOE | dict(shared_expert_intermediate_size=64), "config key shared_expert_intermediate_size = 64"),
+        (LLAMA | dict(rope_interleaved=True), "config key rope_interleaved = True"),
+        (LLAMA | dict(is_causal=False), "config key is_causal = False"),
+        (LLAMA | dict(sliding_window=1024), "config key sliding_window = 1024"),
+        (LLAMA | dict(layer_types=["sliding_attention"] * 32), "config key layer_types"),
+        (NEOX | dict(partial_rotary_factor=0.5), "config key partial_rotary_factor = 0.5"),
+        (NEOX | dict(rope_theta=77), "config key rope_theta = 77"),
+        (MOE | dict(num_experts=4), "config keys num_experts = 4 and num_local_experts = 8 differ"),
+        (LLAMA | dict(rope_scaling=ROPE, rope_parameters=ROPE | {"factor": 4.0}), "rope_scaling = .* and rope_parameters = .* differ"),
+        (LLAMA | dict(rope_theta=5.0, rope_parameters=ROPE), "config key rope_theta = 5.0"),
+        (GEMMA | dict(hidden_act="silu"), "config key hidden_act = silu"),
+        (GEMMA | dict(sliding_window_size=512), "config key sliding_window_size = 512"),
+        (QWEN | dict(use_mrope=True), "config key use_mrope = True"),
+    ],
+)  # fmt: skip
+def test_what_changes_the_result_is_refused_by_name(config, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        parse(tmp_path, config)
+    assert "\n" not in str(error.value)
+
+
+def test_scaled_ropes_reach_as_far_as_their_model_cards_say(tmp_path):
+    qwen, _ = parse(tmp_path, QWEN | dict(rope_scaling=YARN))
+    assert qwen.max_positions == 131072 and reaching(qwen, 131072).max_positions == 131072
+    assert parse(tmp_path, QWEN | dict(rope_scaling=YARN, max_position_embeddings=131072))[0] == qwen
+    vicuna, _ = parse(tmp_path, LLAMA | dict(rope_scaling={"type": "linear", "factor": 4.0}, max_sequence_length=16384))
+    assert vicuna.max_positions == 4096 and reaching(vicuna, 16384).max_positions == 16384
+    with pytest.raises(ValueError, match="max_positions = 16385: the checkpoint has 16384"):
+        reaching(vicuna, 16385)
+
+
+def test_layers_of_ministral_differ(tmp_path):
+    kinds = ["full_attention", *["sliding_attention"] * 3] * 8
+    config = REAL["Mistral-7B-Instruct-v0.3"] | dict(
+        layer_types=kinds, sliding_window=32768, max_position_embeddings=131072
+    )
+    assert parse(tmp_path, config)[0].windows == (0, 32768, 32768, 32768) * 8
+
+
+def test_gemma_3_that_reads_images_says_what_its_text_part_is(tmp_path):
+    text = dict(model_type="gemma3_text", hidden_size=5376, intermediate_size=21504, num_hidden_layers=62, head_dim=128,
+                num_attention_heads=32, num_key_value_heads=16, query_pre_attn_scalar=168, sliding_window=1024,
+                rope_scaling={"rope_type": "linear", "factor": 8.0}, surprise=3)  # fmt: skip
+    config = dict(model_type="gemma3", text_config=text, vision_config={"patch_size": 14}, boi_token_index=255999,
+                  eoi_token_index=256000, image_token_index=262144, mm_tokens_per_image=256, torch_dtype="bfloat16")  # fmt: skip
+    got, warned = parse(tmp_path, config)
+    assert (got.layers, got.kv_heads, got.head_dim, got.attention_scale) == (62, 16, 128, 168**-0.5)
+    assert {(rope.kind, rope.factor, rope.theta) for rope in got.ropes} == {("linear", 8, 1e6), ("default", 1, 1e4)}
+    assert "text_config.surprise" in warned[0] and len(warned) == 1
