@@ -26,7 +26,7 @@ from jaxcomm.agent import Agent
 from jaxcomm.decoding import Sampling
 from jaxcomm.model import check_layer
 from jaxcomm.protocols import activation, cipher_debate, debate, exchange, message, skyline
-from jaxcomm.protocols.answers import ANSWERS, correct
+from jaxcomm.protocols.answers import ANSWERS, RELEASED, correct
 from jaxcomm.protocols.base import hear
 
 from . import biographies
@@ -319,9 +319,10 @@ def _released(kind: str, items: Sequence[Mapping[str, Any]], line: Mapping[str, 
     if kind == "text" or not all(isinstance(own[0], str) for own in said):
         return
     parse = ANSWERS[kind]
-    for name, released in (("described", False), ("released", True)):
+    for name, reads in (("described", parse), ("released", RELEASED[parse])):
+        released = name == "released"
         hits = [correct(own[0], x["target"], parse, released=released) for own, x in zip(said, first, strict=True)]
-        unparsed = sum(parse(own[0]) is None for own in said)
+        unparsed = sum(reads(own[0]) is None for own in said)
         yield {
             **line,
             "metric": f"Du et al., {name}",
