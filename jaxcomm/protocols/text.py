@@ -79,10 +79,10 @@ def message(
     )
 
 
-def check_message(ask: str, tell: str) -> None:
-    """ValueError: words of a `message` that lack a place for what is put into them, or have another."""
-    check_words("ask", ask, {"prompt"}, {"prompt"})
-    check_words("tell", tell, {"message", "prompt"}, {"message", "prompt"})
+def check_message(ask: str, tell: str, prefix: str = "") -> None:
+    """ValueError: words of a `message` that lack a place for what is put into them, or have another. prefix: of their names."""
+    check_words(f"{prefix}ask", ask, {"prompt"}, {"prompt"})
+    check_words(f"{prefix}tell", tell, {"message", "prompt"}, {"message", "prompt"})
 
 
 def check_words(name: str, words: str, needed: Collection[str], allowed: Collection[str]) -> None:
