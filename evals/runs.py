@@ -89,7 +89,7 @@ class RunFolder(contextlib.ExitStack):
             undo.callback(self.close)
             if not shared:
                 self._lock()
-            self._begin(json.loads(json.dumps(config)), plan, command, resume, {*free, "devices"})
+            self._begin(json.loads(json.dumps(config)), plan, command, resume, {*free, "devices"}, clean=not shared)
             undo.pop_all()
 
     def _lock(self) -> None:
@@ -106,7 +106,13 @@ class RunFolder(contextlib.ExitStack):
             pass
 
     def _begin(
-        self, config: dict[str, Any], plan: Callable[[], Any], command: str, resume: bool, free: Collection[str]
+        self,
+        config: dict[str, Any],
+        plan: Callable[[], Any],
+        command: str,
+        resume: bool,
+        free: Collection[str],
+        clean: bool,
     ) -> None:
         path = self.path
         record = path / "run.json"
@@ -118,7 +124,7 @@ class RunFolder(contextlib.ExitStack):
                 raise ValueError(f"{path} holds this run already: add --resume to go on, or choose another folder")
             self.plan = kept["plan"]
             for leftover in [*path.glob(".*.*"), *self.chunks.glob(".*.*")]:  # of a write that was killed
-                if leftover.is_file():
+                if clean and leftover.is_file():
                     leftover.unlink()
             return
         hidden = lambda p: any(part.startswith(".") for part in p.relative_to(path).parts)
