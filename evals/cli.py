@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from . import lmnet_commands
+
 
 @dataclasses.dataclass(frozen=True)
 class Demo:

@@ -259,8 +259,8 @@ class ProtocolLM(LM):
                 except ValueError as error:
                     raise ValueError(f"{task}, {self.arm.name}: {error}") from error
                 took = (time.perf_counter() - start) / max(1, len(left))
-                rows = [had.get(key) or (json.dumps(next(records)), took) for key in keys]
-                lines, seconds = zip(*rows, strict=True)
+                each = [had.get(key) or (json.dumps(next(records)), took) for key in keys]
+                lines, seconds = zip(*each, strict=True)
                 columns = {"key": keys, "record": lines, "seconds": seconds}
                 self.folder.write(name, {name: pa.array(column) for name, column in columns.items()})
             table = self.folder.read(name)
