@@ -6,7 +6,6 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -564,11 +563,11 @@ COMMANDS = {
 }
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Exit status 0, or 2 with one line on stderr that says what is wrong and how to mend it. words: None are the process'."""
+def main() -> None:
+    """Exit status 0, or 2 with one line on stderr that says what is wrong and how to mend it."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, description="Language models that communicate through activations.", args=words
+        COMMANDS, description="Language models that communicate through activations."
     )
     try:
         check_outputs(command)

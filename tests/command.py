@@ -1,12 +1,16 @@
 """The command line in process: what it says, and what it refuses."""
 
+import sys
+
 import pytest
 
 from jaxcomm.evals import cli
 
 
 def jaxcomm(*words) -> None:
-    cli.main([str(word) for word in words])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["jaxcomm", *map(str, words)])
+        cli.main()
 
 
 def refused(capsys, *words) -> str:
