@@ -1,5 +1,6 @@
 """Evaluation: the harness' numbers, runs that resume, biographies, and what it all costs."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -7,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from jaxcomm.evals import biographies, cost, evaluate, harness
 from jaxcomm.evals.biographies import RULES, bullets, judged, person_scores, read_people
 from jaxcomm.evals.harness import release_programs
 from jaxcomm.evals.pair import folder
+from jaxcomm.evals.runs import RunFolder
 from jaxcomm.evals.scores import accuracy, ratio
 from jaxcomm.evals.tasks import HERE, load_tasks, read_records
 from jaxcomm.flops import (
@@ -36,7 +37,7 @@ from jaxcomm.flops import (
 from jaxcomm.protocols import skyline
 from jaxcomm.protocols.base import hear
 
-from conftest import make_checkpoint, toy_tokenizer
+from conftest import make_checkpoint
 from crashes import crash_everywhere, there
 
 SAMPLE = HERE / "sample"
@@ -265,11 +266,12 @@ def test_a_run_goes_on_in_other_batches_and_on_another_patch_release(b, tmp_path
 def test_answers_are_kept_under_what_is_read(checkpoint, tmp_path):
     """The same question through another template is another question, whatever the folder says of the agent."""
     agent = load_agent(checkpoint, name="b")
-    names = []
+    names, kept = [], RunFolder(tmp_path / "run", {}, dict, command="", resume=False)
     for day in ("Monday", "Tuesday", "Tuesday"):
         template = "{% for m in messages %}" + day + " {{ m.content }}{% endfor %}"
         agent.tokenizer.chat_template = template
-        lm = harness.ProtocolLM(harness.Arm("single", (dataclasses.replace(agent, chat=True),), None), None, None)
+        arm = harness.Arm("single", (dataclasses.replace(agent, chat=True),), hear)
+        lm = harness.ProtocolLM(arm, kept, harness.Decoding())
         names.append(lm._key("", harness.Row("task", 0, {}, [{"role": "user", "content": "Who?"}], (), (0,), 0)))
     assert names[0] != names[1] == names[2]
 
@@ -319,10 +321,10 @@ def test_a_text_without_a_prompt_is_read_after_one_token_that_begins_it(b, tmp_p
     for row in items(tmp_path / "run"):
         tokens = b.tokenizer.encode(row["prompt"], add_special_tokens=False)
         assert row["tokens_read"] == 1 and row["tokens_written"] == len(tokens)
-    nameless = toy_tokenizer()
+    nameless = copy.deepcopy(b.tokenizer)
     nameless.bos_token = nameless.eos_token = None
     with pytest.raises(ValueError, match="b's tokenizer has no token that begins or ends a text"):
-        harness._prefix(SimpleNamespace(tokenizer=nameless, name="b"))
+        harness._prefix(dataclasses.replace(b, tokenizer=nameless))
 
 
 def test_a_prompt_that_both_read_is_read_once(b):
