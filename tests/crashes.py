@@ -13,8 +13,8 @@ class Crash(BaseException):
     """The process is gone."""
 
 
-FILES = ((os, "fdopen"), (os, "fsync"), (os, "chmod"), (os, "replace"), (os, "unlink"))
-"""Every step of a file that is written whole, and of tidying up."""
+FILES = ((os, "fsync"), (os, "replace"), (os, "unlink"))
+"""Every step after which something else is on disk when a file is written whole, or tidied up."""
 
 
 @contextlib.contextmanager

@@ -304,7 +304,7 @@ MARKS = ("[x](http://e.vil)", "![x](y)", "[x]: http://e.vil", "`code`", "```", "
 def test_values_are_shown_unchanged_in_markdown(name):
     text = plain(name)
     assert shown(text) == name and "\n" not in text
-    bare = re.sub(r"\\.", "", text.replace("<br>", "\n"))  # without what is escaped
+    bare = re.sub(r"\\.", "x", text.replace("<br>", "\n"))  # without what is escaped
     assert not re.search(r"[`*|<~]|\]\(|\]:|(?m:^(?:[-+] |#+ |\d+[.)] |--|==))", bare)
 
 
