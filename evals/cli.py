@@ -91,11 +91,13 @@ class Play:
         import rich
 
         from jaxcomm.decoding import Sampling
+        from jaxcomm.protocols.text import check_message
 
         from . import processes
         from .agents import load, read_as, template_args
+        from .files import check_file, write_lines
         from .games import GAMES
-        from .play import check_file, play_together, write_lines
+        from .play import play_together
 
         processes.join(self.cluster)
         check_file(self.json)
@@ -115,6 +117,7 @@ class Play:
                 f"--k, --j, --graft and --control mean nothing to the protocol {self.protocol}: leave them out"
             )
         if self.protocol == "message":
+            check_message(self.ask, self.tell, "--")
             settings = dict(ask=self.ask, tell=self.tell, max_message_tokens=self.max_message_tokens)
         if self.protocol == "activation":
             if self.k is None or self.j is None:
@@ -245,7 +248,7 @@ class Eval:
         Literal["single", "sender", "skyline", "message", "debate", "cipher", "activation", "activation-w", "exchange"],
         ...,
     ] = ("single",)
-    """single: B alone; sender: A alone; skyline: B reads what A reads, too; exchange: both directions at once."""
+    """single: B alone; sender: A alone; skyline: B reads what A reads, too (as single does where a task has nothing that only A reads); exchange: both directions at once."""
     controls: tuple[Literal["unrelated", "shuffled", "zero", "noise", "self"], ...] = ()
     """activation and activation-w: also graft these instead of A's activation."""
     others: tuple[str, ...] = ()
@@ -450,9 +453,10 @@ class FitMap:
 
         from . import maps
         from .agents import load, template_args
+        from .files import check_new
         from .sentences import read_both, sentences
 
-        maps.check_new(self.out)
+        check_new(self.out)
         text = sentences(self.text, self.n, seed=self.seed)
         told: dict[str, Any] = dict(dtype=self.dtype, chat=self.chat, chat_args=template_args(self.chat_args))
         a, b = load(self.a, self.b, layers=True, **told)
@@ -491,9 +495,9 @@ class Convert:
         from ..converters import load_agent, save, to_hf
         from ..converters.agents import stored_dtype
         from . import pair
+        from .files import check_new
 
-        if self.out.exists():
-            raise FileExistsError(f"{self.out} exists: choose another folder, or remove it first")
+        check_new(self.out)
         how: dict[str, Any] = dict(unroll=False, max_positions=self.max_positions)
         source = pair.checkpoint(self.source)
         agent = load_agent(source, stored_dtype(source) if self.dtype == "auto" else self.dtype, **how)
@@ -553,6 +557,16 @@ def command_line(command, name: str | None = None) -> str:
     return shlex.join(words)
 
 
+def check_outputs(command: Any) -> None:
+    """ValueError: results would not be local (`files.check_local`)."""
+    from .files import check_local
+
+    asked = command.do if isinstance(command, Lmnet) else command
+    for name in ("out", "json", "items"):
+        if (path := getattr(asked, name, None)) is not None:
+            check_local(path)
+
+
 COMMANDS = {
     "demo": Demo,
     "play": Play,
@@ -592,6 +606,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     command = tyro.cli(prepare, prog="jaxcomm")
     try:
+        check_outputs(command)
         command.run()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"jaxcomm: {' '.join(str(error).split())}", file=sys.stderr)

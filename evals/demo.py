@@ -20,9 +20,10 @@ from jaxcomm.protocols import Control
 
 from ..converters import load_agent
 from . import figures
+from .files import check_file, check_folder, write_lines, write_whole
 from .games import GAMES, Item
 from .pair import folder
-from .play import Outcome, check_file, play, write_lines, write_whole
+from .play import Outcome, play
 from .scores import difference
 from .sweeps import fit, layer_map, layers, own_statements, percent
 
@@ -175,8 +176,7 @@ def transcripts(results: Results, each: int = 2) -> Iterator[str]:
 
 def run(out: Path, json: Path | None) -> None:
     """Plays everything, prints the tables, and writes `out`/layers.png, `out`/results.jsonl and `out`/items.jsonl."""
-    if out.is_file():
-        raise NotADirectoryError(f"{out} is a file: name a folder")
+    check_folder(out)
     check_file(json)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
     results = play_everything()

@@ -62,7 +62,8 @@ def markdown(blocks: Iterable[Block]) -> str:
             case Heading(level, text):
                 parts.append(f"{'#' * level} {plain(text)}")
             case Code(text):
-                parts.append(f"```\n{text}\n```")
+                fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+                parts.append(f"{fence}\n{text}\n{fence}")
             case Items(texts):
                 parts.append("\n".join(f"- {plain(text)}" for text in texts))
             case Table(columns, rows, left):
@@ -77,8 +78,10 @@ def markdown(blocks: Iterable[Block]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text as Markdown, which reads marks and tags, shows it unchanged."""
-    return re.sub(r"([\\`*|])", r"\\\1", html.escape(text, quote=False)).replace("\n", "<br>")
+    """Text as Markdown, which reads marks, links, tags and what begins a line, shows it unchanged."""
+    escaped = re.sub(r"[\\`*|~$]|\](?=[(\[:])|(?<!\w)_|_(?!\w)", r"\\\g<0>", html.escape(text, quote=False))
+    lines = re.split(r"\r\n?|\n", escaped)
+    return "<br>".join(re.sub(r"^(\s*\d*)([-+.)](?=\s|$)|#+(?=\s|$)|--+|=+)", r"\1\\\2", line) for line in lines)
 
 
 STYLE = (

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import string
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,8 +25,9 @@ from jaxcomm.agent import Agent
 from jaxcomm.compiled import check_layer
 from jaxcomm.decoding import Sampling
 from jaxcomm.protocols import activation, cipher_debate, debate, exchange, message, skyline
-from jaxcomm.protocols.answers import ANSWERS, correct
+from jaxcomm.protocols.answers import ANSWERS, RELEASED, correct
 from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.text import check_message
 
 from . import biographies
 from .runs import RunFolder, agent_fingerprint, parquet, surroundings
@@ -114,7 +114,7 @@ def arms(asked: Asked, a: Agent, b: Agent, others: Sequence[Agent], maps: Sequen
         if protocol == "debate":
             yield Arm(protocol, (*senders, b), functools.partial(_debate, asked), talks)
         if protocol == "cipher":
-            yield Arm(protocol, (*senders, b), functools.partial(_cipher, asked), talks)
+            yield Arm(protocol, (*senders, b), functools.partial(_cipher, asked), talks, draws=False)
         if protocol in ("activation", "activation-w", "exchange"):
             W = maps if protocol == "activation-w" else None
             send = _exchange if protocol == "exchange" else _activation
@@ -143,6 +143,12 @@ def check(asked: Asked, senders: int, maps: Sequence[Any] | None) -> None:
         raise ValueError(f"cipher needs --temperatures, {senders + 1} numbers: of B, of A, and of each of --others")
     if asked.controls and not {"activation", "activation-w"} & set(asked.protocols):
         raise ValueError("--controls stand in for an activation: they need the protocol activation or activation-w")
+    if asked.where == "all" and activates and asked.graft != "sum":
+        raise ValueError(f"--where all needs --graft sum: {asked.graft} would overwrite the whole prompt")
+    if asked.where == "all" and asked.controls:
+        raise ValueError("--controls stand in for one state per question: leave out --where all")
+    if asked.temperature and "cipher" in asked.protocols:
+        raise ValueError("cipher draws nothing, its --temperatures soften what it says: leave out --temperature")
     if asked.temperature is not None and asked.temperature < 0:
         raise ValueError(f"--temperature {asked.temperature}: it must be 0 (greedy) or above")
     if not asked.temperature and asked.top_p < 1:
@@ -160,12 +166,7 @@ def check(asked: Asked, senders: int, maps: Sequence[Any] | None) -> None:
         value = getattr(asked, name)
         if value is not None and value < smallest:
             raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least {smallest}")
-    for name, words in (("ask", asked.ask), ("tell", asked.tell)):
-        fields = {"prompt"} | ({"message"} if name == "tell" else set())
-        found = {field for _, field, *_ in string.Formatter().parse(words) if field is not None}
-        if found != fields:
-            needed = " and ".join(f"{{{field}}}" for field in sorted(fields))
-            raise ValueError(f"--{name} {words!r}: it must have {needed} and no other braces")
+    check_message(asked.ask, asked.tell, "--")
 
 
 def _table(agents, prompts_a, prompts_b):
@@ -244,7 +245,7 @@ def run(
         from lm_eval.evaluator import simple_evaluate
         from lm_eval.tasks import TaskManager
 
-        from .harness import Decoding, ProtocolLM
+        from .harness import Decoding, ProtocolLM, generation
         from .tasks import load_tasks
     except ImportError as error:
         raise ValueError(
@@ -267,48 +268,50 @@ def run(
     prints = {id(agent): agent_fingerprint(agent) for agent in (a, b, *others, judge)}
     config |= {"fingerprints": [prints[id(agent)] for agent in (a, b, *others, judge)]}
     config |= surroundings("lm_eval")
-    folder = RunFolder(out, config, dict, command=command, resume=resume)
-
     decoding = Decoding(asked.seed, asked.batch_size, asked.max_new_tokens, asked.sampling, asked.truncate)
-    chosen, lines, rows = subset(tasks, asked.n, asked.seed), [], []
-    manager = TaskManager(include_defaults=False)  # the index of all tasks takes seconds, once per protocol
-    for arm in every:
-        lm = ProtocolLM(arm, folder, decoding)
-        if people:
-            written = lm.biographies(people, judge, asked.judge_by)
-            lines += _biography_lines(arm.name, written)
-            rows += _biography_items(arm.name, written)
-        if not tasks:
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            scored: Any = simple_evaluate(
-                model=lm, tasks=list(tasks.values()), samples=chosen, num_fewshot=asked.few_shot, bootstrap_iters=0,
-                apply_chat_template=b.chat, fewshot_random_seed=1234 + asked.seed, task_manager=manager,
-            )  # fmt: skip
-        for task in tasks:
-            spent = _spent([own for (name, _), own in sorted(lm.records.items()) if name == task])
-            for name, value in scored["results"][task].items():
-                metric, _, filtered = name.partition(",")
-                if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
-                    continue
-                samples = [s for s in scored["samples"][task] if s["filter"] == filtered]
-                lines.append(
-                    {"protocol": arm.name, "task": task, "metric": metric, "filter": filtered}
-                    | _value(value, [s[metric] for s in samples])
-                    | {"unparsed": sum(s["filtered_resps"] == [UNPARSED] for s in samples)}
-                    | spent
-                    | {"version": scored["versions"][task], "few_shot": scored["n-shot"].get(task)}
-                )
-            places = {true: local for local, true in enumerate(chosen[task])} if chosen else {}
-            items = _items(arm.name, task, scored["samples"][task], lm, places)
-            if asked.released_scoring:
-                lines += _released(answer_kind(asked, task), items, lines[-1])
-            rows += items
-        lines += list(_groups(groups, lines, rows, arm.name))
-    folder.put("results.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
-    folder.put("items.parquet", parquet(pa.Table.from_pylist(rows)))
-    return lines
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE == "generate_until":
+            generation(name, task.config.generation_kwargs or {}, decoding)
+    with RunFolder(out, config, dict, command=command, resume=resume, free=("batch_size",)) as folder:
+        chosen, lines, rows = subset(tasks, asked.n, asked.seed), [], []
+        manager = TaskManager(include_defaults=False)  # the index of all tasks takes seconds, once per protocol
+        for arm in every:
+            lm = ProtocolLM(arm, folder, decoding)
+            if people:
+                written = lm.biographies(people, judge, asked.judge_by)
+                lines += _biography_lines(arm.name, written)
+                rows += _biography_items(arm.name, written)
+            if not tasks:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                scored: Any = simple_evaluate(
+                    model=lm, tasks=list(tasks.values()), samples=chosen, num_fewshot=asked.few_shot, bootstrap_iters=0,
+                    apply_chat_template=b.chat, fewshot_random_seed=1234 + asked.seed, task_manager=manager,
+                )  # fmt: skip
+            for task in tasks:
+                spent = _spent([own for (name, _), own in sorted(lm.records.items()) if name == task])
+                for name, value in scored["results"][task].items():
+                    metric, _, filtered = name.partition(",")
+                    if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
+                        continue
+                    samples = [s for s in scored["samples"][task] if s["filter"] == filtered]
+                    lines.append(
+                        {"protocol": arm.name, "task": task, "metric": metric, "filter": filtered}
+                        | _value(value, [s[metric] for s in samples])
+                        | {"unparsed": sum(s["filtered_resps"] == [UNPARSED] for s in samples)}
+                        | spent
+                        | {"version": scored["versions"][task], "few_shot": scored["n-shot"].get(task)}
+                    )
+                places = {true: local for local, true in enumerate(chosen[task])} if chosen else {}
+                items = _items(arm.name, task, scored["samples"][task], lm, places)
+                if asked.released_scoring:
+                    lines += _released(answer_kind(asked, task), items, lines[-1])
+                rows += items
+            lines += list(_groups(groups, lines, rows, arm.name))
+        folder.put("results.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+        folder.put("items.parquet", parquet(pa.Table.from_pylist(rows)))
+        return lines
 
 
 def _released(kind: str, items: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -319,9 +322,10 @@ def _released(kind: str, items: Sequence[Mapping[str, Any]], line: Mapping[str, 
     if kind == "text" or not all(isinstance(own[0], str) for own in said):
         return
     parse = ANSWERS[kind]
-    for name, released in (("described", False), ("released", True)):
+    for name, reads in (("described", parse), ("released", RELEASED[parse])):
+        released = name == "released"
         hits = [correct(own[0], x["target"], parse, released=released) for own, x in zip(said, first, strict=True)]
-        unparsed = sum(parse(own[0]) is None for own in said)
+        unparsed = sum(reads(own[0]) is None for own in said)
         yield {
             **line,
             "metric": f"Du et al., {name}",

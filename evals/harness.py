@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import time
 import zlib
@@ -53,6 +54,8 @@ class Arm:
     message_tokens: int = 0
     """What an agent may write besides its answer, and another has to read."""
     alone: bool = False
+    draws: bool = True
+    """Texts can be sampled; what says everything in vectors cannot."""
     shuffled: bool = False
     """A reads what it is given in another question of the task, whatever the batch."""
 
@@ -84,6 +87,46 @@ class Row:
     @property
     def prompt_a(self) -> Prompt:
         return self.doc.get("prompt_a", self.prompt)
+
+
+FOLLOWED = ("do_sample", "temperature", "top_k", "top_p", "until", "max_gen_toks")
+OF_BEAMS = ("length_penalty", "early_stopping", "diversity_penalty", "use_cache")
+OF_DRAWING = {"min_p": 0, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "top_a": 0, "tfs": 1}
+OF_ALL = {
+    "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "n": 1, "best_of": 1, "repetition_penalty": 1,
+    "encoder_repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, "no_repeat_ngram_size": 0, "min_length": 0,
+    "min_new_tokens": 0, "penalty_alpha": 0,
+}  # fmt: skip
+"""Settings of generation that are not followed, with the value that changes nothing: of what is drawn, of all. Those of
+beams change nothing where there is one."""
+
+
+def generation(
+    task: str, kwargs: Mapping[str, Any], decoding: Decoding
+) -> tuple[tuple[str, ...], int, Sampling | None]:
+    """A task's own settings as they are followed, under what overrides them.
+
+    Returns:
+        Stop strings, tokens, sampling.
+
+    Raises:
+        ValueError: A setting that would change the text and is not followed here, or sampling without a temperature.
+    """
+    how: dict[str, Any] = dict(normalize_gen_kwargs(dict(kwargs)))
+    sampling, matters = decoding.sampling, OF_ALL
+    if sampling == "task":
+        if how["do_sample"] and "temperature" not in how:
+            raise ValueError(f"{task} samples (do_sample) at no temperature: give --temperature, 0 is greedy")
+        drawn, top_k = how["do_sample"] and how["temperature"] > 0, max(0, how.get("top_k") or 0)  # -1 is vLLM's 0
+        sampling = Sampling(how["temperature"], top_k, how.get("top_p") or 1.0) if drawn else None
+        matters = OF_ALL | OF_DRAWING if drawn else OF_ALL
+    ignored = {*FOLLOWED, *OF_BEAMS, *(OF_DRAWING.keys() - matters.keys())}
+    for name, value in sorted(how.items()):
+        if name not in ignored and value is not None and value != matters.get(name):
+            raise ValueError(
+                f"{task} asks for {name} = {value}, but of its settings only {', '.join(FOLLOWED)} are followed here: take it out of its generation_kwargs"
+            )
+    return tuple(filter(None, how["until"])), decoding.max_new_tokens or how["max_gen_toks"], sampling
 
 
 class ProtocolLM(LM):
@@ -144,8 +187,7 @@ class ProtocolLM(LM):
         """person -> record, with what each agent wrote and the judge's verdicts (`evals.biographies`)."""
         new = self.decoding.max_new_tokens or BIOGRAPHY_TOKENS
         if self.decoding.truncate:
-            positions = judge.params.config.max_positions
-            judge = dataclasses.replace(judge, longest=positions - biographies.VERDICT_TOKENS)
+            judge = _keeping(judge, biographies.VERDICT_TOKENS)
         rows = []
         for n, person in enumerate(people):
             prompt, seed = biographies.prompt(self.arm.name, person), f"{self.decoding.seed}/{biographies.TASK}/{n}"
@@ -199,53 +241,70 @@ class ProtocolLM(LM):
             size[kind_of] = -(-len(ordered) // count)
             batches += [[ordered[i] for i in part] for part in np.array_split(np.arange(len(ordered)), count)]
         for batch in tqdm.tqdm(batches, desc=f"{self.arm.name}, {kind.split('{')[0] or 'writing'}", mininterval=2):
-            task = batch[0].task
-            asked = json.dumps([self.arm.name, kind, [[r.task, r.prompt, r.prompt_a, r.items, r.seed] for r in batch]])
-            name = f"{self.arm.name.replace(' ', '-').replace(':', '')}-{task}-{zlib.crc32(asked.encode()):08x}-{len(batch)}"
+            task, keys = batch[0].task, [self._key(kind, row) for row in batch]
+            digest = zlib.crc32("".join(keys).encode())
+            name = f"{self.arm.name.replace(' ', '-').replace(':', '')}-{task}-{digest:08x}-{len(batch)}"
             if not self.folder.done(name):
                 release_programs()
-                start = time.perf_counter()
-                filled = [*batch, *batch[:1] * (size[task, bool(batch[0].prompt)] - len(batch))]
+                start, had = time.perf_counter(), self._had
+                left = [row for row, key in zip(batch, keys, strict=True) if key not in had]
+                filled = [*left, *left[:1] * (size[task, bool(batch[0].prompt)] - len(left))]
                 try:
-                    records = answer(filled)[: len(batch)]
+                    records = iter(answer(filled) if left else ())
                 except TooLong as error:
+                    cut = ", or let prompts lose their first tokens with --truncate" * (not self.decoding.truncate)
                     raise ValueError(
-                        f"{task}, {self.arm.name}: {error}, write less with --max-new-tokens, or let prompts lose their first tokens with --truncate"
+                        f"{task}, {self.arm.name}: {error}, write less with --max-new-tokens{cut}"
                     ) from error
                 except ValueError as error:
                     raise ValueError(f"{task}, {self.arm.name}: {error}") from error
-                seconds = (time.perf_counter() - start) / len(batch)
-                lines = [json.dumps(r) for r in records]
-                self.folder.write(name, {"record": pa.array(lines), "seconds": pa.array([seconds] * len(lines))})
+                took = (time.perf_counter() - start) / max(1, len(left))
+                each = [had.get(key) or (json.dumps(next(records)), took) for key in keys]
+                lines, seconds = zip(*each, strict=True)
+                columns = {"key": keys, "record": lines, "seconds": seconds}
+                self.folder.write(name, {name: pa.array(column) for name, column in columns.items()})
             table = self.folder.read(name)
             for row, line, seconds in zip(
                 batch, table["record"].to_pylist(), table["seconds"].to_pylist(), strict=True
             ):
                 yield row, json.loads(line) | {"seconds": seconds}
 
+    def _key(self, kind: str, row: Row) -> str:
+        """What a row's answer depends on, as each agent reads it."""
+        prompts = [row.prompt] if row.prompt_a is row.prompt else [row.prompt_a, row.prompt]
+        read = [agent.render(prompt) for agent in self.arm.agents for prompt in prompts if prompt]
+        asked = json.dumps([self.arm.name, kind, row.task, read, row.items, row.seed])
+        return hashlib.sha256(asked.encode()).hexdigest()[:32]
+
+    @functools.cached_property
+    def _had(self) -> dict[str, tuple[str, float]]:
+        """By key, answers and seconds of the run that this one goes on with, whose batches may have been others."""
+        found = {}
+        for path in sorted(self.folder.chunks.glob("*.parquet")):
+            table = self.folder.read(path.stem)
+            for row in table.to_pylist():
+                found[row["key"]] = row["record"], row["seconds"]
+        return found
+
     @property
     def _sampling(self) -> Sampling | None:
         """Where the task has no settings of its own: greedy, if not asked otherwise."""
-        return None if self.decoding.sampling == "task" else self.decoding.sampling  # pyright: ignore[reportReturnType]
+        if self.decoding.sampling == "task" or not self.arm.draws:
+            return None
+        return self.decoding.sampling  # pyright: ignore[reportReturnType]
 
     def _converse(self, rows: Sequence[Row], until: Sequence[str], sampling: Sampling | None, new: int) -> Turn | Panel:
         agents = self.arm.agents
         if self.decoding.truncate:
-            keep = lambda agent: agent.params.config.max_positions - max(new, self.arm.message_tokens)
-            agents = tuple(dataclasses.replace(agent, longest=keep(agent)) for agent in agents)
+            agents = tuple(_keeping(agent, max(new, self.arm.message_tokens)) for agent in agents)
         prompts_a, prompts_b = [row.prompt_a for row in rows], [row.prompt for row in rows]
         return self.arm.converse(
             agents, prompts_a, prompts_b, task=rows[0].task, until=until, sampling=sampling, seed=[r.seed for r in rows]
         )
 
     def _write(self, kwargs: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
-        how: dict[str, Any] = dict(normalize_gen_kwargs(kwargs))
-        sampling = self.decoding.sampling
-        if sampling == "task":
-            drawn = how["do_sample"] and how["temperature"] > 0
-            sampling = Sampling(how["temperature"], how.get("top_k", 0), how.get("top_p", 1.0)) if drawn else None
-        new = self.decoding.max_new_tokens or how["max_gen_toks"]
-        until = tuple(stop for stop in how["until"] if stop)
+        until, new, sampling = generation(rows[0].task, kwargs, self.decoding)
+        sampling = sampling if self.arm.draws else None
         turn = self._converse(rows, until, sampling, new)
         replies = turn.write(new, until=until, sampling=sampling, seed=[row.seed for row in rows])
         return [{"text": r.raw, **_spent(r.spent, len(r.written), r.details)} for r in replies]
@@ -263,9 +322,10 @@ class ProtocolLM(LM):
         ]
 
     def _roll(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Texts longer than the model's positions in disjoint windows, each after one token of the window before."""
+        """Texts longer than the model's positions in disjoint windows, each after one token of the window before, the first
+        after one that begins a text. (The harness' own backend writes that twice where the tokenizer does, too.)"""
         b = self.arm.agents[-1]
-        limit, spelled = b.params.config.max_positions, [b.tokenizer.encode(row.items[0]) for row in rows]
+        limit, spelled = b.params.config.max_positions, [_spell(b, row.items[0]) for row in rows]
         cut = lambda tokens: get_rolling_token_windows(tokens, _prefix(b), limit, 1)
         windows = [[make_disjoint_window(w) for w in cut(tokens)] for tokens in spelled]
         flat = [w for own in windows for w in own]
@@ -327,9 +387,21 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def _prefix(agent: Agent) -> int:
-    """What stands before a text that nothing stands before."""
-    bos = agent.tokenizer.bos_token_id
-    return agent.tokenizer.eos_token_id if bos is None else bos
+    """What stands before a text that nothing stands before. ValueError: the tokenizer has no such token."""
+    for token in (agent.tokenizer.bos_token_id, agent.tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError(f"{agent.name}'s tokenizer has no token that begins or ends a text: ask it with a prompt")
+
+
+def _keeping(agent: Agent, new: int) -> Agent:
+    """The agent, whose prompts lose their first tokens to leave room for `new`. ValueError: nothing is left of them."""
+    positions = agent.params.config.max_positions
+    if new >= positions:
+        raise ValueError(
+            f"{new} new tokens leave no room for a prompt in the {positions} positions of {agent.name}: write less with --max-new-tokens, --max-message-tokens or --think"
+        )
+    return dataclasses.replace(agent, longest=positions - new)
 
 
 def _spell(agent: Agent, text: str) -> list[int]:

@@ -109,8 +109,8 @@ class Show:
         import rich.console
 
         from .agents import load
+        from .files import write_whole
         from .networks import wires
-        from .play import write_whole
 
         (agent,) = load(str(self.network), chat=self.chat)
         read = wires.read(agent, self.prompt, self.words)

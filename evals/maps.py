@@ -23,7 +23,11 @@ from jaxcomm.agent import Agent
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.mapping import HELD_OUT, Maps, Similarity
 
+from .files import check_new
 from .runs import surroundings
+
+PROBE = "Read this: 1, 2."
+"""What an agent reads it as, tokens and all, says how it reads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +67,6 @@ class Fitted:
         return self.W[self.ks.index(k), self.js.index(j)]
 
 
-def check_new(folder: Path) -> None:
-    """FileExistsError before the work, not after it."""
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists: choose another folder, or remove it first")
-
-
 def save(folder: Path, fitted: Fitted, a: Agent, b: Agent) -> None:
     """A new folder with the maps of this pair. OSError: it exists, or cannot be written."""
     import orbax.checkpoint as ocp
@@ -78,14 +76,15 @@ def save(folder: Path, fitted: Fitted, a: Agent, b: Agent) -> None:
     about |= {"ks": list(fitted.ks), "js": list(fitted.js), **surroundings()}
     for side, agent in (("a", a), ("b", b)):
         about |= {side: agent.name, f"fingerprint_{side}": fingerprint(agent.params), f"chat_{side}": agent.chat}
+        about |= {f"reads_{side}": agent.encode(PROBE)}
     maps = ocp.args.StandardSave({"W": fitted.W, "error": fitted.error})
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(folder.absolute(), args=ocp.args.Composite(maps=maps, about=ocp.args.JsonSave(about)))
 
 
 def load(folder: Path, a: Agent, b: Agent) -> Fitted:
-    """What was saved for this pair. ValueError: it was for another (other weights, architecture or dtype), or nothing whole
-    is there."""
+    """What was saved for this pair. ValueError: it was for another (other weights, architecture or dtype), or for one that reads
+    otherwise (raw or through a chat template, another tokenizer), or nothing whole is there."""
     import orbax.checkpoint as ocp
 
     def read(**items: Any) -> Any:
@@ -103,6 +102,14 @@ def load(folder: Path, a: Agent, b: Agent) -> Fitted:
     ]
     if others:
         raise ValueError(f"{folder} was fitted for another pair (weights, architecture or dtype): {'; '.join(others)}")
+    for side, agent in (("a", a), ("b", b)):
+        if agent.chat != about[f"chat_{side}"]:
+            was, mend = ("through its chat template", "add") if about[f"chat_{side}"] else ("raw", "leave out")
+            raise ValueError(f"{folder} was fitted on text that {side} read {was}: {mend} --chat, or fit another map")
+        if about.get(f"reads_{side}", found := agent.encode(PROBE)) != found:
+            raise ValueError(
+                f"{folder} was fitted with another tokenizer or chat template of {side}, which reads {PROBE!r} as other tokens: fit another map"
+            )
     how = {f.name: about[f.name] for f in dataclasses.fields(Fitted) if f.name in about}
     return Fitted(**read(maps=ocp.args.PyTreeRestore())["maps"], **how)
 

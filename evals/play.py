@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -123,30 +119,3 @@ def play_together(game: str, items: Sequence[Item], *who: Any, seed: int = 0, **
     told = {"seed": seed} | ({"processes": count} if count > 1 else {})
     replies = processes.together(own.replies)
     return dataclasses.replace(own, items=items, replies=replies, settings=own.settings | told)
-
-
-def check_file(path: Path | None) -> None:
-    """OSError before the work, not after it, if results cannot be written there."""
-    if path is not None and path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file")
-
-
-def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """JSON lines."""
-    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that is there whole, or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -6,12 +6,14 @@ A model has to fit the devices of one process; what is shared out are questions 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+T = TypeVar("T")
 
 
 def join(cluster: str | None) -> None:
@@ -45,10 +47,20 @@ def mine(everything: Sequence[Any]) -> Sequence[Any]:
     return everything[jax.process_index() :: jax.process_count()]
 
 
-def wait(name: str) -> None:
-    """Until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def agreed(work: Callable[[], T]) -> T:
+    """work(), after which all processes go on. If it fails on one, all end with that line: none waits for one that is gone."""
+    made, error = None, None
+    try:
+        made = work()
+    except (ValueError, OSError, FloatingPointError) as caught:
+        error = caught
+    lines = together([None if error is None else str(error)])
+    if error is not None:
+        raise error
+    for line in lines:
+        if line is not None:
+            raise ValueError(line)
+    return made  # pyright: ignore[reportReturnType]
 
 
 def together(share: Sequence[Any]) -> list[Any]:

@@ -21,8 +21,8 @@ import rich.console
 from . import figures
 from .documents import Block, Code, Heading, Items, Picture, Table, markdown, page, show
 from .evaluate import PROTOCOLS
+from .files import check_folder, write_whole
 from .finished import Above, Row, Run, Sweep, compare, interval, key, read_runs
-from .play import write_whole
 from .published import GRAFTS, SETUP, Entry, differences, read_published
 from .scores import Interval
 
@@ -40,10 +40,9 @@ HOW_TO_READ = (
 def report(paths: Sequence[Path], out: Path, console: rich.console.Console) -> None:
     """Reads the runs, writes the report and prints its tables.
 
-    ValueError, OSError: `read_runs`'; OSError: `out` is a file or cannot be written.
+    ValueError, OSError: `read_runs`', `check_folder`'s, or `out` cannot be written.
     """
-    if out.is_file():
-        raise NotADirectoryError(f"{out} is a file: name a folder")
+    check_folder(out)
     found = read_runs(paths)
     rows = [row for run in found if isinstance(run, Run) for row in compare(run)]
     metrics, entries = read_published()

@@ -66,6 +66,8 @@ def sign_flip(hits: Hits, others: Hits, seed: int = 0) -> float:
     """p-value of one method being no better or worse than another on the same games: how often the mean paired
     difference is as large when every game's sign is drawn anew (two-sided, 9999 draws, or every pattern if fewer)."""
     x = np.asarray(hits, float) - np.asarray(others, float)
+    if len(x) < 2:  # whichever sign it has, the difference is as large
+        return 1.0
     result = scipy.stats.permutation_test(
         (x,),
         lambda x, axis: np.mean(x, axis=axis),

@@ -31,6 +31,7 @@ LONGEST = 1000
 DRAWN_FROM = 10_000
 """Records that are held while a hub's data set streams by, to draw from."""
 BATCH = 40
+INSTEAD = "or name a local file with a sentence per line"
 
 
 def sentences(source: str, n: int | None = None, *, seed: int = 0) -> list[str]:
@@ -110,6 +111,18 @@ def stream(source: str, seed: int) -> Iterator[str]:
             yield text
 
 
+def revision(source: str) -> str | None:
+    """The commit at which a data set of the hub stands now; None: the source is another. OSError: as `sentences`."""
+    if not source.startswith("hub:"):
+        return None
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.dataset_info(source.split(":")[1]).sha
+    except Exception as error:  # its HTTP client's, too
+        raise OSError(f"{source} cannot be read ({error}): check its name and the network, {INSTEAD}") from error
+
+
 def _hub(source: str, seed: int) -> Iterator[str]:
     """`stream`, long texts up to a sentence's end; without one they are left out."""
     for text in stream(source, seed):
@@ -120,13 +133,12 @@ def _hub(source: str, seed: int) -> Iterator[str]:
 
 
 def _records(source: str, name: str, config: str, split: str, seed: int) -> Iterator[dict[str, Any]]:
-    instead = "or name a local file with a sentence per line"
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError(f"{source} needs the package datasets: pip install 'jaxcomm[eval]', {instead}") from None
+        raise ValueError(f"{source} needs the package datasets: pip install 'jaxcomm[eval]', {INSTEAD}") from None
     try:
         stream = load_dataset(name, config or None, split=split, streaming=True)
         yield from stream.shuffle(seed=seed, buffer_size=DRAWN_FROM)
     except Exception as error:  # every one of its HTTP clients and file formats has its own
-        raise OSError(f"{source} cannot be read ({error}): check its name and the network, {instead}") from error
+        raise OSError(f"{source} cannot be read ({error}): check its name and the network, {INSTEAD}") from error

@@ -7,6 +7,7 @@ is. Here it is chosen on one half of the questions and reported on the other, be
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -255,27 +256,20 @@ def run(
     config = dataclasses.asdict(asked) | dict(recorded)
     config |= {"sentences_sha256": hashlib.sha256(repr(sentences).encode()).hexdigest()}
     config |= {"fingerprint_a": fingerprint(a.params), "fingerprint_b": fingerprint(b.params), **surroundings()}
-    opened = lambda resume: RunFolder(out, config, sizes, command=command, resume=resume)
-    made = opened(resume) if processes.first() else None
-    processes.wait("the folder is there")
-    folder = made or opened(True)
-    processes.wait("all have it")  # who opens a folder removes half-written files
-
-    into = asked.js if asked.into is None else (asked.into,)
-    fitted = lambda game, text: folder.arrays(f"maps-{game}", lambda: vars(fit(a, b, text, asked.ks, into)))["W"]
-    every = lambda: {game: fitted(game, text) for game, text in sentences.items() if text is not None}
-    maps = every() if processes.first() else {}
-    processes.wait("the maps are there")
-    maps = maps or every()
-    tasks = [
-        Task(g, kind, plan_for(g, kind, maps=maps.get(g), sizes=Sizes(*folder.plan[f"{g} {kind}"])))
-        for g, kind in itertools.product(asked.games, kinds)
-    ]
-    compute(folder, tasks, b, items)
-    processes.wait("all chunks are there")
-    if processes.first():
-        report(folder, tasks, asked, a, b, items, maps)
-    processes.wait("the report is there")
+    first, agreed = processes.first(), processes.agreed
+    opened = lambda first: RunFolder(out, config, sizes, command=command, resume=resume or not first, shared=not first)
+    with agreed(lambda: opened(True) if first else contextlib.ExitStack()) as made:
+        folder = agreed(lambda: made if isinstance(made, RunFolder) else opened(False))
+        into = asked.js if asked.into is None else (asked.into,)
+        fitted = lambda game, text: folder.arrays(f"maps-{game}", lambda: vars(fit(a, b, text, asked.ks, into)))["W"]
+        every = lambda: {game: fitted(game, text) for game, text in sentences.items() if text is not None}
+        maps = agreed(lambda: every() if first else {}) or every()
+        tasks = [
+            Task(g, kind, plan_for(g, kind, maps=maps.get(g), sizes=Sizes(*folder.plan[f"{g} {kind}"])))
+            for g, kind in itertools.product(asked.games, kinds)
+        ]
+        agreed(lambda: compute(folder, tasks, b, items))
+        agreed(lambda: report(folder, tasks, asked, a, b, items, maps) if first else None)
 
 
 # Reporting ----------------------------------------------------------------------------------------------------------

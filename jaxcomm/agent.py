@@ -12,7 +12,7 @@ import jax
 import jinja2
 import numpy as np
 
-from jaxcomm.decoding import Generation, bucket, left_pad
+from jaxcomm.decoding import Generation, bucket, check_finite, left_pad
 
 CHAT_DAY = datetime.datetime(2024, 7, 26)
 """Templates that write a date write this one, whether they ask for `date_string` (Llama 3.x) or for `strftime_now` (Mistral
@@ -208,6 +208,7 @@ class Agent:
     def text(self, out: Generation) -> list[str]:
         """What was written, row by row, without thoughts, special tokens and surrounding space."""
         out = jax.device_get(out)
+        check_finite(out)
         rows = [row[:n] for row, n in zip(out.tokens, out.lengths, strict=True)]
         return [self.said(row).strip() for row in rows]
 

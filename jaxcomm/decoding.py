@@ -62,6 +62,14 @@ class Generation(struct.PyTreeNode):
     lengths: Any
 
 
+def check_finite(out: Generation) -> None:
+    """Raises FloatingPointError if a row's logits were not numbers, so that nobody takes it for an empty answer."""
+    if (rows := np.flatnonzero(np.isnan(np.asarray(out.logprobs)).any(axis=-1))).size:
+        raise FloatingPointError(
+            f"the logits of row {rows[0]} are not numbers: a layer or a token out of range under jit, or values beyond float16 (load the model as bfloat16 or float32)"
+        )
+
+
 def left_pad(prompts: Sequence[Sequence[int]], columns: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as tokens [B, P] and mask [B, P] (False on padding), P = `columns` or the longest. ValueError if a
     prompt is empty or longer than that."""

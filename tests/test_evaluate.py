@@ -1,5 +1,6 @@
 """Evaluation: the harness' numbers, runs that resume, biographies, and what it all costs."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -16,10 +17,12 @@ import transformers
 
 from jaxcomm.agent import Agent
 from jaxcomm.converters import load_agent
-from jaxcomm.evals import biographies, cost, evaluate
+from jaxcomm.decoding import Sampling
+from jaxcomm.evals import biographies, cost, evaluate, harness
 from jaxcomm.evals.biographies import RULES, bullets, judged, person_scores, read_people
 from jaxcomm.evals.harness import release_programs
 from jaxcomm.evals.pair import folder
+from jaxcomm.evals.runs import RunFolder
 from jaxcomm.evals.scores import accuracy, ratio
 from jaxcomm.evals.tasks import HERE, load_tasks, read_records
 from jaxcomm.flops import (
@@ -31,8 +34,11 @@ from jaxcomm.flops import (
     paper_message,
     reading_flops,
 )
+from jaxcomm.protocols import skyline
+from jaxcomm.protocols.base import hear
 
 from conftest import make_checkpoint
+from crashes import crash_everywhere, there
 
 SAMPLE = HERE / "sample"
 GEOGRAPHY = "mmlu_high_school_geography"
@@ -182,7 +188,7 @@ KILLED = ["--a", "pair:b", "--b", "pair:b", "--tasks", "countries,countries_choi
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    """SIGKILL at three moments: nothing that was done is done again, and the rows are those of a run in peace."""
+    """SIGKILL at two moments: nothing that was done is done again, and the rows are those of a run in peace."""
     command = [sys.executable, "-m", "jaxcomm.evals.cli", "eval", *KILLED, "--out"]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = os.environ | cache | {"XLA_FLAGS": ""}
@@ -191,17 +197,16 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     )
     peace = start(tmp_path / "peace")
     assert peace.wait() == 0, peace.stderr.read()
-    out, kept, kills = tmp_path / "killed", {}, 0
-    for wanted in (1, 12, 30):
+    out, kept = tmp_path / "killed", {}
+    for wanted in (1, 5):
         process = start(out, *(["--resume"] if (out / "run.json").exists() else []))
         while process.poll() is None and len(list(out.glob("chunks/*.parquet"))) < wanted:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
         now = {p.name: p.stat().st_mtime_ns for p in out.glob("chunks/*.parquet")}
         assert kept.items() <= now.items(), "a finished batch was written again"
         kept = now
-    assert kills >= 2
     last = start(out, "--resume")
     assert last.wait() == 0, last.stderr.read()
     assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("chunks/*.parquet")}.items()
@@ -211,6 +216,121 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert [x | {"seconds": 0} for x in lines] == [x | {"seconds": 0} for x in want]
     record = json.loads((out / "run.json").read_text())
     assert next(iter(record)) == "command" and record["command"].startswith("jaxcomm eval --a pair:b --b pair:b")
+
+
+def test_a_crash_at_any_step_of_any_file_leaves_no_trace(b, tmp_path, monkeypatch):
+    """What is there at every crash is whole and stays, and what a run ends with is what one in peace does."""
+    monkeypatch.setattr("jaxcomm.evals.harness.time.perf_counter", lambda: 0.0)  # seconds are kept, too
+    asked = evaluate.Asked(tasks=("countries",), n=6, batch_size=2, protocols=("single", "skyline"), temperature=0.7)
+    run(asked, b, tmp_path / "peace")
+    want = there(tmp_path / "peace")
+    assert len(want) == 3 + 2 * 3
+
+    def whole():
+        assert there(tmp_path / "run").items() <= want.items()
+
+    def resumed():
+        run(asked, b, tmp_path / "run", resume=True)
+
+    assert crash_everywhere(resumed, whole) > 2 * 4 and there(tmp_path / "run") == want
+
+
+def test_a_run_goes_on_in_other_batches_and_on_another_patch_release(b, tmp_path, monkeypatch):
+    """As after running out of memory: nothing that was answered is asked again. What changes texts is still refused."""
+    asked, out = evaluate.Asked(tasks=("countries", "countries_choice"), n=9, batch_size=4), tmp_path / "run"
+    run(asked, b, tmp_path / "peace")
+    run(asked, b, out)
+    chunks = sorted(out.glob("chunks/*.parquet"))
+    assert len(chunks) == 6
+    for chunk in chunks[::3]:
+        chunk.unlink()
+    for name in ("results.jsonl", "items.parquet"):
+        (out / name).unlink()
+    rows, real = [], harness.ProtocolLM._converse
+    monkeypatch.setattr(harness.ProtocolLM, "_converse", lambda lm, own, *how: rows.append(own) or real(lm, own, *how))
+    record = json.loads((out / "run.json").read_text())
+    record["config"] |= {name: record["config"][name] + ".post1" for name in ("jax", "numpy", "python")}
+    (out / "run.json").write_text(json.dumps(record))
+    run(dataclasses.replace(asked, batch_size=2), b, out, resume=True)
+    assert len({(row.task, row.question) for own in rows for row in own}) == 6, "two batches of three were missing"
+    said = [{(r["task"], r["question"]): r["metrics"] for r in items(tmp_path / name)} for name in ("peace", "run")]
+    assert said[0] == said[1]
+    record["config"]["jax"] = "0.1.2"
+    (out / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r'different run \(jax: "0.1" there'):
+        run(asked, b, out, resume=True)
+    with pytest.raises(ValueError, match="different run .*temperature"):
+        run(dataclasses.replace(asked, temperature=1.0), b, out, resume=True)
+
+
+def test_answers_are_kept_under_what_is_read(checkpoint, tmp_path):
+    """The same question through another template is another question, whatever the folder says of the agent."""
+    agent = load_agent(checkpoint, name="b")
+    names, kept = [], RunFolder(tmp_path / "run", {}, dict, command="", resume=False)
+    for day in ("Monday", "Tuesday", "Tuesday"):
+        template = "{% for m in messages %}" + day + " {{ m.content }}{% endfor %}"
+        agent.tokenizer.chat_template = template
+        arm = harness.Arm("single", (dataclasses.replace(agent, chat=True),), hear)
+        lm = harness.ProtocolLM(arm, kept, harness.Decoding())
+        names.append(lm._key("", harness.Row("task", 0, {}, [{"role": "user", "content": "Who?"}], (), (0,), 0)))
+    assert names[0] != names[1] == names[2]
+
+
+def test_a_tasks_settings_are_followed_or_refused_by_name():
+    task = harness.Decoding()
+    follow = lambda decoding=task, **kwargs: harness.generation("t", kwargs, decoding)
+    assert follow(until="x", max_gen_toks=7) == (("x",), 7, None)
+    assert follow(until=["x", ""], do_sample=True, temperature=0.5, top_k=-1, top_p=0.9)[2] == Sampling(0.5, 0, 0.9)
+    assert follow(do_sample=True, temperature=0.5, top_k=7)[2] == Sampling(0.5, 7, 1.0)
+    harmless = dict(
+        num_beams=1, repetition_penalty=1.0, do_sample=False, temperature=0.0, length_penalty=2.0, min_p=0.1
+    )
+    assert follow(**harmless, typical_p=None, use_cache=True, early_stopping=True) == ((), 256, None)
+    for name, value in (("num_beams", 4), ("repetition_penalty", 1.2), ("no_repeat_ngram_size", 3), ("max_length", 9), ("odd", 1)):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"^t asks for {name} = {value}, but of its settings only .* take it out"):
+            follow(**{name: value})
+    drawn = dict(do_sample=True, temperature=0.5)
+    for name, value in (("min_p", 0.1), ("typical_p", 0.9)):
+        with pytest.raises(ValueError, match=f"t asks for {name} = {value}"):
+            follow(**drawn, **{name: value})
+        follow(harness.Decoding(sampling=Sampling(1.0)), **drawn, **{name: value})  # what is asked for overrides it
+    follow(**drawn, min_p=0.0, typical_p=1.0)
+    with pytest.raises(ValueError, match="t samples .* at no temperature: give --temperature"):
+        follow(do_sample=True)
+
+
+def test_a_tasks_settings_are_refused_before_anything_is_computed(b, tmp_path, monkeypatch):
+    found = load_tasks(("countries",), {}, seed=0, n=2)
+    found["countries"]["countries"].config.generation_kwargs["num_beams"] = 4
+    monkeypatch.setattr("jaxcomm.evals.tasks.load_tasks", lambda *_, **__: found)
+    with pytest.raises(ValueError, match="countries asks for num_beams = 4"):
+        run(evaluate.Asked(tasks=("countries",), n=2), b, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_leaves_no_room_for_a_prompt_is_refused_and_what_was_given_not_recommended(b):
+    for new in (256, 257, 1000):
+        with pytest.raises(ValueError, match=f"{new} new tokens leave no room for a prompt in the 256 positions of b"):
+            harness._keeping(b, new)
+    assert harness._keeping(b, 255).longest == 1
+
+
+def test_a_text_without_a_prompt_is_read_after_one_token_that_begins_it(b, tmp_path):
+    asked = evaluate.Asked(tasks=("statements",), n=2)
+    run(asked, b, tmp_path / "run")
+    for row in items(tmp_path / "run"):
+        tokens = b.tokenizer.encode(row["prompt"], add_special_tokens=False)
+        assert row["tokens_read"] == 1 and row["tokens_written"] == len(tokens)
+    nameless = copy.deepcopy(b.tokenizer)
+    nameless.bos_token = nameless.eos_token = None
+    with pytest.raises(ValueError, match="b's tokenizer has no token that begins or ends a text"):
+        harness._prefix(dataclasses.replace(b, tokenizer=nameless))
+
+
+def test_a_prompt_that_both_read_is_read_once(b):
+    both, own = ["Alice is at Meteora. Which country is Alice located in?"], ["Which country is Alice located in?"]
+    assert skyline(b, b, both, both).rows == hear(b, both).rows
+    assert skyline(b, b, ["Alice is at Meteora."], own).rows == hear(b, both).rows
 
 
 def test_a_groups_line_is_over_all_its_questions():
@@ -294,6 +414,11 @@ def test_unusable_requests_are_one_clear_line(b, splits, tmp_path):
         (dict(protocols=("debate",), rounds=0), "--rounds 0: it must be at least 1"),
         (dict(protocols=("message",), tell="{message}"), "--tell '{message}': it must have {message} and {prompt}"),
         (dict(protocols=("message",), ask="{question}"), "--ask '{question}': it must have {prompt}"),
+        (dict(protocols=("message",), ask="{prompt} {"), "--ask '{prompt} {': it must have {prompt}"),
+        (dict(protocols=("activation",), k=(1,), j=1, where="all"), "--where all needs --graft sum: replace would"),
+        (dict(protocols=("exchange",), k=(1,), j=1, where="all", graft="mean"), "--where all needs --graft sum"),
+        (dict(protocols=("activation",), k=(1,), j=1, where="all", graft="sum", controls=("zero",)), "leave out --where all"),
+        (dict(protocols=("cipher",), temperatures=(0.1, 0.2), temperature=0.5), "cipher draws nothing"),
         (dict(tasks=("mmlu",), data={"mmlu": SAMPLE / "gsm8k.jsonl"}), "no single task has this name"),
         (dict(tasks=("biographies",)), "biographies needs people and facts"),
     ):  # fmt: skip

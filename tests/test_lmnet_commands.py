@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import jax
@@ -10,27 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomm.evals import cli
 from jaxcomm.evals.agents import load
 from jaxcomm.evals.networks import compare, wires
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.lmnet import Network, forward
 from jaxcomm.protocols.base import hear
 
+from command import jaxcomm, refused
+
 PROMPT = "Alice is at the Colosseum. Bob is at Meteora. Which countries are they located in?"
-
-
-def jaxcomm(monkeypatch, *words) -> None:
-    monkeypatch.setattr(sys, "argv", ["jaxcomm", *map(str, words)])
-    cli.main()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A network of the embedded pair's b, a few steps old."""
     out = tmp_path_factory.mktemp("networks") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        jaxcomm(patch, "lmnet", "train", "--steps", 4, "--every", 2, "--edge", "attention", "--out", out)
+    jaxcomm("lmnet", "train", "--steps", 4, "--every", 2, "--edge", "attention", "--out", out)
     return out
 
 
@@ -45,7 +39,7 @@ def test_a_finished_run_is_an_agent(trained, tmp_path, monkeypatch, capsys):
         ("eval", "--a", trained, "--b", trained, "--tasks", "countries", "--protocols", "single", "--n", 2, "--batch-size", 2, "--out", tmp_path / "eval"),
         ("report", tmp_path / "eval", "--out", tmp_path / "report"),
     ):  # fmt: skip
-        jaxcomm(monkeypatch, *command)
+        jaxcomm(*command)
     assert str(trained) in (tmp_path / "report" / "report.md").read_text()
     items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     asked = [item["prompt_b"] for item in items]
@@ -54,16 +48,15 @@ def test_a_finished_run_is_an_agent(trained, tmp_path, monkeypatch, capsys):
 
 def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tmp_path, monkeypatch, capsys):
     low = tmp_path / "low"  # of bfloat16 vertices; the second stage trains float32 ones
-    jaxcomm(monkeypatch, "lmnet", "train", "--edge", "attention", "--steps", 1, "--dtype", "bfloat16", "--out", low)
+    jaxcomm("lmnet", "train", "--edge", "attention", "--steps", 1, "--dtype", "bfloat16", "--out", low)
     (agent,) = load(str(low), dtype="bfloat16")
     assert {m.dtype.name for m in agent.params.models} == {"bfloat16"}
     assert {a.dtype.name for a in jax.tree.leaves(agent.params.edges)} == {"float32"}
     words = ("--edge", "attention", "--steps", 1, "--train", "all", "--start", low, "--out", tmp_path / "all")
-    jaxcomm(monkeypatch, "lmnet", "train", *words)
+    jaxcomm("lmnet", "train", *words)
     again = ("--edge", "attention", "--steps", 1, "--start", tmp_path / "all", "--out", tmp_path / "x")
-    with pytest.raises(SystemExit, match="2"):  # a run of edges would forget how the vertices moved
-        jaxcomm(monkeypatch, "lmnet", "train", *again)
-    assert "go on with --train all" in capsys.readouterr().err
+    capsys.readouterr()  # a run of edges would forget how the vertices moved
+    assert "go on with --train all" in refused(capsys, "lmnet", "train", *again)
     (first,), (second,) = load(str(trained)), load(str(tmp_path / "all"))
     (vertex,) = load("pair:b", layers=True)
     same = lambda x, y: [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)]
@@ -73,11 +66,11 @@ def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tm
 
 def test_vertices_that_share_nothing_move_apart_and_a_moved_run_goes_on(tmp_path, monkeypatch):
     words = ("--widths", 1, 1, "--no-share", "--edge", "linear", "--train", "all", "--steps", 2, "--every", 1)
-    jaxcomm(monkeypatch, "lmnet", "train", *words, "--out", tmp_path / "here")
+    jaxcomm("lmnet", "train", *words, "--out", tmp_path / "here")
     lines = (tmp_path / "here" / "metrics.jsonl").read_bytes()
     (tmp_path / "here").rename(tmp_path / "there")
     shutil.rmtree(tmp_path / "there" / "checkpoints" / "2")
-    jaxcomm(monkeypatch, "lmnet", "train", *words, "--resume", "--out", tmp_path / "there")
+    jaxcomm("lmnet", "train", *words, "--resume", "--out", tmp_path / "there")
     assert (tmp_path / "there" / "metrics.jsonl").read_bytes() == lines
     (agent,) = load(str(tmp_path / "there"))
     reader, writer = (jax.tree.leaves(model) for model in agent.params.models)
@@ -101,14 +94,14 @@ def test_what_wires_carry(trained, tmp_path, monkeypatch):
     np.testing.assert_allclose(
         np.asarray(single.read(fed, jnp.arange(tokens.shape[1])[None])[0]), seen["vertex 2.0"][0], atol=1e-4
     )
-    jaxcomm(monkeypatch, "lmnet", "show", trained, "--prompt", PROMPT, "--out", tmp_path)
+    jaxcomm("lmnet", "show", trained, "--prompt", PROMPT, "--out", tmp_path)
     assert (tmp_path / "wires.png").read_bytes().startswith(b"\x89PNG")
     assert "edge 1.1 -> 2.0" in (tmp_path / "wires.txt").read_text()
 
 
 def test_compare_reports_both_and_goes_on(tmp_path, monkeypatch, capsys):
     words = ("--steps", 2, "--edge", "linear", "--questions", 5, "--seeds", 2, "--out", tmp_path / "c")
-    jaxcomm(monkeypatch, "lmnet", "compare", *words)
+    jaxcomm("lmnet", "compare", *words)
     files = {p: p.read_bytes() for p in (tmp_path / "c").rglob("*.*") if p.name != "run.json"}
     lines = {line["arm"]: line for line in map(json.loads, (tmp_path / "c" / "results.jsonl").read_text().splitlines())}
     assert set(lines) == {*compare.ARMS, "edges - LoRA"}
@@ -117,7 +110,7 @@ def test_compare_reports_both_and_goes_on(tmp_path, monkeypatch, capsys):
     assert edges["seeds"] == low["seeds"] == 2 and edges["loss"] > 0
     assert "edges - LoRA" in (tmp_path / "c" / "report.txt").read_text()
     monkeypatch.setattr(compare, "train", None)  # nothing is trained twice
-    jaxcomm(monkeypatch, "lmnet", "compare", *words, "--resume")
+    jaxcomm("lmnet", "compare", *words, "--resume")
     assert {p: p.read_bytes() for p in files} == files
 
 
@@ -131,7 +124,7 @@ def test_a_rate_that_diverges_answers_nothing_and_is_not_chosen(tmp_path, monkey
     monkeypatch.setattr(compare, "train", diverging)
     monkeypatch.setattr(compare, "answers", lambda agent, asked: [q.answer for q in asked])
     words = ("--edge", "linear", "--widths", 1, 1, "--questions", 2, "--seeds", 2, "--learning-rates", 1e-1, 1e-3)
-    jaxcomm(monkeypatch, "lmnet", "compare", *words, "--out", tmp_path / "c")
+    jaxcomm("lmnet", "compare", *words, "--out", tmp_path / "c")
     assert "edges-0.1-1: the loss is nan at step 3" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "c" / "results.jsonl").read_text().splitlines()]
     chosen = {row["arm"]: (row["learning_rate"], row["accuracy"]) for row in rows if row.get("rates")}
@@ -185,10 +178,8 @@ def test_bad_input_is_one_line(trained, tmp_path, monkeypatch, capsys, words, me
     monkeypatch.chdir(tmp_path)
     (tmp_path / "OTHER").mkdir()
     (tmp_path / "OTHER" / "run.json").write_text('{"config": {"arm": "edges"}}')
-    with pytest.raises(SystemExit, match="2"):
-        jaxcomm(monkeypatch, "lmnet", *(str(trained) if word == "RUN" else word for word in words))
-    error = capsys.readouterr().err.strip()
-    assert message.replace("RUN", str(trained)) in error and "\n" not in error and not (tmp_path / "x").exists()
+    error = refused(capsys, "lmnet", *(trained if word == "RUN" else word for word in words))
+    assert message.replace("RUN", str(trained)) in error and not (tmp_path / "x").exists()
 
 
 def test_networks_are_refused_where_layers_are_asked_for(trained, tmp_path, monkeypatch, capsys):
@@ -196,9 +187,7 @@ def test_networks_are_refused_where_layers_are_asked_for(trained, tmp_path, monk
         ("sweep", "--a", trained, "--b", trained, "--out", tmp_path / "s"),
         ("play", "--a", trained, "--b", trained, "--k", 1, "--j", 1, "--n", 1),
     ):
-        with pytest.raises(SystemExit, match="2"):
-            jaxcomm(monkeypatch, *words)
-        assert "no layers to be split at" in capsys.readouterr().err
+        assert "no layers to be split at" in refused(capsys, *words)
 
 
 def test_a_network_of_other_vertices_is_refused(trained, tmp_path):

@@ -1,5 +1,6 @@
 """Training of networks: gradients, packing, resuming, and what must not change."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +23,16 @@ from jaxcomm import lmnet, lora
 from jaxcomm.converters import load_agent
 from jaxcomm.decoding import left_pad
 from jaxcomm.evals.games.world import held_out, world
-from jaxcomm.evals.networks import texts
+from jaxcomm.evals.networks import folders, texts, training
 from jaxcomm.evals.networks.settings import Recipe
-from jaxcomm.evals.networks.training import Records, batches, manager, train
+from jaxcomm.evals.networks.training import batches, manager, train
 from jaxcomm.evals.pair import folder
 from jaxcomm.model import forward, init
 from jaxcomm.sharding import local_mesh
 from jaxcomm.training import Batch, Everything, begin, losses, make_optimizer, make_step, pack
 
 from conftest import QUICK, assert_close, make_checkpoint, read
+from crashes import crash_everywhere
 from test_lmnet import perturbed
 
 TINY = Recipe(steps=6, rows=8, columns=12, learning_rate=1e-2, every=2)
@@ -248,7 +251,7 @@ def test_bfloat16_computation_trains_float32_edges(tiny):
 
 
 KILLED = """
-import os, random, signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 import jax, numpy, orbax.checkpoint, tensorboardX
 from jaxcomm import lmnet
@@ -285,15 +288,11 @@ def steps():
     return path.read_bytes().count(b"\\n") if path.exists() else 0
 
 assert os.waitpid(begin("whole"), 0)[1] == 0
-rng = random.Random(0)
-for kill in range(3):
+for wanted in (2, 20, 40):
     pid = begin("killed")
-    time.sleep(0.3)
-    enough = steps() + rng.randint(0, 6)
-    while steps() <= enough:
+    while steps() < wanted:
         assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it ended before it was killed"
         time.sleep(0.002)
-    time.sleep(rng.random() * 0.05)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     print(steps(), flush=True)
@@ -301,7 +300,7 @@ assert os.waitpid(begin("killed"), 0)[1] == 0
 """
 
 
-def test_kills_at_any_time_leave_no_trace(tmp_path):
+def test_real_kills_leave_no_trace(tmp_path):
     env = {**os.environ, "XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)], env=env, capture_output=True, text=True
@@ -317,43 +316,59 @@ def test_kills_at_any_time_leave_no_trace(tmp_path):
         np.testing.assert_array_equal(x, y)
 
 
-class Crash(BaseException):
-    """What nothing catches."""
+def test_a_crash_at_any_step_leaves_no_trace(tiny, tmp_path, monkeypatch):
+    """Before every line of metrics and every checkpoint, so after every other. (What a step computes is stood in for: it compiles anew in
+    every run. What Orbax does between its files is the kills'.)"""
+
+    def make_step(*_, **__):
+        def step(state, frozen, batch):
+            mean = jnp.mean(batch.tokens.astype(jnp.float32))
+            trained = jax.tree.map(lambda a: a + mean, state.trained)
+            return state.replace(step=state.step + 1, trained=trained), {"loss": mean, "norm": mean}
+
+        return step
+
+    monkeypatch.setattr(training, "make_step", make_step)
+    go = lambda out: train(*tiny, counting, TINY, tmp_path / out)
+    go("whole")
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+    def whole():
+        path = tmp_path / "killed" / "metrics.jsonl"
+        found = path.read_bytes() if path.exists() else b""
+        assert lines.startswith(found) and (not found or found.endswith(b"\n"))
+
+    watched = ((training, "write_whole"), (training.Records, "note"), (training.Records, "keep"))
+    assert crash_everywhere(lambda: go("killed"), whole, watched) >= 8
+    assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == lines
+    for x, y in zip(*(jax.tree.leaves(kept(tmp_path / out)) for out in ("whole", "killed")), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
-def test_a_crash_at_any_step_or_checkpoint_leaves_no_trace(tiny, tmp_path, monkeypatch):
-    """Before and after every line of metrics and every checkpoint, one run for each, gone on with to the end."""
-    train(*tiny, counting, TINY, tmp_path / "whole")
-    left = [0]
+def test_an_answer_ends_as_the_chat_template_ends_a_turn(trained):
+    """And a text as the first stop token says, also where the template's is another."""
+    agent = trained.agent
+    tokenizer = copy.deepcopy(agent.tokenizer)
+    end, text_end = tokenizer.convert_tokens_to_ids(["!", tokenizer.eos_token])
+    ends = lambda agent: [texts._document(agent, texts.Text("Greece", *prompt))[0][-1] for prompt in ((), ("Where?",))]
+    assert ends(agent) == [text_end] * 2
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}!{% endfor %}"
+    both = dataclasses.replace(agent, tokenizer=tokenizer, stop_tokens=(text_end, end))
+    assert ends(both) == ends(dataclasses.replace(both, chat=True)) == [text_end, end]
+    assert ends(dataclasses.replace(both, stop_tokens=(text_end,))) == [text_end] * 2, "a turn's end that stops nothing"
 
-    def crashing(method):
-        def call(self, *args):
-            for do in (None, method):
-                out = do and do(self, *args)
-                left[0] -= 1
-                if left[0] == 0:
-                    raise Crash
-            return out
 
-        return call
-
-    with monkeypatch.context() as patch:
-        for name in ("note", "keep"):
-            patch.setattr(Records, name, crashing(getattr(Records, name)))
-        points = 2 * (TINY.steps + TINY.steps // TINY.every)
-        for point in range(1, points + 1):
-            left[0] = point
-            with pytest.raises(Crash):
-                train(*tiny, counting, TINY, tmp_path / str(point))
-        left[0] = points + 1
-        train(*tiny, counting, TINY, tmp_path / "last")  # there is no further point
-    want = kept(tmp_path / "whole")
-    for point in range(1, points + 1):
-        train(*tiny, counting, TINY, tmp_path / str(point))
-        lines = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", str(point))]
-        assert lines[0] == lines[1], point
-        for x, y in zip(jax.tree.leaves(want), jax.tree.leaves(kept(tmp_path / str(point))), strict=True):
-            np.testing.assert_array_equal(x, y)
+def test_a_hubs_data_set_is_the_same_when_training_goes_on(monkeypatch):
+    """Its commit is part of what makes a run this run."""
+    command = dataclasses.make_dataclass("Command", [("text", str)])("hub:a/b:c:train:text")
+    asked = []
+    info = lambda name: asked.append(name) or SimpleNamespace(sha="abc")
+    monkeypatch.setattr("huggingface_hub.dataset_info", info)
+    assert folders.identity(command)["revision"] == "abc" and asked == ["a/b"]
+    assert folders.identity(dataclasses.replace(command, text="two-places"))["revision"] is None
+    monkeypatch.setattr("huggingface_hub.dataset_info", lambda name: 1 / 0)
+    with pytest.raises(OSError, match="hub:a/b:c:train:text cannot be read .*: check its name and the network"):
+        folders.identity(command)
 
 
 def kept(path):

@@ -1,5 +1,6 @@
 """Maps as files and the text they are fitted on: what was saved comes back, for the pair it was made for and no other."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -78,6 +79,24 @@ def test_it_stays_with_its_pair(pair, saved):
         assert re.findall(r"\b[ab] was [ab]\b", line) == names and "fitted for another pair" in line
     unrolled = [dataclasses.replace(agent, params=agent.params.unroll()) for agent in pair]
     assert_same(maps.load(saved, *unrolled), fitted(pair))
+
+
+def test_it_stays_with_how_its_pair_reads(pair, saved, tmp_path):
+    """Text that was read raw, or through a chat template, and through which one."""
+
+    def chatty(agent, template="{{ messages[0].content }}!"):
+        made = dataclasses.replace(agent, tokenizer=copy.deepcopy(agent.tokenizer))
+        made.tokenizer.chat_template = template
+        return dataclasses.replace(made, chat=True)
+
+    a, b = pair
+    assert "fitted on text that a read raw: leave out --chat" in refused(lambda: maps.load(saved, chatty(a), b))
+    assert "fitted on text that b read raw: leave out --chat" in refused(lambda: maps.load(saved, a, chatty(b)))
+    maps.save(tmp_path / "chat", fitted(pair), chatty(a), chatty(b))
+    assert "a read through its chat template: add --chat" in refused(lambda: maps.load(tmp_path / "chat", a, b))
+    other = chatty(b, "{{ messages[0].content }}?")
+    assert "another tokenizer or chat template of b" in refused(lambda: maps.load(tmp_path / "chat", chatty(a), other))
+    assert_same(maps.load(tmp_path / "chat", chatty(a), chatty(b)), fitted(pair))
 
 
 def test_a_folder_that_is_there_is_not_touched(pair, saved, tmp_path):

@@ -25,6 +25,10 @@ cluster, out = sys.argv[1] or None, Path(sys.argv[2])
 Play("pair:b", "pair:b", k=4, j=1, n=9, cluster=cluster, json=out / "play.jsonl", items=out / "items.jsonl").run()
 how = dict(games=("countries",), ks=(2, 4), js=(1, 3), n=8, memory=0.0015, text="statements", into=4)
 Sweep("pair:b", "pair:b", out / "sweep", **how).run()
+try:
+    Sweep("pair:b", "pair:b", out / "sweep", **how).run()
+except ValueError as error:  # the first process', which all end with
+    print("REFUSED", error, flush=True)
 """
 
 
@@ -45,6 +49,8 @@ def test_two_processes_play_and_sweep_as_one_does(tmp_path):
     assert [process.returncode for process in pair] == [0, 0], said
     assert "Best cells on all questions" in said[0] and "Best cells" not in said[1], "one report"
 
+    assert all("REFUSED" in text and "holds this run already: add --resume" in text for text in said), said
+
     read = lambda folder, name: [json.loads(line) for line in (folder / name).read_text().splitlines()]
     for was, now in zip(read(one, "items.jsonl"), read(two, "items.jsonl"), strict=True):
         assert (was["index"], was["prompt_a"], was["written"]) == (now["index"], now["prompt_a"], now["written"])
@@ -64,6 +70,18 @@ def test_a_cluster_that_is_none_is_one_clear_line(cluster, tmp_path):
     ):
         with pytest.raises(ValueError, match="give auto, or HOST:PORT,COUNT,INDEX"):
             command.run()
+
+
+def test_where_one_process_fails_all_end_with_its_line(monkeypatch):
+    def fail():
+        raise NotADirectoryError("runs is a file")
+
+    with pytest.raises(NotADirectoryError, match="runs is a file"):
+        processes.agreed(fail)
+    assert processes.agreed(lambda: 3) == 3
+    monkeypatch.setattr(processes, "together", lambda own: ["runs is a file", *own])
+    with pytest.raises(ValueError, match="runs is a file"):
+        processes.agreed(lambda: 3)
 
 
 def test_one_process_alone_does_everything():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jaxcomm.communication import communicate, communicate_logits
 from jaxcomm.decoding import Sampling, left_pad
 from jaxcomm.evals.pair import folder
-from jaxcomm.protocols import activation, cipher_debate, debate, exchange
+from jaxcomm.protocols import Form, activation, cipher_debate, debate, exchange, message
 from jaxcomm.protocols.base import hear
 
 from speakers import (
@@ -75,6 +75,25 @@ def test_writing_until_a_stop_string_is_writing_everything_and_cutting_there(spo
         assert reply.logprob == pytest.approx(sum(probs[:n]), abs=1e-4)
 
 
+def test_an_empty_stop_string_stops_nothing_and_no_texts_have_no_scores(trio):
+    turn = hear(trio["gemma2"].agent, QUESTIONS)
+    assert turn.write(N, until=["", "alice ?"]) == turn.write(N, until=["alice ?"])
+    assert turn.write(N, until=[""]) == turn.write(N)
+    none, some = turn.score([[], [], []]), turn.score([TEXTS[0], [], []])
+    assert [x.logprobs for x in none] == [()] * 3 and none[0].spent.read == len(turn.rows[0])
+    assert some[0] == turn.score([TEXTS[0]] * 3)[0] and some[1].logprobs == ()
+
+
+def test_a_reply_keeps_the_ids_of_its_text(spoken):
+    """Also of tokens that the tokenizer does not know, and without the one that stopped it."""
+    turn, how, tokens, _ = spoken
+    for row, reply in zip(tokens, turn.write(LONG, **how), strict=True):
+        assert list(reply.ids) == [t for t in row if t != EOS]
+    stop = spell(tokens[0][:6]).split()[-1]
+    for row, reply in zip(tokens, turn.write(LONG, until=[f" {stop}"], **how), strict=True):
+        assert spell(reply.ids) == reply.text and list(reply.ids) == row[: len(reply.ids)]
+
+
 def test_a_turn_may_write_and_score_again_and_again(trio):
     turn = hear(trio["gemma2"].agent, QUESTIONS)
     once, scores = turn.write(1), turn.score(TEXTS)
@@ -116,6 +135,31 @@ def test_space_at_a_prompts_end_is_read_once(trained):
         (lambda a, b: hear(a, ["who ? " * 500]).write(30), "leave room for 994; shorten it"),
         (lambda a, b: hear(a, ["who ? " * 511]).score([["who " * 5]]), "leave room for 1020; shorten it"),
         (lambda a, b: hear(a, ["who ?"]).score([[""]]), "a text to score has no tokens"),
+        (
+            lambda a, b: hear(a, ["who ali"]).score([["ce"]]),
+            "the text 'ce' shares its token with the prompt's end ('who ali')",
+        ),
+        (
+            lambda a, b: message(a, b, ["who ?"], ["who ?"], ask="{foo}"),
+            "ask '{foo}': it must have {prompt} and no other",
+        ),
+        (
+            lambda a, b: message(a, b, ["who ?"], ["who ?"], tell="{message}"),
+            "tell '{message}': it must have {message} and {prompt}",
+        ),
+        (
+            lambda a, b: message(a, b, ["who ?"], ["who ?"], ask="{prompt"),
+            "ask '{prompt': it must have {prompt} and no other",
+        ),
+        (lambda a, b: Form(peer="{answers}", update="{others}"), "peer '{answers}': it must have {answer}"),
+        (
+            lambda a, b: cipher_debate((a,), (["who ?"],), temperatures=[0.0], sampling=Sampling(1.0)),
+            "CIPHER draws nothing",
+        ),
+        (
+            lambda a, b: cipher_debate((a,), (["who ?"],), temperatures=[0.0]).write(1, sampling=Sampling(1.0)),
+            "CIPHER draws nothing",
+        ),
         (lambda a, b: debate((a, b), (["who ?"],) * 2, form="odd"), "unknown form 'odd': choose one of harness, plain"),
         (lambda a, b: debate((a, b), (["who ?"],) * 2, answer="odd"), "unknown answer 'odd': choose one of numeric"),
         (lambda a, b: cipher_debate((a,), (["who ?"],), temperatures=[0.0], form="odd"), "unknown form 'odd'"),

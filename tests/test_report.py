@@ -5,7 +5,7 @@ import html
 import io
 import itertools
 import json
-import sys
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import rich.console
 
-from jaxcomm.evals import cli, figures
+from jaxcomm.evals import figures
+from jaxcomm.evals.documents import Code, markdown, plain
 from jaxcomm.evals.evaluate import PROTOCOLS
 from jaxcomm.evals.finished import read_run
 from jaxcomm.evals.published import PUBLISHED, SETUP, differences, read_published
 from jaxcomm.evals.report import report
 from jaxcomm.evals.scores import accuracy, difference
+
+from command import refused
 
 CONFIG = {
     "tasks": ["countries"], "protocols": ["single", "activation"], "controls": ["zero"], "data": {}, "n": None, "seed": 0,
@@ -274,14 +277,42 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, bad):
+def test_bad_input_is_one_line(tmp_path, capsys, bad):
     runs, message = BAD[bad]
-    monkeypatch.setattr(sys, "argv", ["jaxcomm", "report", *map(str, runs(tmp_path)), "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and message in said and said.count("\n") == 1
+    assert message in refused(capsys, "report", *runs(tmp_path), "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_question_is_enough_for_a_report(tmp_path):
+    hits = {"single": [0], "message": [1], "activation": [1], "activation, zero": [0]}
+    text, _, rows = make_report(tmp_path / "out", make_run(tmp_path / "run", hits))
+    found = {row["protocol"]: row for row in rows if row["kind"] == "run"}
+    assert (found["message"]["above_single"], found["message"]["above_single_p"]) == ("1.0", "1.0")
+    assert found["activation"]["above_control_p"] == "1.0" and "+100.0" in text
+
+
+def shown(markdown: str) -> str:
+    """Markdown's text as it is read: an independent reading of what escapes and tags do."""
+    html_text = re.sub(r"<br>", "\n", re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", markdown))
+    return html.unescape(html_text)
+
+
+MARKS = ("[x](http://e.vil)", "![x](y)", "[x]: http://e.vil", "`code`", "```", "<b>", "a|b", "*a*", "_a_", "~~a~~", "$x$", "# x", "- x", "1. x", "1) x", "---", "===", "a\n# b", "&lt;", "\\", "> x")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_values_are_shown_unchanged_in_markdown(name):
+    text = plain(name)
+    assert shown(text) == name and "\n" not in text
+    bare = re.sub(r"\\.", "x", text.replace("<br>", "\n"))  # without what is escaped
+    assert not re.search(r"[`*|<~]|\]\(|\]:|(?m:^(?:[-+] |#+ |\d+[.)] |--|==))", bare)
+
+
+def test_a_command_with_a_fence_stays_in_its_block(tmp_path):
+    command = "jaxcomm eval --tell '```` {message} {prompt}'"
+    text = markdown([Code(command)])
+    fence = text.split("\n")[0]
+    assert set(fence) == {"`"} and fence not in command and text == f"{fence}\n{command}\n{fence}\n"
 
 
 def test_a_report_goes_into_a_folder(tmp_path):

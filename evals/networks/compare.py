@@ -28,7 +28,7 @@ from jaxcomm import lmnet, lora
 from jaxcomm.agent import Agent
 from jaxcomm.protocols.base import hear
 
-from ..play import write_lines
+from ..files import write_lines
 from ..runs import RunFolder, agent_fingerprint, surroundings
 from ..scores import Interval, accuracy, exact_match, over_seeds
 from .folders import build, identity
@@ -59,36 +59,36 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
     rank = lora.rank_of_size(agent.params, lmnet.size(wires))
     config = identity(command) | {"rank": rank, "fingerprints": [agent_fingerprint(a) for a in agents]}
     config |= surroundings("optax")
-    folder = RunFolder(
-        command.out, json.loads(json.dumps(config, default=str)), dict, command=words, resume=command.resume
-    )
-
-    sizes, done = {ALONE: 0, NEW: 0}, {}
-    for arm, rate, seed in itertools.product(ARMS, rates, range(command.seeds)):
-        if not ARMS[arm] and (rate != rates[0] or (arm == ALONE and seed)):
-            continue
-        name = f"{arm}-{rate:g}-{seed}".replace(" ", "_").replace(",", "")
-        trained, frozen = _begin(arm, shape, agents, rank, seed)
-        sizes[arm] = lmnet.size(trained) if ARMS[arm] else 0
-        if not folder.done(name):
-            clock, losses, model = time.perf_counter(), [], trained.join(frozen)
-            if ARMS[arm]:
-                texts = source(command.text, agent, recipe.columns, n=command.examples, seed=seed)
-                try:
-                    model = train(trained, frozen, texts, recipes[rate], title=name, losses=losses).trained.join(frozen)
-                except FloatingPointError as error:
-                    print(f"{name}: {error}")
-                    model = None
-            seconds = time.perf_counter() - clock
-            # At a rate that diverges nothing is answered.
-            said = answers(dataclasses.replace(agent, params=model), asked) if model else [""] * len(asked)
-            hits = [exact_match(text, q.answer) for text, q in zip(said, asked, strict=True)]
-            folder.write(name, {"said": [said], "hits": [hits], "losses": [losses], "seconds": [seconds]})
-        (done[arm, rate, seed],) = folder.read(name).to_pylist()
-    lines = summary(done, sizes, len(asked) // 2, rank)
-    write_lines(folder.path / "results.jsonl", lines)
-    report(folder, lines, done, agents, shape, len(asked) // 2)
-    return lines
+    config = json.loads(json.dumps(config, default=str))
+    with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
+        sizes, done = {ALONE: 0, NEW: 0}, {}
+        for arm, rate, seed in itertools.product(ARMS, rates, range(command.seeds)):
+            if not ARMS[arm] and (rate != rates[0] or (arm == ALONE and seed)):
+                continue
+            name = f"{arm}-{rate:g}-{seed}".replace(" ", "_").replace(",", "")
+            trained, frozen = _begin(arm, shape, agents, rank, seed)
+            sizes[arm] = lmnet.size(trained) if ARMS[arm] else 0
+            if not folder.done(name):
+                clock, losses, model = time.perf_counter(), [], trained.join(frozen)
+                if ARMS[arm]:
+                    texts = source(command.text, agent, recipe.columns, n=command.examples, seed=seed)
+                    try:
+                        model = train(trained, frozen, texts, recipes[rate], title=name, losses=losses).trained.join(
+                            frozen
+                        )
+                    except FloatingPointError as error:
+                        print(f"{name}: {error}")
+                        model = None
+                seconds = time.perf_counter() - clock
+                # At a rate that diverges nothing is answered.
+                said = answers(dataclasses.replace(agent, params=model), asked) if model else [""] * len(asked)
+                hits = [exact_match(text, q.answer) for text, q in zip(said, asked, strict=True)]
+                folder.write(name, {"said": [said], "hits": [hits], "losses": [losses], "seconds": [seconds]})
+            (done[arm, rate, seed],) = folder.read(name).to_pylist()
+        lines = summary(done, sizes, len(asked) // 2, rank)
+        write_lines(folder.path / "results.jsonl", lines)
+        report(folder, lines, done, agents, shape, len(asked) // 2)
+        return lines
 
 
 def _questions(command: Any) -> list[Text]:

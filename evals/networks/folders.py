@@ -18,6 +18,7 @@ from jaxcomm.model import Params
 from jaxcomm.training import Everything
 
 from ..runs import RunFolder, agent_fingerprint, surroundings
+from ..sentences import revision
 from .settings import Recipe, Shape, pick
 from .texts import source
 from .training import check, damaged, manager, train
@@ -66,11 +67,9 @@ def train_network(
         config["start_fingerprint"] = fingerprint(start)
     trained, frozen = network.split() if command.train == "edges" else (Everything(network), None)
     check(recipe, trained, network.config.max_positions)
-    folder = RunFolder(
-        command.out, json.loads(json.dumps(config, default=str)), dict, command=words, resume=command.resume
-    )
-    title = f"{command.out}, {command.train}"
-    state = train(trained, frozen, texts, recipe, folder.path, title=title, unroll=command.unroll)
+    config, title = json.loads(json.dumps(config, default=str)), f"{command.out}, {command.train}"
+    with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
+        state = train(trained, frozen, texts, recipe, folder.path, title=title, unroll=command.unroll)
     return state.trained.join(frozen)
 
 
@@ -80,6 +79,7 @@ def identity(command: Any) -> dict[str, Any]:
     for name in ("out", "start", "resume"):
         told.pop(name, None)
     files = [Path(told[name]) for name in ("text", "test") if told.get(name) and Path(told[name]).is_file()]
+    told |= {"revision": revision(told["text"])}
     return told | {"data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]}
 
 

@@ -8,6 +8,7 @@ hub:NAME:CONFIG:SPLIT:FIELD a data set of the Hugging Face hub, streamed; needs 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -108,13 +109,23 @@ def questions(name: str) -> list[Text]:
 
 
 def _document(agent: Agent, text: Text) -> Document:
-    """Tokens, with the stop token at the end, and their weights: of a prompt 0."""
-    end = list(agent.stop_tokens[:1])
+    """Tokens, with the token at the end that ends a text, or after a prompt a turn, and their weights: of a prompt 0."""
     if not text.prompt:
-        ids = [*agent.tokenizer.encode(text.answer), *end]
+        ids = [*agent.tokenizer.encode(text.answer), *agent.stop_tokens[:1]]
         return ids, [1.0] * len(ids)
-    asked, answered = agent.encode(text.prompt), [*agent.follow(text.prompt, f" {text.answer}"), *end]
+    asked, answered = agent.encode(text.prompt), [*agent.follow(text.prompt, f" {text.answer}"), *_turn_end(agent)]
     return [*asked, *answered], [0.0] * len(asked) + [1.0] * len(answered)
+
+
+def _turn_end(agent: Agent) -> tuple[int, ...]:
+    """The stop token that the chat template writes after an assistant's turn; without one, what ends a text."""
+    if agent.tokenizer.chat_template:
+        turns = [{"role": role, "content": said} for role, said in (("user", "1"), ("assistant", "2ND"), ("user", "3"))]
+        after = dataclasses.replace(agent, chat=True).render(turns).partition("2ND")[2]
+        for token in agent.tokenizer.encode(after, add_special_tokens=False):
+            if token in agent.stop_tokens:
+                return (token,)
+    return agent.stop_tokens[:1]
 
 
 def _pieces(document: Document, columns: int) -> Iterator[Document]:

@@ -32,7 +32,7 @@ from jaxcomm.model import Params
 from jaxcomm.sharding import fsdp_shardings, local_mesh
 from jaxcomm.training import Batch, State, begin, make_optimizer, make_step, pack
 
-from ..play import write_whole
+from ..files import write_whole
 from .settings import Recipe
 from .texts import Source
 

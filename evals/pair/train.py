@@ -27,6 +27,7 @@ from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.model import Params, forward, init
 
 from ...converters import to_hf
+from ..files import check_new
 from .text import DOCUMENTS, Document, documents, plain
 
 BOS, EOS = "<s>", "</s>"
@@ -177,8 +178,7 @@ def train_and_save(model: str, out: Path, *, steps: int | None = None, seed: int
     """Trains and writes the checkpoint, float16, as a new folder. FileExistsError if `out` exists."""
     import transformers
 
-    if out.exists():
-        raise FileExistsError(f"{out} exists: choose another folder, or remove it first")
+    check_new(out)
     params, tokenizer = train(model, CYCLES[model] if steps is None else (steps,), seed)
     wrapped = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=False

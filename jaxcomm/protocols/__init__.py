@@ -1,5 +1,8 @@
 """How agents may communicate. Every protocol is called as protocol(a, b, prompts_a, prompts_b, *, sampling, seed, ...)
-and returns B's `Turn` (or the `Panel` of all who answer): it has heard everything, and now writes or scores."""
+and returns B's `Turn` (or the `Panel` of all who answer): it has heard everything, and now writes or scores.
+
+sampling, seed: of what is written before that turn, which has its own. Where nothing is (silent, sender, skyline, an activation
+without thinking) they change nothing; CIPHER, which says everything in vectors, refuses `sampling`."""
 
 from jaxcomm.protocols.activations import Control, activation, exchange
 from jaxcomm.protocols.base import Reply, Scored, Turn

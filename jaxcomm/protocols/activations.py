@@ -16,7 +16,7 @@ from jaxcomm.decoding import Sampling, bucket, left_pad
 from jaxcomm.flops import blocks_flops, graft_flops
 from jaxcomm.graft import Graft, apply_graft, carry
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie
-from jaxcomm.protocols.base import Reply, Shared, Spent, Turn, dropped, hear, share
+from jaxcomm.protocols.base import Shared, Spent, Turn, dropped, hear, share
 from jaxcomm.protocols.debates import Panel, lookup
 from jaxcomm.sharding import by_rows, deliver
 
@@ -171,20 +171,12 @@ def _send_all(
     spent = [Spent(0, len(row), 0, lost) for row, lost in zip(rows, dropped(sender, prompts, rows), strict=True)]
     if think:
         said = hear(sender, prompts).write(think, until=until, sampling=sampling, seed=seed)
-        rows = [_thought(sender, row, reply) for row, reply in zip(rows, said, strict=True)]
+        rows = [[*row, *reply.ids] for row, reply in zip(rows, said, strict=True)]
         thoughts, spent = [reply.text for reply in said], [reply.spent for reply in said]
     tokens, mask, past = _lay_out(sender, rows, where)
     message = deliver(send(sender.params, tokens, layer, mask=mask, past=past, where=where), home)
     reading = [Spent(blocks_flops(config, len(row), blocks=layer)) for row in rows]
     return _Sent(message, rows, thoughts, [x + y for x, y in zip(spent, reading, strict=True)])
-
-
-def _thought(sender: Agent, row: Sequence[int], reply: Reply) -> list[int]:
-    """A's prompt and what it wrote, without the token or the string it stopped at."""
-    ids = sender.tokenizer.convert_tokens_to_ids(list(reply.written))
-    says = lambda n: sender.tokenizer.decode(ids[:n], skip_special_tokens=True)
-    n = max(n for n in range(len(ids) + 1) if len(says(n)) <= len(reply.raw))
-    return [*row, *(token for token in ids[:n] if token not in sender.stop_tokens)]
 
 
 def exchange(

@@ -1,43 +1,21 @@
 """Final answers in free text, for votes and for scoring debates as Du et al. (2023) do.
 
-`released` follows the code they published where it differs: minus signs are dropped, and what cannot be parsed counts as
-correct.
+How they are read: numbers in `numerals`, letters in `letters`. `released` reads them as the code Du et al. published does: minus
+signs are dropped, braces are the last that hold digits, letters are the last of (X), and what cannot be parsed counts as correct.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Literal, get_args
+
+from jaxcomm.protocols.letters import choice
+from jaxcomm.protocols.numerals import numeric
 
 Parse = Callable[[str], str | None]
 Tie = Literal["first", "last"]
 """Of answers with equally many votes, the one given by the first (Du et al.) or by the last agent wins."""
-
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:\d[\d,]*(?:\.\d+)?|(?<![\d.])\.\d+)")
-"""A minus that follows a digit, a letter or a bracket is no sign: 5-10 minutes."""
-_BRACED = re.compile(r"\{\s*(-?[$\d.,]*\d[$\d.,]*)\s*\}")
-
-
-def numeric(text: str) -> str | None:
-    """The last number in braces (\\\\boxed{72}), else the last number: digits as they are counted, "1,250.0" is 1250."""
-    found = _BRACED.findall(text) or _NUMBER.findall(text)
-    if not found:
-        return None
-    try:
-        value = Decimal(re.sub(r"[$,]", "", found[-1]).rstrip("."))
-    except InvalidOperation:
-        return None
-    if not value:
-        return "0"
-    return f"{value:f}".rstrip("0").rstrip(".") if "." in f"{value:f}" else f"{value:f}"
-
-
-def choice(text: str) -> str | None:
-    """The letter of the last "(X)", else of the last capital from A to J, but I, that stands alone."""
-    found = re.findall(r"\((\w)\)", text) or re.findall(r"\b([A-HJ])\b", text)
-    return found[-1].upper() if found else None
 
 
 def whole(text: str) -> str | None:
@@ -46,6 +24,23 @@ def whole(text: str) -> str | None:
 
 
 ANSWERS: dict[str, Parse] = {"numeric": numeric, "choice": choice, "text": whole}
+
+
+def released_numeric(text: str) -> str | None:
+    """Du et al.'s: the digits of the last braces that hold any, else the last digits."""
+    braced = [digits for found in re.findall(r"\{([0-9.,$]*)\}", text) if (digits := re.sub(r"[^0-9.]", "", found))]
+    found = braced or re.findall(r"\d+\.?\d*", text)
+    return numeric(found[-1]) if found else None
+
+
+def released_choice(text: str) -> str | None:
+    """Du et al.'s: the last (X), whatever X is."""
+    found = re.findall(r"\((\w)\)", text)
+    return found[-1].upper() if found else None
+
+
+RELEASED: dict[Parse, Parse] = {numeric: released_numeric, choice: released_choice}
+"""What the code that Du et al. published reads instead: for scoring beside their numbers, not for votes."""
 
 
 def vote(answers: Sequence[str | None], tie: Tie = "first") -> int:
@@ -60,10 +55,8 @@ def vote(answers: Sequence[str | None], tie: Tie = "first") -> int:
 
 
 def correct(text: str, gold: str, parse: Parse, *, released: bool = False) -> bool:
-    """Whether an answer is the reference's. What cannot be parsed is wrong, or, as `released`, right."""
-    said, want = parse(text), parse(gold)
+    """Whether an answer is the reference's. What cannot be parsed is wrong; `released`, by Du et al.'s code, it is right."""
+    said, want = RELEASED.get(parse, parse)(text) if released else parse(text), parse(gold)
     if released:
-        if said is None:
-            return True
-        said, want = said.lstrip("-"), (want or "").lstrip("-")
+        return said is None or said == (want or "").lstrip("-")
     return said is not None and said == want

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxcomm.agent import Agent, Prompt, Seed, row_keys
 from jaxcomm.cache import KVCache
-from jaxcomm.decoding import Generation, Sampling, begin, bucket, go_on, left_pad, score
+from jaxcomm.decoding import Generation, Sampling, begin, bucket, check_finite, go_on, left_pad, score
 from jaxcomm.flops import generation_flops, scoring_flops
 from jaxcomm.model import prefill
 from jaxcomm.sharding import by_rows
@@ -49,12 +49,13 @@ def total(each: Iterable[Spent]) -> Spent:
 class Reply:
     """What an agent said to one prompt, and how it came to it.
 
-    raw: the text as it was decoded, up to a stop string; read, written: token strings; logprob: of all tokens written;
-    spent: on this reply, by all agents; details: what is the protocol's own (A's message, or layers, positions and norms
+    raw: the text as it was decoded, up to a stop string; ids: its tokens, without the one that stopped it; read, written: token
+    strings, of all that were; logprob: of all tokens written; spent: on this reply, by all agents; details: what is the protocol's own (A's message, or layers, positions and norms
     of the edit).
     """
 
     raw: str
+    ids: tuple[int, ...]
     read: tuple[str, ...]
     written: tuple[str, ...]
     logprob: float
@@ -149,7 +150,9 @@ class Turn:
         """One reply per prompt, to its stop token, to whichever of the strings `until` is complete first (it is not in the
         text), or to `max_new_tokens`. Thoughts are written and paid for, and are not in the text; no stop string ends them. seed: one for all prompts, or one for each. ValueError: no room for so many tokens."""
         self.agent.check_room(self.rows, max_new_tokens)
+        until = [stop for stop in until if stop]  # an empty one is everywhere
         out = self._generate(max_new_tokens, until, sampling, row_keys(seed, len(self.rows)))
+        check_finite(out)
         config = self.agent.params.config
         replies, lost = [], self.dropped
         for i, row in enumerate(self.rows):
@@ -159,7 +162,17 @@ class Turn:
             spent = self.before[i] + Spent(flops, len(row), len(written), lost[i])
             logprob = float(out.logprobs[i].sum())
             read, spelled = self.agent.tokens(row), self.agent.tokens(written)
-            replies.append(Reply(raw, tuple(read), tuple(spelled), logprob, spent, dict(self.details[i])))
+            replies.append(
+                Reply(
+                    raw,
+                    self._ids(written, row, raw),
+                    tuple(read),
+                    tuple(spelled),
+                    logprob,
+                    spent,
+                    dict(self.details[i]),
+                )
+            )
         return replies
 
     def _generate(self, max_new_tokens, until, sampling, keys) -> Generation:
@@ -185,6 +198,13 @@ class Turn:
             )
         return jax.device_get(_go_on(params, writing, max_new_tokens, past=self.past, **how).out)
 
+    def _ids(self, written: np.ndarray, row: Sequence[int], raw: str) -> tuple[int, ...]:
+        """Of the tokens written after a prompt, those whose text is within `raw`, and the thoughts before them."""
+        ids = [int(token) for token in written if token not in self.agent.stop_tokens]
+        while ids and len(self.agent.said(ids, row)) > len(raw):
+            ids.pop()
+        return tuple(ids)
+
     def _end(self, tokens: np.ndarray, until: Sequence[str], begin: int, row: Sequence[int]) -> int:
         """Tokens up to the one that completes a stop string; more than there are if none does. None does before `begin`."""
         stops = lambda n: self.agent.before_stop(self.agent.beyond_thoughts(tokens[:n], row), until) is not None
@@ -195,10 +215,18 @@ class Turn:
     def score(self, continuations: Sequence[Sequence[str]]) -> list[Scored]:
         """Of the texts given after each prompt, which may be another number for each. Nothing is written.
 
-        ValueError: a text without tokens, or one that does not fit after its prompt.
+        ValueError: a text without tokens of its own, or one that does not fit after its prompt.
         """
         pairs = zip(self.prompts, continuations, strict=True)
-        return self.score_tokens([[self.agent.follow(prompt, text) for text in texts] for prompt, texts in pairs])
+        return self.score_tokens([[self._follow(prompt, text) for text in texts] for prompt, texts in pairs])
+
+    def _follow(self, prompt: Prompt, text: str) -> list[int]:
+        tokens = self.agent.follow(prompt, text)
+        if text and not tokens:
+            raise ValueError(
+                f"the text {text!r} shares its token with the prompt's end ({self.agent.render(prompt)[-20:]!r}): end the prompt where a word ends"
+            )
+        return tokens
 
     def score_tokens(self, continuations: Sequence[Sequence[Sequence[int]]]) -> list[Scored]:
         """`score` of token ids."""
@@ -206,7 +234,8 @@ class Turn:
             if not all(texts):
                 raise ValueError("a text to score has no tokens")
             self.agent.check_room([row], max(map(len, texts), default=1) - 1)
-        C, T = max(map(len, continuations)), max(len(text) for texts in continuations for text in texts)
+        C = max(1, *map(len, continuations))
+        T = max((len(text) for texts in continuations for text in texts), default=1)
         padded = np.full((len(self.rows), C, 1 if T == 1 else 1 + bucket(T - 1, T + 32, 4)), -1, np.int32)
         for i, texts in enumerate(continuations):
             for c, text in enumerate(texts):

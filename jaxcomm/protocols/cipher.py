@@ -62,12 +62,14 @@ class CipherTurn(Turn):
         return [self.agent.tokenizer.decode(row[:n], skip_special_tokens=True) for row, n in rows]
 
     def write(self, max_new_tokens: int = 16, *, until: Sequence[str] = (), sampling=None, seed=0) -> list[Reply]:
-        """Nothing is drawn, so `sampling` and `seed` mean nothing here; a Reply's logprob is not a number."""
+        """Nothing is drawn: `seed` changes nothing, and a Reply's logprob is not a number. ValueError: there is a `sampling`."""
+        check_no_draws(sampling)
         out = self.speak(max_new_tokens)
         texts, spent = self.readable(out), self.spend(out, max_new_tokens)
         return [
             Reply(
-                cut(text, until),
+                raw := cut(text, until),
+                self._ids(out.tokens[i, : out.lengths[i]], raw),
                 tuple(self.agent.tokens(row)),
                 tuple(self.agent.tokens(out.tokens[i, : out.lengths[i]])),
                 float("nan"),
@@ -86,6 +88,12 @@ class CipherTurn(Turn):
             flops += sum(mixing_flops(agent, steps) for agent in (self.agent, *others))
             spent.append(Spent(flops, len(row), int(said), lost))
         return spent
+
+
+def check_no_draws(sampling: Sampling | None) -> None:
+    """ValueError: there is a `sampling`."""
+    if sampling is not None:
+        raise ValueError("CIPHER draws nothing: leave out sampling, the temperatures say how soft its vectors are")
 
 
 def mixing_flops(agent: Agent, vectors: int) -> int:
@@ -113,9 +121,11 @@ def cipher_debate(
     """The turn of the agent with the lowest temperature, in the last of `rounds`, of which the first is before any
     debate; the others need not answer in it.
 
-    temperatures: one for each agent; 0 says the embedding of the argmax, greedy text. The rest is `jaxcomm.cipher.cipher`'s.
+    temperatures: one for each agent; 0 says the embedding of the argmax, greedy text. The rest is `jaxcomm.cipher.cipher`'s;
+    sampling must be None and seed changes nothing, since nothing is drawn.
     ValueError: the agents' vocabularies differ, and `debate`'s.
     """
+    check_no_draws(sampling)
     words: Form = lookup(form, FORMS, "form")
     check_debate(agents, prompts, rounds)
     if len(temperatures) != len(agents) or min(temperatures) < 0:

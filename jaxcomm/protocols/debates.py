@@ -14,7 +14,7 @@ from jaxcomm.agent import Agent, Prompt, Seed, vary
 from jaxcomm.decoding import Sampling
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie, vote
 from jaxcomm.protocols.base import Reply, Scored, Spent, Turn, hear, total
-from jaxcomm.protocols.text import put
+from jaxcomm.protocols.text import check_words, put
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Form:
     start: the first turn. peer, own: another's answer, and one's own ("" leaves it out). update: a later turn; last: in
     the final round, if it is another one; alone: of an agent that has no peers. turns: an agent's answers stay in the
     conversation and the update is its next turn (Du et al.); else the update is all it reads.
+
+    ValueError: words with other braces than these.
     """
 
     peer: str
@@ -33,6 +35,13 @@ class Form:
     last: str | None = None
     alone: str | None = None
     turns: bool = False
+
+    def __post_init__(self):
+        check_words("start", self.start, {"prompt"}, {"prompt"})
+        for name in ("peer", "own", "update", "last", "alone"):
+            check_words(
+                name, getattr(self, name) or "", (), {"answer"} if name in ("peer", "own") else {"prompt", "others"}
+            )
 
     def begin(self, prompt: Prompt) -> Prompt:
         return put(self.start, prompt)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Collection, Mapping, Sequence
 
 from jaxcomm.agent import Agent, Prompt, Seed, vary
 from jaxcomm.decoding import Sampling
@@ -44,8 +45,9 @@ def skyline(
     sampling: Sampling | None = None,
     seed: Seed = 0,
 ) -> Turn:
-    """B reads A's prompt and its own, one after the other: all there is to know."""
-    return hear(b, [put("{text} {prompt}", y, text=text(x)) for x, y in zip(prompts_a, prompts_b, strict=True)])
+    """B reads A's prompt and its own, one after the other: all there is to know. Where A reads what B does, B reads it once."""
+    both = zip(prompts_a, prompts_b, strict=True)
+    return hear(b, [y if text(x) == text(y) else put("{text} {prompt}", y, text=text(x)) for x, y in both])
 
 
 def message(
@@ -62,7 +64,11 @@ def message(
     seed: Seed = 0,
 ) -> Turn:
     """A writes after its prompt (put into `ask`), to one of the strings `until`, and B reads what A wrote and its own
-    prompt (put into `tell`)."""
+    prompt (put into `tell`).
+
+    sampling, seed: of what A writes. ValueError: `check_message`'s.
+    """
+    check_message(ask, tell)
     asked = hear(a, [put(ask, prompt) for prompt in prompts_a])
     said = asked.write(max_message_tokens, until=until, sampling=sampling, seed=vary(seed, 1))
     return hear(
@@ -71,6 +77,23 @@ def message(
         details=[{"message": m.text} for m in said],
         before=[m.spent for m in said],
     )
+
+
+def check_message(ask: str, tell: str, prefix: str = "") -> None:
+    """ValueError: words of a `message` that lack a place for what is put into them, or have another. prefix: of their names."""
+    check_words(f"{prefix}ask", ask, {"prompt"}, {"prompt"})
+    check_words(f"{prefix}tell", tell, {"message", "prompt"}, {"message", "prompt"})
+
+
+def check_words(name: str, words: str, needed: Collection[str], allowed: Collection[str]) -> None:
+    """ValueError: a template that lacks one of the `needed` places, or has one that is not `allowed`."""
+    try:
+        found = {field for _, field, *_ in string.Formatter().parse(words) if field is not None}
+    except ValueError:  # a brace that stands alone
+        found = {"{"}
+    if not set(needed) <= found <= set(allowed):
+        places = " and ".join(f"{{{place}}}" for place in sorted(needed or allowed))
+        raise ValueError(f"{name} {words!r}: it must have {places} and no other braces ({{{{ is a brace itself)")
 
 
 def put(template: str, prompt: Prompt, **parts: str) -> Prompt:

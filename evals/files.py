@@ -1,0 +1,62 @@
+"""Files that are written whole, and where they may be written to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def check_folder(path: Path) -> None:
+    """OSError before the work, not after it, if it is a file. ValueError: `check_local`'s."""
+    check_local(path)
+    if path.is_file():
+        raise NotADirectoryError(f"{path} is a file: name a folder")
+
+
+def check_new(path: Path) -> None:
+    """FileExistsError before the work, not after it. ValueError: `check_local`'s."""
+    check_local(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists: choose another folder, or remove it first")
+
+
+def check_file(path: Path | None) -> None:
+    """OSError before the work, not after it, if results cannot be written there. ValueError: `check_local`'s."""
+    if path is None:
+        return
+    check_local(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+
+
+def check_local(path: Path) -> None:
+    """ValueError: gs://bucket/run and the like, which would be a folder called gs: here."""
+    if found := re.match(r"([A-Za-z][\w+.-]+):/+(.*)", str(path)):
+        raise ValueError(f"{found[1]}://{found[2]} is not local: name a local folder, and copy it there afterwards")
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """JSON lines."""
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that is there whole, or as it was before. ValueError: `check_local`'s."""
+    check_local(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
