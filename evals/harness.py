@@ -14,10 +14,8 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import pyarrow as pa
 import tqdm
@@ -31,7 +29,7 @@ from jaxcomm.decoding import Sampling
 from jaxcomm.protocols import Panel, Turn
 from jaxcomm.protocols.base import Spent, hear, total
 
-from . import biographies
+from . import biographies, programs
 from .runs import RunFolder
 
 BIOGRAPHY_TOKENS = 400
@@ -245,7 +243,7 @@ class ProtocolLM(LM):
             digest = zlib.crc32("".join(keys).encode())
             name = f"{self.arm.name.replace(' ', '-').replace(':', '')}-{task}-{digest:08x}-{len(batch)}"
             if not self.folder.done(name):
-                release_programs()
+                programs.release()
                 start, had = time.perf_counter(), self._had
                 left = [row for row, key in zip(batch, keys, strict=True) if key not in had]
                 filled = [*left, *left[:1] * (size[task, bool(batch[0].prompt)] - len(left))]
@@ -352,16 +350,6 @@ class ProtocolLM(LM):
 
     def _keep(self, row: Row, record: dict[str, Any]) -> None:
         self.records.setdefault((row.task, row.question), []).append(record)
-
-
-def release_programs(share: float = 0.5) -> None:
-    """Forgets all compiled programs once they hold this share of the memory maps that Linux gives a process.
-
-    On CPU a program holds some hundreds, and the compiler crashes when there are no more; tasks of many lengths get there.
-    """
-    held, limit = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
-    if limit.exists() and held.read_bytes().count(b"\n") > share * int(limit.read_text()):
-        jax.clear_caches()
 
 
 def _spent(spent: Spent, answer: int, details: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +19,6 @@ from jaxcomm.converters import load_agent
 from jaxcomm.decoding import Sampling
 from jaxcomm.evals import biographies, cost, evaluate, harness
 from jaxcomm.evals.biographies import RULES, bullets, judged, person_scores, read_people
-from jaxcomm.evals.harness import release_programs
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.runs import RunFolder
 from jaxcomm.evals.scores import accuracy, ratio
@@ -577,12 +575,3 @@ def test_rows_carry_the_flops_of_what_was_read_and_written(b, tmp_path):
         else:
             least = reading_flops(c, read) + head_flops(c)
             assert least <= row["flops"] <= least + blocks_flops(c, 3, context=read) + 3 * head_flops(c)
-
-
-def test_programs_are_forgotten_before_they_use_up_the_memory_maps_of_a_process():
-    double = jax.jit(lambda x: 2 * x)
-    double(1.0)
-    release_programs(share=1.0)
-    assert double._cache_size() == 1
-    release_programs(share=0.0)
-    assert double._cache_size() == 0 and double(2.0) == 4.0
