@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo eval-demo check test lint bench bench-calls bench-sweep bench-protocols bench-load bench-lmnet tpu-check clean
+.PHONY: demo eval-demo check quick test mutants lint bench bench-calls bench-sweep bench-protocols bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -33,12 +33,19 @@ eval-demo: .venv/.eval
 	.venv/bin/jaxcomm cost $(PAIR) --k 7 --j 1 --tokens 10 8 3
 	.venv/bin/jaxcomm report eval-demo/a-b eval-demo/b-b eval-demo/perplexity --out eval-demo/report
 
-# Lint, types and the fastest third of the tests, in a minute and a half.
-check: lint
-	$(PYTEST) -m quick
+# Lint, types and the fastest third of the tests, side by side: a minute and a half.
+check: .venv/.test
+	$(MAKE) -j2 lint quick
+
+quick: .venv/.test
+	$(PYTEST) -n 1 -m quick
 
 test: .venv/.test
 	$(PYTEST)
+
+# Breaks central lines one at a time; says which test catches each. About ten minutes.
+mutants: .venv/.test
+	.venv/bin/python tests/mutations.py
 
 lint: .venv/.test
 	.venv/bin/ruff check .

@@ -11,10 +11,10 @@ import json
 import os
 import platform
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import jax
-import jaxlib
 
 VARIABLE = "JAXCOMM_PROGRAMS"
 """Environment variable: the folder to keep programs in, or `off`."""
@@ -59,7 +59,7 @@ def _surroundings() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     processor = sorted({line for line in lines if line.startswith(wanted)}) or [platform.processor()]
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    facts = [jax.__version__, jaxlib.__version__, platform.machine(), *flags, *processor]
+    facts = [jax.__version__, metadata.version("jaxlib"), platform.machine(), *flags, *processor]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

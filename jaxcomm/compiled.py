@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import numpy as np
@@ -53,8 +53,8 @@ def compiled(
     def decorate(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         signature = inspect.signature(fn)
 
-        def body(given: dict[str, Any]) -> Any:
-            return fn(**{name: x.value if isinstance(x, _Static) else x for name, x in given.items()})
+        def body(given: dict[str, Any]) -> Result:
+            return cast(Any, fn)(**{name: x.value if isinstance(x, _Static) else x for name, x in given.items()})
 
         body.__name__ = body.__qualname__ = fn.__name__
         program = jax.jit(body, inline=True)

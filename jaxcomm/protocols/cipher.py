@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomm.agent import Agent, Prompt, Seed, cut
+from jaxcomm.agent import Agent, Prompt, Seed
 from jaxcomm.cipher import Partial, Stop, Vectors, cipher
 from jaxcomm.decoding import Sampling, bucket, left_pad
 from jaxcomm.flops import generation_flops
@@ -65,19 +65,14 @@ class CipherTurn(Turn):
         """Nothing is drawn: `seed` changes nothing, and a Reply's logprob is not a number. ValueError: there is a `sampling`."""
         check_no_draws(sampling)
         out = self.speak(max_new_tokens)
-        texts, spent = self.readable(out), self.spend(out, max_new_tokens)
-        return [
-            Reply(
-                raw := cut(text, until),
-                self._ids(out.tokens[i, : out.lengths[i]], raw),
-                tuple(self.agent.tokens(row)),
-                tuple(self.agent.tokens(out.tokens[i, : out.lengths[i]])),
-                float("nan"),
-                self.before[i] + spent[i],
-                dict(self.details[i]),
-            )
-            for i, (text, row) in enumerate(zip(texts, self.rows, strict=True))
-        ]
+        spent, replies = self.spend(out, max_new_tokens), []
+        for i, row in enumerate(self.rows):
+            said = out.tokens[i, : out.lengths[i]]
+            raw = self.agent.said(said, row, until)
+            ids, read, written = self._ids(said, row, raw), self.agent.tokens(row), self.agent.tokens(said)
+            before, details = self.before[i] + spent[i], dict(self.details[i])
+            replies.append(Reply(raw, ids, tuple(read), tuple(written), float("nan"), before, details))
+        return replies
 
     def spend(self, out: Vectors, max_new_tokens: int, others: Sequence[Agent] = ()) -> list[Spent]:
         """What a response cost, its vectors also formed for others; the vector that stopped it, which is not said, too."""

@@ -1,0 +1,55 @@
+"""Breaks central lines one at a time, and says which test catches each: make mutants.
+
+Not a test: it edits the checkout (and puts every line back), so nothing may be uncommitted.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MUTANTS = (
+    # file, line, what it becomes, where a test has to fail
+    ("jaxcomm/model.py", "fori_loop(start, stop, lambda", "fori_loop(start + 1, stop, lambda", "test_model"),
+    ("jaxcomm/model.py", "jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)", "jnp.cumsum(mask, axis=1, dtype=jnp.int32), -1)", "test_model"),
+    ("jaxcomm/model.py", "edited = lambda h, i: jax.lax.cond(jnp.equal(i, j)", "edited = lambda h, i: jax.lax.cond(jnp.equal(i, j + 1)", "test_communicate"),
+    ("jaxcomm/layers.py", "(distance >= 0)", "(distance > 0)", "test_parity"),
+    ("jaxcomm/layers.py", "low * cos - high * sin", "low * cos + high * sin", "test_parity"),
+    ("jaxcomm/graft.py", "a[..., a.shape[-1] - d :]", "a[..., :d]", "test_communicate"),
+    ("jaxcomm/decoding.py", "jax.vmap(jax.random.fold_in, (0, None))(keys, self.t)", "keys", "test_model"),
+    ("jaxcomm/layer_sweep.py", "jnp.where((at == i)[..., None], edit, h)", "jnp.where((at == i + 1)[..., None], edit, h)", "test_sweep"),
+    ("jaxcomm/mapping.py", "aa + penalty", "aa", "test_mapping"),
+    ("jaxcomm/training.py", "documents[:, 1:] != documents[:, :-1]", "documents[:, 1:] < documents[:, :-1]", "test_lmnet_training"),
+    ("jaxcomm/compiled.py", "not real[:, -1].all()", "not real[:, 0].all()", "test_compiled"),
+    ("converters/weights.py", "begin = sum(self.parts(c)[: self.part])", "begin = 0", "test_parity"),
+    ("jaxcomm/protocols/answers.py", "given.count(a) == most", "given.count(a) >= 1", "test_answers"),
+    ("evals/scores.py", "np.asarray(hits, float) - np.asarray(others, float)\n    if len(x) < 2", "np.asarray(hits, float) + np.asarray(others, float)\n    if len(x) < 2", "test_sweeps"),
+)  # fmt: skip
+
+
+def main() -> None:
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True).stdout
+    if changed:
+        sys.exit(f"commit first, or these would be lost:\n{changed}")
+    survived = 0
+    for file, old, new, test in MUTANTS:
+        path = ROOT / file
+        text = path.read_text(encoding="utf-8")
+        if text.count(old) != 1:
+            sys.exit(f"{file} has {text.count(old)} times {old!r}: bring MUTANTS up to date")
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        try:
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "--no-header", f"tests/{test}.py"]
+            said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+        finally:
+            path.write_text(text, encoding="utf-8")
+        caught = [
+            line.split("::")[1].split(" - ")[0] for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))
+        ]
+        survived += not caught
+        print(f"{file}: {old}\n    -> {new}\n    {f'{test}::{caught[0]}' if caught else 'NOT CAUGHT'}", flush=True)
+    sys.exit(f"{survived} were not caught" if survived else 0)
+
+
+if __name__ == "__main__":
+    main()
