@@ -238,7 +238,7 @@ def test_a_crash_at_any_step_of_any_file_leaves_no_trace(b, tmp_path, monkeypatc
     def resumed():
         run(asked, b, tmp_path / "run", resume=True)
 
-    assert crash_everywhere(resumed, whole) > 2 * 4 and there(tmp_path / "run") == want
+    assert crash_everywhere(resumed, whole) >= 6 and there(tmp_path / "run") == want
 
 
 def test_a_run_goes_on_in_other_batches_and_on_another_patch_release(b, tmp_path, monkeypatch):
