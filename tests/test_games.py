@@ -14,6 +14,8 @@ from jaxcomm.evals.games.world import held_out, world
 from jaxcomm.evals.pair.text import DOCUMENTS, documents, plain, statements
 from jaxcomm.evals.scores import accuracy, difference, exact_match, normalised_match
 
+from command import refused
+
 
 def test_the_world_is_as_large_as_promised_and_names_do_not_give_the_answer_away():
     w = world()
@@ -127,3 +129,9 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says():
 def test_an_unknown_group_of_names_is_one_clear_line(game):
     with pytest.raises(ValueError, match="unknown group of names 'old': choose one of seen, new"):
         GAMES[game](names="old")
+
+
+@pytest.mark.parametrize("words", [("--ask", "{foo}"), ("--ask", "tell me"), ("--tell", "{message}"), ("--tell", "{")])
+def test_words_of_a_message_are_checked_before_any_model_is_loaded(capsys, words):
+    line = refused(capsys, "play", "--a", "nowhere", "--b", "nowhere", "--protocol", "message", *words)
+    assert f"{words[0]} {words[1]!r}: it must have" in line and "and no other braces" in line

@@ -339,7 +339,7 @@ def test_a_crash_at_any_step_leaves_no_trace(tiny, tmp_path, monkeypatch):
         assert lines.startswith(found) and (not found or found.endswith(b"\n"))
 
     watched = ((training, "write_whole"), (training.Records, "note"), (training.Records, "keep"))
-    assert crash_everywhere(lambda: go("killed"), whole, watched) >= 8
+    assert crash_everywhere(lambda: go("killed"), whole, watched) >= 6
     assert (tmp_path / "killed" / "metrics.jsonl").read_bytes() == lines
     for x, y in zip(*(jax.tree.leaves(kept(tmp_path / out)) for out in ("whole", "killed")), strict=True):
         np.testing.assert_array_equal(x, y)
