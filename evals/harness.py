@@ -310,7 +310,7 @@ class ProtocolLM(LM):
     def _score(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         b = self.arm.agents[-1]
         if not rows[0].prompt:  # unconditional: of the one who answers
-            turn = hear(b, [""] * len(rows), rows=[[_prefix(b)]] * len(rows))
+            turn = hear(b, [""] * len(rows), rows=[[b.first_token]] * len(rows))
             found = turn.score_tokens([[_spell(b, text) for text in row.items] for row in rows])
         else:
             new = max(len(_spell(agent, text)) for agent in self.arm.agents for row in rows for text in row.items)
@@ -324,7 +324,7 @@ class ProtocolLM(LM):
         after one that begins a text. (The harness' own backend writes that twice where the tokenizer does, too.)"""
         b = self.arm.agents[-1]
         limit, spelled = b.params.config.max_positions, [_spell(b, row.items[0]) for row in rows]
-        cut = lambda tokens: get_rolling_token_windows(tokens, _prefix(b), limit, 1)
+        cut = lambda tokens: get_rolling_token_windows(tokens, b.first_token, limit, 1)
         windows = [[make_disjoint_window(w) for w in cut(tokens)] for tokens in spelled]
         flat = [w for own in windows for w in own]
         scored = []
@@ -372,14 +372,6 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
         other[task] = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
     taken = lambda row: told[row.task][other[row.task][row.question]]
     return [dataclasses.replace(row, doc={**row.doc, "prompt_a": taken(row)}) for row in rows]
-
-
-def _prefix(agent: Agent) -> int:
-    """What stands before a text that nothing stands before. ValueError: the tokenizer has no such token."""
-    for token in (agent.tokenizer.bos_token_id, agent.tokenizer.eos_token_id):
-        if token is not None:
-            return token
-    raise ValueError(f"{agent.name}'s tokenizer has no token that begins or ends a text: ask it with a prompt")
 
 
 def _keeping(agent: Agent, new: int) -> Agent:

@@ -1,6 +1,5 @@
 """Evaluation: the harness' numbers, runs that resume, biographies, and what it all costs."""
 
-import copy
 import dataclasses
 import json
 import os
@@ -325,10 +324,6 @@ def test_a_text_without_a_prompt_is_read_after_one_token_that_begins_it(b, tmp_p
     for row in items(tmp_path / "run"):
         tokens = b.tokenizer.encode(row["prompt"], add_special_tokens=False)
         assert row["tokens_read"] == 1 and row["tokens_written"] == len(tokens)
-    nameless = copy.deepcopy(b.tokenizer)
-    nameless.bos_token = nameless.eos_token = None
-    with pytest.raises(ValueError, match="b's tokenizer has no token that begins or ends a text"):
-        harness._prefix(dataclasses.replace(b, tokenizer=nameless))
 
 
 def test_a_prompt_that_both_read_is_read_once(b):
