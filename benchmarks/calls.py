@@ -18,12 +18,14 @@ import time
 
 import jax
 import jax.monitoring
+import jax.numpy as jnp
 import numpy as np
 
 import jaxcomm as jc
 from jaxcomm.compiled import check_layer, check_prompts
 from jaxcomm.converters import load_agent
 from jaxcomm.evals.pair import folder
+from jaxcomm.model import run_blocks
 
 SHAPE = jc.ModelConfig(vocab=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ff=1536, max_positions=2048)
 """SmolLM2-135M's."""
@@ -72,6 +74,16 @@ def look(params: jc.Params, tokens: np.ndarray, mask: np.ndarray) -> None:
     check_layer(params, K)
 
 
+def bare(params: jc.Params, tokens: jax.Array, *, mask: jax.Array) -> jax.Array:
+    """`forward` of a Llama that trusts its input."""
+    positions = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
+    return params.logits(run_blocks(params, params.embed[tokens], positions)[0])
+
+
+def masked(fn, params: jc.Params, tokens: np.ndarray, mask: np.ndarray):
+    return fn(params, tokens, mask=mask)
+
+
 def seconds(fn, prompts) -> float:
     start = time.perf_counter()
     for prompt in prompts:
@@ -108,6 +120,11 @@ def main() -> None:
             for (tokens, mask), (k, j) in zip(prompts, itertools.product(range(3), range(4)), strict=False):
                 jc.communicate(params, params, tokens, tokens, k=k, j=j, mask_a=mask, mask_b=mask, max_new_tokens=NEW)
         print(f"programs compiled for other prompts, k and j: {len(programs)}")
+        with_nan, without = jax.jit(jc.forward), jax.jit(bare)
+        guarded, plain = (functools.partial(masked, fn, params) for fn in (with_nan, without))
+        seconds(guarded, prompts[:1]), seconds(plain, prompts[:1])
+        pairs = [(seconds(plain, prompts), seconds(guarded, prompts)) for _ in range(rounds)]
+        print(f"NaN for invalid values, in forward: {statistics.median(y / x for x, y in pairs):.2f} times one without")
         print(
             f"looking at the values of a call: {seconds(functools.partial(look, params), prompts * 20) * 1e6:.0f} microseconds"
         )
