@@ -47,15 +47,13 @@ def test_the_next_process_finds_them_and_a_damaged_folder_is_mended(tmp_path):
 
 
 @pytest.fixture
-def settings():
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+def forget():
+    before = jax.config.jax_compilation_cache_dir
+    yield lambda: jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_entries_are_checked_once_and_the_oldest_go_beyond_the_limit(tmp_path, settings, monkeypatch):
+def test_entries_are_checked_once_and_the_oldest_go_beyond_the_limit(tmp_path, forget, monkeypatch):
     import zlib
 
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
@@ -69,13 +67,15 @@ def test_entries_are_checked_once_and_the_oldest_go_beyond_the_limit(tmp_path, s
     (here / "broken-cache").write_bytes(b"\x78\x9c half")
     size = (here / "program-0-cache").stat().st_size
     monkeypatch.setattr(programs, "LIMIT", 3 * size + 10)
+    forget()
     programs.keep(tmp_path)
     assert sorted(path.name for path in here.glob("*-cache")) == [f"program-{n}-cache" for n in range(3)]
     monkeypatch.setattr(programs, "_whole", lambda entry: pytest.fail(f"{entry} was checked twice"))
+    forget()
     programs.keep(tmp_path)
 
 
-def test_where_nothing_can_be_kept_a_command_says_so_and_goes_on(tmp_path, settings, monkeypatch):
+def test_where_nothing_can_be_kept_a_command_says_so_and_goes_on(tmp_path, forget, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="compiled programs are not kept: .*file"):
