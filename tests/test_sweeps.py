@@ -225,10 +225,16 @@ def test_real_kills_leave_no_trace(tmp_path):
 
 
 def test_a_crash_at_any_step_of_any_file_leaves_no_trace(pair, tmp_path, monkeypatch):
-    """What is there is whole at every crash, and what a run ends with is what one in peace does. (Pictures and the played
-    half take long and are stood in for.)"""
+    """What is there is whole at every crash, and what a run ends with is what one in peace does. (What takes long is computed
+    once, or stood in for: this is about files.)"""
     monkeypatch.setattr(sweeps.figures, "contours", lambda drawn, **_: b"a picture")
+    monkeypatch.setattr(sweeps.figures, "page", lambda *_: "a page")
     monkeypatch.setattr(sweeps, "halve", lambda *_: ())
+    made = {}
+    for where, name in ((sweeps.Plan, "run"), (sweeps, "fit")):
+        real = getattr(where, name)
+        once = lambda *args, real=real: made.get(str(args[-1])) or made.setdefault(str(args[-1]), real(*args))
+        monkeypatch.setattr(where, name, once)
     asked = dataclasses.replace(
         ASKED, games=("countries",), grafts=("replace",), decode=None, memory=SMALL, text="statements", into=4
     )
