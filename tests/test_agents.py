@@ -34,7 +34,7 @@ def agents(tmp_path_factory):
         make_checkpoint(folder, family, seed=7, vocab_size=len(fast), eos_token_id=1)
         fast.save_pretrained(folder)
         folders.append(folder)
-    return tuple(load_agent(folder, name=name) for folder, name in zip(folders, "ab", strict=True))
+    return tuple(load_agent(folder, name=name, unroll=False) for folder, name in zip(folders, "ab", strict=True))
 
 
 A_READS, B_READS = ["alice is at rome .", "bob is at the paris ."], ["where is alice ?", "where is bob ?"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from jaxcomm import communicate, shard, sweep
+from jaxcomm import communicate, lora, shard, sweep
 from jaxcomm.converters import load_agent, save, to_hf
 from jaxcomm.evals.pair import folder
 from jaxcomm.int8 import is_matrix, quantise
@@ -80,3 +80,19 @@ def test_int8_weights_are_not_saved(llama, tmp_path):
         with pytest.raises(ValueError, match="int8 weights cannot be saved"):
             keep(quantise(llama.params), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_it_is_cut_over_devices_whichever_comes_first(llama):
+    """Quantised and then placed, as placed and then quantised."""
+    tokens = prompts(2, 9)
+    for axis, share in (("tensor", 2), ("fsdp", 2)):
+        mesh = jax.make_mesh((4, 2), ("data", axis), axis_types=(AxisType.Auto,) * 2)
+        cut = shard(quantise(llama.params), mesh)
+        up = cut.blocks["mlp"]["up"]["weight"].qvalue
+        assert up.addressable_shards[0].data.size == up.size // share, axis
+        assert_close(read(cut, tokens), read(quantise(llama.params), tokens), axis, 1e-4)
+
+
+def test_lora_refuses_it(llama):
+    with pytest.raises(ValueError, match="LoRA moves weights, and int8 ones cannot be"):
+        lora.init(jax.random.key(0), quantise(llama.params), 2)

@@ -388,3 +388,11 @@ def test_answers_that_are_none_are_refused(llama):
     ):
         with pytest.raises(ValueError, match=message):
             go(answers)
+
+
+def test_a_graft_may_compute_in_float32_beside_others_in_bfloat16(llama, asked):
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), llama.params)
+    (ta, _), (tb, _) = asked
+    wide = lambda a, b: (a.astype(jnp.float32) + b.astype(jnp.float32)) / 2
+    out = sweep(half, half, ta, tb, ks=(2,), js=(1,), grafts=("mean", wide), max_new_tokens=3, mesh=ONE)
+    np.testing.assert_array_equal(out.tokens[0], out.tokens[1])

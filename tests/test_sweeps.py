@@ -23,6 +23,7 @@ from jaxcomm.fingerprint import fingerprint
 from jaxcomm.protocols import Control, activation
 
 from command import refused
+from conftest import QUICK
 from crashes import crash_everywhere, there
 
 ASKED = sweeps.Asked(
@@ -212,10 +213,9 @@ assert os.waitpid(begin("killed", "--resume"), 0)[1] == 0
 
 def test_real_kills_leave_no_trace(tmp_path):
     """SIGKILL while starting, computing and writing; the last run's files are those of a run in peace."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path)],
-        env={**os.environ, **cache, "XLA_FLAGS": ""},
+        env={**os.environ, "XLA_FLAGS": QUICK},
         capture_output=True,
         text=True,
     )
