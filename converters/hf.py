@@ -368,9 +368,17 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> Family:
     raise ValueError(f"{who} this architecture: {config}")
 
 
+def check_local(path: str | Path) -> None:
+    """ValueError: gs://bucket/run and the like, which would be a folder called gs: here."""
+    if found := re.match(r"([A-Za-z][\w+.-]+):/+(.*)", str(path)):
+        raise ValueError(f"{found[1]}://{found[2]} is not local: name a local folder, and copy it there afterwards")
+
+
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """A folder that appears at `out` whole, or not at all. FileExistsError if something is there already."""
+    """A folder that appears at `out` whole, or not at all. FileExistsError if something is there already. ValueError:
+    `check_local`'s."""
+    check_local(out)
     out = Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists: choose another folder, or remove it first")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from ..converters.hf import check_local
 
 
 def check_folder(path: Path) -> None:
@@ -32,12 +33,6 @@ def check_file(path: Path | None) -> None:
     check_local(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file")
-
-
-def check_local(path: Path) -> None:
-    """ValueError: gs://bucket/run and the like, which would be a folder called gs: here."""
-    if found := re.match(r"([A-Za-z][\w+.-]+):/+(.*)", str(path)):
-        raise ValueError(f"{found[1]}://{found[2]} is not local: name a local folder, and copy it there afterwards")
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import contextlib
 import dataclasses
+import gc
 from pathlib import Path
 
 import jax
@@ -45,6 +46,9 @@ from jaxcomm.evals.pair import folder
 from jaxcomm.model import Params, forward
 
 programs.keep()
+# Tracing makes millions of objects that stay; looking through them again and again is a tenth of the time.
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 
@@ -162,6 +166,18 @@ def toy_tokenizer(words=WORDS) -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
     )
+
+
+QUICK_FILES = {
+    "test_answers", "test_figures", "test_hub", "test_mapping", "test_package", "test_published", "test_reading", "test_report",
+}  # fmt: skip
+"""Of `make check`: the files whose tests take least, together a third of all tests."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in QUICK_FILES:
+            item.add_marker("quick")
 
 
 @pytest.fixture(autouse=True)

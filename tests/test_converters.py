@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from jaxcomm.converters import FAMILIES, from_hf, to_hf
+from jaxcomm.converters import FAMILIES, from_hf, save, to_hf
 from jaxcomm.converters import hf as hf_module
 
 from conftest import make_checkpoint, prompts, read
@@ -213,3 +213,11 @@ def test_head_size_apart_from_width_over_heads(tmp_path):
         np.testing.assert_allclose(
             read(odd.params, tokens), odd.torch(torch.from_numpy(tokens).long()).logits, atol=1e-5
         )
+
+
+def test_a_place_that_is_not_local_is_refused(llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for keep in (save, to_hf):
+        with pytest.raises(ValueError, match="gs://bucket/model is not local: name a local folder"):
+            keep(llama.params, "gs://bucket/model")
+    assert not list(tmp_path.iterdir())

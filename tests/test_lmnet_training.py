@@ -273,7 +273,7 @@ def counting(start):
 def go(out):
     programs.keep()
     network = lmnet.init(jax.random.key(0), init(jax.random.key(1), config), (1, 1))
-    train(*network.split(), counting, Recipe(steps=60, rows=2, columns=12, every=3), home / out)
+    train(*network.split(), counting, Recipe(steps=60, rows=2, columns=12, every=6), home / out)
 
 def begin(out):
     pid = os.fork()  # no backend is there yet: children share the imports, which take longest

@@ -15,18 +15,7 @@ import jaxcomm
 ROOT = Path(__file__).parents[1]
 HOMES = {"jaxcomm": "jaxcomm", "converters": "jaxcomm.converters", "evals": "jaxcomm.evals"}
 """Folders at the top of the repository, and the packages they are installed as."""
-ONLY_COMMANDS = (
-    "tyro",
-    "rich",
-    "scipy",
-    "matplotlib",
-    "plotly",
-    "pyarrow",
-    "tensorboardX",
-    "lm_eval",
-    "datasets",
-    "torch",
-)
+ONLY_COMMANDS = ("tyro", "matplotlib", "plotly", "pyarrow", "tensorboardX", "lm_eval", "datasets", "torch")
 
 
 def modules() -> dict[str, Path]:
