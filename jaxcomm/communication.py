@@ -1,7 +1,7 @@
 """Activation communication (Ramesh & Li, ICML 2025, section 3.1): A is paused after layer k, B after layer j,
 B's state becomes f(A's, B's), and B goes on.
 
-`communicate` is `send` (A's side) then `receive` (B's side) then `generate.decode`. The edit happens once, in B's
+`communicate` is `send` (A's side) then `receive` (B's side) then `decoding.decode`. The edit happens once, in B's
 prefill; the K/V it leads to stay, so every later token reads them. Whoever tries many edits of one prompt reads it once
 (`read_prompt`) and goes on from each (`resume`).
 """
@@ -190,8 +190,10 @@ def communicate(
 ) -> Generation:
     """What B says after its prompt once A's activation has been grafted into it.
 
-    k in 0 .. L_A and j in 0 .. L_B may be ints or traced; masks are False on left padding. Pure: jit it (static: graft,
-    where, max_new_tokens), vmap it over a further axis of games.
+    k in 0 .. L_A and j in 0 .. L_B may be ints or traced; masks are False on left padding. A's side and B's are compiled
+    programs (on devices of their own, if the models are); other prompts of these shapes, and another k and j, compile nothing.
+    A function `graft` is part of B's program, so define it once. Pure: it goes under jit, vmap (over a further axis of games,
+    k or j) and scan.
 
     ValueError: k or j out of range, an empty or too long prompt, unequal numbers of prompts, and `receive`'s.
     """

@@ -1,7 +1,7 @@
 """Every (graft, k, j) of activation communication in one program.
 
 Cells of a sweep differ in B's last prompt token above layer j and in what B says then, in nothing else. So A reads its
-prompts once (the last token's h_A of all layers), B reads its own once (`communicate.read_prompt`), and the cells go on
+prompts once (the last token's h_A of all layers), B reads its own once (`communication.read_prompt`), and the cells go on
 from there, all games side by side: a row is a game, its cells are branches of it (`layers.Segment`) that attend to the
 one prompt where it lies. Nothing is read twice and no program depends on which layers are tried.
 
