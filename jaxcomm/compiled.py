@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
+import jax.extend.core
 import numpy as np
 from flax import struct
 from jax.core import Tracer
@@ -27,6 +28,12 @@ from jaxcomm.config import ModelConfig
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+_trace = functools.partial(jax.extend.core.get_opaque_trace_state, convention="flax")
+with jax.ensure_compile_time_eval():
+    UNTRACED = _trace()
+"""Not under any transformation. (What is traced may hide in a graft's closure, so arguments do not tell.)"""
 
 
 class _Static(struct.PyTreeNode):
@@ -64,12 +71,11 @@ def compiled(
             given = signature.bind(*args, **kwargs).arguments
             for params, tokens, mask in prompts:
                 check_prompts(given[params], given[tokens], given.get(mask))
-            traced = layers and any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(list(given.values())))
             for name, params in layers.items():
                 check_layer(given[params], given[name], name)
                 if not isinstance(given[name], Tracer):
                     layer = int(given[name])
-                    given[name] = _Static(layer) if traced else np.int32(layer)
+                    given[name] = np.int32(layer) if _trace() == UNTRACED else _Static(layer)
             given |= {name: _Static(given[name]) for name in static if name in given}
             return program(given)
 
@@ -90,6 +96,8 @@ def check_layer(params: Any, layer: Any, name: str = "k") -> None:
     if not isinstance(params.config, ModelConfig):
         raise ValueError(f"{name} = {layer}: a network has no layers to be split at; name a single model")
     value, last = known(layer), params.config.layers
+    if value is not None and not np.issubdtype(value.dtype, np.integer):
+        raise ValueError(f"{name} = {layer!r}: a layer is a whole number, 0 to {last}")
     if value is not None and not np.all((value >= 0) & (value <= last)):
         raise ValueError(f"{name} = {layer} is out of range: this model's layers are 0 (the embedding) to {last}")
 
@@ -102,6 +110,8 @@ def check_prompts(params: Any, tokens: Any, mask: Any = None) -> None:
         tokens: Ids [B, T] in the vocabulary (any on padding), or vectors [B, T, D].
         mask: False on padding [B, T], which is on the left of every row.
     """
+    if not hasattr(tokens, "shape"):
+        raise ValueError(f"prompts are an array, got a {type(tokens).__name__}: jaxcomm.left_pad makes one of lists")
     if np.ndim(tokens) not in (2, 3):
         raise ValueError(
             f"prompts are tokens [rows, columns], or vectors [rows, columns, width]: got {np.shape(tokens)}"

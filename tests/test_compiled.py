@@ -98,6 +98,26 @@ def test_gradients_pass_through_compiled_calls(llama):
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(alone))
 
 
+def test_what_a_graft_closes_over_is_learned(llama):
+    """Its tracers are in no argument of the call."""
+    talk = lambda w, answers: jc.communicate_logits(
+        llama.params,
+        llama.params,
+        TOKENS,
+        TOKENS,
+        answers,
+        k=2,
+        j=1,
+        graft=lambda a, b: w * a + b,
+        mask_a=MASK,
+        mask_b=MASK,
+    )
+    loss = lambda w: jnp.mean(talk(w, TOKENS) ** 2)
+    want = (loss(0.51) - loss(0.49)) / 0.02
+    assert_close(jax.grad(loss)(0.5), want, "gradient", 1e-2)
+    assert_close(jax.jit(jax.grad(loss))(0.5), want, "gradient under jit", 1e-2)
+
+
 CALLS = {
     "prefix": lambda p, t, m: jc.prefix(p, t, 1, mask=m),
     "suffix": lambda p, t, m: jc.suffix(p, np.ones((2, 8, p.config.width), np.float32), 1, mask=m),
@@ -143,6 +163,9 @@ def test_prompts_that_cannot_be_read_are_refused_by_every_function(llama, name):
     [
         (lambda p: jc.prefix(p, TOKENS, 5), "k = 5 is out of range: this model's layers are 0 (the embedding) to 4"),
         (lambda p: jc.prefix(p, TOKENS, jnp.int32(-1)), "k = -1 is out of range"),
+        (lambda p: jc.prefix(p, TOKENS, 2.5), "k = 2.5: a layer is a whole number, 0 to 4"),
+        (lambda p: jc.prefix(p, TOKENS, "2"), "k = '2': a layer is a whole number"),
+        (lambda p: jc.forward(p, [[1, 2]]), "prompts are an array, got a list: jaxcomm.left_pad makes one"),
         (lambda p: jc.suffix(p, np.ones((1, 2, 48), np.float32), 5), "k = 5 is out of range"),
         (lambda p: jc.communicate(p, p, TOKENS, TOKENS, k=9, j=1), "k = 9 is out of range"),
         (lambda p: jc.communicate(p, p, TOKENS, TOKENS, k=1, j=9), "j = 9 is out of range"),
