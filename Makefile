@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
 # As many workers as cores; tests of one file share what they have made.
-PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo eval-demo check quick test mutants lint bench bench-calls bench-sweep bench-protocols bench-load bench-lmnet tpu-check clean
 

@@ -30,6 +30,7 @@ from jaxcomm.model import (
     prefix,
     recorder,
     run_blocks,
+    run_edited,
     unembed,
 )
 from jaxcomm.sharding import deliver
@@ -267,7 +268,6 @@ def communicate_logits(
     places = positions_of(tokens_b.shape, mask_b)
     following = jnp.max(places, axis=1, keepdims=True) + 1 + jnp.arange(answers.shape[1], dtype=jnp.int32)
     positions = jnp.concatenate([places, jnp.where(answers < 0, -1, following)], axis=1)
-    h, *_ = run_blocks(params_b, embed(params_b, tokens, positions), positions, 0, j)
-    h = jnp.concatenate([edit(h[:, :prompt]), h[:, prompt:]], axis=1)
-    h, *_ = run_blocks(params_b, h, positions, j)
+    grafted = lambda h: jnp.concatenate([edit(h[:, :prompt]), h[:, prompt:]], axis=1)
+    h, *_ = run_edited(params_b, embed(params_b, tokens, positions), positions, (j, grafted))
     return unembed(params_b, h[:, prompt - 1 : -1])

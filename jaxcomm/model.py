@@ -341,6 +341,20 @@ def run_blocks(
     return h[:, -1:] if last else h, cache, state
 
 
+def run_edited(
+    params: Params, h: Float[Array, "B T D"], positions: Int[Array, "B T"], edit: tuple[Any, Callable], **how: Any
+) -> tuple[Any, Any, Any]:
+    """All blocks over h[0], where for `edit = (j, fn)` the stream h[j] becomes fn(h[j]). how, and what is returned: as
+    `run_blocks`'. One walk whatever j is: a traced one compiles once for all, and has a reverse mode."""
+    j, fn = edit
+    edited = lambda h, i: jax.lax.cond(jnp.equal(i, j), fn, lambda h: h, h)
+    visit = lambda h, state, i: (edited(h, i), state)
+    h, cache, state = run_blocks(params, edited(h, 0), positions, visit=(visit, None), **how)
+    if isinstance(j, Tracer):
+        h = jnp.where((j >= 0) & (j <= params.config.layers), h, jnp.nan)
+    return h, cache, state
+
+
 @compiled(layers={"k": "params"})
 def prefix(
     params: Params,
@@ -425,14 +439,7 @@ def prefill_edited(
     if edit is None:
         h, cache = params.read(tokens, positions, **how)
     else:
-        j, fn = edit
-        check_layer(params, j, "j")
+        check_layer(params, edit[0], "j")
         single: Any = params
-        edited = lambda h, i: jax.lax.cond(jnp.equal(i, j), fn, lambda h: h, h)
-        visit = lambda h, state, i: (edited(h, i), state)
-        h, cache, _ = run_blocks(
-            single, edited(embed(single, tokens, positions), 0), positions, visit=(visit, None), **how
-        )
-        if isinstance(j, Tracer):
-            h = jnp.where((j >= 0) & (j <= single.config.layers), h, jnp.nan)
+        h, cache, _ = run_edited(single, embed(single, tokens, positions), positions, edit, **how)
     return params.logits(h)[:, 0], cache.replace(positions=positions)

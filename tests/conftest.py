@@ -174,7 +174,20 @@ QUICK_FILES = {
 """Of `make check`: the files whose tests take least, together a third of all tests."""
 
 
+LONG_FILES = [
+    "test_sweeps",
+    "test_evaluate",
+    "test_lmnet_training",
+    "test_pair",
+    "test_processes",
+    "test_lmnet_commands",
+]
+"""Few tests that take long: they begin first, so that no worker is left alone with one at the end."""
+
+
 def pytest_collection_modifyitems(items):
+    order = {name: n for n, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     for item in items:
         if item.path.stem in QUICK_FILES:
             item.add_marker("quick")

@@ -61,9 +61,9 @@ def test_training_text_is_batched_without_loss_on_padding():
 
 def test_the_command_that_made_the_models_makes_one_that_loads(tmp_path):
     with jax.numpy_dtype_promotion("standard"):  # optax's Muon adds ints to floats
-        train_and_save("a", tmp_path / "a", steps=1)
-    agent = load_agent(tmp_path / "a")
-    assert agent.params.config == load_agent(folder("a")).params.config
-    assert agent.tokenizer.get_vocab() == load_agent(folder("a")).tokenizer.get_vocab()
+        train_and_save("b", tmp_path / "b", steps=1)
+    agent, shipped = load_agent(tmp_path / "b"), load_agent(folder("b"))
+    assert agent.params.config == shipped.params.config
+    assert agent.tokenizer.get_vocab() == shipped.tokenizer.get_vocab()
     with pytest.raises(FileExistsError, match="exists: choose another folder"):
-        train_and_save("a", tmp_path / "a", steps=2)
+        train_and_save("b", tmp_path / "b", steps=2)
