@@ -38,7 +38,7 @@ def keep(folder: str | Path | None = None) -> Path | None:
         return None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     here = Path(folder or os.environ.get(VARIABLE) or cache / "jaxcomm") / f"programs-{_surroundings()}"
-    if jax.config.jax_compilation_cache_dir == str(here):
+    if getattr(jax.config, "jax_compilation_cache_dir", None) == str(here):
         return here
     try:
         here.mkdir(parents=True, exist_ok=True)
