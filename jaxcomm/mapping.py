@@ -9,6 +9,7 @@ All three take the same batches, and both recipes report the error on the same h
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ Batches = Iterable[tuple[tuple[AnyArray, AnyArray], tuple[AnyArray, AnyArray]]]
 """((tokens_a, mask_a), (tokens_b, mask_b)), [n, P] each, of the same n sentences in both models' tokens."""
 
 
+_pick = jax.jit(operator.getitem)
+"""Uncompiled, an index is a dozen programs."""
+
+
 def _final_states(
     params_a: Params, params_b: Params, batches: Batches, ks: Sequence[int], js: Sequence[int]
 ) -> Iterator[tuple[Float[Array, "K n DA"], Float[Array, "J n DB"], Bool[np.ndarray, " n"]]]:
@@ -49,9 +54,9 @@ def _final_states(
         n = len(tokens_a)
         if n != len(tokens_b):
             raise ValueError(f"a batch has {n} sentences for A and {len(tokens_b)} for B: give both the same")
-        a = hidden_states(params_a, tokens_a, mask=mask_a, last=True)[np.array(ks)]
-        b = hidden_states(params_b, tokens_b, mask=mask_b, last=True)[np.array(js)]
-        yield a, b, (seen + np.arange(n)) % HELD_OUT == HELD_OUT - 1
+        a = hidden_states(params_a, tokens_a, mask=mask_a, last=True)
+        b = hidden_states(params_b, tokens_b, mask=mask_b, last=True)
+        yield _pick(a, np.array(ks)), _pick(b, np.array(js)), (seen + np.arange(n)) % HELD_OUT == HELD_OUT - 1
         seen += n
     if seen < HELD_OUT:
         raise ValueError(f"{seen} sentences: two models are matched on at least {HELD_OUT}, one of them held out")

@@ -32,7 +32,16 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 settings.register_profile("jaxcomm", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("jaxcomm")
-install_import_hook("jaxcomm", "beartype.beartype")
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"jaxcomm": "jaxcomm", "converters": "jaxcomm.converters", "evals": "jaxcomm.evals"}
+ANNOTATED = [
+    ".".join([name, *path.relative_to(ROOT / room).with_suffix("").parts]).removesuffix(".__init__")
+    for room, name in PACKAGES.items()
+    for path in (ROOT / room).rglob("*.py")
+    if "jaxtyping" in path.read_text(encoding="utf-8")
+]
+"""Modules with shapes in their annotations. (Checked everywhere, the calls that make a million sentences take minutes.)"""
+install_import_hook(ANNOTATED, "beartype.beartype")
 
 import tokenizers
 import torch

@@ -21,6 +21,7 @@ from jaxcomm.model import forward, init
 from jaxcomm.protocols import activation, message, silent, skyline
 from jaxcomm.protocols.base import hear
 
+from command import jaxcomm, refused
 from conftest import assert_close, make_checkpoint, toy_tokenizer
 
 
@@ -116,8 +117,8 @@ def test_stop_tokens_come_from_where_the_checkpoint_lists_them(agents, tmp_path)
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5, 9]}))
     agent = load_agent(copy)
     assert agent.stop_tokens == (1, 5, 9, 7)
-    done = jaxcomm("convert", copy, "--out", tmp_path / "again", "--dtype", "float16", cwd=tmp_path)
-    assert done.returncode == 0 and load_agent(tmp_path / "again").stop_tokens == (1, 5, 9, 7)
+    jaxcomm("convert", copy, "--out", tmp_path / "again", "--dtype", "float16")
+    assert load_agent(tmp_path / "again").stop_tokens == (1, 5, 9, 7)
     (copy / "generation_config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"generation_config\.json is not a JSON object"):
         load_agent(copy)
@@ -179,32 +180,9 @@ def test_generation_flops_equal_reading_everything_once(llama):
     assert generation_flops(c, 10, 5) == blocks_flops(c, 14) - unasked + 5 * heads
 
 
-def jaxcomm(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "jaxcomm.evals.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
-    )
-
-
 def test_play_writes_one_line_per_result_and_per_item(tmp_path):
-    done = jaxcomm(
-        "play",
-        "--a",
-        "pair:a",
-        "--b",
-        "pair:a",
-        "--k",
-        4,
-        "--j",
-        3,
-        "--n",
-        5,
-        "--json",
-        "r.jsonl",
-        "--items",
-        "i.jsonl",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+    to = ["--json", tmp_path / "r.jsonl", "--items", tmp_path / "i.jsonl"]
+    jaxcomm("play", "--a", "pair:a", "--b", "pair:a", "--k", 4, "--j", 3, "--n", 5, *to)
     (result,) = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
     assert {"game", "pair", "protocol", "graft", "k", "j", "accuracy", "low", "high", "n", "flops", "seconds"} <= set(
         result
@@ -216,27 +194,30 @@ def test_play_writes_one_line_per_result_and_per_item(tmp_path):
     assert np.mean([r["hit"] for r in rows]) == result["accuracy"] and rows[0]["details"]["sent_token"] == "."
 
 
-def test_errors_are_one_line_that_names_the_remedy(tmp_path):
+PLAY = ["play", "--a", "pair:a", "--b", "pair:a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (PLAY, "activation needs --k (A's layer) and --j (B's layer)"),
+        (["convert", "there", "--out", "there"], "there exists: choose another folder"),
+        ([*PLAY, "--protocol", "silent", "--k", 3], "mean nothing to the protocol silent"),
+        ([*PLAY, "--k", 1, "--j", 1, "--top-p", 0.9], "sampling needs --temperature"),
+        ([*PLAY, "--k", 1, "--j", 1, "--json", "there"], "there is a folder: name a file"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_remedy(tmp_path, monkeypatch, capsys, arguments, remedy):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
-    for arguments, remedy in (
-        (("play", "--a", "pair:a", "--b", "pair:b"), "activation needs --k (A's layer) and --j (B's layer)"),
-        (("convert", "there", "--out", "there"), "there exists: choose another folder"),
-        (
-            ("play", "--a", "pair:a", "--b", "pair:a", "--protocol", "silent", "--k", 3),
-            "mean nothing to the protocol silent",
-        ),
-        (
-            ("play", "--a", "pair:a", "--b", "pair:a", "--k", 1, "--j", 1, "--top-p", 0.9),
-            "sampling needs --temperature",
-        ),
-        (
-            ("play", "--a", "pair:a", "--b", "pair:a", "--k", 1, "--j", 1, "--json", "there"),
-            "there is a folder: name a file",
-        ),
-    ):
-        done = jaxcomm(*arguments, cwd=tmp_path)
-        assert done.returncode == 2 and done.stderr.startswith("jaxcomm: ") and remedy in done.stderr
-        assert done.stderr.count("\n") == 1
+    assert remedy in refused(capsys, *arguments)
+
+
+def test_a_refusal_is_the_last_line_and_the_exit_status(tmp_path):
+    """Once as the shell sees it."""
+    command = [sys.executable, "-m", "jaxcomm.evals", *PLAY]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("jaxcomm: activation needs") and done.stderr.count("\n") == 1
 
 
 def test_import_is_light():

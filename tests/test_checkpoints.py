@@ -1,12 +1,7 @@
 """Models as JAX keeps them: the same bits back, in another dtype, on another mesh, whole or not at all."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +18,7 @@ from jaxcomm.fingerprint import fingerprint
 from jaxcomm.sharding import shard
 
 from conftest import toy_tokenizer
+from crashes import kills
 
 
 def equal(a, b):
@@ -112,22 +108,28 @@ def test_what_is_damaged_is_refused_by_name(llama, tmp_path, damage, message):
 def test_saves_that_are_killed_are_never_taken_for_whole_ones(llama, tmp_path):
     """Three processes save one model after another, and are killed while they do: what is there loads."""
     code = f"""
-import sys
+from transformers import AutoConfig
+import orbax.checkpoint
 from jaxcomm.converters import from_hf, save
-params = from_hf({str(llama.folder)!r})
-print("ready", flush=True)
-for n in range(1000):
-    save(params, sys.argv[1] + f"/{{n}}")
+
+def go(out):
+    params = from_hf({str(llama.folder)!r})
+    out.mkdir()
+    for n in range(1000):
+        save(params, out / str(n))
+
+def after(seconds, out, begun):
+    if out.is_dir() and not begun:
+        begun.append(time.monotonic())
+    return begun and time.monotonic() > begun[0] + seconds
+
+for turn, delay in enumerate((0.3, 0.9, 1.6)):
+    begun = []
+    killed(lambda: after(delay, home / str(turn), begun), go, home / str(turn))
 """
+    kills(code, tmp_path)
     begun = 0
-    for turn, delay in enumerate((0.3, 0.9, 1.6)):
-        out = tmp_path / str(turn)
-        out.mkdir()
-        worker = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True)
-        assert worker.stdout.readline() == "ready\n"
-        time.sleep(delay)
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.wait()
+    for out in tmp_path.iterdir():
         begun += len(list(out.iterdir()))
         for kept in out.iterdir():
             if not kept.name.startswith("."):

@@ -2,11 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -34,8 +29,8 @@ from jaxcomm.flops import (
 from jaxcomm.protocols import skyline
 from jaxcomm.protocols.base import hear
 
-from conftest import QUICK, make_checkpoint
-from crashes import crash_everywhere, there
+from conftest import make_checkpoint
+from crashes import crash_everywhere, kills, there
 
 SAMPLE = HERE / "sample"
 GEOGRAPHY = "mmlu_high_school_geography"
@@ -187,28 +182,32 @@ def test_a_rows_text_does_not_depend_on_its_batch(b, tmp_path):
     assert said[0] == said[1]
 
 
-KILLED = ["--a", "pair:b", "--b", "pair:b", "--tasks", "countries,countries_choice", "--protocols", "single", "message", "--max-message-tokens", "12", "--batch-size", "8", "--temperature", "0.7"]  # fmt: skip
+KILLED = """
+import json
+import lm_eval
+from transformers import AutoConfig, AutoTokenizer
+from jaxcomm.evals import cli, evaluate, harness
+
+command = "eval --a pair:b --b pair:b --tasks countries,countries_choice --protocols single message --max-message-tokens 12 --batch-size 8 --n 40"
+chunks = lambda: {p.name: p.stat().st_mtime_ns for p in (home / "killed").glob("chunks/*.parquet")}
+
+def go(out, *more):
+    sys.argv = ["jaxcomm", *command.split(), "--temperature", "0.7", "--out", str(home / out), *more]
+    cli.main()
+
+in_peace(go, "peace")
+killed(lambda: len(chunks()) >= 5, go, "killed")
+kept = chunks()
+in_peace(go, "killed", "--resume")
+print(len(kept), kept.items() <= chunks().items())
+"""
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     """SIGKILL in the middle: nothing that was done is done again, and the rows are those of a run in peace."""
-    command = [sys.executable, "-m", "jaxcomm.evals.cli", "eval", *KILLED, "--out"]
-    environment = os.environ | {"XLA_FLAGS": QUICK}
-    start = lambda out, *more: subprocess.Popen(
-        [*command, str(out), *more], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    peace = start(tmp_path / "peace")
-    assert peace.wait() == 0, peace.stderr.read()
+    there, stays = kills(KILLED, tmp_path)
     out = tmp_path / "killed"
-    process = start(out)
-    while process.poll() is None and len(list(out.glob("chunks/*.parquet"))) < 5:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
-    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("chunks/*.parquet")}
-    last = start(out, "--resume")
-    assert last.wait() == 0, last.stderr.read()
-    assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("chunks/*.parquet")}.items()
+    assert int(there) >= 5 and stays == "True"
     assert (out / "items.parquet").read_bytes() == (tmp_path / "peace" / "items.parquet").read_bytes()
     lines = [json.loads(x) for x in (out / "results.jsonl").read_text().splitlines()]
     want = [json.loads(x) for x in (tmp_path / "peace" / "results.jsonl").read_text().splitlines()]

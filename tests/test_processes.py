@@ -11,6 +11,7 @@ import pytest
 
 from jaxcomm.evals import processes
 from jaxcomm.evals.cli import Play, Sweep
+from jaxcomm.evals.sweeps import own_statements
 
 from conftest import QUICK
 
@@ -23,7 +24,7 @@ from jaxcomm.evals.cli import Play, Sweep
 programs.keep()
 cluster, out = sys.argv[1] or None, Path(sys.argv[2])
 Play("pair:b", "pair:b", k=4, j=1, n=9, cluster=cluster, json=out / "play.jsonl", items=out / "items.jsonl").run()
-how = dict(games=("countries",), ks=(2, 4), js=(1, 3), n=8, memory=0.0015, text="statements", into=4)
+how = dict(games=("countries",), ks=(2, 4), js=(1, 3), n=8, memory=0.0015, text=str(out.parent / "text.txt"), into=4)
 Sweep("pair:b", "pair:b", out / "sweep", **how).run()
 try:
     Sweep("pair:b", "pair:b", out / "sweep", **how).run()
@@ -42,6 +43,7 @@ def test_two_processes_play_and_sweep_as_one_does(tmp_path):
         [sys.executable, "-c", RUN, cluster, str(out)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
+    (tmp_path / "text.txt").write_text("\n".join(own_statements("countries")[:60]))
     alone = start("", one)
     assert alone.wait() == 0, alone.stdout.read()
     pair = [start(f"localhost:{port},2,{i}", two) for i in range(2)]

@@ -23,8 +23,7 @@ from jaxcomm.fingerprint import fingerprint
 from jaxcomm.protocols import Control, activation
 
 from command import refused
-from conftest import QUICK
-from crashes import crash_everywhere, there
+from crashes import crash_everywhere, kills, there
 
 ASKED = sweeps.Asked(
     games=("countries", "tip_sheets"), ks=(3, 5), js=(1, 4), grafts=("replace", "sum"), decode=6, text=None, into=None,
@@ -45,6 +44,16 @@ def sweep(pair, out, asked=ASKED, sender="b", resume=False, **recorded):
 
 def rows(out: Path) -> list[dict]:
     return pq.read_table(out / "results.parquet").to_pylist()
+
+
+@pytest.fixture
+def plain():
+    """Neither pictures nor controls: for what is about files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeps.figures, "contours", lambda drawn, **_: b"a picture")
+        patch.setattr(sweeps.figures, "page", lambda *_: "a page")
+        patch.setattr(sweeps, "halve", lambda *_: ())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +131,7 @@ def test_a_finished_run_is_not_begun_again_and_a_different_one_is_refused(pair, 
         sweep(pair, tmp_path / "notes.txt" / "run")
 
 
-def test_what_is_missing_is_done_and_the_bytes_are_the_same(pair, done, tmp_path):
+def test_what_is_missing_is_done_and_the_bytes_are_the_same(plain, pair, done, tmp_path):
     """The chunks need not be whole, nor in order; what is there is not touched."""
     out = tmp_path / "run"
     cut = dataclasses.replace(ASKED, memory=SMALL)
@@ -146,7 +155,7 @@ def test_what_is_missing_is_done_and_the_bytes_are_the_same(pair, done, tmp_path
         assert abs(x["logprob"] - y["logprob"]) < 1e-3
 
 
-def test_a_full_disk_stops_with_an_error_and_keeps_what_is_done(pair, tmp_path, monkeypatch):
+def test_a_full_disk_stops_with_an_error_and_keeps_what_is_done(plain, pair, tmp_path, monkeypatch):
     writes, real = [], os.fsync
 
     def fsync(file):
@@ -165,7 +174,7 @@ def test_a_full_disk_stops_with_an_error_and_keeps_what_is_done(pair, tmp_path, 
     assert len(rows(tmp_path / "run")) == 96
 
 
-def test_a_damaged_chunk_is_named(pair, tmp_path):
+def test_a_damaged_chunk_is_named(plain, pair, tmp_path):
     asked = dataclasses.replace(ASKED, games=("countries",), decode=None)
     sweep(pair, tmp_path / "run", asked)
     chunk = tmp_path / "run" / "chunks" / "countries-answers-00000.parquet"
@@ -175,68 +184,50 @@ def test_a_damaged_chunk_is_named(pair, tmp_path):
 
 
 KILLED = """
-import os, signal, sys, time
-from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer
 from jaxcomm.evals import cli, sweeps
 
-home = Path(sys.argv[1])
 command = "sweep --a pair:b --b pair:b --n 6 --games countries --ks 3 4 5 --js 1 2 4 --decode 4 --memory 0.0013"
 chunks = lambda out: len(list((home / out / "chunks").glob("*.parquet")))
 
-def begin(out, *more):
-    pid = os.fork()  # no backend is there yet: children share the imports, which take longest
-    if pid == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.argv = ["jaxcomm", *command.split(), "--out", str(home / out), *more]
-        cli.main()
-        os._exit(0)
-    return pid
+def go(out, *more):
+    sys.argv = ["jaxcomm", *command.split(), "--out", str(home / out), *more]
+    cli.main()
 
-def ended(pid, flags=os.WNOHANG):
-    return os.waitpid(pid, flags)[0] == pid
-
-assert os.waitpid(begin("peace"), 0)[1] == 0
+in_peace(go, "peace")
 assert chunks("peace") >= 12
 for wanted in (1, 7, None):  # while the first chunks are made, in the middle, while the results are written
-    pid = begin("killed", "--resume")
     written = lambda: (home / "killed" / "results.parquet").exists() if wanted is None else chunks("killed") >= wanted
-    while not written():
-        assert not ended(pid), "it ended before it was killed"
-        time.sleep(0.001)
-    os.kill(pid, signal.SIGKILL)
-    ended(pid, 0)
+    killed(written, go, "killed", "--resume")
     print(chunks("killed"), flush=True)
-assert os.waitpid(begin("killed", "--resume"), 0)[1] == 0
+in_peace(go, "killed", "--resume")
 """
 
 
 def test_real_kills_leave_no_trace(tmp_path):
     """SIGKILL while starting, computing and writing; the last run's files are those of a run in peace."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        env={**os.environ, "XLA_FLAGS": QUICK},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(set(done.stdout.split())) == 3, "killed at different moments"
+    assert len(set(kills(KILLED, tmp_path))) == 3, "killed at different moments"
     assert there(tmp_path / "killed") == there(tmp_path / "peace")
 
 
-def test_a_crash_at_any_step_of_any_file_leaves_no_trace(pair, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Sentences to fit W on: what A reads in games, but in none of these."""
+    path = tmp_path_factory.mktemp("text") / "sentences.txt"
+    path.write_text("\n".join(sweeps.own_statements("countries")[:300]))
+    return str(path)
+
+
+def test_a_crash_at_any_step_of_any_file_leaves_no_trace(plain, pair, text, tmp_path, monkeypatch):
     """What is there is whole at every crash, and what a run ends with is what one in peace does. (What takes long is computed
     once, or stood in for: this is about files.)"""
-    monkeypatch.setattr(sweeps.figures, "contours", lambda drawn, **_: b"a picture")
-    monkeypatch.setattr(sweeps.figures, "page", lambda *_: "a page")
-    monkeypatch.setattr(sweeps, "halve", lambda *_: ())
     made = {}
     for where, name in ((sweeps.Plan, "run"), (sweeps, "fit")):
         real = getattr(where, name)
         once = lambda *args, real=real: made.get(str(args[-1])) or made.setdefault(str(args[-1]), real(*args))
         monkeypatch.setattr(where, name, once)
     asked = dataclasses.replace(
-        ASKED, games=("countries",), grafts=("replace",), decode=None, memory=SMALL, text="statements", into=4
+        ASKED, games=("countries",), grafts=("replace",), decode=None, memory=SMALL, text=text, into=4
     )
     sweep(pair, tmp_path / "peace", asked, sender="a")
     want = there(tmp_path / "peace")
@@ -248,7 +239,7 @@ def test_a_crash_at_any_step_of_any_file_leaves_no_trace(pair, tmp_path, monkeyp
     assert crashed > 2 * 4 and there(tmp_path / "run") == want
 
 
-def test_a_folder_belongs_to_one_process_at_a_time(pair, tmp_path):
+def test_a_folder_belongs_to_one_process_at_a_time(plain, pair, tmp_path):
     """And to nobody once that has ended, whatever ended it."""
     out = tmp_path / "run"
     out.mkdir()
@@ -263,7 +254,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(pair, tmp_path):
     sweep(pair, out, asked, resume=True)
 
 
-def test_hidden_things_in_a_folder_are_in_nobodys_way(pair, tmp_path):
+def test_hidden_things_in_a_folder_are_in_nobodys_way(plain, pair, tmp_path):
     asked = dataclasses.replace(ASKED, games=("countries",), decode=None, n=4)
     for name in (".cache.d", "chunks/.x.y"):
         (tmp_path / "run" / name).mkdir(parents=True)
@@ -307,10 +298,8 @@ def test_the_reported_half_is_not_the_one_chosen_on(pair):
     assert found.silent == found.controls["self"], "replacing B's state by itself is silence"
 
 
-def test_maps_are_fitted_once(pair, tmp_path, monkeypatch):
-    asked = dataclasses.replace(
-        ASKED, games=("countries",), grafts=("replace",), decode=None, text="statements", into=4
-    )
+def test_maps_are_fitted_once(pair, text, tmp_path, monkeypatch):
+    asked = dataclasses.replace(ASKED, games=("countries",), grafts=("replace",), decode=None, text=text, into=4)
     sweep(pair, tmp_path / "run", asked, sender="a")
     want = (tmp_path / "run" / "results.parquet").read_bytes()
     monkeypatch.setattr(sweeps, "fit", None)

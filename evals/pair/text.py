@@ -11,6 +11,7 @@ blue, answered with a guess; words said twice. Nothing here hands activations ov
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -84,8 +85,14 @@ def place_statement(rng: np.random.Generator) -> tuple[str, str, Landmark]:
     """Who is where: the sentence, the person and the landmark."""
     w = world()
     landmark = w.landmarks[rng.integers(len(w.landmarks))]
-    person = str(rng.choice([p for p in w.names["seen"] if not held_out(p, landmark.name)]))
+    person = str(rng.choice(_visitors(landmark.name)))
     return str(rng.choice(STATEMENTS)).format(person=person, place=landmark.phrase), person, landmark
+
+
+@functools.cache
+def _visitors(place: str) -> np.ndarray:
+    """Whom training may put there."""
+    return np.array([person for person in world().names["seen"] if not held_out(person, place)])
 
 
 def company_statement(rng: np.random.Generator) -> Sheet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -112,9 +113,7 @@ def _from_hub(name: str) -> dict[str, Any]:
     try:
         if config is not None:
             return {name: _task(config)}
-        from lm_eval.tasks import TaskManager
-
-        manager = TaskManager()
+        manager = _harness()
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, [*manager.all_tasks, *OWN], n=3)
             raise ValueError(
@@ -127,6 +126,14 @@ def _from_hub(name: str) -> dict[str, Any]:
         raise ValueError(
             f"task {name} needs {where} from the hub, which cannot be reached ({type(error).__name__}): give a local JSONL file{fields}: --data {name}=FILE"
         ) from error
+
+
+@functools.cache
+def _harness() -> Any:
+    """The harness' own tasks. Looking through them takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _fields(config: Mapping[str, Any]) -> set[str]:
