@@ -108,6 +108,16 @@ def test_rows_stop_at_their_own_stop_token_and_the_loop_when_all_have(llama):
         ).all()
 
 
+def test_every_step_of_every_row_has_a_draw_of_its_own(llama):
+    """All tokens equally likely: 4 x 64 draws, of which those of a step, or of a row, are not the same."""
+    even = llama.params.replace(embed=jnp.zeros_like(llama.params.embed), head=None)
+    keys = jax.random.split(jax.random.key(0), 4)
+    tokens = np.asarray(write(even, prompts(4, 3), max_new_tokens=64, sampling=Sampling(), keys=keys).tokens)
+    # Of 97 tokens, 64 draws leave 47 different ones on average, 256 leave 90.
+    assert all(len(set(row)) > 35 for row in tokens) and len(set(tokens.flat)) > 80
+    assert all(len(set(column)) > 1 for column in tokens.T)
+
+
 def test_a_sampled_row_depends_on_its_own_key_only(llama):
     tokens, keys = prompts(4, 6), jax.random.split(jax.random.key(5), 4)
     draw = functools.partial(write, llama.params, max_new_tokens=10, sampling=Sampling(1.5))
