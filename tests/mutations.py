@@ -24,7 +24,7 @@ MUTANTS = (
     ("converters/weights.py", "begin = sum(self.parts(c)[: self.part])", "begin = 0", "test_parity"),
     ("jaxcomm/protocols/answers.py", "given.count(a) == most", "given.count(a) >= 1", "test_answers"),
     ("evals/scores.py", "np.asarray(hits, float) - np.asarray(others, float)\n    if len(x) < 2", "np.asarray(hits, float) + np.asarray(others, float)\n    if len(x) < 2", "test_sweeps"),
-    ("jaxcomm/cipher.py", "sampling.replace(temperature=jnp.maximum(temperature, 1e-6))", "sampling", "test_debate"),
+    ("jaxcomm/cipher.py", "jnp.where(mixed, p, certain)", "p", "test_debate"),
     ("jaxcomm/lora.py", "scale * factor", "factor", "test_lmnet_training"),
     ("evals/networks/texts.py", "[0.0] * len(asked) + [1.0] * len(answered)", "[1.0] * (len(asked) + len(answered))", "test_lmnet_training"),
     ("evals/sweeps.py", "found.best(g, chosen_on)", "found.best(g, reported)", "test_sweeps"),
