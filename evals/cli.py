@@ -187,7 +187,7 @@ class Sweep:
     names: Literal["seen", "new"] = "seen"
     """People and companies the embedded pair has read of, or others."""
     memory: float | None = None
-    """GiB a device may use beside the weights; default: what is free where the device tells, else 1."""
+    """GiB a device may use beside the weights; default: what is free where the device tells, else 1. A run may go on with less."""
     chat_args: tuple[str, ...] = ()
     """What the chat template is given besides: NAME=VALUE, such as enable_thinking=false."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -137,9 +137,25 @@ class Task:
     kind: str
     """answers or decoded"""
     plan: Plan
+    chunks: tuple[Chunk, ...]
+    """As they were cut when the run began: a file each. The plan's own are smaller if it goes on with less memory."""
 
     def name(self, index: int) -> str:
         return f"{self.game}-{self.kind}-{index:05d}"
+
+    def run(self, chunk: Chunk) -> dict[str, np.ndarray]:
+        """`Plan.run`'s arrays [cells, games, ..] of one of the chunks."""
+        found: dict[str, np.ndarray] = {}
+        for piece in chunk.cut(self.plan.sizes):
+            for name, value in self.plan.run(piece).items():
+                if not value.ndim:  # what it took, which nothing here asks for
+                    continue
+                whole = found.setdefault(
+                    name, np.zeros((len(chunk.cells), len(chunk.games), *value.shape[2:]), value.dtype)
+                )
+                at = lambda part, whole: slice(part.start - whole.start, part.stop - whole.start)
+                whole[at(piece.cells, chunk.cells), at(piece.games, chunk.games)] = value
+        return found
 
 
 def columns(
@@ -193,7 +209,7 @@ def _compiling() -> list[float]:
 def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[str, Sequence[Item]]) -> None:
     """Every chunk that is not in the folder yet and is this process' to do. The time left is the work left at the median speed of the
     chunks of its kind that this process has done, compiling not counted; "?" while a kind has none."""
-    every = [(task, i, chunk) for task in tasks for i, chunk in enumerate(task.plan.chunks)]
+    every = [(task, i, chunk) for task in tasks for i, chunk in enumerate(task.chunks)]
     work = {(t.game, t.kind, i): t.plan.work(chunk) for t, i, chunk in every}
     todo = processes.mine([(t, i, chunk) for t, i, chunk in every if not folder.done(t.name(i))])
     left, paces, compiling = collections.Counter(), collections.defaultdict(list), _compiling()
@@ -209,7 +225,7 @@ def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[s
         for task, i, chunk in todo:
             bar.set_description(f"{task.game}, {task.kind}")
             start, compiled = time.perf_counter(), compiling[0]
-            result = task.plan.run(chunk)
+            result = task.run(chunk)
             seconds = time.perf_counter() - start - (compiling[0] - compiled)
             folder.write(task.name(i), columns(task, chunk, result, b, items[task.game]))
             cost = work[task.game, task.kind, i]
@@ -257,17 +273,24 @@ def run(
     config |= {"sentences_sha256": hashlib.sha256(repr(sentences).encode()).hexdigest()}
     config |= {"fingerprint_a": fingerprint(a.params), "fingerprint_b": fingerprint(b.params), **surroundings()}
     first, agreed = processes.first(), processes.agreed
-    opened = lambda first: RunFolder(out, config, sizes, command=command, resume=resume or not first, shared=not first)
+    opened = lambda first: RunFolder(
+        out, config, sizes, command=command, resume=resume or not first, free={"memory"}, shared=not first
+    )
     with agreed(lambda: opened(True) if first else contextlib.ExitStack()) as made:
         folder = agreed(lambda: made if isinstance(made, RunFolder) else opened(False))
         into = asked.js if asked.into is None else (asked.into,)
         fitted = lambda game, text: folder.arrays(f"maps-{game}", lambda: vars(fit(a, b, text, asked.ks, into)))["W"]
         every = lambda: {game: fitted(game, text) for game, text in sentences.items() if text is not None}
         maps = agreed(lambda: every() if first else {}) or every()
-        tasks = [
-            Task(g, kind, plan_for(g, kind, maps=maps.get(g), sizes=Sizes(*folder.plan[f"{g} {kind}"])))
-            for g, kind in itertools.product(asked.games, kinds)
-        ]
+        now = folder.plan if asked.memory is None else sizes()
+
+        def task(game: str, kind: str) -> Task:
+            begun, fit = (plan[f"{game} {kind}"] for plan in (folder.plan, now))
+            plan = plan_for(game, kind, maps=maps.get(game), sizes=Sizes(*map(min, begun, fit)))
+            every = Chunk(range(plan.games), range(len(plan.cells)))
+            return Task(game, kind, plan, tuple(every.cut(Sizes(*begun))))
+
+        tasks = [task(game, kind) for game, kind in itertools.product(asked.games, kinds)]
         agreed(lambda: compute(folder, tasks, b, items))
         agreed(lambda: report(folder, tasks, asked, a, b, items, maps) if first else None)
 
@@ -306,7 +329,7 @@ def collect(
         shape = (len(plan.grafts), len(plan.ks), len(plan.js), len(items[game]))
         joined, found = None, {}
         for task in own:
-            table = pa.concat_tables(folder.read(task.name(i)) for i in range(len(task.plan.chunks)))
+            table = pa.concat_tables(folder.read(task.name(i)) for i in range(len(task.chunks)))
             index = [
                 np.array([list(values).index(v) for v in table[name].to_pylist()])
                 for name, values in (("graft", plan.grafts), ("k", plan.ks), ("j", plan.js))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -292,6 +292,12 @@ class Chunk:
     games: range
     cells: range
 
+    def cut(self, sizes: Sizes) -> Iterator[Chunk]:
+        """Into chunks of these sizes; those of the same games follow each other."""
+        parts = lambda whole, size: [whole[i : i + size] for i in range(0, len(whole), size)]
+        for games, cells in itertools.product(parts(self.games, sizes.games), parts(self.cells, sizes.cells)):
+            yield Chunk(games, cells)
+
 
 class Plan:
     """One sweep, checked and cut into chunks that can be computed in any order, each once.
@@ -374,12 +380,7 @@ class Plan:
             self.params_a = self.params_b
         else:  # a sender on devices of its own stays there; what it sends is brought here
             self.params_a = params_a if self.apart else place(params_a)
-        cut = lambda total, size: [range(i, min(i + size, total)) for i in range(0, total, size)]
-        self.chunks = tuple(
-            Chunk(games, cells)
-            for games in cut(self.games, self.sizes.games)
-            for cells in cut(len(self.cells), self.sizes.cells)
-        )
+        self.chunks = tuple(Chunk(range(self.games), range(len(self.cells))).cut(self.sizes))
         self._prompts_read: tuple[range, Any] | None = None
 
     def _targets(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

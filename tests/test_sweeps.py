@@ -155,6 +155,28 @@ def test_what_is_missing_is_done_and_the_bytes_are_the_same(plain, pair, done, t
         assert abs(x["logprob"] - y["logprob"]) < 1e-3
 
 
+def test_a_run_goes_on_with_less_memory(plain, pair, done, tmp_path, monkeypatch):
+    """As after running out of it: what is done stays, and what is missing is computed in smaller pieces, with the same verdicts."""
+    out = tmp_path / "run"
+    sweep(pair, out, dataclasses.replace(ASKED, memory=100 * SMALL))
+    chunks = sorted((out / "chunks").iterdir())
+    kept, want = chunks[0].stat().st_mtime_ns, {path: pq.read_table(path).num_rows for path in chunks}
+    for path in [*chunks[1:], out / "results.parquet"]:
+        path.unlink()
+    ran, real = [], sweeps.Plan.run
+    monkeypatch.setattr(sweeps.Plan, "run", lambda plan, piece: ran.append(piece) or real(plan, piece))
+    for memory in (SMALL, None):
+        asked = dataclasses.replace(ASKED, memory=memory)
+        ran.clear()
+        sweep(pair, out, asked, resume=True)
+        assert {path: pq.read_table(path).num_rows for path in chunks} == want and chunks[0].stat().st_mtime_ns == kept
+        assert len(ran) > 2 * (len(chunks) - 1) if memory else not ran
+        for x, y in zip(rows(out), rows(done), strict=True):
+            same = ("game", "graft", "k", "j", "question", "exact", "text", "hit", "tokens")
+            assert {name: x[name] for name in same} == {name: y[name] for name in same}
+            assert abs(x["logprob"] - y["logprob"]) < 1e-3
+
+
 def test_a_full_disk_stops_with_an_error_and_keeps_what_is_done(plain, pair, tmp_path, monkeypatch):
     writes, real = [], os.fsync
 
