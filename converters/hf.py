@@ -34,11 +34,12 @@ from jaxcomm.sharding import shardings
 
 from .families import FAMILIES, Family
 from .tensors import DTYPES, INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped, read_index, same
-from .values import SAYS_NOTHING, Values
+from .values import CARRIES_NO_ARCHITECTURE, SAYS_NOTHING, Values
 from .weights import Stored
 
 SHARD_BYTES = 5 * 10**9
-MAX_LAYERS = 10_000
+MOST = 10_000
+"""Layers, or heads, that a config may have."""
 
 
 DType = Any
@@ -142,10 +143,11 @@ def parse_config(folder: Path) -> tuple[Family, ModelConfig, list[str]]:
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"{path}: architecture {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
     for values in (raw, raw.get("text_config")):
-        for key in ("num_hidden_layers", "n_layer"):
-            layers = values.get(key, 1) if isinstance(values, dict) else 1
-            if not isinstance(layers, int) or not 0 < layers <= MAX_LAYERS:  # config classes make lists of so many
-                raise ValueError(f"{path}: config key {key} = {layers!r} is no number of layers")
+        for key in ("num_hidden_layers", "n_layer", "num_attention_heads", "n_head"):
+            count = values.get(key, 1) if isinstance(values, dict) else 1
+            # Config classes make lists of so many layers, and divide by heads.
+            if not isinstance(count, int) or not 0 < count <= MOST:
+                raise ValueError(f"{path}: config key {key} = {count!r}: it must be a whole number from 1 to {MOST}")
     import transformers  # heavy: imported by whoever loads a checkpoint, not by `import jaxcomm`
 
     try:
@@ -160,12 +162,16 @@ def parse_config(folder: Path) -> tuple[Family, ModelConfig, list[str]]:
 
 
 def _arguments(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Of transformers' config class: without keys that it does not have and that say nothing, and in today's words."""
+    """Of transformers' config class: without keys that change nothing (which it would refuse for their types), without those that
+    it does not have and that say nothing, and in today's words."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     has = {field.name for field in dataclasses.fields(CONFIG_MAPPING[kind])}
     values = {key: copy.deepcopy(value) for key, value in raw.items() if key in has or value not in SAYS_NOTHING}
     values.pop("model_type")
+    for config in (values, values.get("text_config")):
+        for key in CARRIES_NO_ARCHITECTURE - {"model_type"} if isinstance(config, dict) else ():
+            config.pop(key, None)
     rope = values.get("rope_scaling")
     if isinstance(rope, dict) and rope.get("type") == "su":  # what Phi-3 first called it
         rope["type"] = "longrope"

@@ -109,6 +109,13 @@ class Values:
             raise ValueError(f"config key {key} = {value!r} is not a number")
         return None if value is None else float(value)
 
+    def positive(self, key: str) -> Any:
+        """The value, by which something is divided. ValueError: it is not a number above 0."""
+        value = self.take(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"config key {key} = {value!r} is not a number above 0")
+        return value
+
     def demand(self, key: str, *allowed: Any) -> None:
         """ValueError unless the key is absent or has one of the values."""
         value = self.take(key, allowed[0])
@@ -131,7 +138,7 @@ class Values:
         has = {field.name for field in dataclasses.fields(self._config)}
         unknown = sorted(self._left & has)
         if unknown:
-            told = ", ".join(f"{key} = {str(self._values[key])[:40]}" for key in unknown)
+            told = ", ".join(f"{key} = {self._values[key]!r:.40}" for key in unknown)
             raise ValueError(f"unknown config keys {told}: this version does not know what they change")
         alike = {**self._config.attribute_map, "rope_scaling": "rope_parameters"}
         for one, other in alike.items():
@@ -142,7 +149,7 @@ class Values:
             for key in said.keys() & MEANS.keys() - has:
                 if said[key] not in SAYS_NOTHING and not _holds(key, config, said[key]):
                     raise ValueError(
-                        f"config key {key} = {str(said[key])[:80]} is not supported, or contradicts the other keys: use the checkpoint this one was made from"
+                        f"config key {key} = {said[key]!r:.80} is not supported, or contradicts the other keys: use the checkpoint this one was made from"
                     )
         self.ignored |= {k for k in self._left - has - MEANS.keys() if self._values[k] not in SAYS_NOTHING}
 
@@ -176,6 +183,15 @@ ROPE_SETTINGS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 """rope type -> its settings: transformers' name -> the field of `Rope`. Besides these each has rope_theta and
 partial_rotary_factor; yarn and longrope have attention_factor, or what it follows from."""
+ROPE_NUMBERS = frozenset(
+    {
+        name
+        for names in ROPE_SETTINGS.values()
+        for name in names
+        if name not in ("short_factor", "long_factor", "truncate")
+    }
+    | {"rope_theta", "partial_rotary_factor", "attention_factor"}
+)
 OPTIONAL = {"beta_fast", "beta_slow", "truncate"}
 
 
@@ -187,6 +203,10 @@ def read_rope(v: Values, settings: Mapping[str, Any], positions: int, *, partial
     """
     settings = dict(settings)
     settings.pop("type", None)  # the oldest spelling; transformers has copied it to rope_type
+    for name in settings.keys() & ROPE_NUMBERS:
+        value = settings[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            raise ValueError(f"rope setting {name} = {value!r} is not a number above 0")
     theta, kind = settings.pop("rope_theta"), settings.pop("rope_type", "default")
     share = settings.pop("partial_rotary_factor", None) or 1.0
     if share != 1.0 and not partial:
@@ -256,7 +276,11 @@ def read_common(
     """What most families spell alike. `read_rope`: None where the caller reads the rope himself."""
     for key in ("is_encoder_decoder", "is_decoder", "add_cross_attention"):
         v.demand(key, False, None, *([True] if key == "is_decoder" else []))
-    width, heads, positions = v.take("hidden_size"), v.take("num_attention_heads"), v.take("max_position_embeddings")
+    width, heads, positions = (
+        v.take("hidden_size"),
+        v.take("num_attention_heads"),
+        v.take("max_position_embeddings"),
+    )
     rope = read_rope(v, positions)
     reach = positions
     if rope is not None and rope.kind == "longrope":

@@ -102,6 +102,7 @@ HARMLESS = {  # more keys -> what the warning names
     "token ids": (LLAMA | dict(unk_token_id=0, sep_token_id=None, image_token_id=99999, decoder_start_token_id=3), ()),
     "generation": (LLAMA | dict(temperature=0.6, top_p=0.9, do_sample=True, max_length=4096, num_beams=1, bad_words_ids=None), ()),
     "training": (LLAMA | dict(gradient_checkpointing=True, lora_alpha=16, deepspeed={"stage": 2}), ("deepspeed", "lora_alpha")),
+    "types that its class would refuse": (LLAMA | dict(initializer_range=0, attention_dropout=None, problem_type="chat", use_cache="yes"), ()),
     "nothing": (LLAMA | dict(surprise=None, other={}, third=[], quantization_config=None, rope_parameters=None), ()),
     "what it does anyway": (PHI | dict(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1, interpolate_factor=1), ()),
     "of other experts": (MOE | dict(qkv_bias=False, shared_expert_intermediate_size=0, use_qk_norm=False), ()),
@@ -122,7 +123,15 @@ HARMLESS = {  # more keys -> what the warning names
 def test_what_no_code_reads_is_no_reason_to_refuse(what, tmp_path):
     config, named = HARMLESS[what]
     got, warned = parse(tmp_path, config)
-    plain = {"token ids", "generation", "training", "nothing", "off", "remote code"}
+    plain = {
+        "token ids",
+        "generation",
+        "training",
+        "types that its class would refuse",
+        "nothing",
+        "off",
+        "remote code",
+    }
     if what in plain:
         assert got == parse(tmp_path, LLAMA)[0]
     assert len(warned) == bool(named)
@@ -147,9 +156,15 @@ def test_what_no_code_reads_is_no_reason_to_refuse(what, tmp_path):
         (MOE | dict(num_experts=4), "config keys num_experts = 4 and num_local_experts = 8 differ"),
         (LLAMA | dict(rope_scaling=ROPE, rope_parameters=ROPE | {"factor": 4.0}), "rope_scaling = .* and rope_parameters = .* differ"),
         (LLAMA | dict(rope_theta=5.0, rope_parameters=ROPE), "config key rope_theta = 5.0"),
-        (GEMMA | dict(hidden_act="silu"), "config key hidden_act = silu"),
+        (GEMMA | dict(hidden_act="silu"), "config key hidden_act = 'silu'"),
         (GEMMA | dict(sliding_window_size=512), "config key sliding_window_size = 512"),
         (QWEN | dict(use_mrope=True), "config key use_mrope = True"),
+        (LLAMA | dict(num_attention_heads=0), "config key num_attention_heads = 0: it must be a whole number from 1"),
+        (GEMMA | dict(num_attention_heads="8"), "config key num_attention_heads = '8': it must be a whole number from 1"),
+        (GEMMA | dict(query_pre_attn_scalar=-1), "config key query_pre_attn_scalar = -1 is not a number above 0"),
+        (LLAMA | dict(rope_theta="10000"), "rope setting rope_theta = '10000' is not a number above 0"),
+        (QWEN | dict(rope_scaling=YARN | {"factor": 0}), "rope setting factor = 0 is not a number above 0"),
+        (QWEN | dict(rope_scaling=YARN | {"attention_factor": True}), "rope setting attention_factor = True is not a number"),
     ],
 )  # fmt: skip
 def test_what_changes_the_result_is_refused_by_name(config, message, tmp_path):
