@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import json
 import operator
 import re
@@ -169,9 +170,9 @@ def _arguments(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     has = {field.name for field in dataclasses.fields(CONFIG_MAPPING[kind])}
     values = {key: copy.deepcopy(value) for key, value in raw.items() if key in has or value not in SAYS_NOTHING}
     values.pop("model_type")
-    for config in (values, values.get("text_config")):
-        for key in CARRIES_NO_ARCHITECTURE - {"model_type"} if isinstance(config, dict) else ():
-            config.pop(key, None)
+    configs = [config for config in (values, values.get("text_config")) if isinstance(config, dict)]
+    for config, key in itertools.product(configs, CARRIES_NO_ARCHITECTURE - {"model_type"}):
+        config.pop(key, None)
     rope = values.get("rope_scaling")
     if isinstance(rope, dict) and rope.get("type") == "su":  # what Phi-3 first called it
         rope["type"] = "longrope"

@@ -237,6 +237,7 @@ def answer(
 @compiled(
     prompts=(("params_a", "tokens_a", "mask_a"), ("params_b", "tokens_b", "mask_b")),
     layers={"k": "params_a", "j": "params_b"},
+    texts={"answers": "params_b"},
     static=("graft", "where"),
 )
 def communicate_logits(
@@ -259,6 +260,8 @@ def communicate_logits(
 
     Differentiable in everything continuous, in reverse too when k and j are ints: a loss on B's answer reaches W, A and B.
     """
+    if len(answers) != len(tokens_b):
+        raise ValueError(f"{len(answers)} answers for {len(tokens_b)} prompts of B: give one for each")
     tokens = jnp.concatenate([tokens_b, answers], axis=1)
     check_room(params_b, tokens)
     prompt = tokens_b.shape[1]

@@ -46,6 +46,7 @@ def compiled(
     *,
     prompts: Sequence[tuple[str, str, str]] = (("params", "tokens", "mask"),),
     layers: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
     static: Sequence[str] = (),
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """Decorates a pure function of arrays.
@@ -53,9 +54,10 @@ def compiled(
     Args:
         prompts: Names of the arguments that hold a model, its prompts and their mask.
         layers: Names of layers, and of the model each belongs to.
+        texts: Names of given continuations, and of the model that reads each.
         static: Names of arguments that are no arrays: another value is another program.
     """
-    layers = layers or {}
+    layers, texts = layers or {}, texts or {}
 
     def decorate(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         signature = inspect.signature(fn)
@@ -71,6 +73,8 @@ def compiled(
             given = signature.bind(*args, **kwargs).arguments
             for params, tokens, mask in prompts:
                 check_prompts(given[params], given[tokens], given.get(mask))
+            for name, params in texts.items():
+                check_texts(given[params], given[name], name)
             for name, params in layers.items():
                 check_layer(given[params], given[name], name)
                 if not isinstance(given[name], Tracer):
@@ -103,6 +107,26 @@ def check_layer(params: Any, layer: Any, name: str = "k") -> None:
         raise ValueError(f"{name} = {layer!r}: a layer is a whole number, 0 to {last}")
     if value is not None and not np.all((value >= 0) & (value <= last)):
         raise ValueError(f"{name} = {layer} is out of range: this model's layers are 0 (the embedding) to {last}")
+
+
+def check_texts(params: Any, texts: Any, name: str) -> None:
+    """Raises ValueError for continuations that cannot be scored, as far as their values are known.
+
+    Args:
+        params: The model.
+        texts: Ids [.., T] in the vocabulary, and -1 after the end of each.
+        name: What the caller calls them.
+    """
+    if (ids := known(texts)) is None:
+        return
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{name} are tokens, whole numbers: got {ids.dtype}")
+    if (wrong := (ids < -1) | (ids >= params.config.vocab)).any():
+        raise ValueError(
+            f"{name} have token {ids[wrong][0]}, which is not in the vocabulary: this model's tokens are 0 to {params.config.vocab - 1}, and -1 says that a text has ended"
+        )
+    if np.any((ids[..., :-1] < 0) & (ids[..., 1:] >= 0)):
+        raise ValueError(f"{name} have a token after the end of a text: -1 goes after its last token and nowhere else")
 
 
 def check_prompts(params: Any, tokens: Any, mask: Any = None) -> None:

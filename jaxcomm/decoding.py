@@ -105,6 +105,15 @@ def bucket(length: int, limit: int, smallest: int = 32) -> int:
     return min(size, limit)
 
 
+def check_keys(keys: Any, rows: int, row: str = "row") -> None:
+    """Raises ValueError unless there is a random key for each."""
+    if keys is None or np.shape(keys)[:1] != (rows,):
+        given = "none" if keys is None else f"an array of shape {np.shape(keys)}"
+        raise ValueError(
+            f"sampling needs keys, one per {row}, {rows} in all: jax.random.split(jax.random.key(seed), {rows}); got {given}"
+        )
+
+
 def warp(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
     """Logits of the distribution that is drawn from: tempered, -inf where `sampling` cuts. The largest is 0.
 
@@ -116,7 +125,10 @@ def warp(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]
 
 
 def _by_row(value: Any, logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
-    return jnp.broadcast_to(jnp.asarray(value, logits.dtype).reshape(-1), logits.shape[:1])[:, None]
+    values = jnp.asarray(value, logits.dtype).reshape(-1)
+    if values.size not in (1, len(logits)):
+        raise ValueError(f"{values.size} temperatures for {len(logits)} rows: give one, or one for each row")
+    return jnp.broadcast_to(values, logits.shape[:1])[:, None]
 
 
 def cut(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
@@ -139,8 +151,7 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Arr
     valid = ~jnp.isnan(jnp.take_along_axis(logits, likeliest[:, None], axis=-1)[:, 0])
     if sampling is None:
         return jnp.where(valid, likeliest, -1)
-    if keys is None:
-        raise ValueError("sampling needs keys, one per row: jax.random.split(jax.random.key(seed), rows)")
+    assert keys is not None  # `check_keys`
     drawn = jax.vmap(jax.random.categorical)(keys, warp(logits, sampling)).astype(jnp.int32)
     temperature = _by_row(sampling.temperature, logits)[:, 0]
     valid &= (temperature >= 0) & (jnp.asarray(sampling.top_k) >= 0) & (jnp.asarray(sampling.top_p) > 0)
@@ -187,6 +198,8 @@ def begin(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
     rows = logits.shape[0]
+    if sampling is not None:
+        check_keys(keys, rows)
     blank = Generation(
         tokens=jnp.full((rows, max_new_tokens), -1, jnp.int32),
         logprobs=jnp.zeros((rows, max_new_tokens), jnp.float32),
@@ -246,7 +259,7 @@ def decode(
     return go_on(params, writing, max_new_tokens, past=past, **how).out
 
 
-@compiled(prompts=())
+@compiled(prompts=(), texts={"continuations": "params"})
 def score(
     params: LanguageModel,
     logits: Float[Array, "B V"],
@@ -260,6 +273,10 @@ def score(
 
     logits, cache, past: as `decode`'s. The continuations of a row are branches of it: its prompt is read once for all.
     """
+    if continuations.ndim != 3 or len(continuations) != len(logits):
+        raise ValueError(
+            f"continuations are {continuations.shape} for {len(logits)} prompts: give [prompts, continuations of each, tokens]"
+        )
     B, C, T = continuations.shape
     if not T:
         raise ValueError("a text to score has no tokens")

@@ -28,9 +28,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
 from jaxcomm.communication import Prompt, read_prompt
-from jaxcomm.compiled import check_layer, check_prompts
+from jaxcomm.compiled import check_layer, check_prompts, check_texts
 from jaxcomm.config import AnyArray, ModelConfig
-from jaxcomm.decoding import Sampling, choose
+from jaxcomm.decoding import Sampling, check_keys, choose
 from jaxcomm.flops import block_weights
 from jaxcomm.graft import Graft, apply_graft, carry, resolve
 from jaxcomm.model import Params, check_room, embed, hidden_states, recorder, run_blocks, unembed
@@ -349,14 +349,16 @@ class Plan:
         shapes = [(len(self.ks), n, params_b.config.width, params_a.config.width) for n in (len(self.js), 1)]
         if maps is not None and maps.shape not in shapes:
             raise ValueError(f"maps is {maps.shape}: give one W per (k, j), {shapes[0]}, or one per k, {shapes[1]}")
-        if sampling is not None and keys is None:
-            raise ValueError("sampling needs keys, one per game: jax.random.split(jax.random.key(seed), games)")
+        if sampling is not None:
+            check_keys(keys, len(tokens_b), "game")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
 
         self.stop_tokens = jnp.asarray(np.unique(np.asarray(stop_tokens, np.int32)))
         self.sampling, self.keys = sampling, keys
         self.answers = None if answers is None else self._targets(np.asarray(answers))
+        if answers is not None:
+            check_texts(params_b, answers, "answers")
         self.new = max_new_tokens if self.answers is None else self.answers[0].shape[1]
         check_prompts(params_a, tokens_a, mask_a)
         check_prompts(params_b, tokens_b, mask_b)

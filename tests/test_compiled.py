@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -14,6 +15,15 @@ from jaxcomm.communication import read_prompt, resume
 from jaxcomm.decoding import choose
 
 from conftest import assert_close, compiles, prompts
+
+
+@pytest.fixture
+def unchecked():
+    """As users have it: shapes in annotations are not looked at."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
 
 TOKENS, MASK = jc.left_pad([[3, 1, 4], [1, 5, 9, 2, 6]], 8)
 NEW = dict(max_new_tokens=3)
@@ -140,14 +150,14 @@ OTHER[1, 5] = 97
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_prompts_that_cannot_be_read_are_refused_by_every_function(llama, name):
+def test_prompts_that_cannot_be_read_are_refused_by_every_function(unchecked, llama, name):
     call = functools.partial(CALLS[name], llama.params)
     empty = MASK & (np.arange(2) > 0)[:, None]
     with pytest.raises(ValueError, match=r"row \d ends in padding: pad on the left"):
         call(TOKENS, MASK[:, ::-1])
     with pytest.raises(ValueError, match="row 0 has no token: its mask is False everywhere"):
         call(jnp.asarray(TOKENS), jnp.asarray(empty))
-    with pytest.raises((ValueError, TypeError), match="mask"):  # where annotations are checked, they say it first
+    with pytest.raises(ValueError, match="the mask is"):
         call(TOKENS, MASK[:1])
     if name != "suffix":
         for bad in (97, -1):
@@ -156,6 +166,13 @@ def test_prompts_that_cannot_be_read_are_refused_by_every_function(llama, name):
             ):
                 call(np.where(OTHER == 97, bad, TOKENS), MASK)
         call(np.where(MASK, TOKENS, 10**6), MASK)  # whatever stands on padding is not read
+
+
+KEYS = jax.random.split(jax.random.key(0), 2)
+
+
+def score_texts(p, texts):
+    return jc.score(p, *jc.prefill(p, TOKENS), np.array(texts, np.int32))
 
 
 @pytest.mark.parametrize(
@@ -188,9 +205,20 @@ def test_prompts_that_cannot_be_read_are_refused_by_every_function(llama, name):
         (lambda p: jc.forward(p, np.ones((1, 5), np.float32)), "tokens are whole numbers, got float32"),
         (lambda p: jc.generate(p, np.ones((1, 0), np.int32), **NEW), "empty prompt"),
         (lambda p: jc.score(p, *jc.prefill(p, TOKENS), np.ones((2, 1, 0), np.int32)), "a text to score has no tokens"),
+        (lambda p: score_texts(p, [[[5, 97]], [[5, 6]]]), "continuations have token 97, which is not in the vocabulary: this model's tokens are 0 to 96"),
+        (lambda p: score_texts(p, [[[5, 6]], [[5, -2]]]), "continuations have token -2"),
+        (lambda p: score_texts(p, [[[5, 6]], [[-1, 6]]]), "continuations have a token after the end of a text"),
+        (lambda p: score_texts(p, [[[5, 6]]]), "continuations are (1, 1, 2) for 2 prompts"),
+        (lambda p: jc.communicate_logits(p, p, TOKENS, TOKENS, TOKENS + 97, k=1, j=1), "answers have token 97"),
+        (lambda p: jc.communicate_logits(p, p, TOKENS, TOKENS, TOKENS[:1], k=1, j=1), "1 answers for 2 prompts of B"),
+        (lambda p: jc.sweep_answers(p, p, TOKENS, TOKENS, TOKENS + 97, ks=[1], js=[1]), "answers have token 97"),
+        (lambda p: jc.generate(p, TOKENS, **NEW, sampling=jc.Sampling(), keys=KEYS[:1]), "sampling needs keys, one per row, 2 in all"),
+        (lambda p: jc.generate(p, TOKENS, **NEW, sampling=jc.Sampling(), keys=KEYS[0]), "sampling needs keys, one per row, 2 in all"),
+        (lambda p: jc.generate(p, TOKENS, **NEW, sampling=jc.Sampling(np.ones(3)), keys=KEYS), "3 temperatures for 2 rows"),
+        (lambda p: jc.sweep(p, p, TOKENS, TOKENS, ks=[1], js=[1], sampling=jc.Sampling(), keys=KEYS[:1]), "sampling needs keys, one per game, 2 in all"),
     ],
 )  # fmt: skip
-def test_invalid_values_are_one_clear_line(llama, call, says):
+def test_invalid_values_are_one_clear_line(unchecked, llama, call, says):
     with pytest.raises(ValueError) as error:
         call(llama.params)
     assert says in str(error.value) and "\n" not in str(error.value)
@@ -213,6 +241,15 @@ def test_layers_out_of_range_that_are_traced_give_nan_and_no_token(llama, layout
     for n, k in ((0, 1), (2, 4)):
         want = jc.communicate(p, p, TOKENS, TOKENS, k=k, j=2, mask_a=MASK, mask_b=MASK, **NEW)
         np.testing.assert_array_equal(out.tokens[n], want.tokens)
+
+
+def test_texts_outside_the_vocabulary_give_nan_where_they_are_traced(llama):
+    p, read = llama.params, jc.prefill(llama.params, TOKENS)
+    texts = np.array([[[5, 6, 7]], [[5, 97, 7]]], np.int32)
+    logprobs, _ = jax.jit(lambda t: jc.score(p, *read, t))(texts)
+    assert np.all(np.isfinite(logprobs[0])) and np.isnan(logprobs[1]).tolist() == [[False, True, True]]
+    logits = jax.jit(lambda t: jc.communicate_logits(p, p, TOKENS, TOKENS, t, k=1, j=1))(texts[:, 0])
+    assert np.all(np.isfinite(logits[0])) and np.all(np.isnan(logits[1, 2]))
 
 
 def test_prompts_that_cannot_be_read_give_nan_where_they_are_traced_and_only_there(llama):
