@@ -44,8 +44,8 @@ def test_two_processes_play_and_sweep_as_one_does(tmp_path):
     )  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     (tmp_path / "text.txt").write_text("\n".join(own_statements("countries")[:60]))
-    alone = start("", one)
-    assert alone.wait() == 0, alone.stdout.read()
+    with start("", one) as alone:
+        assert alone.wait() == 0, alone.stdout.read()
     pair = [start(f"localhost:{port},2,{i}", two) for i in range(2)]
     said = [process.communicate(timeout=300)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], said
