@@ -188,7 +188,7 @@ import lm_eval
 from transformers import AutoConfig, AutoTokenizer
 from jaxcomm.evals import cli, evaluate, harness
 
-command = "eval --a pair:b --b pair:b --tasks countries,countries_choice --protocols single message --max-message-tokens 12 --batch-size 8 --n 40"
+command = "eval --a pair:b --b pair:b --tasks countries,countries_choice --protocols single message --max-message-tokens 12 --batch-size 8 --n 24"
 chunks = lambda: {p.name: p.stat().st_mtime_ns for p in (home / "killed").glob("chunks/*.parquet")}
 
 def go(out, *more):

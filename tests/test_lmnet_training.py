@@ -267,14 +267,14 @@ def counting(start):
 def go(out):
     programs.keep()
     network = lmnet.init(jax.random.key(0), init(jax.random.key(1), config), (1, 1))
-    train(*network.split(), counting, Recipe(steps=60, rows=2, columns=12, every=6), home / out)
+    train(*network.split(), counting, Recipe(steps=40, rows=2, columns=12, every=6), home / out)
 
 def steps():
     path = home / "killed" / "metrics.jsonl"
     return path.read_bytes().count(b"\\n") if path.exists() else 0
 
 in_peace(go, "whole")
-for wanted in (2, 20, 40):
+for wanted in (2, 14, 27):
     killed(lambda: steps() >= wanted, go, "killed")
     print(steps(), flush=True)
 in_peace(go, "killed")
@@ -283,10 +283,10 @@ in_peace(go, "killed")
 
 def test_real_kills_leave_no_trace(tmp_path):
     reached = [int(word) for word in kills(KILLED, tmp_path)]
-    assert len(reached) == 3 and max(reached) < 60
+    assert len(reached) == 3 and max(reached) < 40
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    assert len((whole / "metrics.jsonl").read_text().splitlines()) == 60
+    assert len((whole / "metrics.jsonl").read_text().splitlines()) == 40
     found = [kept(path) for path in (whole, killed)]
     for x, y in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_array_equal(x, y)
