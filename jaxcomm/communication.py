@@ -259,6 +259,8 @@ def communicate_logits(
     pass, no loop.
 
     Differentiable in everything continuous, in reverse too when k and j are ints: a loss on B's answer reaches W, A and B.
+
+    ValueError: `communicate`'s, answers that are not one for each prompt, a token outside the vocabulary or after an end.
     """
     if len(answers) != len(tokens_b):
         raise ValueError(f"{len(answers)} answers for {len(tokens_b)} prompts of B: give one for each")

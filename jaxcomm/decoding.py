@@ -272,6 +272,8 @@ def score(
     likelier; 0 and True after the end. A continuation without a token, all -1, has NaN and False.
 
     logits, cache, past: as `decode`'s. The continuations of a row are branches of it: its prompt is read once for all.
+
+    ValueError: no tokens, continuations for another number of prompts, a token outside the vocabulary or after an end.
     """
     if continuations.ndim != 3 or len(continuations) != len(logits):
         raise ValueError(
@@ -322,7 +324,7 @@ def generate(
 ) -> Generation:
     """Reads left-padded prompts and writes after them.
 
-    ValueError: empty prompt, or prompt and new tokens exceed the model's positions.
+    ValueError: empty prompt, prompt and new tokens exceed the model's positions, sampling without a key for each row.
     """
     check_room(params, tokens, max_new_tokens)
     logits, cache = prefill(params, tokens, mask=mask)
