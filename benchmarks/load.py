@@ -56,7 +56,7 @@ def write_checkpoint(folder: Path, preset: str, shards: int, **changes: int) -> 
     ours = family.read(Values(config))
     shapes: dict[str, tuple[int, ...]] = {}
     for path, abstract in jax.tree_util.tree_leaves_with_path(abstract_params(ours)):
-        leaf = _leaf(family, family.roots[0], path, abstract.shape)
+        leaf = _leaf(family.layout, family.layout.roots[0], path, abstract.shape)
         shape = leaf.stored.shape(leaf.shape[leaf.numbered :], ours)
         shapes |= {leaf.name(number): shape for number in np.ndindex(leaf.shape[: leaf.numbered])}
     total, rng = sum(map(np.prod, shapes.values())), np.random.default_rng(0)

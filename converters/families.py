@@ -7,7 +7,6 @@ one; the parity tests and the README's table run over `FAMILIES`.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,17 +26,7 @@ from .values import (
     write_rope,
     write_window,
 )
-from .weights import (
-    GEMMA_BLOCK,
-    GPT2_BLOCK,
-    GPT_NEOX_BLOCK,
-    LLAMA_BLOCK,
-    MIXTRAL_BLOCK,
-    OLMO2_BLOCK,
-    PHI3_BLOCK,
-    QWEN3_MOE_BLOCK,
-    Table,
-)
+from .weights import GEMMA, GEMMA_VISION, GPT2, GPT_NEOX, LLAMA, MIXTRAL, OLMO2, PHI3, QWEN3_MOE, Layout
 
 NO_ROPE = Rope(kind="none")
 
@@ -340,51 +329,27 @@ class Family:
     read: Callable[[Values], ModelConfig]
     write: Callable[[ModelConfig], dict[str, Any]] | None
     """None: it is read, and written as another."""
-    block: Table
-    """Weight of a Block -> how it lies on disk; entries that the config has no weight for do not count."""
-    layer: str = "layers.{i}."
-    """What the names of a layer's tensors begin with, after the root."""
-    embed: str = "embed_tokens.weight"
-    positions: str = "wpe.weight"
-    norm: str = "norm"
-    head: str = "lm_head.weight"
-    """Not after the root."""
-    roots: tuple[str, ...] = ("model.",)
-    """What all names begin with; the first is written, any is read."""
+    layout: Layout
     model_class: str = "ForCausalLM"
     """How the name of transformers' class ends, after that of the config's. (Its own table needs torch.)"""
-    ignored: re.Pattern = re.compile(r"rotary_emb\.inv_freq$")
-    """Tensors that are no weights of the model."""
 
 
 FAMILIES: dict[str, Family] = {
     f.model_type: f
     for f in (
-        Family("llama", "Llama 2, 3, 3.1, 3.2, 3.3", _read_llama, _write_llama, LLAMA_BLOCK),
-        Family("mistral", "Mistral 7B, Nemo, Small", _read_mistral, _write_mistral, LLAMA_BLOCK),
-        Family("mixtral", "Mixtral 8x7B, 8x22B", _read_mixtral, _write_mixtral, MIXTRAL_BLOCK),
-        Family("qwen2", "Qwen 2, Qwen 2.5", _read_qwen2, _write_qwen2, LLAMA_BLOCK),
-        Family("qwen3", "Qwen 3", _read_qwen3, _write_qwen3, LLAMA_BLOCK),
-        Family("qwen3_moe", "Qwen 3 30B-A3B, 235B-A22B", _read_qwen3_moe, _write_qwen3_moe, QWEN3_MOE_BLOCK),
-        Family("gemma2", "Gemma 2", _read_gemma2, _write_gemma2, GEMMA_BLOCK),
-        Family("gemma3_text", "Gemma 3 270M, 1B", _read_gemma3, _write_gemma3, GEMMA_BLOCK),
-        Family(
-            "gemma3", "Gemma 3 4B, 12B, 27B (the text part)", _read_gemma3_vision, None, GEMMA_BLOCK,
-            roots=("model.language_model.", "language_model.model."),
-            ignored=re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.|^(language_model\.)?lm_head\.weight$"),
-        ),
-        Family("phi3", "Phi-3, Phi-3.5, Phi-4, Phi-4-mini", _read_phi3, _write_phi3, PHI3_BLOCK),
-        Family("olmo2", "OLMo 2", _read_olmo2, _write_olmo2, OLMO2_BLOCK),
-        Family("smollm3", "SmolLM 3", _read_smollm3, _write_smollm3, LLAMA_BLOCK),
-        Family(
-            "gpt2", "GPT-2", _read_gpt2, _write_gpt2, GPT2_BLOCK, layer="h.{i}.", embed="wte.weight", norm="ln_f",
-            roots=("transformer.", ""), ignored=re.compile(r"\.attn\.(masked_)?bias$"),
-            model_class="LMHeadModel",
-        ),
-        Family(
-            "gpt_neox", "Pythia, GPT-NeoX", _read_gpt_neox, _write_gpt_neox, GPT_NEOX_BLOCK, embed="embed_in.weight",
-            norm="final_layer_norm", head="embed_out.weight", roots=("gpt_neox.",),
-            ignored=re.compile(r"\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)$"),
-        ),
+        Family("llama", "Llama 2, 3, 3.1, 3.2, 3.3", _read_llama, _write_llama, LLAMA),
+        Family("mistral", "Mistral 7B, Nemo, Small", _read_mistral, _write_mistral, LLAMA),
+        Family("mixtral", "Mixtral 8x7B, 8x22B", _read_mixtral, _write_mixtral, MIXTRAL),
+        Family("qwen2", "Qwen 2, Qwen 2.5", _read_qwen2, _write_qwen2, LLAMA),
+        Family("qwen3", "Qwen 3", _read_qwen3, _write_qwen3, LLAMA),
+        Family("qwen3_moe", "Qwen 3 30B-A3B, 235B-A22B", _read_qwen3_moe, _write_qwen3_moe, QWEN3_MOE),
+        Family("gemma2", "Gemma 2", _read_gemma2, _write_gemma2, GEMMA),
+        Family("gemma3_text", "Gemma 3 270M, 1B", _read_gemma3, _write_gemma3, GEMMA),
+        Family("gemma3", "Gemma 3 4B, 12B, 27B (the text part)", _read_gemma3_vision, None, GEMMA_VISION),
+        Family("phi3", "Phi-3, Phi-3.5, Phi-4, Phi-4-mini", _read_phi3, _write_phi3, PHI3),
+        Family("olmo2", "OLMo 2", _read_olmo2, _write_olmo2, OLMO2),
+        Family("smollm3", "SmolLM 3", _read_smollm3, _write_smollm3, LLAMA),
+        Family("gpt2", "GPT-2", _read_gpt2, _write_gpt2, GPT2, model_class="LMHeadModel"),
+        Family("gpt_neox", "Pythia, GPT-NeoX", _read_gpt_neox, _write_gpt_neox, GPT_NEOX),
     )
 }  # fmt: skip

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import operator
 import re
 import shutil
@@ -33,10 +34,11 @@ from jaxcomm.int8 import check_not_int8, in_int8
 from jaxcomm.model import Params, init
 from jaxcomm.sharding import shardings
 
+from . import gguf, real
 from .families import FAMILIES, Family
 from .tensors import DTYPES, INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped, read_index, same
 from .values import CARRIES_NO_ARCHITECTURE, SAYS_NOTHING, Values
-from .weights import Stored
+from .weights import Layout, Stored
 
 SHARD_BYTES = 5 * 10**9
 MOST = 10_000
@@ -57,26 +59,36 @@ HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
 
 def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint; what is none is a hub id ("gpt2", "org/name"), which is downloaded.
+    """The folder or the .gguf file of a checkpoint; what is neither is a name on the hub, which is downloaded.
 
     Args:
-        path_or_hub_id: A folder, or an id, which may end in "@" and a revision.
+        path_or_hub_id: A folder, a .gguf file, a hub id ("gpt2", "org/name"), a .gguf file of the hub
+            ("org/name/file.gguf"), or a real model of the package index ("real:smollm2"). Those of the hub may end in "@" and a
+            revision.
         revision: A branch, tag or commit of the hub's repository; default: what the id ends in, else its main branch.
 
     Raises:
-        FileNotFoundError: It is neither.
+        FileNotFoundError: It is none of these, or a real model that is not installed.
         ConnectionError: It cannot be downloaded.
         ValueError: Its config is not supported (it is read before the weights are fetched), or there are two revisions.
     """
-    folder = Path(path_or_hub_id)
-    name, _, at = str(path_or_hub_id).partition("@")
-    if folder.is_dir():
+    if real.is_real(path_or_hub_id):
         if revision is not None:
-            raise ValueError(f"revision = {revision!r} is of hub ids, {folder} is a folder: leave it out")
-        return folder
-    if folder.exists() or not HUB_ID.fullmatch(name):
+            raise ValueError(f"revision = {revision!r} is of hub ids, {path_or_hub_id} has one version: leave it out")
+        return real.find(str(path_or_hub_id))
+    path = Path(path_or_hub_id)
+    name, _, at = str(path_or_hub_id).partition("@")
+    if path.is_dir() or gguf.is_gguf(path):
+        if revision is not None:
+            raise ValueError(f"revision = {revision!r} is of hub ids, {path} is a local checkpoint: leave it out")
+        return path
+    repository, file = name, None
+    if name.endswith(".gguf"):  # a local file that is not there, or owner/name/file on the hub
+        *owner, file = name.split("/", 2)
+        repository = "/".join(owner) if len(owner) == 2 and not Path(owner[0]).exists() else ""
+    if path.exists() or not HUB_ID.fullmatch(repository):
         raise FileNotFoundError(
-            f"{name} is not a checkpoint folder: give a folder with config.json and {WEIGHTS}, or a hub id such as org/name"
+            f"{name} is not a checkpoint: give a folder with config.json and {WEIGHTS}, a .gguf file, or a hub id such as org/name"
         )
     if revision and at and revision != at:
         raise ValueError(f"{path_or_hub_id} names a revision, revision = {revision!r} another: give one")
@@ -85,14 +97,23 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     def download(revision: str | None, *files: str) -> Path:
         pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
         try:
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), **pinned))
+            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(files), **pinned))
         except Exception as error:  # of many kinds: no network, no such repository, no access, disk full
             raise ConnectionError(
-                f"cannot download {path_or_hub_id} ({type(error).__name__}): check the id, the network and your access, or give a local folder"
+                f"cannot download {path_or_hub_id} ({type(error).__name__}): check the id, the network and your access, or give a local checkpoint"
             ) from error
 
     revision = revision or at or None
+    if file is not None:
+        folder = download(revision, gguf.all_files(file))
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{repository} has no file {file}")
+        return folder / file
     folder = download(revision, "config.json")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{name} has no config.json: of a repository of GGUF files name one, such as {name}/FILE.gguf"
+        )
     parse_config(folder)
     revision = commit_of(folder) or revision  # the rest is of the same commit, whatever is pushed meanwhile
     folder = download(revision, *FILES)
@@ -101,22 +122,33 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     return folder
 
 
-def commit_of(folder: Path) -> str | None:
-    """The commit that a folder in the hub's cache holds; None for other folders."""
-    return folder.name if folder.parent.name == "snapshots" else None
+def commit_of(path: Path) -> str | None:
+    """The commit that a folder or file in the hub's cache is of; None for others."""
+    near = [path, *path.parents] if path.suffix == ".gguf" else [path]
+    return next((folder.name for folder in near if folder.parent.name == "snapshots"), None)
 
 
 def raw_config(folder: Path) -> dict[str, Any]:
-    """What config.json says. FileNotFoundError: there is none; ValueError: it is no JSON object."""
-    path = folder / "config.json"
+    """What config.json says, or what a .gguf file says in its words. FileNotFoundError: there is none; ValueError: it is no JSON
+    object, or `gguf.config`'s."""
+    if gguf.is_gguf(folder):
+        return gguf.config(folder)
+    path = _config_file(folder)
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a checkpoint folder: it has no config.json")
+        files = sorted(file.name for file in folder.glob("*.gguf"))
+        told = f"name one of its files, such as {folder / files[0]}" if files else "it has no config.json"
+        raise FileNotFoundError(f"{folder} is not a checkpoint folder: {told}")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         raw.keys()
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(f"{path} is not a JSON object: {error}") from error
     return raw
+
+
+def _config_file(path: Path) -> Path:
+    """What says a checkpoint's architecture."""
+    return path if gguf.is_gguf(path) else path / "config.json"
 
 
 def read_config(folder: Path) -> tuple[Family, ModelConfig]:
@@ -131,7 +163,7 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
     family, config, ignored = parse_config(folder)
     if ignored:
         warnings.warn(
-            f"{folder / 'config.json'}: config keys {', '.join(ignored)} are not read, as in transformers; only code of the repository's own could",
+            f"{_config_file(folder)}: config keys {', '.join(ignored)} are not read, as in transformers; only code of the repository's own could",
             stacklevel=2,
         )
     return family, config
@@ -139,7 +171,7 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
 
 def parse_config(folder: Path) -> tuple[Family, ModelConfig, list[str]]:
     """As `read_config`, and the keys that are read by nobody."""
-    raw, path = raw_config(folder), folder / "config.json"
+    raw, path = raw_config(folder), _config_file(folder)
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"{path}: architecture {kind!r} is not supported; supported are {', '.join(FAMILIES)}")
@@ -187,7 +219,8 @@ def stored_dtype(folder: Path) -> np.dtype:
     known = {np.dtype(kind).name: np.dtype(kind) for kind in DTYPES.values()}
     found = next((known[name] for name in named if name in known), None)
     if found is None:
-        first = next(iter(find_tensors(folder).values()))
+        tensors = gguf.tensors(folder)[1] if gguf.is_gguf(folder) else find_tensors(folder)
+        first = next(iter(tensors.values()))
         found = np.dtype(DTYPES.get(first.dtype, np.float32))
     return np.dtype(np.float32) if found == np.float64 else found
 
@@ -212,19 +245,14 @@ class _Leaf(NamedTuple):
         return self.stored.name.format(**dict(zip(fields, number, strict=True)))
 
 
-def _leaf(family: Family, root: str, path: tuple, shape: tuple[int, ...]) -> _Leaf:
-    """Of the leaf at `path` of Params, in either layout."""
+def _leaf(layout: Layout, root: str, path: tuple, shape: tuple[int, ...]) -> _Leaf:
+    """Of the leaf at `path` of Params, its layers stacked or not."""
     keys: list[Any] = [getattr(p, "name", getattr(p, "key", getattr(p, "idx", None))) for p in path]
-    kind = keys.pop(0)
-    if kind == "head":
-        return _Leaf(Stored(family.head), shape, 0)
-    if kind != "blocks":
-        stored = Stored(f"{family.norm}.{keys[0]}" if kind == "norm" else getattr(family, kind))
-        return _Leaf(dataclasses.replace(stored, name=root + stored.name), shape, 0)
-    layer, keys = ("{i}", keys) if isinstance(keys[0], str) else (str(keys[0]), keys[1:])
-    stored = family.block[tuple(keys)]
-    name = root + family.layer.replace("{i}", layer) + stored.name
-    return _Leaf(dataclasses.replace(stored, name=name), shape, name.count("{"))
+    if keys[0] != "blocks":
+        return _Leaf(layout.outside(tuple(keys), root), shape, 0)
+    layer, keys = ("{i}", keys[1:]) if isinstance(keys[1], str) else (str(keys[1]), keys[2:])
+    stored = layout.within(tuple(keys), root, layer)
+    return _Leaf(stored, shape, stored.name.count("{"))
 
 
 @functools.cache
@@ -235,51 +263,60 @@ def abstract_params(config: ModelConfig, unroll: bool = False) -> Params:
 
 
 class _Source:
-    """A model's leaves in a checkpoint folder. All tensors are looked for, and their shapes and dtypes compared, before the
-    first one is read."""
+    """A model's leaves in a checkpoint. All tensors are looked for, and their shapes and dtypes compared, before the first one
+    is read."""
 
-    def __init__(self, folder: Path, family: Family, config: ModelConfig):
-        self.tensors = find_tensors(folder)
+    def __init__(self, path: Path, family: Family, config: ModelConfig):
+        if gguf.is_gguf(path):
+            self.layout, self.tensors = gguf.tensors(path)
+        else:
+            self.layout, self.tensors = family.layout, find_tensors(path)
         # As transformers, which also takes a bare model without its causal head's prefix.
-        roots = dict.fromkeys((*family.roots, ""))
-        self.root = next((root for root in roots if root + family.embed in self.tensors), family.roots[0])
-        head, embed = (self.tensors.get(name) for name in (family.head, self.root + family.embed))
+        roots = dict.fromkeys((*self.layout.roots, ""))
+        self.root = next((root for root in roots if root + self.layout.embed in self.tensors), self.layout.roots[0])
+        head, embed = (self.tensors.get(name) for name in (self.layout.head, self.root + self.layout.embed))
         if config.tied_head and head and embed and not same(head, embed):
             # A head that was trained after all; transformers takes it, too.
             config = dataclasses.replace(config, tied_head=False)
         self.config = config
-        seen = {family.head} if config.tied_head else set()
-        for path, abstract in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
-            leaf = _leaf(family, self.root, path, abstract.shape)
+        seen = {self.layout.head} if config.tied_head else set()
+        for at, abstract in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+            leaf = self.leaf(at, abstract.shape)
             shape = leaf.stored.shape(leaf.shape[leaf.numbered :], config)
             for number in np.ndindex(leaf.shape[: leaf.numbered]):
                 name = leaf.name(number)
                 check(name, self.tensors.get(name), shape)
                 seen.add(name)
-        if unused := sorted(name for name in self.tensors.keys() - seen if not family.ignored.search(name)):
+        if unused := sorted(name for name in self.tensors.keys() - seen if not self.layout.ignored.search(name)):
             raise ValueError(
-                f"{folder} has tensors this architecture has no place for: {', '.join(unused[:5])} ({len(unused)} in all)"
+                f"{path} has tensors this architecture has no place for: {', '.join(unused[:5])} ({len(unused)} in all)"
             )
+
+    def leaf(self, at: tuple, shape: tuple[int, ...]) -> _Leaf:
+        """The leaf of Params at a path."""
+        return _leaf(self.layout, self.root, at, shape)
 
     def parts(self, leaf: _Leaf, index: tuple[range, ...]) -> Iterator[Part]:
         """What fills these rows, columns .. of a leaf, tensor by tensor. Each reads only the bytes it needs."""
         numbers, index = index[: leaf.numbered], index[leaf.numbered :]
-        size = tuple(map(len, index))
 
-        def view(name: str) -> np.ndarray:
-            ours = leaf.stored.view(mapped(self.tensors[name]), self.config)
-            cut = tuple(slice(r.start, r.stop) for r in index)
-            if ours.ndim == len(size):
-                return ours[cut]
-            each, rows = ours.shape[1], index[0]  # heads and their dimensions are still two axes
-            first = rows.start // each
-            whole = ours[first : -(-rows.stop // each)]
-            whole = whole.reshape(-1, *whole.shape[2:])
-            return whole[rows.start - first * each : rows.stop - first * each][:, *cut[1:]]
+        def read(name: str, index: tuple[range, ...]) -> np.ndarray:
+            tensor, rows = self.tensors[name], index[0]
+            ours = leaf.stored.view(mapped(tensor), self.config)
+            first = ours.ndim - len(index) + 1  # so many axes, heads and dimensions, are our first
+            each = math.prod(ours.shape[1:first])
+            begin = rows.start // each
+            whole = ours[begin : -(-rows.stop // each)]
+            whole = whole.reshape(-1, *whole.shape[first:])[rows.start - begin * each : rows.stop - begin * each]
+            *between, columns = (slice(r.start, r.stop) for r in index[1:]) if len(index) > 1 else (slice(None),)
+            whole = whole[:, *between] if between else whole
+            if tensor.decode is not None:
+                whole = tensor.decode(whole)
+            return leaf.stored.values(whole[..., columns])
 
         for at in np.ndindex(tuple(map(len, numbers))):
             name = leaf.name(tuple(r[n] for r, n in zip(numbers, at, strict=True)))
-            yield Part((*at, *(0 for _ in size)), size, name, functools.partial(view, name))
+            yield Part((*at, *(0 for _ in index)), index, name, functools.partial(read, name))
 
     def load(self, leaf: _Leaf, dtype: Any, sharding: NamedSharding | None) -> jax.Array:
         """The leaf on the default device, or what this process' devices hold of it."""
@@ -322,7 +359,7 @@ def from_hf(
     Besides the weights the host holds one piece of a tensor (`tensors.PIECE`).
 
     Args:
-        path_or_hub_id: A folder, or a hub id, which is downloaded (`locate`).
+        path_or_hub_id: A folder, a .gguf file, the name of a real model, or a hub id, which is downloaded (`locate`).
         dtype: Of the weights; "auto": the checkpoint's own, on CPU, where XLA is slow in two bytes, float32.
         revision: Of the hub's repository.
         unroll: A tuple of layers instead of one stack (see `jaxcomm.model`).
@@ -336,24 +373,24 @@ def from_hf(
     Raises:
         FileNotFoundError, ConnectionError, ValueError: What is wrong with the checkpoint, and where.
     """
-    folder = locate(path_or_hub_id, revision)
-    family, config = read_config(folder)
+    path = locate(path_or_hub_id, revision)
+    family, config = read_config(path)
     if max_positions is not None:
         config = reaching(config, max_positions)
-    source, dtype = _Source(folder, family, config), chosen_dtype(dtype, stored_dtype(folder))
+    source, dtype = _Source(path, family, config), chosen_dtype(dtype, stored_dtype(path))
     config = source.config
     abstract = abstract_params(config, unroll)
     leaves = jax.tree_util.tree_leaves_with_path(abstract)
     placed = jax.tree.leaves(shardings(abstract, mesh)) if mesh is not None else [None] * len(leaves)
     bar = tqdm.tqdm(
-        total=sum(leaf.size for _, leaf in leaves), desc=f"loading {folder.name}", unit="", unit_scale=True, delay=2,
+        total=sum(leaf.size for _, leaf in leaves), desc=f"loading {path.name}", unit="", unit_scale=True, delay=2,
         leave=False,
     )  # fmt: skip
     loaded = []
     with bar:
-        for (path, leaf), sharding in zip(leaves, placed, strict=True):
-            array = source.load(_leaf(family, source.root, path, leaf.shape), dtype, sharding)
-            loaded.append(in_int8(path, array) if int8 else array)
+        for (at, leaf), sharding in zip(leaves, placed, strict=True):
+            array = source.load(source.leaf(at, leaf.shape), dtype, sharding)
+            loaded.append(in_int8(at, array) if int8 else array)
             bar.update(leaf.size)
     return jax.tree.unflatten(jax.tree.structure(abstract), loaded)
 
@@ -409,7 +446,7 @@ def _tensors(params: Params, family: Family) -> Iterator[tuple[str, np.ndarray]]
         made: dict[str, np.ndarray] = {}
         for path, array in jax.tree_util.tree_leaves_with_path(tree):
             array = np.asarray(array)
-            leaf = _leaf(family, family.roots[0], path, array.shape)
+            leaf = _leaf(family.layout, family.layout.roots[0], path, array.shape)
             shape = leaf.stored.shape(leaf.shape[leaf.numbered :], c)
             for number in np.ndindex(leaf.shape[: leaf.numbered]):
                 name, ours = leaf.name(number), array[number]

@@ -1,9 +1,10 @@
-"""The tensors of a checkpoint folder: safetensors files, mapped into memory and read piece by piece."""
+"""Tensors on disk, mapped into memory and read piece by piece: of safetensors files, and of GGUF files (`converters.gguf`)."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import functools
+import itertools
 import json
 import math
 import os
@@ -27,9 +28,14 @@ PIECE = 4 * 2**20
 class Tensor(NamedTuple):
     file: Path
     dtype: str
+    """As its file calls it: a key of DTYPES, or one of GGUF's quantised types."""
     shape: tuple[int, ...]
     begin: int
     """In bytes, from the file's beginning."""
+    decode: Callable[[np.ndarray], np.ndarray] | None = None
+    """Of a quantised tensor: bytes [.., bytes of a row] to its numbers [.., columns]. None: it lies there as numbers."""
+    row_bytes: int = 0
+    """Of a quantised tensor."""
 
 
 def find_tensors(folder: Path) -> dict[str, Tensor]:
@@ -106,39 +112,49 @@ def check(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"tensor {name} is missing from the checkpoint")
     if tensor.shape != shape:
         raise ValueError(f"tensor {name} has shape {tensor.shape}, the config asks for {shape}")
-    if tensor.dtype not in DTYPES:
-        raise ValueError(f"tensor {name} is {tensor.dtype}: quantised checkpoints are not supported")
+    if tensor.dtype not in DTYPES and tensor.decode is None:
+        raise ValueError(
+            f"tensor {name} is {tensor.dtype}, which is not supported: numbers of 16, 32 or 64 bits, or a .gguf file"
+        )
     return tensor
 
 
 def mapped(tensor: Tensor) -> np.ndarray:
-    """The tensor where it lies on disk. Pages of a mapped file count as this process' memory for as long as the array is
-    there, so it is made anew for every piece."""
-    return np.memmap(tensor.file, DTYPES[tensor.dtype], "r", tensor.begin, tensor.shape)
+    """The tensor where it lies on disk; of a quantised one the bytes of each row. Pages of a mapped file count as this process'
+    memory for as long as the array is there, so it is made anew for every piece."""
+    if tensor.decode is None:
+        return np.memmap(tensor.file, DTYPES[tensor.dtype], "r", tensor.begin, tensor.shape)
+    return np.memmap(tensor.file, np.uint8, "r", tensor.begin, (*tensor.shape[:-1], tensor.row_bytes))
 
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same bytes."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    rows = range(0, a.shape[0], max(1, PIECE // (math.prod(a.shape[1:]) * np.dtype(DTYPES[a.dtype]).itemsize)))
+    rows = range(0, a.shape[0], max(1, PIECE * a.shape[0] // mapped(a).nbytes))
     cut = lambda tensor, begin: mapped(tensor)[begin : begin + rows.step].view(np.uint8)
     return all(np.array_equal(cut(a, begin), cut(b, begin)) for begin in rows)
 
 
 class Part(NamedTuple):
-    """What fills an array from `at` on, and the name of the tensor it comes from. Its own shape has fewer axes where the
-    array's first ones are numbers of tensors."""
+    """What fills an array from `at` on: part of a weight, and the name of the tensor it comes from. The weight has fewer axes
+    than the array where the array's first ones are numbers of tensors."""
 
     at: tuple[int, ...]
-    shape: tuple[int, ...]
+    cut: tuple[range, ...]
+    """Which rows, columns .. of the weight."""
     name: str
-    view: Callable[[], np.ndarray]
+    read: Callable[[tuple[range, ...]], np.ndarray]
+    """These of the weight."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(map(len, self.cut))
 
     @property
     def where(self) -> tuple[int | slice, ...]:
         """It is array[where]."""
-        numbered = len(self.at) - len(self.shape)
+        numbered = len(self.at) - len(self.cut)
         rest = zip(self.at[numbered:], self.shape, strict=True)
         return (*self.at[:numbered], *(slice(i, i + n) for i, n in rest))
 
@@ -175,7 +191,7 @@ def readers() -> concurrent.futures.Executor:
 def write(out: np.ndarray, piece: Part) -> None:
     """The piece, cast, into `out`."""
     with np.errstate(over="ignore"):
-        np.copyto(out, piece.view().reshape(out.shape), casting="unsafe")
+        np.copyto(out, piece.read(piece.cut).reshape(out.shape), casting="unsafe")
     if not finite(out):
         raise ValueError(f"tensor {piece.name} holds NaN, infinite values, or some too large for {out.dtype}")
 
@@ -191,13 +207,17 @@ def finite(array: np.ndarray) -> bool:
 
 
 def pieces(part: Part, itemsize: int) -> Iterator[Part]:
-    """The part, cut along its first axis into some of at most PIECE bytes each, if a row is not more."""
-    rows, axis = max(1, PIECE // (math.prod(part.shape[1:]) * itemsize)), len(part.at) - len(part.shape)
-    for begin in range(0, part.shape[0], rows):
-        n = min(rows, part.shape[0] - begin)
-        at = (*part.at[:axis], part.at[axis] + begin, *part.at[axis + 1 :])
-        cut = lambda begin=begin, n=n: part.view()[begin : begin + n]
-        yield Part(at, (n, *part.shape[1:]), part.name, cut)
+    """The part, cut into some of at most PIECE bytes each, if a row of its last but one axis is not more."""
+    shape, numbered = part.shape, len(part.at) - len(part.cut)
+    axis = next(
+        (a for a in range(len(shape) - 1) if math.prod(shape[a + 1 :]) * itemsize <= PIECE), max(0, len(shape) - 2)
+    )
+    rows = max(1, PIECE // (math.prod(shape[axis + 1 :]) * itemsize))
+    steps = [1] * axis + [rows] + list(shape[axis + 1 :])
+    for begins in itertools.product(*(range(0, n, max(1, step)) for n, step in zip(shape, steps, strict=True))):
+        cut = tuple(r[i : i + step] for r, i, step in zip(part.cut, begins, steps, strict=True))
+        at = tuple(a + i for a, i in zip(part.at[numbered:], begins, strict=True))
+        yield Part((*part.at[:numbered], *at), cut, part.name, part.read)
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -6,6 +6,7 @@ Tables are data: what they say serves reading (`converters.hf.from_hf`) and writ
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -29,8 +30,12 @@ class Stored:
 
     def view(self, tensor: np.ndarray, c: ModelConfig) -> np.ndarray:
         """Our weight in the tensor: nothing is copied, so that it serves reading and writing. Its first axis may still be
-        two, heads and dimensions."""
+        several, such as heads and dimensions. (Of a quantised tensor the last axis are bytes, which no view cuts.)"""
         return tensor
+
+    def values(self, stored: np.ndarray) -> np.ndarray:
+        """Our weight's numbers, of those in the tensor."""
+        return stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +69,63 @@ class Interleaved(Stored):
         return tensor.reshape(c.heads, 3, c.head_dim, *tensor.shape[1:])[:, self.part]
 
 
+@dataclasses.dataclass(frozen=True)
+class PairedRows(Stored):
+    """Queries or keys whose rotary halves are paired, dimension by dimension (GGUF, of families that were Llama's first):
+    [heads, head_dim / 2, 2, ..] of our [heads, 2, head_dim / 2, ..]."""
+
+    heads: Callable[[ModelConfig], int]
+
+    def view(self, tensor, c):
+        return tensor.reshape(self.heads(c), -1, 2, *tensor.shape[1:]).swapaxes(1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlusOne(Stored):
+    """A weight w as 1 + w, in float32 (GGUF's norms of Gemma)."""
+
+    def values(self, stored):
+        return stored.astype(np.float32) - np.float32(1)
+
+
 _qkv = lambda c: (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim)
 _gate_up = lambda c: (c.ff, c.ff)
 _whole = {"o": lambda c: (c.width,), "up": lambda c: (c.ff,), "down": lambda c: (c.width,)}
 
 Table = dict[Path, Stored]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a checkpoint's tensors are called, and how our weights lie in them."""
+
+    block: Table
+    """Weight of a Block -> how it lies on disk; entries that the config has no weight for do not count."""
+    layer: str = "layers.{i}."
+    """What the names of a layer's tensors begin with, after the root."""
+    embed: str = "embed_tokens.weight"
+    positions: str = "wpe.weight"
+    norm: str = "norm"
+    head: str = "lm_head.weight"
+    """Not after the root."""
+    roots: tuple[str, ...] = ("model.",)
+    """What all names begin with; the first is written, any is read."""
+    ignored: re.Pattern = re.compile(r"rotary_emb\.inv_freq$")
+    """Tensors that are no weights of the model."""
+    norm_kind: type[Stored] = Stored
+    """How the last norm lies in its tensors."""
+
+    def outside(self, path: Path, root: str) -> Stored:
+        """Of a weight outside the blocks, at a path of `Params`."""
+        kind, *part = path
+        if kind == "norm":
+            return self.norm_kind(f"{root}{self.norm}.{part[0]}")
+        return Stored(self.head if kind == "head" else root + getattr(self, kind))
+
+    def within(self, path: Path, root: str, layer: str) -> Stored:
+        """Of a block's weight, at a path of `jaxcomm.layers.Block`. layer: its number, or "{i}" for all."""
+        stored = self.block[path]
+        return dataclasses.replace(stored, name=root + self.layer.replace("{i}", layer) + stored.name)
 
 
 def alone(*names: tuple[Path, str]) -> Table:
@@ -129,3 +186,22 @@ GPT_NEOX_BLOCK: Table = alone(
     for n, x in enumerate("qkv")
     for part in ("weight", "bias")
 }
+
+LLAMA = Layout(LLAMA_BLOCK)
+GEMMA = Layout(GEMMA_BLOCK)
+GEMMA_VISION = Layout(
+    GEMMA_BLOCK, roots=("model.language_model.", "language_model.model."),
+    ignored=re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.|^(language_model\.)?lm_head\.weight$"),
+)  # fmt: skip
+OLMO2 = Layout(OLMO2_BLOCK)
+PHI3 = Layout(PHI3_BLOCK)
+MIXTRAL = Layout(MIXTRAL_BLOCK)
+QWEN3_MOE = Layout(QWEN3_MOE_BLOCK)
+GPT2 = Layout(
+    GPT2_BLOCK, layer="h.{i}.", embed="wte.weight", norm="ln_f", roots=("transformer.", ""),
+    ignored=re.compile(r"\.attn\.(masked_)?bias$"),
+)  # fmt: skip
+GPT_NEOX = Layout(
+    GPT_NEOX_BLOCK, embed="embed_in.weight", norm="final_layer_norm", head="embed_out.weight", roots=("gpt_neox.",),
+    ignored=re.compile(r"\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)$"),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Agents by name, as every command takes them: a checkpoint folder, a hub id, pair:a, pair:b, or a network's run folder."""
+"""Agents by name, as every command takes them: what `load_agent` takes, pair:a, pair:b, or a network's run folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load(
     """An agent for every name, the same for the same.
 
     Args:
-        names: Checkpoint folders, hub ids (also id@revision), pair:a, pair:b, run folders of networks.
+        names: What `load_agent` takes (folders, .gguf files, hub ids, real:smollm2), pair:a, pair:b, run folders of networks.
         dtype: As `load_agent`'s, by name.
         chat, chat_args: As `load_agent`'s.
         layers: They are worked on layer by layer (stacked; networks cannot be).

@@ -40,7 +40,7 @@ class Play:
     """
 
     a: str
-    """Sender: a checkpoint folder (either form), a hub id (also id@revision), a network's run folder, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a .gguf file, real:smollm2, a hub id (also id@revision), a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     game: Literal["countries", "tip_sheets"] = "countries"
@@ -159,7 +159,7 @@ class Sweep:
     """
 
     a: str
-    """Sender: a checkpoint folder (either form), a hub id (also id@revision), or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a .gguf file, real:smollm2, a hub id (also id@revision), or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     out: Path
@@ -235,7 +235,7 @@ class Eval:
     """
 
     a: str
-    """Sender: a checkpoint folder (either form), a hub id (also id@revision), a network's run folder, or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a .gguf file, real:smollm2, a hub id (also id@revision), a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, who answers; likewise."""
     tasks: str
@@ -369,7 +369,7 @@ class Cost:
     """
 
     a: str = "llama-3.2-3b"
-    """Sender: llama-3.2-3b, llama-3.1-8b, pair:a, pair:b, or a checkpoint's folder or hub id."""
+    """Sender: llama-3.2-3b, llama-3.1-8b, pair:a, pair:b, or a checkpoint's folder, .gguf file or hub id."""
     b: str = "llama-3.1-8b"
     """Receiver, likewise."""
     k: int = 26
@@ -420,7 +420,7 @@ class FitMap:
     """
 
     a: str
-    """Sender: a checkpoint folder (either form), a hub id (also id@revision), or pair:a / pair:b for the embedded pair."""
+    """Sender: a checkpoint folder (either form), a .gguf file, real:smollm2, a hub id (also id@revision), or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
     ks: tuple[int, ...]
@@ -479,7 +479,7 @@ class Convert:
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """A checkpoint folder in either form, a hub id (also id@revision), or pair:a / pair:b for the embedded pair."""
+    """A checkpoint folder in either form, a .gguf file, real:smollm2, a hub id (also id@revision), or pair:a / pair:b for the embedded pair."""
     out: Path
     """New folder; it must not exist."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -488,6 +488,8 @@ class Convert:
     """orbax: read in parallel, straight to where it stays; hf: safetensors, for transformers."""
     max_positions: int | None = None
     """How long texts may be; default: as long as the config says, with longrope as its short numbers serve."""
+    tokenizer: str | None = None
+    """A folder or hub id whose tokenizer is written instead of the checkpoint's own."""
 
     def run(self) -> None:
         import rich
@@ -498,7 +500,7 @@ class Convert:
         from .files import check_new
 
         check_new(self.out)
-        how: dict[str, Any] = dict(unroll=False, max_positions=self.max_positions)
+        how: dict[str, Any] = dict(unroll=False, max_positions=self.max_positions, tokenizer=self.tokenizer)
         source = pair.checkpoint(self.source)
         agent = load_agent(source, stored_dtype(source) if self.dtype == "auto" else self.dtype, **how)
         write = save if self.to == "orbax" else to_hf

