@@ -22,18 +22,18 @@ from .networks import folders
 def load(
     *names: str,
     dtype: str = "auto",
-    chat: bool = False,
+    chat: bool | Sequence[bool] = False,
     chat_args: Mapping[str, Any] | None = None,
     layers: bool = False,
     tensor: int = 1,
     int8: bool = False,
 ) -> list[Agent]:
-    """An agent for every name, the same for the same.
+    """An agent for every name, with the same weights for the same.
 
     Args:
         names: What `load_agent` takes (folders, .gguf files, hub ids, real:smollm2), pair:a, pair:b, run folders of networks.
         dtype: As `load_agent`'s, by name.
-        chat, chat_args: As `load_agent`'s.
+        chat, chat_args: As `load_agent`'s; chat may be one for each.
         layers: They are worked on layer by layer (stacked; networks cannot be).
         tensor: Their weights are cut over so many of this process' devices.
         int8: Their matrices are quantised (networks' cannot be).
@@ -48,25 +48,26 @@ def load(
                 raise ValueError(f"{name} is a network, which has no layers to be split at: name a single model")
             if tensor > 1 or int8:
                 raise ValueError(f"{name} is a network, whose weights stay as they are: leave out --tensor and --int8")
-            return dataclasses.replace(network(name, dtype=dtype, chat=chat), chat_args=chat_args or {})
+            return dataclasses.replace(network(name, dtype=dtype), chat_args=chat_args or {})
         path = pair.checkpoint(name)
-        how: dict[str, Any] = dict(
-            chat=chat, chat_args=chat_args, unroll=False if layers else None, mesh=mesh, int8=int8
-        )
+        how: dict[str, Any] = dict(chat_args=chat_args, unroll=False if layers else None, mesh=mesh, int8=int8)
         return load_agent(path, dtype, name=name, **how)
 
     mesh = None if tensor == 1 else local_mesh(tensor=tensor)
+    chats = [chat] * len(names) if isinstance(chat, bool) else chat
+    each = list(zip(names, chats, strict=True))
     agents = {name: read(name) for name in dict.fromkeys(names)}
-    return [agents[name] for name in names]
+    spoken = {key: dataclasses.replace(agents[key[0]], chat=key[1]) for key in dict.fromkeys(each)}
+    return [spoken[key] for key in each]
 
 
-def network(path: str, *, dtype: str, chat: bool) -> Agent:
+def network(path: str, *, dtype: str) -> Agent:
     """A network and its tokenizer, out of its run folder; dtype "auto": as it was trained, on CPU float32. ValueError: `folders.load`'s."""
     names, kept = folders.vertices(path)
     agent = folders.load(path, load(*names, dtype=kept, layers=True))
     cast = lambda a: a.astype(chosen_dtype(dtype, np.dtype(kept)))
     params = agent.params.replace(models=jax.tree.map(cast, agent.params.models))
-    return dataclasses.replace(agent, params=params, chat=chat)
+    return dataclasses.replace(agent, params=params)
 
 
 def template_args(given: Sequence[str]) -> dict[str, Any]:

@@ -32,48 +32,93 @@ class Demo:
         run(self.out, self.json)
 
 
-@dataclasses.dataclass(frozen=True)
-class Play:
-    """Play one game under one protocol with any pair of checkpoints.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Put:
+    """How a game is put to the agents."""
 
-    Example: jaxcomm play --a meta-llama/Llama-3.2-3B-Instruct --b meta-llama/Llama-3.2-3B-Instruct --game countries --protocol activation --k 26 --j 26
+    wording: Literal["paper", "instructed", "kvcomm"] = "paper"
+    """paper: the bare statement and the bare question; instructed: the question with an instruction on the answer's form, which chat models need; kvcomm: KVComm's."""
+    instruction: str | None = None
+    """Of the wording instructed, instead of the game's own ("Answer with the country's name only.")."""
+    examples: int = 0
+    """Worked examples before the question; they are drawn besides and never played."""
+    sender_reads: Literal["statement", "statement+question"] = "statement"
+    """What A reads before it sends: only what it knows, or B's question after it, too."""
+    system_a: str = ""
+    """System prompt of A; of a raw prompt, its first paragraph."""
+    system_b: str = ""
+    """Likewise, of B."""
+    chat: bool = False
+    """Put prompts through each tokenizer's chat template instead of reading them raw."""
+    prompts_a: Literal["raw", "chat"] | None = None
+    """Of A alone, against --chat."""
+    prompts_b: Literal["raw", "chat"] | None = None
+    """Of B alone, likewise."""
+    chat_args: tuple[str, ...] = ()
+    """What the chat template is given besides: NAME=VALUE, such as enable_thinking=false."""
+
+    @property
+    def chats(self) -> tuple[bool, bool]:
+        """Whether A's prompts go through a chat template, and B's."""
+        a, b = (self.chat if form is None else form == "chat" for form in (self.prompts_a, self.prompts_b))
+        return a, b
+
+    def put(self) -> Any:
+        """ValueError: an instruction that the wording has no place for."""
+        from .games import Wording
+
+        if self.instruction is not None and self.wording != "instructed":
+            raise ValueError(f"--instruction is of --wording instructed, {self.wording} has no place for it")
+        return Wording(self.wording, self.instruction, self.sender_reads, self.system_a, self.system_b)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Play(Put):
+    """Play a game with any pair of checkpoints, under one protocol or several, with controls; a table, and what was said.
+
+    Example: jaxcomm play --a meta-llama/Llama-3.2-3B-Instruct --b meta-llama/Llama-3.2-3B-Instruct --game countries --protocol silent skyline message activation --k 26 --j 26
     """
 
     a: str
     """Sender: a checkpoint folder (either form), a .gguf file, real:smollm2, a hub id (also id@revision), a network's run folder, or pair:a / pair:b for the embedded pair."""
     b: str
     """Receiver, likewise."""
-    game: Literal["countries", "tip_sheets"] = "countries"
-    protocol: Literal["silent", "skyline", "message", "activation"] = "activation"
+    game: str = "countries"
+    """countries, tip_sheets, or a file of your own: FILE.jsonl, whose lines have prompt_a, prompt_b, answer and, if you like, choices."""
+    protocol: tuple[Literal["silent", "skyline", "message", "debate", "cipher", "activation"], ...] = ("activation",)
     k: int | None = None
     """A's layer, 0 (embedding) to its number of layers; activation only."""
     j: int | None = None
     """B's layer, likewise."""
     graft: Literal["sum", "mean", "replace"] = "replace"
     """How B's state b and A's state a are combined."""
-    control: Literal["unrelated", "shuffled", "zero", "noise", "self"] | None = None
-    """Graft this instead of A's activation."""
-    chat: bool = False
-    """Put prompts through each tokenizer's chat template instead of reading them raw."""
+    control: tuple[Literal["unrelated", "shuffled", "zero", "noise", "self"], ...] = ()
+    """Also graft these instead of A's activation."""
     n: int | None = None
-    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets)."""
+    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
     """Which games are drawn, and how sampling and noise fall."""
     names: Literal["seen", "new"] = "seen"
     """People and companies the embedded pair has read of, or others."""
+    choices: bool = True
+    """Also score the right answer among the game's choices; nothing is decoded for it."""
     temperature: float = 0.0
     """0 decodes greedily."""
     top_p: float = 1.0
     """Sample from the most likely tokens that hold this share; needs --temperature."""
     ask: str = "{prompt}"
-    """Message only: what A reads before it writes. Real models want asking: "{prompt} Tell your partner what you know." """
+    """message: what A reads before it writes. Real models want asking: "{prompt} Tell your partner what you know." """
     tell: str = "{message} {prompt}"
-    """Message only: what B reads."""
+    """message: what B reads."""
+    form: Literal["harness", "plain"] = "plain"
+    """debate, cipher: words around the prompts."""
+    rounds: int | None = None
+    """debate, cipher: answers of each; default: 2, 3."""
+    temperatures: tuple[float, float] = (0.4, 0.1)
+    """cipher: of A, and of B, whose must be lower: it answers."""
     max_message_tokens: int = 48
-    """Message only: how much A may write."""
+    """How much A may write."""
     max_new_tokens: int = 16
-    chat_args: tuple[str, ...] = ()
-    """What the chat template is given besides: NAME=VALUE, such as enable_thinking=false."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: the checkpoint's own; on CPU, where XLA is slow in two bytes, float32."""
     tensor: int = 1
@@ -82,77 +127,97 @@ class Play:
     """Keep weight matrices in 8 bits (needs jaxcomm[int8])."""
     cluster: str | None = None
     """Several processes, each with its share: auto (TPU pods, Slurm), or HOST:PORT,COUNT,INDEX."""
+    out: Path | None = None
+    """Folder for report.html, report.md, results.jsonl and items.jsonl."""
     json: Path | None = None
-    """Write one JSON line with the result here."""
+    """Write one JSON line per result here."""
     items: Path | None = None
-    """Write one JSON line per game here: tokens read and written, positions, norms."""
+    """Write one JSON line per game here: what was rendered, tokens read and written, positions, norms."""
 
     def run(self) -> None:
-        import rich
+        import rich.console
 
         from jaxcomm.decoding import Sampling
-        from jaxcomm.protocols.text import check_message
 
-        from . import processes
+        from . import arms, documents, processes
         from .agents import load, read_as, template_args
-        from .files import check_file, write_lines
-        from .games import GAMES
-        from .play import play_together
+        from .files import check_file, check_folder, write_lines, write_whole
+        from .games import draw
 
         processes.join(self.cluster)
-        check_file(self.json)
-        check_file(self.items)
-        settings = {}
+        for path in (self.json, self.items):
+            check_file(path)
+        if self.out is not None:
+            check_folder(self.out)
+        wording, every = self.put(), arms.arms(self.protocol, self._settings(), self.control)
+        game = draw(self.game, self.seed, self.n, names=self.names, examples=self.examples)
+        how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chats, chat_args=template_args(self.chat_args))
+        a, b = load(self.a, self.b, tensor=self.tensor, int8=self.int8, **how)
+        outcomes = list(
+            arms.play_all(
+                game, every, a, b, wording=wording, choices=self.choices, max_new_tokens=self.max_new_tokens,
+                sampling=Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None,
+                seed=self.seed, drawn={"int8": self.int8} | read_as((a, b)),
+            )
+        )  # fmt: skip
+        if not processes.first():
+            return
+        blocks = arms.blocks(every, outcomes, a, b, wording)
+        documents.show(blocks, rich.console.Console(width=None if sys.stdout.isatty() else 180))
+        results, rows = [o.summary() for o in outcomes], [row for o in outcomes for row in o.rows()]
+        for path, lines in ((self.json, results), (self.items, rows)):
+            if path is not None:
+                write_lines(path, lines)
+        if self.out is not None:
+            blocks.append(documents.Heading(2, "This again"))
+            blocks.append(documents.Code(command_line(self)))
+            write_whole(self.out / "report.html", documents.page(f"{game.name}, {a.name} -> {b.name}", blocks).encode())
+            write_whole(self.out / "report.md", documents.markdown(blocks).encode())
+            write_lines(self.out / "results.jsonl", results)
+            write_lines(self.out / "items.jsonl", rows)
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """Of each protocol. ValueError: options that mean nothing, or are missing."""
+        from jaxcomm.protocols.text import check_message
+
         if self.temperature < 0 or (self.top_p < 1 and not self.temperature):
             raise ValueError(
                 "sampling needs --temperature above 0; without it decoding is greedy and --top-p means nothing"
             )
-        if self.protocol != "activation" and (self.k, self.j, self.control, self.graft) != (
+        if not self.protocol or len(set(self.protocol)) < len(self.protocol):
+            raise ValueError(f"--protocol {' '.join(self.protocol) or 'none'}: name at least one, each once")
+        if "activation" not in self.protocol and (self.k, self.j, self.control, self.graft) != (
             None,
             None,
-            None,
+            (),
             "replace",
         ):
             raise ValueError(
-                f"--k, --j, --graft and --control mean nothing to the protocol {self.protocol}: leave them out"
+                f"--k, --j, --graft and --control mean nothing to the protocol {', '.join(self.protocol)}: leave them out, or name activation"
             )
-        if self.protocol == "message":
+        if "activation" in self.protocol and (self.k is None or self.j is None):
+            raise ValueError("activation needs --k (A's layer) and --j (B's layer)")
+        if "message" in self.protocol:
             check_message(self.ask, self.tell, "--")
-            settings = dict(ask=self.ask, tell=self.tell, max_message_tokens=self.max_message_tokens)
-        if self.protocol == "activation":
-            if self.k is None or self.j is None:
-                raise ValueError("activation needs --k (A's layer) and --j (B's layer)")
-            settings = dict(k=self.k, j=self.j, graft=self.graft, control=self.control)
-
-        how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chat, chat_args=template_args(self.chat_args))
-        a, b = load(self.a, self.b, tensor=self.tensor, int8=self.int8, **how)
-        games = GAMES[self.game](self.seed, names=self.names, **({} if self.n is None else {"n": self.n}))
-        sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
-        outcome = play_together(
-            self.game,
-            games,
-            self.protocol,
-            a,
-            b,
-            drawn={"games_seed": self.seed, "names": self.names, "int8": self.int8} | read_as((a, b)),
-            max_new_tokens=self.max_new_tokens,
-            sampling=sampling,
-            seed=self.seed,
-            **settings,
-        )
-        if not processes.first():
-            return
-        result = outcome.summary()
-        rich.print(result)
-        if self.json is not None:
-            write_lines(self.json, [result])
-        if self.items is not None:
-            write_lines(self.items, outcome.rows())
+        if "cipher" in self.protocol and self.temperature:
+            raise ValueError("cipher draws nothing, its --temperatures soften what it says: leave out --temperature")
+        if self.temperatures[1] >= self.temperatures[0]:
+            raise ValueError(
+                f"--temperatures {self.temperatures[0]} {self.temperatures[1]}: B's must be lower, since it answers"
+            )
+        talk: dict[str, Any] = dict(form=self.form, max_message_tokens=self.max_message_tokens)
+        rounds = lambda default: self.rounds or default
+        return {
+            "message": dict(ask=self.ask, tell=self.tell, max_message_tokens=self.max_message_tokens),
+            "debate": dict(talk, rounds=rounds(2), tie="last"),
+            "cipher": dict(talk, rounds=rounds(3), temperatures=self.temperatures),
+            "activation": dict(k=self.k, j=self.j, graft=self.graft),
+        }
 
 
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """Play both games at every layer pair: maps of accuracy and of the answer's log-probability, and what the best layers are
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep(Put):
+    """Play games at every layer pair: maps of accuracy and of the answer's log-probability, and what the best layers are
     worth on questions they were not chosen on.
 
     Example: jaxcomm sweep --a pair:b --b pair:b --out runs/b-b
@@ -166,7 +231,8 @@ class Sweep:
     """Run folder: every finished chunk, results.parquet, pictures, sweep.html, report.txt."""
     resume: bool = False
     """Go on with the run in the folder."""
-    games: tuple[Literal["countries", "tip_sheets"], ...] = ("countries", "tip_sheets")
+    games: tuple[str, ...] = ("countries", "tip_sheets")
+    """countries, tip_sheets, files of your own (as jaxcomm play's --game)."""
     ks: tuple[int, ...] | None = None
     """A's layers; default: 1 to its number of layers."""
     js: tuple[int, ...] | None = None
@@ -178,18 +244,14 @@ class Sweep:
     """Fit a map W for every (k, j) on this file, one sentence per line, or on "statements": the games' own, of no game."""
     into: int | None = None
     """Fit W into this layer of B instead of the one it is grafted at; needs --text."""
-    chat: bool = False
-    """Put prompts through each tokenizer's chat template instead of reading them raw."""
     n: int | None = None
-    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets)."""
+    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
     """Which games are drawn, and how they are halved."""
     names: Literal["seen", "new"] = "seen"
     """People and companies the embedded pair has read of, or others."""
     memory: float | None = None
     """GiB a device may use beside the weights; default: what is free where the device tells, else 1. A run may go on with less."""
-    chat_args: tuple[str, ...] = ()
-    """What the chat template is given besides: NAME=VALUE, such as enable_thinking=false."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: the checkpoint's own; on CPU, where XLA is slow in two bytes, float32."""
     tensor: int = 1
@@ -208,7 +270,8 @@ class Sweep:
             raise ValueError("--into says where W maps to: it needs --text to fit W on")
         if self.decode is not None and self.decode < 1:
             raise ValueError(f"--decode {self.decode}: it must be at least 1")
-        how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chat, chat_args=template_args(self.chat_args))
+        how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chats, chat_args=template_args(self.chat_args))
+        wording = self.put()
         a, b = load(self.a, self.b, layers=True, tensor=self.tensor, int8=self.int8, **how)
         asked = sweeps.Asked(
             games=self.games,
@@ -222,8 +285,10 @@ class Sweep:
             seed=self.seed,
             names=self.names,
             memory=None if self.memory is None else int(self.memory * 2**30),
+            wording=wording,
+            examples=self.examples,
         )
-        recorded = {"a": self.a, "b": self.b, "chat": self.chat, "int8": self.int8} | read_as((a, b))
+        recorded = {"a": self.a, "b": self.b, "chat_a": a.chat, "chat": b.chat, "int8": self.int8} | read_as((a, b))
         sweeps.run(asked, a, b, self.out, resume=self.resume, command=command_line(self), recorded=recorded)
 
 
@@ -549,7 +614,8 @@ class Lmnet:
 def command_line(command, name: str | None = None) -> str:
     """What to type to run it again, in a new folder."""
     words = ["jaxcomm", *(name or next(name for name, kind in COMMANDS.items() if kind is type(command))).split()]
-    for field in dataclasses.fields(command):
+    given = sorted(dataclasses.fields(command), key=lambda field: field.name not in ("a", "b"))
+    for field in given:
         value = getattr(command, field.name)
         if value == field.default or field.name == "resume":
             continue

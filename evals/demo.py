@@ -21,7 +21,8 @@ from jaxcomm.protocols import Control
 from ..converters import load_agent
 from . import figures
 from .files import check_file, check_folder, write_lines, write_whole
-from .games import GAMES, Item
+from .games import GAMES, Game
+from .games import draw as draw_game
 from .pair import folder
 from .play import Outcome, play
 from .scores import difference
@@ -33,11 +34,11 @@ SELECT_GAMES = 40
 ANSWER_TOKENS = 8
 
 
-def draw(game: str) -> tuple[list[Item], list[Item]]:
+def draw(game: str) -> tuple[Game, Game]:
     """Games to report, and others to choose the layers on."""
-    report = GAMES[game](REPORT)
-    others = [item for item in GAMES[game](SELECT, 2 * SELECT_GAMES) if item not in report]
-    return report, others[:SELECT_GAMES]
+    report, others = draw_game(game, REPORT), draw_game(game, SELECT, 2 * SELECT_GAMES)
+    new = [i for i, item in enumerate(others.items) if item not in report.items]
+    return report, others.part(new[:SELECT_GAMES])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +62,16 @@ class Choice:
         return f"k = {self.k}, j = {self.j}" + ("" if self.into is None else f", W into layer {self.into}")
 
 
-def search(sender: Agent, b: Agent, game: str, items: list[Item]) -> Choice:
+def search(sender: Agent, b: Agent, game: Game) -> Choice:
     """Every (k, j); with a W, into each layer of B's upper half: what a statement says has not reached the lower ones."""
     if sender is b:
         maps, upper = None, (None,)
     else:
         every = [range(agent.params.config.layers + 1) for agent in (sender, b)]
-        maps, upper = fit(sender, b, own_statements(game), *every).W, every[1][len(every[1]) // 2 + 1 :]
+        maps, upper = fit(sender, b, own_statements(game.name), *every).W, every[1][len(every[1]) // 2 + 1 :]
     tried = {
         into: layer_map(
-            items, sender, b, maps=None if maps is None else maps[1:, into, None], max_new_tokens=ANSWER_TOKENS
+            game, sender, b, maps=None if maps is None else maps[1:, into, None], max_new_tokens=ANSWER_TOKENS
         )
         for into in upper
     }
@@ -105,14 +106,11 @@ def play_everything() -> Results:
     def played(label: str, protocol: str, sender: Agent, at=None, new: bool = False, **settings) -> None:
         """Both games; at: game -> layers and W."""
         for game, (report, _) in draws.items():
-            names = "new" if new else "seen"
             layers = dict(at[game]) if at else {}
-            drawn = {"games_seed": REPORT, "names": names, "W_into": layers.pop("into", None)}
-            outcome = play(
-                f"{game}, new names" if new else game,
-                GAMES[game](REPORT, names=names) if new else report,
-                protocol, sender, b, drawn=drawn, max_new_tokens=ANSWER_TOKENS, **settings, **layers,
-            )  # fmt: skip
+            drawn = {"W_into": layers.pop("into", None)}
+            if new:
+                report = dataclasses.replace(draw_game(game, REPORT, names="new"), name=f"{game}, new names")
+            outcome = play(report, protocol, sender, b, drawn=drawn, max_new_tokens=ANSWER_TOKENS, **settings, **layers)
             (results.unseen if new else results.outcomes).setdefault(label, []).append(outcome)
 
     for protocol in ("silent", "skyline"):
@@ -120,7 +118,7 @@ def play_everything() -> Results:
         played(protocol, protocol, b, new=True)
     for sender in (b, a):
         pair = f"{sender.name} -> {b.name}"
-        chosen = results.choices[pair] = {game: search(sender, b, game, items) for game, (_, items) in draws.items()}
+        chosen = results.choices[pair] = {game: search(sender, b, others) for game, (_, others) in draws.items()}
         at = {game: c.at(c.into) for game, c in chosen.items()}
         played(f"{pair}, message", "message", sender)
         for graft in GRAFTS:
@@ -140,7 +138,7 @@ def accuracy_table(title: str, rows: dict[str, list[Outcome]]) -> rich.table.Tab
     table = rich.table.Table(title=title, title_justify="left")
     table.add_column("method")
     for outcome in next(iter(rows.values())):
-        table.add_column(f"{outcome.game.replace('_', ' ')} (n = {len(outcome.items)})", justify="right")
+        table.add_column(f"{outcome.game.name.replace('_', ' ')} (n = {len(outcome.items)})", justify="right")
     table.add_column("MFLOPs a question", justify="right")
     for label, outcomes in rows.items():
         cost = "  ".join(f"{o.flops / 1e6:.0f}" for o in outcomes)
@@ -155,7 +153,7 @@ def difference_table(results: Results, pair: str) -> rich.table.Table:
     where = "; ".join(f"{game.replace('_', ' ')}: {choice}" for game, choice in choices.items())
     title = f"{pair}, replace, paired: points above ...\n{where} (chosen on other games)"
     table = rich.table.Table(title=title, title_justify="left")
-    for column in ("method", *(o.game.replace("_", " ") for o in ours)):
+    for column in ("method", *(o.game.name.replace("_", " ") for o in ours)):
         table.add_column(column)
     for label in ("silent", *(label for label in results.outcomes if label.startswith(f"{pair}, control"))):
         deltas = (difference(x.hits, y.hits) for x, y in zip(ours, results.outcomes[label], strict=True))

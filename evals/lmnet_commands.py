@@ -48,7 +48,7 @@ class Train(Shape, Recipe):
 
         keep_freed_memory()
         agents = load(*self.vertices, dtype=vertex_dtype(self.train, self.dtype), layers=True)
-        start = None if self.start is None else network(str(self.start), dtype="float32", chat=False).params
+        start = None if self.start is None else network(str(self.start), dtype="float32").params
         made = train_network(self, agents, words=words, start=start)
         edges = size(made.edges) + size(made.joints)
         rich.print(

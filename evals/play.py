@@ -16,26 +16,38 @@ from jaxcomm.decoding import Sampling
 from jaxcomm.protocols import PROTOCOLS, Reply
 
 from . import processes
-from .games import Item
-from .scores import Interval, accuracy, exact_match, normalised_match
+from .choices import Choice, choose, logprobs
+from .games import PRESETS, Game, Wording
+from .scores import Interval, accuracy, exact_match, normalised_match, over_items
+
+SENDS = ("message", "debate", "cipher", "activation", "exchange")
+"""Protocols in which A reads and then says something: what it reads is a setting (`Wording.reads`)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One game played by one pair under one protocol: the replies, item by item, and the score."""
+    """One game played by one pair under one protocol: the replies, item by item, and the scores."""
 
-    game: str
+    game: Game
     pair: str
     protocol: str
     settings: dict[str, Any]
-    """How the items were drawn, and the protocol's own: k, j, graft, control, mapped (through a W), sampling ..."""
-    items: Sequence[Item]
+    """How the items were drawn and put, and the protocol's own: k, j, graft, control, mapped (through a W), sampling ..."""
     replies: Sequence[Reply]
+    rendered: Sequence[Mapping[str, Any]]
+    """Of every item, what the sender was given, and what each of those who answer was, as their tokenizers read it."""
+    choices: Sequence[Choice] | None
+    """The right answer among the choices; None: nobody asked."""
     seconds: float
     """Wall time of the whole game, compilation included where it was the first of its shape."""
 
     @property
+    def items(self):
+        return self.game.items
+
+    @property
     def hits(self) -> list[bool]:
+        """Exact match, as the paper's."""
         return [exact_match(r.text, i.answer) for r, i in zip(self.replies, self.items, strict=True)]
 
     @property
@@ -43,28 +55,44 @@ class Outcome:
         return [normalised_match(r.text, i.answer) for r, i in zip(self.replies, self.items, strict=True)]
 
     @property
+    def found_hits(self) -> list[bool]:
+        """The answer is named in the reply, and none of the other choices before it."""
+        return [self.game.named(r.text, i) == i.answer for r, i in zip(self.replies, self.items, strict=True)]
+
+    def scored(self, metric: str) -> list[bool]:
+        """Item by item, by one of METRICS."""
+        if metric == "choice":
+            return [choice.hit for choice in self.choices or ()]
+        return {"exact": self.hits, "found": self.found_hits}[metric]
+
+    @property
     def accuracy(self) -> Interval:
+        """Of exact match."""
         return accuracy(self.hits)
 
     @property
     def flops(self) -> float:
-        """Of both models, mean over games."""
+        """Of both models, mean over games. (Scoring choices is not counted: it measures, and says nothing.)"""
         return float(np.mean([r.flops for r in self.replies]))
 
     def summary(self) -> dict[str, Any]:
         """One JSON line per result."""
-        exact, loose = self.accuracy, accuracy(self.normalised_hits)
+        intervals = {
+            "": self.accuracy,
+            "normalised_": accuracy(self.normalised_hits),
+            "found_": accuracy(self.found_hits),
+        }
+        scores = {}
+        for name, x in intervals.items():
+            scores |= {f"{name}accuracy": x.value, f"{name}low": x.low, f"{name}high": x.high}
+        if self.choices is not None:
+            scores |= _choice_scores(self.choices)
         return {
-            "game": self.game,
+            "game": self.game.name,
             "pair": self.pair,
             "protocol": self.protocol,
             **{"graft": None, "k": None, "j": None, "control": None, "mapped": None, **self.settings},
-            "accuracy": exact.value,
-            "low": exact.low,
-            "high": exact.high,
-            "normalised_accuracy": loose.value,
-            "normalised_low": loose.low,
-            "normalised_high": loose.high,
+            **scores,
             "n": len(self.items),
             "flops": self.flops,
             "seconds": self.seconds,
@@ -72,50 +100,138 @@ class Outcome:
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON line per item: what was read and written."""
-        fields = zip(self.items, self.replies, self.hits, self.normalised_hits, strict=True)
+        told = [None] * len(self.items) if self.choices is None else list(map(dataclasses.asdict, self.choices))
+        fields = zip(
+            self.items, self.replies, self.hits, self.normalised_hits, self.found_hits, told, self.rendered, strict=True
+        )
         return [
-            {"game": self.game, "pair": self.pair, "protocol": self.protocol, **self.settings}
+            {"game": self.game.name, "pair": self.pair, "protocol": self.protocol, **self.settings}
             | {"index": n, **dataclasses.asdict(item)}
-            | {"hit": hit, "normalised_hit": loose, **reply.row()}
-            for n, (item, reply, hit, loose) in enumerate(fields)
+            | {"hit": hit, "normalised_hit": loose, "found_hit": found, "choice": choice, **rendered, **reply.row()}
+            for n, (item, reply, hit, loose, found, choice, rendered) in enumerate(fields)
         ]
 
 
+def _choice_scores(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Means over items, with intervals, of what `Choice` has for each."""
+    found = {}
+    told = {
+        "choice_accuracy": [c.hit for c in choices],
+        "choice_rank": [c.rank for c in choices],
+        "choice_logprob": [c.logprob for c in choices],
+        "choice_among": [c.among for c in choices],
+        "calibrated_accuracy": [c.calibrated_hit for c in choices],
+        "calibrated_rank": [c.calibrated_rank for c in choices],
+        "calibrated_among": [c.calibrated_among for c in choices],
+    }
+    for name, values in told.items():
+        known = None not in values
+        x = over_items(np.array(values, float)) if known else Interval(*[float("nan")] * 3)
+        found |= {name: x.value, f"{name}_low": x.low, f"{name}_high": x.high} if known else {name: None}
+    return found | {"choices": float(np.mean([c.choices for c in choices]))}
+
+
+METRICS = {
+    "exact": "exact match, the paper's: the reply is the answer and nothing else",
+    "found": "found match: the reply names the answer, and none of the other choices before it",
+    "choice": "choice: the answer is the likeliest of the choices, nothing is decoded",
+}
+
+
+def shown(b: Agent, wording: Wording, examples: int) -> tuple[str, str]:
+    """Which of METRICS a report shows first, and why."""
+    if b.chat:
+        return "found", "B answers in a chat, where models write sentences"
+    if examples:
+        return "exact", "B goes on with raw text, and worked examples show it the form of an answer"
+    if "{instruction}" in PRESETS[wording.preset].receiver:
+        return "found", "B is told how to answer, and may say more"
+    return "exact", "B goes on with raw text, as in the paper"
+
+
 def play(
-    game: str,
-    items: Sequence[Item],
+    game: Game,
     protocol: str,
     a: Agent,
     b: Agent,
     *,
+    wording: Wording = Wording(),  # noqa: B008 - it is frozen
+    choices: bool = False,
+    prior: Sequence[np.ndarray] | None = None,
     drawn: Mapping[str, Any] = MappingProxyType({}),
     max_new_tokens: int = 16,
     sampling: Sampling | None = None,
     seed: int = 0,
     **settings,
 ) -> Outcome:
-    """Every item once. `settings` go to the protocol (`jaxcomm.protocols`); `drawn` says how items and W came about and
-    is kept with the result, as are the settings."""
+    """Every item once.
+
+    Args:
+        game: The items.
+        protocol: A key of `jaxcomm.protocols.PROTOCOLS`.
+        a, b: Sender and receiver.
+        wording: How the game is put to them.
+        choices: Also score the right answer among the game's choices.
+        prior: What B alone makes of the choices (`choices.logprobs` of the protocol silent); default: it is computed.
+        drawn: What else is kept with the result.
+        max_new_tokens, sampling, seed: Of the replies.
+        settings: The protocol's own; they are kept with the result.
+    """
     start, how = time.perf_counter(), dict(sampling=sampling, seed=seed)
-    turn = PROTOCOLS[protocol](a, b, [i.prompt_a for i in items], [i.prompt_b for i in items], **how, **settings)
+    sends, (a, b) = protocol in SENDS, (wording.writer(game, agent) for agent in (a, b))
+    prompts_a, prompts_b = wording.prompts_a(game, a, sends=sends), wording.prompts_b(game, b)
+    turn = PROTOCOLS[protocol](a, b, prompts_a, prompts_b, **how, **settings)
+    found = logprobs(turn, game, b.chat) if choices else None
     replies = turn.write(max_new_tokens, **how)
     seconds = time.perf_counter() - start
-    kept = dict(drawn) | {"chat": b.chat, "dtype": b.params.dtype.name}
+    scored = None
+    if found is not None:
+        alone = protocol == "silent"
+        scored = choose(game, found, None if alone else alone_with(game, a, b, wording) if prior is None else prior)
+    metric, why = shown(b, wording, len(game.examples))
+    kept = dict(game.source) | dict(drawn) | {"dtype": b.params.dtype.name, "chat_a": a.chat, "chat": b.chat}
+    kept |= {
+        "wording": wording.preset,
+        "examples": len(game.examples),
+        "sender_reads": wording.reads if sends else None,
+    }
+    kept |= {"system_a": wording.system_a, "system_b": wording.system_b, "shown": metric, "shown_because": why}
     if protocol == "activation":
         kept |= {"graft": "replace", "where": "last", "mapped": settings.pop("W", None) is not None}
     if sampling:
         kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
-    return Outcome(game, f"{a.name} -> {b.name}", protocol, kept | settings, items, replies, seconds)
+    answering = getattr(turn, "turns", (turn,))
+    rendered = [
+        {
+            "rendered_a": reply.details.get("asked") or (a.render(prompts_a[i]) if sends else ""),
+            "rendered": [each.agent.render(each.prompts[i]) for each in answering],
+        }
+        for i, reply in enumerate(replies)
+    ]
+    return Outcome(game, f"{a.name} -> {b.name}", protocol, kept | settings, replies, rendered, scored, seconds)
 
 
-def play_together(game: str, items: Sequence[Item], *who: Any, seed: int = 0, **how: Any) -> Outcome:
+def alone_with(game: Game, a: Agent, b: Agent, wording: Wording) -> list[np.ndarray]:
+    """What B alone makes of every item's choices."""
+    return logprobs(PROTOCOLS["silent"](a, b, [], wording.prompts_b(game, b)), game, b.chat)
+
+
+def play_together(
+    game: Game, *who: Any, seed: int = 0, prior: Sequence[np.ndarray] | None = None, **how: Any
+) -> Outcome:
     """`play`, of which each process (`evals.processes`) does its share; every process returns the whole. Each has draws of its
     own, and the control shuffled stays within its share. ValueError: fewer items than processes."""
     count = jax.process_count()
-    if len(items) < count:
-        raise ValueError(f"{len(items)} games for {count} processes: each needs at least one")
-    own = play(game, processes.mine(items), *who, seed=seed + jax.process_index(), **how)
+    if len(game.items) < count:
+        raise ValueError(f"{len(game.items)} games for {count} processes: each needs at least one")
+    part = game.part(processes.mine(range(len(game.items))))
+    own = play(
+        part, *who, seed=seed + jax.process_index(), prior=None if prior is None else processes.mine(prior), **how
+    )
     told = {"seed": seed} | ({"processes": count} if count > 1 else {})
-    replies = processes.together(own.replies)
-    return dataclasses.replace(own, items=items, replies=replies, settings=own.settings | told)
+    replies, rendered = processes.together(own.replies), processes.together(own.rendered)
+    choices = None if own.choices is None else processes.together(own.choices)
+    return dataclasses.replace(
+        own, game=game, replies=replies, rendered=rendered, choices=choices, settings=own.settings | told
+    )

@@ -1,6 +1,7 @@
 """The sentences a map W is fitted on: where they come from, and how two models read them.
 
     statements:countries, statements:tip_sheets   what A reads in that game, but in none of its games
+    statements:FILE.jsonl                         what A reads in one's own game
     FILE                                          a sentence per line
     FILE.jsonl, FILE.jsonl:FIELD                  a JSON object per line, with the sentence in FIELD (default: text)
     hub:NAME:CONFIG:SPLIT:FIELD                   a data set of the Hugging Face hub, streamed; needs jaxcomm[eval]
@@ -23,6 +24,7 @@ import numpy as np
 from jaxcomm.agent import Agent
 
 from .games import GAMES
+from .games.game import read_items
 from .pair.text import statements
 
 PAPER = 3072
@@ -63,8 +65,10 @@ def read_both(a: Agent, b: Agent, sentences: Sequence[str]) -> Iterator[tuple[An
 
 
 def _statements(game: str, seed: int) -> Iterator[str]:
+    if game.endswith(".jsonl"):
+        return iter([item.prompt_a for item in read_items(Path(game))])
     if game not in GAMES:
-        raise ValueError(f"statements:{game}: there is no such game, only {' and '.join(GAMES)}")
+        raise ValueError(f"statements:{game}: there is no such game, only {', '.join(GAMES)} and files, FILE.jsonl")
     return statements(game, seed)
 
 

@@ -36,16 +36,18 @@ from jaxcomm.protocols import Control
 from jaxcomm.sharding import spread
 
 from . import figures, processes
-from .games import GAMES, Item
-from .play import play
+from .arms import percent
+from .games import Game, Item, Wording, draw
+from .play import METRICS, play, shown
 from .runs import RunFolder, parquet, surroundings
-from .scores import Interval, accuracy, difference, exact_match, sign_flip
+from .scores import accuracy, difference, exact_match, sign_flip
 from .sentences import read_both, sentences
 
 SENTENCES = 1000
 FIT = 2
 """Seed of the game's own statements that W is fitted on. They hold no combination of any game (`held_out`)."""
 STATEMENTS = "statements"
+PLAIN = Wording()
 
 
 def fit(a: Agent, b: Agent, sentences: Sequence[str], ks: Sequence[int], js: Sequence[int]) -> Maps:
@@ -68,11 +70,12 @@ def read_text(text: str | None, game: str) -> list[str] | None:
     return found
 
 
-def plan_game(items: Sequence[Item], a: Agent, b: Agent, *, max_new_tokens: int | None, **how) -> Plan:
+def plan_game(game: Game, a: Agent, b: Agent, *, max_new_tokens: int | None, wording: Wording = PLAIN, **how) -> Plan:
     """A sweep over a game: decoded if there is a number of tokens to write, else the exact match of its answers."""
-    tokens_a, mask_a = a.read([i.prompt_a for i in items])
-    prompts_b = [i.prompt_b for i in items]
-    answers = None if max_new_tokens else b.spell(prompts_b, [i.answer for i in items])
+    a, b = (wording.writer(game, agent) for agent in (a, b))
+    tokens_a, mask_a = a.read(wording.prompts_a(game, a))
+    prompts_b = wording.prompts_b(game, b)
+    answers = None if max_new_tokens else b.spell(prompts_b, [i.answer for i in game.items])
     room = max_new_tokens or answers.shape[1] + 1  # pyright: ignore[reportOptionalMemberAccess]
     tokens_b, mask_b = b.read(prompts_b, room)
     return Plan(
@@ -88,17 +91,24 @@ def texts(b: Agent, tokens: np.ndarray) -> np.ndarray:
     return np.array(said, object)[back.reshape(tokens.shape[:-1])]
 
 
-def right(said: np.ndarray, items: Sequence[Item]) -> np.ndarray:
-    """Exact match of texts [.., items]."""
-    return np.vectorize(exact_match, otypes=[bool])(said, [i.answer for i in items])
+def right(said: np.ndarray, game: Game, indices: Iterable[int], metric: str) -> np.ndarray:
+    """Whether texts [.., items] answer these of a game's items, by a metric of `play.METRICS`. Cells say the same few things: each
+    is judged once."""
+    judged = functools.cache(lambda text, i: hit(game, text, game.items[i], metric))
+    return np.vectorize(judged, otypes=[bool])(said, np.array(list(indices)))
 
 
-def layer_map(items: Sequence[Item], a: Agent, b: Agent, *, maps=None, max_new_tokens: int = 16) -> np.ndarray:
+def hit(game: Game, text: str, item: Item, metric: str) -> bool:
+    """Whether a reply is right, by exact or found match."""
+    return exact_match(text, item.answer) if metric == "exact" else game.named(text, item) == item.answer
+
+
+def layer_map(game: Game, a: Agent, b: Agent, *, maps=None, max_new_tokens: int = 16) -> np.ndarray:
     """Exact match, decoded, of `replace` at every k = 1 .. L_A (rows) and j = 1 .. L_B (columns). maps: as `sweep`'s."""
     ks, js = layers(a), layers(b)
-    plan = plan_game(items, a, b, ks=ks, js=js, maps=maps, max_new_tokens=max_new_tokens)
+    plan = plan_game(game, a, b, ks=ks, js=js, maps=maps, max_new_tokens=max_new_tokens)
     tokens = plan.gather([plan.run(chunk) for chunk in plan.chunks])["tokens"][0]
-    return right(texts(b, tokens), items).mean(axis=-1)
+    return right(texts(b, tokens), game, range(len(game.items)), "exact").mean(axis=-1)
 
 
 def layers(agent: Agent) -> list[int]:
@@ -127,6 +137,8 @@ class Asked:
     seed: int
     names: str
     memory: int | None
+    wording: Wording = PLAIN
+    examples: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +170,7 @@ class Task:
         return found
 
 
-def columns(
-    task: Task, chunk: Chunk, result: Mapping[str, np.ndarray], b: Agent, items: Sequence[Item]
-) -> dict[str, Any]:
+def columns(task: Task, chunk: Chunk, result: Mapping[str, np.ndarray], b: Agent, game: Game) -> dict[str, Any]:
     """A finished chunk as a table: one row per cell and question."""
     plan, games = task.plan, list(chunk.games)
     g, k, j = np.repeat(plan.cells[chunk.cells.start : chunk.cells.stop], len(games), axis=0).T
@@ -186,7 +196,8 @@ def columns(
     said = texts(b, result["tokens"])
     written = tokens >= 0
     rows["text"] = pa.array(flat(said).tolist())
-    rows["hit"] = pa.array(flat(right(said, [items[i] for i in games])))
+    for name, metric in (("hit", "exact"), ("found", "found")):
+        rows[name] = pa.array(flat(right(said, game, games, metric)))
     rows["tokens"] = pa.array([row[w].tolist() for row, w in zip(tokens, written, strict=True)], pa.list_(pa.int32()))
     rows["token_logprobs"] = pa.array(
         [row[w].tolist() for row, w in zip(logprobs, written, strict=True)], pa.list_(pa.float32())
@@ -206,7 +217,7 @@ def _compiling() -> list[float]:
     return spent
 
 
-def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[str, Sequence[Item]]) -> None:
+def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, games: Mapping[str, Game]) -> None:
     """Every chunk that is not in the folder yet and is this process' to do. The time left is the work left at the median speed of the
     chunks of its kind that this process has done, compiling not counted; "?" while a kind has none."""
     every = [(task, i, chunk) for task in tasks for i, chunk in enumerate(task.chunks)]
@@ -227,7 +238,7 @@ def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, items: Mapping[s
             start, compiled = time.perf_counter(), compiling[0]
             result = task.run(chunk)
             seconds = time.perf_counter() - start - (compiling[0] - compiled)
-            folder.write(task.name(i), columns(task, chunk, result, b, items[task.game]))
+            folder.write(task.name(i), columns(task, chunk, result, b, games[task.game]))
             cost = work[task.game, task.kind, i]
             left[task.kind] -= cost
             paces[task.kind].append(seconds / cost)
@@ -246,30 +257,31 @@ def run(
     recorded: what else makes this run what it is; command: what to type to run it again. ValueError, OSError:
     `RunFolder`'s, before anything is computed.
     """
-    if not asked.games or len(set(asked.games)) < len(asked.games):
-        raise ValueError(f"games = {' '.join(asked.games) or 'none'}: name one or both, each once")
+    drawn = [draw(g, asked.seed, asked.n, names=asked.names, examples=asked.examples) for g in asked.games]
+    games = {game.name: game for game in drawn}
+    if not games or len(games) < len(drawn):
+        raise ValueError(f"games = {' '.join(asked.games) or 'none'}: name at least one, each once")
     if asked.into is not None:
         check_layer(b.params, asked.into, "into")
     # Placed once: every plan would put its own copy on every device.
-    same, b = a is b, dataclasses.replace(b, params=spread(b.params))
-    a = b if same else dataclasses.replace(a, params=spread(a.params))
-    items = {
-        g: GAMES[g](asked.seed, names=asked.names, **({} if asked.n is None else {"n": asked.n})) for g in asked.games
-    }
-    if few := [game for game, drawn in items.items() if len(drawn) < 4]:
-        raise ValueError(f"{len(items[few[0]])} questions of {few[0]}: a report on halves needs at least 4")
+    same, b = a.params is b.params, dataclasses.replace(b, params=spread(b.params))
+    a = dataclasses.replace(a, params=b.params if same else spread(a.params))
+    if few := [game for game in drawn if len(game.items) < 4]:
+        raise ValueError(f"{len(few[0].items)} questions of {few[0].name}: a report on halves needs at least 4")
     kinds: dict[str, int | None] = {"answers": None} | ({"decoded": asked.decode} if asked.decode else {})
-    how = dict(ks=asked.ks, js=asked.js, grafts=asked.grafts)
-    plan_for = lambda game, kind, **more: plan_game(items[game], a, b, max_new_tokens=kinds[kind], **how, **more)
+    how = dict(ks=asked.ks, js=asked.js, grafts=asked.grafts, wording=asked.wording)
+    plan_for = lambda game, kind, **more: plan_game(games[game], a, b, max_new_tokens=kinds[kind], **how, **more)
 
     def sizes() -> dict[str, list[int]]:
-        pairs = itertools.product(asked.games, kinds)
+        pairs = itertools.product(games, kinds)
         return {
             f"{g} {kind}": list(dataclasses.astuple(plan_for(g, kind, memory=asked.memory).sizes)) for g, kind in pairs
         }
 
-    sentences = {game: read_text(asked.text, game) for game in asked.games}
+    sentences = {game.name: read_text(asked.text, name) for game, name in zip(drawn, asked.games, strict=True)}
     config = dataclasses.asdict(asked) | dict(recorded)
+    if own := [game for game in drawn if "file" in game.source]:
+        config |= {"games_sha256": hashlib.sha256(repr(own).encode()).hexdigest()}
     config |= {"sentences_sha256": hashlib.sha256(repr(sentences).encode()).hexdigest()}
     config |= {"fingerprint_a": fingerprint(a.params), "fingerprint_b": fingerprint(b.params), **surroundings()}
     first, agreed = processes.first(), processes.agreed
@@ -290,9 +302,9 @@ def run(
             every = Chunk(range(plan.games), range(len(plan.cells)))
             return Task(game, kind, plan, tuple(every.cut(Sizes(*begun))))
 
-        tasks = [task(game, kind) for game, kind in itertools.product(asked.games, kinds)]
-        agreed(lambda: compute(folder, tasks, b, items))
-        agreed(lambda: report(folder, tasks, asked, a, b, items, maps) if first else None)
+        tasks = [task(game, kind) for game, kind in itertools.product(games, kinds)]
+        agreed(lambda: compute(folder, tasks, b, games))
+        agreed(lambda: report(folder, tasks, asked, a, b, games, maps) if first else None)
 
 
 # Reporting ----------------------------------------------------------------------------------------------------------
@@ -300,15 +312,18 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """One game, [grafts, ks, js, questions]: exact match, the answers' log-probability, and decoded hits if there are."""
+    """One game, [grafts, ks, js, questions]: exact match and log-probability of the answers, and of what was written, if
+    anything was, the hits by each metric of `play.METRICS`."""
 
     exact: np.ndarray
     logprob: np.ndarray
-    decoded: np.ndarray | None
+    written: Mapping[str, np.ndarray] | None = None
+    metric: str = "exact"
 
     @property
     def hits(self) -> np.ndarray:
-        return self.exact if self.decoded is None else self.decoded
+        """By the metric that is reported; where nothing was written, of the answers' tokens."""
+        return self.exact if self.written is None else self.written[self.metric]
 
     def best(self, graft: int, questions: Any = slice(None)) -> tuple[int, int]:
         """The (k, j), as indices, with most hits on these questions; of equals the one that finds the answers likeliest."""
@@ -319,14 +334,14 @@ class Cells:
 
 
 def collect(
-    folder: RunFolder, tasks: Sequence[Task], items: Mapping[str, Sequence[Item]]
+    folder: RunFolder, tasks: Sequence[Task], games: Mapping[str, Game], metric: str
 ) -> tuple[pa.Table, dict[str, Cells]]:
     """All finished chunks: one table, answers and decoded side by side, and per game its cells."""
     tables, cells = [], {}
-    for game in items:
+    for game in games:
         own = [t for t in tasks if t.game == game]
         plan = own[0].plan
-        shape = (len(plan.grafts), len(plan.ks), len(plan.js), len(items[game]))
+        shape = (len(plan.grafts), len(plan.ks), len(plan.js), len(games[game].items))
         joined, found = None, {}
         for task in own:
             table = pa.concat_tables(folder.read(task.name(i)) for i in range(len(task.chunks)))
@@ -336,26 +351,23 @@ def collect(
             ]
             order = np.lexsort((table["question"].to_numpy(), *reversed(index)))
             table = table.take(order)
-            for name in {"exact", "logprob", "hit"} & set(table.column_names):
+            for name in {"exact", "logprob", "hit", "found"} & set(table.column_names):
                 found[name] = table[name].to_numpy().reshape(shape)
             if joined is None:
                 joined = table.rename_columns({"token_logprobs": "answer_logprobs"})
             else:
-                for name in ("text", "hit", "tokens", "token_logprobs"):
+                for name in ("text", "hit", "found", "tokens", "token_logprobs"):
                     joined = joined.append_column(name, table[name])
         tables.append(joined)
-        cells[game] = Cells(found["exact"], found["logprob"], found.get("hit"))
+        written = {"exact": found["hit"], "found": found["found"]} if "hit" in found else None
+        cells[game] = Cells(found["exact"], found["logprob"], written, metric)
     return pa.concat_tables(tables), cells
-
-
-def percent(x: Interval) -> str:
-    return f"{100 * x.value:.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
 
 
 def best_table(asked: Asked, cells: Mapping[str, Cells], most: int = 3) -> rich.table.Table:
     """The best cells of every game and graft, on all questions."""
     table = rich.table.Table()
-    for column in ("game", "graft", "k", "j", "exact match", "mean log-probability of the answer"):
+    for column in ("game", "graft", "k", "j", "hits", "mean log-probability of the answer"):
         table.add_column(column, justify="left" if column in ("game", "graft") else "right")
     for game, found in cells.items():
         for g, graft in enumerate(asked.grafts):
@@ -390,25 +402,27 @@ def halve(
     cells: Mapping[str, Cells],
     a: Agent,
     b: Agent,
-    items: Mapping[str, Sequence[Item]],
+    games: Mapping[str, Game],
     maps: Mapping[str, Any],
 ) -> Iterator[Halved]:
     """For every game and graft: the layers that are best on half of the questions, on the other half."""
     for game, found in cells.items():
-        order = np.random.default_rng([asked.seed, 4]).permutation(len(items[game]))
+        order = np.random.default_rng([asked.seed, 4]).permutation(len(games[game].items))
         chosen_on, reported = np.split(order, [len(order) // 2])
-        played = functools.partial(
-            play, game, [items[game][i] for i in reported], a=a, b=b, max_new_tokens=asked.decode or 16
-        )
-        silent = played(protocol="silent").hits
+        part, new, metric = games[game].part(reported), asked.decode or 16, shown(b, asked.wording, asked.examples)[0]
+
+        def played(protocol: str, part=part, new=new, metric=metric, **at) -> list[bool]:
+            return play(part, protocol, a, b, wording=asked.wording, max_new_tokens=new, **at).scored(metric)
+
+        silent = played("silent")
         for g, graft in enumerate(asked.grafts):
             k, j = found.best(g, chosen_on)
             W = None if game not in maps else maps[game][k, j if maps[game].shape[1] > 1 else 0]
             at: dict[str, Any] = dict(protocol="activation", k=asked.ks[k], j=asked.js[j], graft=graft, W=W)
-            controls = {name: played(**at, control=name).hits for name in get_args(Control)}
+            controls = {name: played(**at, control=name) for name in get_args(Control)}
             yield Halved(
                 game, graft, asked.ks[k], asked.js[j], chosen_on, found.hits[g, k, j, chosen_on], reported,
-                played(**at).hits, silent, controls,
+                played(**at), silent, controls,
             )  # fmt: skip
 
 
@@ -444,8 +458,8 @@ def halves_table(halves: Iterable[Halved]) -> rich.table.Table:
 def agreement(cells: Mapping[str, Cells]) -> Iterable[str]:
     """How often decoding and the argmax test give the same verdict."""
     for game, found in cells.items():
-        if found.decoded is not None:
-            same = found.decoded == found.exact
+        if found.written is not None:
+            same = found.written["exact"] == found.exact
             yield f"{game}: decoding and the exact match of the answer's tokens agree in {same.sum()} of {same.size} answers."
 
 
@@ -455,14 +469,16 @@ def report(
     asked: Asked,
     a: Agent,
     b: Agent,
-    items: Mapping[str, Sequence[Item]],
+    games: Mapping[str, Game],
     maps: Mapping[str, Any],
 ) -> None:
     """Pictures, page and tables of a finished sweep."""
-    table, cells = collect(folder, tasks, items)
+    metric, why = shown(b, asked.wording, asked.examples)
+    table, cells = collect(folder, tasks, games, metric)
+    on_map = metric if asked.decode else "exact"
     folder.put("results.parquet", parquet(table))
     measures = {
-        "accuracy": ("exact match, %", (0.0, 100.0), lambda found, g: 100 * found.hits[g].mean(axis=-1)),
+        "accuracy": (f"{on_map} match, %", (0.0, 100.0), lambda found, g: 100 * found.hits[g].mean(axis=-1)),
         "logprob": ("mean log-probability of the answer", None, lambda found, g: found.logprob[g].mean(axis=-1)),
     }
     groups = {}
@@ -478,10 +494,17 @@ def report(
     text = io.StringIO()
     parts = [
         f"{a.name} -> {b.name}, {len(asked.grafts)} x {len(asked.ks)} x {len(asked.js)} cells\n",
-        "Best cells on all questions, % exact [95 % interval]. The best of many look better than they are:",
+        f"Hits are of {METRICS[metric]} ({why}).",
+        *(
+            []
+            if on_map == metric
+            else ["Maps and best cells: exact match of the answer's tokens, since nothing was written (--decode)."]
+        ),
+        f"A reads: {asked.wording.reads}.\n",
+        "Best cells on all questions, % [95 % interval]. The best of many look better than they are:",
         best_table(asked, cells),
         "\nLayers chosen on one half of the questions, reported on the other, %. +: points above, paired; p by sign flips:",
-        halves_table(halve(asked, cells, a, b, items, maps)),
+        halves_table(halve(asked, cells, a, b, games, maps)),
         *agreement(cells),
     ]
     for file in (sys.stdout, text):

@@ -179,7 +179,7 @@ class Agent:
             )
         return whole[len(read) :]
 
-    def spell(self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    def spell(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
         """Tokens [B, T] of each answer as they follow its prompt, -1 after the end: the tokenizer's own spelling, after a
         space, or in a chat as a turn begins.
 
@@ -187,14 +187,14 @@ class Agent:
         """
         rows = []
         for prompt, answer in zip(prompts, answers, strict=True):
-            begin = self.encode(prompt)
+            text, begin = self.render(prompt), self.encode(prompt)
             if self.chat:
                 row = self.tokenizer.encode(answer, add_special_tokens=False)
             else:
-                whole = self.encode(f"{prompt} {answer}")
+                whole = self._spell(f"{text} {answer}")
                 if whole[: len(begin)] != begin:
                     raise ValueError(
-                        f"{answer!r} does not follow {prompt!r} in tokens: end the prompt with punctuation"
+                        f"{answer!r} does not follow {text[-80:]!r} in tokens: end the prompt with punctuation"
                     )
                 row = whole[len(begin) :]
             if not row:
@@ -241,6 +241,14 @@ class Agent:
             if (before := cut(text, marked)) != text:
                 found.append(functools.reduce(lambda text, token: text.replace(token, ""), special, before))
         return min(found, key=len, default=None)
+
+    @functools.cached_property
+    def line_ends(self) -> tuple[int, ...]:
+        """Every token that a line ends within."""
+        spelled = ("\n", "\u010a", "<0x0A>")  # as it is, byte by byte, and of a byte
+        known = [i for token, i in self.tokenizer.get_vocab().items() if any(x in token for x in spelled)]
+        vocab = self.params.config.vocab
+        return tuple(sorted(i for i in known if i < vocab and "\n" in self.tokenizer.decode([i])))
 
     @functools.cached_property
     def _thoughts(self) -> list[tuple[int, int]]:

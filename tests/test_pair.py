@@ -9,6 +9,7 @@ import pytest
 from jaxcomm.converters import load_agent
 from jaxcomm.evals.demo import draw, search
 from jaxcomm.evals.games import GAMES
+from jaxcomm.evals.games import draw as draw_game
 from jaxcomm.evals.pair import NAMES, folder
 from jaxcomm.evals.pair.train import COLUMNS, TOKENS, batches, make_tokenizer, train_and_save
 from jaxcomm.evals.play import play
@@ -31,9 +32,9 @@ def test_the_models_are_small_and_differ_in_width_and_depth(pair):
 @pytest.mark.parametrize("sender", NAMES)
 def test_activations_carry_what_silence_and_every_control_lack(pair, sender, game):
     """Layers chosen as the demo does, played on a third seed of the games: b with itself, and a to b through W."""
-    a, b, items = pair[sender], pair["b"], GAMES[game](5, 50)
-    choice = search(a, b, game, draw(game)[1])
-    hits = lambda protocol, items=items, **s: np.mean(play(game, items, protocol, a, b, max_new_tokens=8, **s).hits)
+    a, b, reported = pair[sender], pair["b"], draw_game(game, 5, 50)
+    choice = search(a, b, draw(game)[1])
+    hits = lambda protocol, on=reported, **s: np.mean(play(on, protocol, a, b, max_new_tokens=8, **s).hits)
     assert hits("skyline") >= 0.9
     alone = hits("silent")
     assert alone <= (0.1 if game == "countries" else 0.5)

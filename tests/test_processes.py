@@ -23,11 +23,11 @@ from jaxcomm.evals.cli import Play, Sweep
 
 programs.keep()
 cluster, out = sys.argv[1] or None, Path(sys.argv[2])
-Play("pair:b", "pair:b", k=4, j=1, n=9, cluster=cluster, json=out / "play.jsonl", items=out / "items.jsonl").run()
+Play(a="pair:b", b="pair:b", k=4, j=1, n=9, cluster=cluster, json=out / "play.jsonl", items=out / "items.jsonl").run()
 how = dict(games=("countries",), ks=(2, 4), js=(1, 3), n=8, memory=0.0015, text=str(out.parent / "text.txt"), into=4)
-Sweep("pair:b", "pair:b", out / "sweep", **how).run()
+Sweep(a="pair:b", b="pair:b", out=out / "sweep", **how).run()
 try:
-    Sweep("pair:b", "pair:b", out / "sweep", **how).run()
+    Sweep(a="pair:b", b="pair:b", out=out / "sweep", **how).run()
 except ValueError as error:  # the first process', which all end with
     print("REFUSED", error, flush=True)
 """
@@ -58,7 +58,10 @@ def test_two_processes_play_and_sweep_as_one_does(tmp_path):
         assert (was["index"], was["prompt_a"], was["written"]) == (now["index"], now["prompt_a"], now["written"])
     (was,), (now,) = read(one, "play.jsonl"), read(two, "play.jsonl")
     assert now.pop("processes") == 2
-    assert {k: v for k, v in was.items() if k != "seconds"} == {k: v for k, v in now.items() if k != "seconds"}
+    del was["seconds"], now["seconds"]
+    assert was.keys() == now.keys() and was["choice_accuracy"] > 0.2
+    for key, value in was.items():
+        assert now[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
     assert pq.read_table(one / "sweep" / "results.parquet") == pq.read_table(two / "sweep" / "results.parquet")
     assert (one / "sweep" / "report.txt").read_text() == (two / "sweep" / "report.txt").read_text()
     assert len(list((two / "sweep" / "chunks").iterdir())) > 2, "several chunks, or nothing was shared"
@@ -67,8 +70,8 @@ def test_two_processes_play_and_sweep_as_one_does(tmp_path):
 @pytest.mark.parametrize("cluster", ["here", "localhost:1", "localhost,2,0", "localhost:1,2,2", "localhost:1,x,0"])
 def test_a_cluster_that_is_none_is_one_clear_line(cluster, tmp_path):
     for command in (
-        Play("pair:b", "pair:b", k=4, j=1, cluster=cluster),
-        Sweep("pair:b", "pair:b", tmp_path, cluster=cluster),
+        Play(a="pair:b", b="pair:b", k=4, j=1, cluster=cluster),
+        Sweep(a="pair:b", b="pair:b", out=tmp_path, cluster=cluster),
     ):
         with pytest.raises(ValueError, match="give auto, or HOST:PORT,COUNT,INDEX"):
             command.run()

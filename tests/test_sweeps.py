@@ -16,7 +16,7 @@ import pytest
 from jaxcomm.converters import load_agent
 from jaxcomm.evals import files as writing
 from jaxcomm.evals import sweeps
-from jaxcomm.evals.games import GAMES
+from jaxcomm.evals.games import GAMES, draw
 from jaxcomm.evals.pair import NAMES, folder
 from jaxcomm.evals.scores import sign_flip
 from jaxcomm.fingerprint import fingerprint
@@ -87,15 +87,15 @@ def test_exact_match_is_what_decoding_finds_in_every_cell_of_both_games(pair, ga
     maps = sweeps.fit(a, b, sweeps.own_statements(game)[:200], ks, js).W
     verdicts = []
     for names in ("seen", "new"):
-        items = GAMES[game](7, n=20, names=names)
+        drawn = draw(game, 7, 20, names=names)
         decoded, answers = (
-            (plan := sweeps.plan_game(items, a, b, ks=ks, js=js, maps=maps, max_new_tokens=new)).gather(
+            (plan := sweeps.plan_game(drawn, a, b, ks=ks, js=js, maps=maps, max_new_tokens=new)).gather(
                 [plan.run(chunk) for chunk in plan.chunks]
             )
             for new in (16, None)
         )
         said = sweeps.texts(b, decoded["tokens"])
-        np.testing.assert_array_equal(sweeps.right(said, items), answers["exact"])
+        np.testing.assert_array_equal(sweeps.right(said, drawn, range(20), "exact"), answers["exact"])
         verdicts.append(answers["exact"].mean())
     assert 0.1 < verdicts[0] < 0.9
 
@@ -302,15 +302,15 @@ def test_best_cells_are_chosen_on_one_half_and_reported_on_the_other():
 def test_the_reported_half_is_not_the_one_chosen_on(pair):
     """And what is reported there is what the protocols say."""
     b, asked = pair["b"], dataclasses.replace(ASKED, games=("countries",), grafts=("replace",), n=8, decode=5)
-    items = {"countries": GAMES["countries"](3, n=8)}
+    games = {"countries": draw("countries", 3, 8)}
     exact = np.random.default_rng(1).random((1, 2, 2, 8)) < 0.5
     cells = {"countries": sweeps.Cells(exact, np.zeros(exact.shape), None)}
-    (found,) = sweeps.halve(asked, cells, b, b, items, {})
+    (found,) = sweeps.halve(asked, cells, b, b, games, {})
     assert sorted([*found.chosen_on, *found.reported]) == list(range(8)) and len(found.reported) == 4
     k, j = ASKED.ks.index(found.k), ASKED.js.index(found.j)
     np.testing.assert_array_equal(found.flattering, exact[0, k, j, found.chosen_on])
     assert found.flattering.sum() == exact[0][..., found.chosen_on].sum(axis=-1).max()
-    questions = [items["countries"][i] for i in found.reported]
+    questions = [games["countries"].items[i] for i in found.reported]
     read = [i.prompt_a for i in questions], [i.prompt_b for i in questions]
     says = lambda **how: [
         r.text == i.answer
@@ -356,7 +356,7 @@ def test_a_fingerprint_is_of_the_weights_and_not_of_their_layout(pair):
         (["--text", "nowhere.txt"], "nowhere.txt"),
         (["--text", "statements", "--into", "9"], "into = 9 is out of range"),
         (["--n", "3"], "3 questions of countries: a report on halves needs at least 4"),
-        (["--games", "countries", "countries"], "games = countries countries: name one or both, each once"),
+        (["--games", "countries", "countries"], "games = countries countries: name at least one, each once"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_computed(tmp_path, capsys, arguments, message):

@@ -1,12 +1,9 @@
-"""The coordination games of Ramesh & Li (2025): what A knows, what B is asked, what the answer is."""
-
-from collections.abc import Callable
+"""The coordination games of Ramesh & Li (2025), and one's own: what A knows, what B is asked, what the answer is."""
 
 from .companies import tip_sheets
+from .game import GAMES, Game, draw
 from .places import countries
+from .wording import PRESETS, Wording
 from .world import Item
 
-GAMES: dict[str, Callable[..., list[Item]]] = {"countries": countries, "tip_sheets": tip_sheets}
-"""name -> generator(seed, n, names); n defaults to the paper's 100 and 70 prompts."""
-
-__all__ = ["GAMES", "Item", "countries", "tip_sheets"]
+__all__ = ["GAMES", "PRESETS", "Game", "Item", "Wording", "countries", "draw", "tip_sheets"]

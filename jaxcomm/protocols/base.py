@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxcomm.agent import Agent, Prompt, Seed, row_keys
 from jaxcomm.cache import KVCache
-from jaxcomm.decoding import Generation, Sampling, begin, bucket, check_finite, go_on, left_pad, score
+from jaxcomm.decoding import Generation, Sampling, begin, bucket, check_finite, go_on, left_pad, score, token_logprobs
 from jaxcomm.flops import generation_flops, scoring_flops
 from jaxcomm.model import prefill
 from jaxcomm.sharding import by_rows
@@ -25,6 +25,7 @@ SHARED = 32
 
 _begin = jax.jit(begin, static_argnames="max_new_tokens")
 _go_on = jax.jit(go_on, donate_argnames="writing")
+_first = jax.jit(lambda logits, tokens: token_logprobs(logits[:, None], tokens))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,23 +235,43 @@ class Turn:
             if not all(texts):
                 raise ValueError("a text to score has no tokens")
             self.agent.check_room([row], max(map(len, texts), default=1) - 1)
+        logprobs, greedy = self._score_first(continuations)
+        # Tokens after the first are read; of most short answers there are none.
+        longer = [[c for c, text in enumerate(texts) if len(text) > 1] for texts in continuations]
+        if any(longer):
+            more, wanted = self._score_longer(
+                [[texts[c] for c in own] for texts, own in zip(continuations, longer, strict=True)]
+            )
+            for i, own in enumerate(longer):
+                logprobs[i][own], greedy[i][own] = more[i, : len(own)], wanted[i, : len(own)]
+        scored, lost = [], self.dropped
+        for i, (row, texts) in enumerate(zip(self.rows, continuations, strict=True)):
+            lengths = tuple(map(len, texts))
+            flops = scoring_flops(self.agent.params.config, len(row), lengths)
+            spent = self.before[i] + Spent(flops, len(row), sum(lengths), lost[i])
+            each = tuple(logprobs[i].tolist()), tuple(greedy[i].tolist())
+            scored.append(Scored(*each, lengths, spent, dict(self.details[i])))
+        return scored
+
+    def _score_first(self, continuations) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Of each text's first token, its log-probability and whether none is likelier."""
         C = max(1, *map(len, continuations))
-        T = max((len(text) for texts in continuations for text in texts), default=1)
-        padded = np.full((len(self.rows), C, 1 if T == 1 else 1 + bucket(T - 1, T + 32, 4)), -1, np.int32)
+        first = np.zeros((len(self.rows), C), np.int32)
+        for i, texts in enumerate(continuations):
+            first[i, : len(texts)] = [text[0] for text in texts]
+        logprobs, greedy = jax.device_get(_first(self.logits, first))
+        cut = lambda found: [row[: len(texts)].copy() for row, texts in zip(found, continuations, strict=True)]
+        return cut(logprobs.astype(np.float64)), cut(greedy)
+
+    def _score_longer(self, continuations) -> tuple[np.ndarray, np.ndarray]:
+        """Of texts of several tokens, all of them: [prompts, most texts of one]."""
+        C, T = max(map(len, continuations)), max(len(text) for texts in continuations for text in texts)
+        padded = np.full((len(self.rows), C, T if T <= 5 else 1 + bucket(T - 1, T + 32, 4)), -1, np.int32)
         for i, texts in enumerate(continuations):
             for c, text in enumerate(texts):
                 padded[i, c, : len(text)] = text
-        params = self.agent.params
-        logprobs, greedy = jax.device_get(score(params, self.logits, self.cache, padded, past=self.past))
-        logprobs, greedy = logprobs.sum(axis=-1, dtype=np.float64), greedy.all(axis=-1)
-        scored, lost = [], self.dropped
-        for i, (row, texts) in enumerate(zip(self.rows, continuations, strict=True)):
-            n, lengths = len(texts), tuple(map(len, texts))
-            flops = scoring_flops(params.config, len(row), lengths)
-            spent = self.before[i] + Spent(flops, len(row), sum(lengths), lost[i])
-            each = tuple(logprobs[i, :n].tolist()), tuple(greedy[i, :n].tolist())
-            scored.append(Scored(*each, lengths, spent, dict(self.details[i])))
-        return scored
+        logprobs, greedy = jax.device_get(score(self.agent.params, self.logits, self.cache, padded, past=self.past))
+        return logprobs.sum(axis=-1, dtype=np.float64), greedy.all(axis=-1)
 
 
 def hear(

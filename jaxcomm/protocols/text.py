@@ -69,12 +69,12 @@ def message(
     sampling, seed: of what A writes. ValueError: `check_message`'s.
     """
     check_message(ask, tell)
-    asked = hear(a, [put(ask, prompt) for prompt in prompts_a])
-    said = asked.write(max_message_tokens, until=until, sampling=sampling, seed=vary(seed, 1))
+    asked = [put(ask, prompt) for prompt in prompts_a]
+    said = hear(a, asked).write(max_message_tokens, until=until, sampling=sampling, seed=vary(seed, 1))
     return hear(
         b,
         [put(tell, prompt, message=m.text) for m, prompt in zip(said, prompts_b, strict=True)],
-        details=[{"message": m.text} for m in said],
+        details=[{"message": m.text, "asked": a.render(prompt)} for m, prompt in zip(said, asked, strict=True)],
         before=[m.spent for m in said],
     )
 

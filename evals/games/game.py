@@ -1,0 +1,179 @@
+"""A game as it is played: its items, what may be answered, and worked examples. The paper's two, or one's own out of a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .companies import tip_sheets
+from .places import countries
+from .world import Item, world
+
+GAMES: dict[str, Callable[..., list[Item]]] = {"countries": countries, "tip_sheets": tip_sheets}
+"""name -> generator(seed, n, names); n defaults to the paper's 100 and 70 prompts."""
+FIELDS = ("prompt_a", "prompt_b", "answer", "choices")
+"""Of a line of one's own game; the last may be left out."""
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "Czechia": ("Czech Republic",),
+    "Netherlands": ("Holland",),
+    "Russia": ("Russian Federation",),
+    "South Korea": ("Republic of Korea", "Korea"),
+    "Turkey": ("Türkiye", "Turkiye"),
+    "United Kingdom": ("UK", "U.K.", "Great Britain", "Britain", "England", "Scotland", "Wales"),
+    "United States": ("USA", "U.S.A.", "US", "U.S.", "United States of America"),
+}
+"""What countries are called besides."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """Items to play, and how answers to them are read.
+
+    Attributes:
+        name: "countries", "tip_sheets", or the name of a file without its ending.
+        items: What is played.
+        examples: Other items, to be shown with their answers.
+        answers: All that may be answered to an item that names no choices of its own.
+        instruction: What a chat model is told of the answer's form.
+        hint: What KVComm's wording adds to its instruction.
+        spellings: answer -> what it is called besides.
+        source: How the items came about, for records.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    examples: tuple[Item, ...] = ()
+    answers: tuple[str, ...] = ()
+    instruction: str = ""
+    hint: str = ""
+    spellings: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def choices(self, item: Item) -> tuple[str, ...]:
+        """What may be answered to an item."""
+        return item.choices or self.answers
+
+    def named(self, text: str, item: Item) -> str | None:
+        """Which of the item's choices a text names first, in any spelling; None: it names none.
+
+        Case does not count, but in spellings that are all capitals ("US"). Where two begin at the same letter, the longer one
+        is meant.
+        """
+        found = []
+        for choice in self.choices(item):
+            for spelling in (choice, *self.spellings.get(choice, ())):
+                flags = 0 if spelling.isupper() else re.IGNORECASE
+                if match := re.search(rf"(?<!\w){re.escape(spelling)}(?!\w)", text, flags):
+                    found.append((match.start(), -len(spelling), choice))
+        return min(found)[2] if found else None
+
+    def part(self, indices: Sequence[int] | np.ndarray) -> Game:
+        """The same game with some of the items."""
+        return dataclasses.replace(self, items=tuple(self.items[i] for i in indices))
+
+
+def draw(name: str, seed: int = 0, n: int | None = None, *, names: str = "seen", examples: int = 0) -> Game:
+    """A game of n items.
+
+    Args:
+        name: "countries", "tip_sheets", or a file of one's own: a JSON object per line with the fields of `FIELDS`.
+        seed: Which items are drawn.
+        n: How many; default: the paper's 100 and 70, all of a file.
+        names: "seen" or "new" people and companies (those of a file are its own).
+        examples: How many items are drawn besides, to be shown with their answers; none of them is played.
+
+    Raises:
+        ValueError: There is no such game, there are fewer items, or the file is not such a game: what is wrong, and in which line.
+        FileNotFoundError: There is no such file.
+    """
+    if name in GAMES:
+        return _published(name, seed, n, names, examples)
+    if not name.endswith(".jsonl"):
+        raise ValueError(f"there is no game {name!r}: name {', '.join(GAMES)} or a file, FILE.jsonl")
+    return _own(Path(name), seed, n, examples)
+
+
+def _published(name: str, seed: int, n: int | None, names: str, examples: int) -> Game:
+    make = GAMES[name]
+    count = len(make(seed, names=names)) if n is None else n
+    # One after another: the first are those that are drawn without examples.
+    items = make(seed, n=count + examples, names=names)
+    source = {"games_seed": seed, "names": names}
+    told: dict[str, Any]
+    if name == "countries":
+        places = len(world().landmarks)
+        if examples and len(items) > places:
+            raise ValueError(
+                f"{count} games and {examples} examples need {len(items)} landmarks, there are {places}: ask for fewer"
+            )
+        every = tuple(sorted({landmark.country for landmark in world().landmarks}))
+        hint = "You are required to extrapolate the country from the context."
+        told = dict(answers=every, spellings=SPELLINGS, instruction="Answer with the country's name only.", hint=hint)
+    else:
+        stems = {choice: (choice.split()[0],) for item in items for choice in item.choices}
+        told = dict(spellings=stems, instruction="Answer with the company's name only.")
+    return Game(name, tuple(items[:count]), tuple(items[count:]), source=source, **told)
+
+
+def _own(path: Path, seed: int, n: int | None, examples: int) -> Game:
+    items = read_items(path)
+    count = len(items) - examples if n is None else n
+    if count < 1 or count + examples > len(items):
+        raise ValueError(
+            f"{path} has {len(items)} items, {max(count, 1)} and {examples} examples were asked for: ask for fewer"
+        )
+    order = np.arange(len(items))
+    if count + examples < len(items) or examples:
+        order = np.random.default_rng([seed, 8]).permutation(len(items))[: count + examples]
+    played, shown = np.sort(order[:count]), order[count:]
+    answers = tuple(dict.fromkeys(item.answer for item in items))
+    take = lambda rows: tuple(items[i] for i in rows)
+    return Game(path.stem, take(played), take(shown), answers=answers, source={"games_seed": seed, "file": path.name})
+
+
+def read_items(path: Path) -> list[Item]:
+    """One's own game. ValueError: a line that is none of its items; FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: name a game's file, with the fields {', '.join(FIELDS)} in every line"
+        )
+    items = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            items.append(_item(line, f"{path}, line {number}"))
+    if not items:
+        raise ValueError(f"{path} has no items: write a JSON object with {', '.join(FIELDS)} in every line")
+    return items
+
+
+def _item(line: str, where: str) -> Item:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is not a JSON object: write one with {', '.join(FIELDS)}")
+    if unknown := [key for key in record if key not in FIELDS]:
+        raise ValueError(f"{where} has an unknown field {unknown[0]!r}: its fields are {', '.join(FIELDS)}")
+    for field in FIELDS[:3]:
+        value = record.get(field)
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(
+                f"{where} has {'no' if field not in record else 'an empty'} field {field!r}: it must be a text"
+            )
+    choices = record.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        raise ValueError(f"{where}: choices = {choices!r:.60} is not a list of texts")
+    if twice := [choice for choice in choices if choices.count(choice) > 1]:
+        raise ValueError(f"{where} has the choice {twice[0]!r} twice: leave one out")
+    if choices and record["answer"] not in choices:
+        raise ValueError(
+            f"{where}: the answer {record['answer']!r} is not among its choices {', '.join(choices)}: add it"
+        )
+    return Item(record["prompt_a"], record["prompt_b"], record["answer"], tuple(choices))

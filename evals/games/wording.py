@@ -1,0 +1,117 @@
+"""How a game is put to the agents: templates, instructions, worked examples, and what the sender reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+from jaxcomm.agent import Agent, Prompt
+
+from .game import Game, Item
+
+Reads = Literal["statement", "statement+question"]
+"""What A reads before it sends: what it knows, or B's question after it, too, so that its last state may be the answer's."""
+_KVCOMM = "Instruction: Directly answer the question based on the context passage, no explanation is needed. {hint}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Templates of what A and B read: {statement}, {question}, and the game's own {instruction} and {hint}."""
+
+    sender: str
+    receiver: str
+    told: str
+    """What it is."""
+
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset(
+        "{statement}", "{question}", "Ramesh & Li (2025), section 4.1: the bare statement and the bare question"
+    ),
+    "instructed": Preset(
+        "{statement}", "{question} {instruction}", "the question with an instruction on the answer's form"
+    ),
+    "kvcomm": Preset(
+        _KVCOMM + "Context: {statement}",
+        _KVCOMM + "Question: {question}",
+        "KVComm (arXiv 2510.03346): an instruction before the context, and before the question",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """How a game is put.
+
+    Attributes:
+        preset: A key of PRESETS.
+        instruction: Instead of the game's own, which one's own games do not have.
+        reads: What A reads in protocols that send.
+        system_a, system_b: What each agent is told first: a system turn in a chat, a paragraph of a raw prompt.
+
+    Worked examples are the game's (`Game.examples`): B reads each as statement, question and answer; so does A where it reads
+    the question.
+    """
+
+    preset: str = "paper"
+    instruction: str | None = None
+    reads: Reads = "statement"
+    system_a: str = ""
+    system_b: str = ""
+
+    def __post_init__(self):
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown wording {self.preset!r}: choose one of {', '.join(PRESETS)}")
+        if self.reads not in get_args(Reads):
+            raise ValueError(f"the sender reads {self.reads!r}: choose one of {', '.join(get_args(Reads))}")
+
+    def told(self, game: Game, item: Item) -> str:
+        """The statement, as A reads it."""
+        return self._fill(PRESETS[self.preset].sender, game, item)
+
+    def asked(self, game: Game, item: Item) -> str:
+        """The question, as B reads it."""
+        return self._fill(PRESETS[self.preset].receiver, game, item)
+
+    def _fill(self, template: str, game: Game, item: Item) -> str:
+        instruction = game.instruction if self.instruction is None else self.instruction
+        if "{instruction}" in template and not instruction:
+            raise ValueError(
+                f"{game.name} has no instruction of its own: give one, or another wording than {self.preset}"
+            )
+        hint = f"{game.hint} " if game.hint else ""
+        return template.format(statement=item.prompt_a, question=item.prompt_b, instruction=instruction, hint=hint)
+
+    def prompts_a(self, game: Game, a: Agent, *, sends: bool = True) -> list[Prompt]:
+        """What A reads. sends: by a protocol whose sender may read the question (not the skyline, where B reads both)."""
+        if not sends or self.reads == "statement":
+            return [_conversation(self.system_a, [], self.told(game, item), a) for item in game.items]
+        return [_conversation(self.system_a, self._examples(game), self._both(game, item), a) for item in game.items]
+
+    def prompts_b(self, game: Game, b: Agent) -> list[Prompt]:
+        """What B reads of its own."""
+        return [_conversation(self.system_b, self._examples(game), self.asked(game, item), b) for item in game.items]
+
+    def writer(self, game: Game, agent: Agent) -> Agent:
+        """The agent, as it writes: after raw worked examples, which are a line each, to the end of a line."""
+        if agent.chat or not game.examples:
+            return agent
+        return dataclasses.replace(agent, stop_tokens=tuple(dict.fromkeys((*agent.stop_tokens, *agent.line_ends))))
+
+    def _both(self, game: Game, item: Item) -> str:
+        return f"{self.told(game, item)} {self.asked(game, item)}"
+
+    def _examples(self, game: Game) -> list[tuple[str, str]]:
+        return [(self._both(game, item), item.answer) for item in game.examples]
+
+
+def _conversation(system: str, examples: list[tuple[str, str]], last: str, agent: Agent) -> Prompt:
+    """One prompt; a conversation only where something stands before it. Protocols put what they say into its last turn."""
+    before = [{"role": "system", "content": system}] if system else []
+    if agent.chat:
+        before += [
+            {"role": who, "content": x} for pair in examples for who, x in zip(("user", "assistant"), pair, strict=True)
+        ]
+    else:
+        before += [{"role": "user", "content": f"{asked} {answer}"} for asked, answer in examples]
+    return [*before, {"role": "user", "content": last}] if before else last
