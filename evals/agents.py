@@ -24,6 +24,7 @@ def load(
     dtype: str = "auto",
     chat: bool | Sequence[bool] = False,
     chat_args: Mapping[str, Any] | None = None,
+    system: Sequence[str] = (),
     layers: bool = False,
     tensor: int = 1,
     int8: bool = False,
@@ -34,6 +35,7 @@ def load(
         names: What `load_agent` takes (folders, .gguf files, hub ids, real:smollm2), pair:a, pair:b, run folders of networks.
         dtype: As `load_agent`'s, by name.
         chat, chat_args: As `load_agent`'s; chat may be one for each.
+        system: The system prompts of the first of them (`Agent.system`).
         layers: They are worked on layer by layer (stacked; networks cannot be).
         tensor: Their weights are cut over so many of this process' devices.
         int8: Their matrices are quantised (networks' cannot be).
@@ -55,9 +57,10 @@ def load(
 
     mesh = None if tensor == 1 else local_mesh(tensor=tensor)
     chats = [chat] * len(names) if isinstance(chat, bool) else chat
-    each = list(zip(names, chats, strict=True))
+    told = [*system, *[""] * (len(names) - len(system))]
+    each = list(zip(names, chats, told, strict=True))
     agents = {name: read(name) for name in dict.fromkeys(names)}
-    spoken = {key: dataclasses.replace(agents[key[0]], chat=key[1]) for key in dict.fromkeys(each)}
+    spoken = {key: dataclasses.replace(agents[key[0]], chat=key[1], system=key[2]) for key in dict.fromkeys(each)}
     return [spoken[key] for key in each]
 
 
@@ -90,6 +93,8 @@ def read_as(agents: Sequence[Agent]) -> dict[str, Any]:
     told: dict[str, Any] = {"dtype": ", ".join(dict.fromkeys(agent.params.dtype.name for agent in agents))}
     if args := agents[0].chat_args:
         told["chat_args"] = dict(args)
+    if any(agent.system for agent in agents):
+        told["systems"] = [agent.system for agent in agents]
     if revisions := {agent.name: agent.revision for agent in agents if agent.revision}:
         told["revisions"] = revisions
     return told

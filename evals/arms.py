@@ -103,7 +103,7 @@ def set_up(first: Outcome, a: Agent, b: Agent, wording: Wording) -> Iterator[str
     if first.game.examples and not (a.chat and b.chat):
         yield "Raw worked examples are a line each, so what is written after them ends where a line does."
     yield f"A reads the {wording.reads.replace('+', ' and B' + chr(39) + 's ')} in protocols in which it sends."
-    for name, told in (("A", wording.system_a), ("B", wording.system_b)):
+    for name, told in (("A", a.system), ("B", b.system)):
         if told:
             yield f"System prompt of {name}: {told}"
     yield f"Items: {', '.join(f'{key} {value}' for key, value in first.game.source.items())}, n = {len(first.items)}."

@@ -48,7 +48,12 @@ class Choice:
 
 
 def logprobs(turn: Turn | Panel, game: Game, chat: bool) -> list[np.ndarray]:
-    """Of every item's choices, as B's next words; chat: as a turn begins, else after a space."""
+    """Of every item's choices, as B's next words; chat: as a turn begins, else after a space. ValueError: a thought comes first."""
+    for each in turn.turns if isinstance(turn, Panel) else (turn,):
+        if any(map(each.agent.begins_thought, each.rows)):
+            raise ValueError(
+                f"{each.agent.name}'s chat template begins a thought, choices are scored as an answer begins: switch thinking off (such as --chat-args enable_thinking=false), or leave choices out (--no-choices)"
+            )
     texts = [[choice if chat else f" {choice}" for choice in game.choices(item)] for item in game.items]
     return [np.array(scored.logprobs) for scored in turn.score(texts)]
 

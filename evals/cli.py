@@ -63,13 +63,20 @@ class Put:
         a, b = (self.chat if form is None else form == "chat" for form in (self.prompts_a, self.prompts_b))
         return a, b
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the agents are told besides prompts. ValueError: `agents.template_args`'."""
+        from .agents import template_args
+
+        return {"chat_args": template_args(self.chat_args), "system": (self.system_a, self.system_b)}
+
     def put(self) -> Any:
         """ValueError: an instruction that the wording has no place for."""
         from .games import Wording
 
         if self.instruction is not None and self.wording != "instructed":
             raise ValueError(f"--instruction is of --wording instructed, {self.wording} has no place for it")
-        return Wording(self.wording, self.instruction, self.sender_reads, self.system_a, self.system_b)
+        return Wording(self.wording, self.instruction, self.sender_reads)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +117,8 @@ class Play(Put):
     """message: what A reads before it writes. Real models want asking: "{prompt} Tell your partner what you know." """
     tell: str = "{message} {prompt}"
     """message: what B reads."""
+    turns: int = 1
+    """message: how often A writes; between two of its messages B writes back."""
     form: Literal["harness", "plain"] = "plain"
     """debate, cipher: words around the prompts."""
     rounds: int | None = None
@@ -140,7 +149,7 @@ class Play(Put):
         from jaxcomm.decoding import Sampling
 
         from . import arms, documents, processes
-        from .agents import load, read_as, template_args
+        from .agents import load, read_as
         from .files import check_file, check_folder, write_lines, write_whole
         from .games import draw
 
@@ -151,7 +160,7 @@ class Play(Put):
             check_folder(self.out)
         wording, every = self.put(), arms.arms(self.protocol, self._settings(), self.control)
         game = draw(self.game, self.seed, self.n, names=self.names, examples=self.examples)
-        how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chats, chat_args=template_args(self.chat_args))
+        how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chats, **self.told)
         a, b = load(self.a, self.b, tensor=self.tensor, int8=self.int8, **how)
         outcomes = list(
             arms.play_all(
@@ -208,7 +217,7 @@ class Play(Put):
         talk: dict[str, Any] = dict(form=self.form, max_message_tokens=self.max_message_tokens)
         rounds = lambda default: self.rounds or default
         return {
-            "message": dict(ask=self.ask, tell=self.tell, max_message_tokens=self.max_message_tokens),
+            "message": dict(ask=self.ask, tell=self.tell, turns=self.turns, max_message_tokens=self.max_message_tokens),
             "debate": dict(talk, rounds=rounds(2), tie="last"),
             "cipher": dict(talk, rounds=rounds(3), temperatures=self.temperatures),
             "activation": dict(k=self.k, j=self.j, graft=self.graft),
@@ -263,14 +272,14 @@ class Sweep(Put):
 
     def run(self) -> None:
         from . import processes, sweeps
-        from .agents import load, read_as, template_args
+        from .agents import load, read_as
 
         processes.join(self.cluster)
         if self.into is not None and self.text is None:
             raise ValueError("--into says where W maps to: it needs --text to fit W on")
         if self.decode is not None and self.decode < 1:
             raise ValueError(f"--decode {self.decode}: it must be at least 1")
-        how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chats, chat_args=template_args(self.chat_args))
+        how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chats, **self.told)
         wording = self.put()
         a, b = load(self.a, self.b, layers=True, tensor=self.tensor, int8=self.int8, **how)
         asked = sweeps.Asked(
@@ -304,7 +313,7 @@ class Eval:
     b: str
     """Receiver, who answers; likewise."""
     tasks: str
-    """Names of the harness, separated by commas, groups too (mmlu: 57 subjects); here also countries, tip_sheets, countries_choice, statements, and biographies (with --data biographies=FILE.json)."""
+    """Names of the harness, separated by commas, groups too (mmlu: 57 subjects); here also countries, tip_sheets, games of your own (FILE.jsonl, as jaxcomm play's --game), countries_choice, statements, and biographies (with --data biographies=FILE.json)."""
     out: Path
     """Run folder: every finished batch, results.jsonl, items.parquet."""
     resume: bool = False
@@ -371,6 +380,16 @@ class Eval:
     """So many random questions of every task, by seed; default: all."""
     seed: int = 0
     """Which questions and few-shot examples are drawn, and how sampling falls."""
+    wording: Literal["paper", "instructed", "kvcomm"] = "paper"
+    """Of games, as jaxcomm play's."""
+    instruction: str | None = None
+    """Of games in the wording instructed, instead of their own."""
+    sender_reads: Literal["statement", "statement+question"] = "statement"
+    """What A reads before it sends, in tasks that give it something: only that, or B's question after it, too."""
+    system_a: str = ""
+    """System prompt of A; of a raw prompt, its first paragraph."""
+    system_b: str = ""
+    """Likewise, of B."""
     few_shot: int | None = None
     """Examples in the prompt; default: the task's."""
     data: tuple[str, ...] = ()
@@ -407,8 +426,9 @@ class Eval:
         asked = evaluate.Asked(**fields | {"tasks": names, "data": paths})
         evaluate.check(asked, 1 + len(self.others), None if self.map is None else ())
         who = (self.a, self.b, self.judge or self.b, *self.others)
+        systems = (self.system_a, self.system_b)
         told: dict[str, Any] = dict(dtype=self.dtype, chat=self.chat, chat_args=template_args(self.chat_args))
-        a, b, judge, *others = load(*who, tensor=self.tensor, int8=self.int8, **told)
+        a, b, judge, *others = load(*who, tensor=self.tensor, int8=self.int8, system=systems, **told)
         W = fitted = None
         if self.map is not None and "activation-w" in self.protocols:
             fitted = maps.load(self.map, a, b)

@@ -30,6 +30,8 @@ from jaxcomm.protocols.base import hear
 from jaxcomm.protocols.text import check_message
 
 from . import biographies
+from .games.wording import Reads, Wording
+from .play import SENDS
 from .runs import RunFolder, agent_fingerprint, parquet, surroundings
 from .scores import Interval, accuracy
 from .sweeps import percent
@@ -54,6 +56,9 @@ class Asked:
     n: int | None = None
     seed: int = 0
     names: str = "seen"
+    wording: str = "paper"
+    instruction: str | None = None
+    sender_reads: Reads = "statement"
     few_shot: int | None = None
     k: tuple[int, ...] = ()
     j: int | None = None
@@ -251,11 +256,14 @@ def run(
         raise ValueError(
             f"evaluation needs the extra: pip install 'jaxcomm[eval]' ({error.name} is not installed)"
         ) from error
+    sends = lambda arm: arm.name.split(",")[0].removesuffix("-w") in SENDS
     every = list(arms(asked, a, b, others, maps))
+    every = [dataclasses.replace(arm, reads=asked.sender_reads) if sends(arm) else arm for arm in every]
     check_layers(asked, (a, *others), b)
     harness = [name for name in asked.tasks if name != biographies.TASK]
     given = {name: path for name, path in asked.data.items() if name != biographies.TASK}
-    found = load_tasks(harness, given, seed=asked.seed, n=asked.n, group=asked.names) if harness else {}
+    put = Wording(asked.wording, asked.instruction)
+    found = load_tasks(harness, given, seed=asked.seed, n=asked.n, group=asked.names, wording=put) if harness else {}
     tasks = {name: task for own in found.values() for name, task in own.items()}
     groups = {name: list(own) for name, own in found.items() if list(own) != [name]}
     people = _people(asked)
@@ -263,6 +271,8 @@ def run(
     sha = lambda *parts: hashlib.sha256(b"".join(parts)).hexdigest()
     config = dataclasses.asdict(asked) | dict(recorded)
     config |= {"data": {task: sha(*(f.read_bytes() for f in own)) for task, own in files.items()}}
+    if own := [sha(Path(name).read_bytes()) for name in asked.tasks if name.endswith(".jsonl")]:
+        config |= {"games_sha256": own}
     config |= {"maps": None if maps is None else sha(*(np.asarray(W).tobytes() for W in maps))}
     judge = b if judge is None else judge
     prints = {id(agent): agent_fingerprint(agent) for agent in (a, b, *others, judge)}
@@ -297,7 +307,13 @@ def run(
                         continue
                     samples = [s for s in scored["samples"][task] if s["filter"] == filtered]
                     lines.append(
-                        {"protocol": arm.name, "task": task, "metric": metric, "filter": filtered}
+                        {
+                            "protocol": arm.name,
+                            "sender_reads": arm.reads,
+                            "task": task,
+                            "metric": metric,
+                            "filter": filtered,
+                        }
                         | _value(value, [s[metric] for s in samples])
                         | {"unparsed": sum(s["filtered_resps"] == [UNPARSED] for s in samples)}
                         | spent
@@ -391,6 +407,9 @@ def _biography_items(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list
                     "said": json.dumps(record["verdicts"][name]),
                     "metrics": json.dumps({"facts": total / count if count else None}),
                     "details": json.dumps(record["details"]),
+                    "sender_reads": None,
+                    "rendered_a": json.dumps([]),
+                    "rendered": json.dumps([]),
                     "flops": record["flops"],
                     "tokens_read": record["read"],
                     "tokens_written": record["written"],
@@ -441,6 +460,9 @@ def _items(arm: str, task: str, samples: Sequence[Mapping[str, Any]], lm: Any, p
                 "said": json.dumps(sample["resps"]),
                 "metrics": json.dumps(metrics, default=float),
                 "details": json.dumps([record["details"] for record in records]),
+                "sender_reads": lm.arm.reads,
+                "rendered_a": json.dumps([record.get("rendered_a", "") for record in records]),
+                "rendered": json.dumps([record.get("rendered", []) for record in records]),
                 "flops": sums["flops"],
                 "tokens_read": sums["read"],
                 "tokens_written": sums["written"],

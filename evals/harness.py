@@ -28,11 +28,13 @@ from jaxcomm.agent import Agent, Prompt, TooLong
 from jaxcomm.decoding import Sampling
 from jaxcomm.protocols import Panel, Turn
 from jaxcomm.protocols.base import Spent, hear, total
+from jaxcomm.protocols.text import put
 
 from . import biographies, programs
 from .runs import RunFolder
 
 BIOGRAPHY_TOKENS = 400
+BOTH = "statement+question"
 CHAT = "jaxcomm-chat:"
 """How a conversation passes through the harness, which takes prompts for strings: each agent renders it in its own
 template."""
@@ -56,6 +58,8 @@ class Arm:
     """Texts can be sampled; what says everything in vectors cannot."""
     shuffled: bool = False
     """A reads what it is given in another question of the task, whatever the batch."""
+    reads: str | None = None
+    """What the sender reads (`games.wording.Reads`); None: nobody sends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +223,10 @@ class ProtocolLM(LM):
     ) -> Row:
         prompt = json.loads(context.removeprefix(CHAT)) if context.startswith(CHAT) else context
         name = f"{self.decoding.seed}/{request.task_name}/{request.doc_id}/{time}"
-        seed = zlib.crc32(name.encode())
-        return Row(str(request.task_name), int(request.doc_id or 0), request.doc, prompt, items, numbers, seed)
+        seed, doc = zlib.crc32(name.encode()), request.doc
+        if self.arm.reads == BOTH and "prompt_a" in doc:
+            doc = {**doc, "prompt_a": put("{text} {prompt}", prompt, text=doc["prompt_a"])}
+        return Row(str(request.task_name), int(request.doc_id or 0), doc, prompt, items, numbers, seed)
 
     def _answer(self, rows: Sequence[Row], answer: Callable[[Sequence[Row]], list[dict]], kind: str):
         """Every row with its record: read where a run before had it done, else answered and kept, batch by batch.
@@ -305,18 +311,32 @@ class ProtocolLM(LM):
         sampling = sampling if self.arm.draws else None
         turn = self._converse(rows, until, sampling, new)
         replies = turn.write(new, until=until, sampling=sampling, seed=[row.seed for row in rows])
-        return [{"text": r.raw, **_spent(r.spent, len(r.written), r.details)} for r in replies]
+        told = self._rendered(rows, turn)
+        return [
+            {"text": r.raw, **_spent(r.spent, len(r.written), r.details), **x}
+            for r, x in zip(replies, told, strict=True)
+        ]
 
     def _score(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         b = self.arm.agents[-1]
         if not rows[0].prompt:  # unconditional: of the one who answers
             turn = hear(b, [""] * len(rows), rows=[[b.first_token]] * len(rows))
-            found = turn.score_tokens([[_spell(b, text) for text in row.items] for row in rows])
+            found, told = turn.score_tokens([[_spell(b, text) for text in row.items] for row in rows]), [{}] * len(rows)
         else:
             new = max(len(_spell(agent, text)) for agent in self.arm.agents for row in rows for text in row.items)
-            found = self._converse(rows, (), self._sampling, new).score([row.items for row in rows])
+            turn = self._converse(rows, (), self._sampling, new)
+            found, told = turn.score([row.items for row in rows]), self._rendered(rows, turn)
         return [
-            {"logprobs": x.logprobs, "greedy": x.greedy, **_spent(x.spent, sum(x.tokens), x.details)} for x in found
+            {"logprobs": x.logprobs, "greedy": x.greedy, **_spent(x.spent, sum(x.tokens), x.details), **own}
+            for x, own in zip(found, told, strict=True)
+        ]
+
+    def _rendered(self, rows: Sequence[Row], turn: Turn | Panel) -> list[dict[str, Any]]:
+        """What the sender was given, if anybody sends, and what each who answers was, as their tokenizers read it."""
+        sender = self.arm.agents[0]
+        return [
+            {"rendered_a": "" if self.arm.reads is None else sender.render(row.prompt_a), "rendered": turn.rendered(i)}
+            for i, row in enumerate(rows)
         ]
 
     def _roll(self, rows: Sequence[Row]) -> list[dict[str, Any]]:

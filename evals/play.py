@@ -195,17 +195,16 @@ def play(
         "examples": len(game.examples),
         "sender_reads": wording.reads if sends else None,
     }
-    kept |= {"system_a": wording.system_a, "system_b": wording.system_b, "shown": metric, "shown_because": why}
+    kept |= {"system_a": a.system, "system_b": b.system, "shown": metric, "shown_because": why}
     if protocol == "activation":
         kept |= {"graft": "replace", "where": "last", "mapped": settings.pop("W", None) is not None}
     if sampling:
         kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
-    answering = getattr(turn, "turns", (turn,))
     rendered = [
         {
             "rendered_a": reply.details.get("asked") or (a.render(prompts_a[i]) if sends else ""),
-            "rendered": [each.agent.render(each.prompts[i]) for each in answering],
+            "rendered": turn.rendered(i),
         }
         for i, reply in enumerate(replies)
     ]

@@ -37,6 +37,7 @@ from .files import check_folder, write_whole
 def agent_fingerprint(agent: Agent) -> str:
     """Of the model, and of how its agent reads and stops: tokenizer, chat template, stop tokens."""
     kept = (agent.tokenizer.backend_tokenizer.to_str(), agent.tokenizer.chat_template, agent.stop_tokens, agent.chat)
+    kept += (agent.system,) if agent.system else ()
     return hashlib.sha256(repr((fingerprint(agent.params), kept)).encode()).hexdigest()[:16]
 
 

@@ -53,7 +53,9 @@ class Agent:
         chat: Every prompt goes through the tokenizer's chat template as a user's turn, instead of being read raw.
         longest: Prompts of more tokens lose their first ones, but not what the tokenizer begins every text with; None: what
             does not fit is refused.
-        chat_args: What the chat template is given besides the conversation, such as {"enable_thinking": False}.
+        chat_args: What the chat template is given besides the conversation, such as {"enable_thinking": False}, or tools.
+        system: What stands before every prompt: a system turn in a chat, else a paragraph. A conversation that begins with a
+            system turn has its own.
         revision: The commit of the hub's repository it was read from.
 
     Raises:
@@ -67,6 +69,7 @@ class Agent:
     chat: bool = False
     longest: int | None = None
     chat_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    system: str = ""
     revision: str | None = None
 
     def __post_init__(self):
@@ -83,9 +86,11 @@ class Agent:
 
         ValueError: the template refuses the conversation.
         """
-        if not self.chat:
-            return prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+        if self.system and turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": self.system}, *turns]
+        if not self.chat:
+            return "\n\n".join(turn["content"] for turn in turns)
         tried = [turns]
         if turns[0]["role"] == "system" and len(turns) > 1:
             # Gemma's, for one, knows no system turn: what it says goes before what the user says first.
@@ -228,6 +233,10 @@ class Agent:
             if begin in ids or begin in list(after)[-2:]:  # a template may write a line break after it
                 return []
         return ids
+
+    def begins_thought(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt ends in a thought that its template has begun."""
+        return any(begin in list(ids)[-2:] for begin, _ in self._thoughts)
 
     def before_stop(self, ids: Sequence[int], until: Sequence[str]) -> str | None:
         """What tokens say before the first stop string; None if they hold none. A special token within a stop string is found,

@@ -47,7 +47,6 @@ class Wording:
         preset: A key of PRESETS.
         instruction: Instead of the game's own, which one's own games do not have.
         reads: What A reads in protocols that send.
-        system_a, system_b: What each agent is told first: a system turn in a chat, a paragraph of a raw prompt.
 
     Worked examples are the game's (`Game.examples`): B reads each as statement, question and answer; so does A where it reads
     the question.
@@ -56,8 +55,6 @@ class Wording:
     preset: str = "paper"
     instruction: str | None = None
     reads: Reads = "statement"
-    system_a: str = ""
-    system_b: str = ""
 
     def __post_init__(self):
         if self.preset not in PRESETS:
@@ -85,12 +82,12 @@ class Wording:
     def prompts_a(self, game: Game, a: Agent, *, sends: bool = True) -> list[Prompt]:
         """What A reads. sends: by a protocol whose sender may read the question (not the skyline, where B reads both)."""
         if not sends or self.reads == "statement":
-            return [_conversation(self.system_a, [], self.told(game, item), a) for item in game.items]
-        return [_conversation(self.system_a, self._examples(game), self._both(game, item), a) for item in game.items]
+            return [_conversation([], self.told(game, item), a) for item in game.items]
+        return [_conversation(self._examples(game), self._both(game, item), a) for item in game.items]
 
     def prompts_b(self, game: Game, b: Agent) -> list[Prompt]:
         """What B reads of its own."""
-        return [_conversation(self.system_b, self._examples(game), self.asked(game, item), b) for item in game.items]
+        return [_conversation(self._examples(game), self.asked(game, item), b) for item in game.items]
 
     def writer(self, game: Game, agent: Agent) -> Agent:
         """The agent, as it writes: after raw worked examples, which are a line each, to the end of a line."""
@@ -105,13 +102,12 @@ class Wording:
         return [(self._both(game, item), item.answer) for item in game.examples]
 
 
-def _conversation(system: str, examples: list[tuple[str, str]], last: str, agent: Agent) -> Prompt:
+def _conversation(examples: list[tuple[str, str]], last: str, agent: Agent) -> Prompt:
     """One prompt; a conversation only where something stands before it. Protocols put what they say into its last turn."""
-    before = [{"role": "system", "content": system}] if system else []
-    if agent.chat:
-        before += [
-            {"role": who, "content": x} for pair in examples for who, x in zip(("user", "assistant"), pair, strict=True)
-        ]
-    else:
-        before += [{"role": "user", "content": f"{asked} {answer}"} for asked, answer in examples]
-    return [*before, {"role": "user", "content": last}] if before else last
+    if not examples:
+        return last
+    turns = [
+        (("user", asked), ("assistant", answer)) if agent.chat else (("user", f"{asked} {answer}"),)
+        for asked, answer in examples
+    ]
+    return [{"role": who, "content": text} for example in (*turns, (("user", last),)) for who, text in example]

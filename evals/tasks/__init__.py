@@ -15,7 +15,7 @@ import jinja2
 import jinja2.meta
 import numpy as np
 
-from ..games import GAMES, countries
+from ..games import GAMES, Game, Wording, countries, draw
 from ..pair.text import statements
 
 HERE = Path(__file__).parent
@@ -23,23 +23,49 @@ OWN = ("countries", "tip_sheets", "countries_choice", "statements")
 """The games as tasks: generated text, log-likelihood of given choices, and perplexity. Records with a field `prompt_a` say
 what A reads; else it reads what B does."""
 STATEMENTS_SEED = 3
+PLAIN = Wording()
 
 
 def records(name: str, seed: int, n: int | None, names: str) -> list[dict[str, Any]]:
-    """The items of one of our own tasks."""
+    """The items of one of our own tasks that is no game."""
     if name == "statements":
         each = (statements(game, STATEMENTS_SEED + seed) for game in GAMES)
         return [{"text": text} for _, *both in zip(range((n or 100) // 2 or 1), *each, strict=False) for text in both]
-    game = name.removesuffix("_choice")
-    items = GAMES[game](seed, names=names, **({} if n is None else {"n": n}))
-    found = [{"prompt_a": i.prompt_a, "prompt_b": i.prompt_b, "answer": i.answer} for i in items]
-    if name != game:
-        every, rng = sorted({i.answer for i in countries(0)}), np.random.default_rng([seed, 5])
-        for record in found:
-            others = rng.choice([c for c in every if c != record["answer"]], 3, replace=False).tolist()
-            choices = rng.permutation([record["answer"], *others]).tolist()
-            record |= {"choices": choices, "answer": choices.index(record["answer"])}
+    every, rng = sorted({i.answer for i in countries(0)}), np.random.default_rng([seed, 5])
+    found = []
+    for item in draw("countries", seed, n, names=names).items:
+        others = rng.choice([c for c in every if c != item.answer], 3, replace=False).tolist()
+        choices = rng.permutation([item.answer, *others]).tolist()
+        found.append(
+            {
+                "prompt_a": item.prompt_a,
+                "prompt_b": item.prompt_b,
+                "choices": choices,
+                "answer": choices.index(item.answer),
+            }
+        )
     return found
+
+
+def game_task(name: str, seed: int, n: int | None, names: str, wording: Wording) -> Any:
+    """A game as a task: exact match, and found match (`Game.named`). name: as `games.draw`'s."""
+    game = draw(name, seed, n, names=names)
+    rows = [
+        {"prompt_a": wording.told(game, item), "prompt_b": wording.asked(game, item), "answer": item.answer, "item": i}
+        for i, item in enumerate(game.items)
+    ]
+    config = _config(HERE / f"{'countries' if 'file' in game.source else game.name}.yaml") | {"task": game.name}
+    found = {"metric": "found_match", "aggregation": "mean", "higher_is_better": True}
+    config |= {"metric_list": [*config["metric_list"], found], "process_results": functools.partial(_judge, game)}
+    return _task(config, {"test": rows})
+
+
+def _judge(game: Game, doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    text, item = results[0], game.items[doc["item"]]
+    return {
+        "exact_match": float(text.strip() == item.answer),
+        "found_match": float(game.named(text, item) == item.answer),
+    }
 
 
 def sample(name: str) -> Path:
@@ -51,9 +77,16 @@ def sample(name: str) -> Path:
 
 
 def load_tasks(
-    names: Sequence[str], data: Mapping[str, Path], *, seed: int, n: int | None, group: str = "seen"
+    names: Sequence[str],
+    data: Mapping[str, Path],
+    *,
+    seed: int,
+    n: int | None,
+    group: str = "seen",
+    wording: Wording = PLAIN,
 ) -> dict[str, dict[str, Any]]:
-    """name -> {task: lm-eval Task}; a group's name stands for all its tasks (`mmlu`: 57).
+    """name -> {task: lm-eval Task}; a group's name stands for all its tasks (`mmlu`: 57), a file's (FILE.jsonl) for one's own
+    game. wording: of games.
 
     data: local records in place of the hub's, per task: a JSONL file (the questions; no few-shot examples then), or a
     folder with one file per split. ValueError: an unknown task (near names are suggested), a task whose data cannot be
@@ -64,7 +97,10 @@ def load_tasks(
         raise ValueError(f"--data names {odd[0]}, which is not among --tasks {','.join(names)}")
     found = {}
     for name in names:
-        if name in OWN and name not in data:
+        if (name in GAMES or name.endswith(".jsonl")) and name not in data:
+            made = game_task(name, seed, n, group, wording)
+            found[made.config.task] = {made.config.task: made}
+        elif name in OWN and name not in data:
             found[name] = {name: _task(_config(HERE / f"{name}.yaml"), {"test": records(name, seed, n, group)})}
         elif name in data:
             found[name] = {name: _local(name, data[name])}

@@ -140,6 +140,10 @@ class Turn:
         """Tokens that were cut off each prompt."""
         return dropped(self.agent, self.prompts, self.rows)
 
+    def rendered(self, i: int) -> list[str]:
+        """What was read before the i-th answer, as the tokenizer was given it; of a panel, by each who answers."""
+        return [self.agent.render(self.prompts[i])]
+
     def write(
         self,
         max_new_tokens: int = 16,

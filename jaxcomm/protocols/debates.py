@@ -112,6 +112,10 @@ class Panel:
     before: Sequence[Spent]
     details: Sequence[dict[str, Any]]
 
+    def rendered(self, i: int) -> list[str]:
+        """What each agent read before its i-th answer, as its tokenizer was given it."""
+        return [turn.rendered(i)[0] for turn in self.turns]
+
     def write(
         self,
         max_new_tokens: int = 16,

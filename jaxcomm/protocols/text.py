@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from jaxcomm.agent import Agent, Prompt, Seed, vary
 from jaxcomm.decoding import Sampling
-from jaxcomm.protocols.base import Turn, hear
+from jaxcomm.protocols.base import Spent, Turn, hear
 
 
 def silent(
@@ -50,6 +50,9 @@ def skyline(
     return hear(b, [y if text(x) == text(y) else put("{text} {prompt}", y, text=text(x)) for x, y in both])
 
 
+REPLY = "{message}\n\n{prompt}\n\nAsk your partner what you still need to know."
+
+
 def message(
     a: Agent,
     b: Agent,
@@ -58,6 +61,8 @@ def message(
     *,
     ask: str = "{prompt}",
     tell: str = "{message} {prompt}",
+    turns: int = 1,
+    reply: str = REPLY,
     max_message_tokens: int = 48,
     until: Sequence[str] = (),
     sampling: Sampling | None = None,
@@ -66,17 +71,57 @@ def message(
     """A writes after its prompt (put into `ask`), to one of the strings `until`, and B reads what A wrote and its own
     prompt (put into `tell`).
 
-    sampling, seed: of what A writes. ValueError: `check_message`'s.
+    turns: how often A writes. Before the last time, B reads A's message and its own prompt (put into `reply`) and writes back;
+    each keeps the conversation as it took part in it. sampling, seed: of what is written before B's turn. Details: A's last
+    message, what A read first, and of several turns everything that was said.
+
+    ValueError: `check_message`'s, or no turn.
     """
     check_message(ask, tell)
-    asked = [put(ask, prompt) for prompt in prompts_a]
-    said = hear(a, asked).write(max_message_tokens, until=until, sampling=sampling, seed=vary(seed, 1))
-    return hear(
-        b,
-        [put(tell, prompt, message=m.text) for m, prompt in zip(said, prompts_b, strict=True)],
-        details=[{"message": m.text, "asked": a.render(prompt)} for m, prompt in zip(said, asked, strict=True)],
-        before=[m.spent for m in said],
-    )
+    check_words("reply", reply, {"message"}, {"message", "prompt"})
+    if turns < 1:
+        raise ValueError(f"turns = {turns}: A writes at least once")
+    heard_a = [put(ask, prompt) for prompt in prompts_a]
+    asked, heard_b = [a.render(prompt) for prompt in heard_a], []
+    said, spent = [[] for _ in prompts_b], [Spent() for _ in prompts_b]
+
+    def say(agent: Agent, heard: Sequence[Prompt], n: int) -> list[str]:
+        """What the agent writes, as the n-th message of all."""
+        written = hear(agent, heard).write(max_message_tokens, until=until, sampling=sampling, seed=vary(seed, n))
+        for i, m in enumerate(written):
+            spent[i] += m.spent
+            said[i].append(m.text)
+        return [m.text for m in written]
+
+    for n in range(turns):
+        messages = say(a, heard_a, 2 * n + 1)
+        if n == turns - 1:
+            break
+        if n == 0:
+            heard_b = [_turns(put(reply, x, message=m)) for x, m in zip(prompts_b, messages, strict=True)]
+        else:
+            heard_b = [[*x, _turn("user", m)] for x, m in zip(heard_b, messages, strict=True)]
+        back = say(b, heard_b, 2 * n + 2)
+        heard_b = [[*x, _turn("assistant", r)] for x, r in zip(heard_b, back, strict=True)]
+        both = zip(heard_a, messages, back, strict=True)
+        heard_a = [[*_turns(x), _turn("assistant", m), _turn("user", r)] for x, m, r in both]
+    told = [put(tell, x, message=own[-1]) for x, own in zip(prompts_b, said, strict=True)]
+    if turns > 1:
+        told = [[*x, _turn("user", text(y))] for x, y in zip(heard_b, told, strict=True)]
+    details = [
+        {"message": own[-1], "asked": first} | ({"said": own} if turns > 1 else {})
+        for own, first in zip(said, asked, strict=True)
+    ]
+    return hear(b, told, details=details, before=spent)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _turns(prompt: Prompt) -> list[Mapping[str, str]]:
+    """A prompt as a conversation."""
+    return [_turn("user", prompt)] if isinstance(prompt, str) else list(prompt)
 
 
 def check_message(ask: str, tell: str, prefix: str = "") -> None:
