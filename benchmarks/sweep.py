@@ -2,6 +2,7 @@
 
     make bench-sweep, or: python benchmarks/sweep.py            two CPU threads, float32, about half an hour
     python benchmarks/sweep.py --preset 8b                       on an accelerator: Llama-3.1-8B's shape, bfloat16
+    python benchmarks/sweep.py --preset real --modes exact       SmolLM2-135M's own weights (make .venv/.real)
 
 The hook loop is the best a careful user would write: hidden states of A cached once, all games in one batch, B's KV cache
 used while decoding, one pass for the exact match of a given answer. Per cell it reads B's prompt again. Both sides load
@@ -25,6 +26,8 @@ import numpy as np
 PRESETS = {
     "small": dict(layers=12, width=256, heads=4, kv_heads=2, head_dim=64, ff=1024, vocab=1024, games=50, grid=11,
                   prompts=[32, 64, 256], columns=11, dtype="float32"),
+    "real": dict(layers=30, width=576, heads=9, kv_heads=3, head_dim=64, ff=1536, vocab=49152, games=40, grid=10, every=3,
+                 prompts=[46], columns=3, dtype="float32", checkpoint="real:smollm2"),
     "8b": dict(layers=32, width=4096, heads=32, kv_heads=8, head_dim=128, ff=14336, vocab=128256, games=100, grid=30,
                prompts=[64], columns=1, dtype="bfloat16", memory=30 * 2**30),
 }  # fmt: skip
@@ -173,7 +176,7 @@ def work(prompt: int, cells: int, new: int, layers: int) -> tuple[int, int]:
 
 def compare(hooks: Side, ours: Side, args, prompt: int, mode: str, answers) -> list:
     """One setting, both sides in turns. Returns what the sweep wrote."""
-    layers = list(range(1, args.grid + 1))
+    layers = [args.every * i for i in range(1, args.grid + 1)]
     request = dict(prompt=prompt, ks=layers, js=layers, answers=answers)
     first, compiled, *results = ours.ask(**request, results=True)
     # The columns the loop runs, spread over the grid; all of them unless it would take too long.
@@ -225,7 +228,7 @@ def flops(args, prompt: int, cells: int, new: int, exact: bool) -> float:
 
     config = make_config(args)
     reading = blocks_flops(config, prompt) * 2
-    above = sum(args.layers - j for j in range(1, args.grid + 1)) / args.grid
+    above = sum(args.layers - args.every * j for j in range(1, args.grid + 1)) / args.grid
     per_layer = lambda tokens: blocks_flops(config, tokens, context=prompt - 1, blocks=1)
     cell = per_layer(new) * above if exact else per_layer(1) * above + (per_layer(new) - per_layer(1)) * args.layers
     return reading + cells * (cell + new * head_flops(config))
@@ -248,7 +251,7 @@ def make_config(args):
 
     return ModelConfig(
         vocab=args.vocab, width=args.width, layers=args.layers, heads=args.heads, kv_heads=args.kv_heads,
-        head_dim=args.head_dim, ff=args.ff, max_positions=2048, tied_head=False,
+        head_dim=args.head_dim, ff=args.ff, max_positions=2048, tied_head=args.checkpoint is not None,
     )  # fmt: skip
 
 
@@ -343,12 +346,14 @@ def main() -> None:
     for name, value in PRESETS["small"].items():
         many = dict(nargs="+", type=int) if isinstance(value, list) else dict(type=type(value))
         parser.add_argument(f"--{name.replace('_', '-')}", **many)
+    parser.add_argument("--every", type=int, help="layer of the grid")
+    parser.add_argument("--checkpoint", help="what is loaded instead of random weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", type=lambda x: None if x == "None" else int(x), help="bytes, as jaxcomm.sweep's")
     parser.add_argument("--modes", nargs="+", default=["decode", "exact"])
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    for name, value in PRESETS[args.preset].items():
+    for name, value in (PRESETS[args.preset] | {"every": PRESETS[args.preset].get("every", 1)}).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.worker:
@@ -358,11 +363,11 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
-    from jaxcomm.converters import to_hf
+    from jaxcomm.converters import from_hf, to_hf
     from jaxcomm.model import init
 
     print(
-        f"Llama, {args.layers} layers, width {args.width}, {args.heads} heads, {args.kv_heads} key heads, feed-forward {args.ff}, vocabulary {args.vocab}, "
+        f"{args.checkpoint or 'random'} Llama, {args.layers} layers, width {args.width}, {args.heads} heads, {args.kv_heads} key heads, feed-forward {args.ff}, vocabulary {args.vocab}, "
         f"{args.dtype}, {jax.default_backend()}, {args.threads} threads; {args.games} games, {args.grid} x {args.grid} cells; "
         f"medians of {args.columns} alternating turns"
     )
@@ -372,13 +377,14 @@ def main() -> None:
     )
     check_flops(args)
     with tempfile.TemporaryDirectory() as parent:
-        folder = to_hf(init(jax.random.key(0), make_config(args), getattr(jnp, args.dtype)), Path(parent) / "llama")
+        made = lambda: init(jax.random.key(0), make_config(args), getattr(jnp, args.dtype))
+        folder = to_hf(from_hf(args.checkpoint) if args.checkpoint else made(), Path(parent) / "llama")
         hooks, ours = (Side(name, folder, args) for name in ("transformers", "jaxcomm"))
         for prompt in args.prompts:
             answers = None
             for mode in args.modes:
                 if mode == "exact":  # what one cell says: right there, wrong elsewhere
-                    middle = [args.grid // 2 + 1]
+                    middle = [args.every * (args.grid // 2 + 1)]
                     said = ours.ask(prompt=prompt, ks=middle, js=middle, results=True)[2]
                     answers = [row[:ANSWER] for row in said[0][0]]
                 compare(hooks, ours, args, prompt, mode, answers)

@@ -305,10 +305,28 @@ LOGITS = 512
 """Tokens whose logits `score` holds at once."""
 
 
+LANES = 128
+"""Logits that are added up side by side."""
+
+
+def top_and_total(logits: Float[Array, "*n V"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+    """The largest logit, and the logarithm of the sum of all exponentials.
+
+    In lanes, each with a maximum of its own: adding up a row of numbers one after another takes XLA on CPU as long as a quarter
+    of the product that they come from.
+    """
+    lanes = LANES if logits.shape[-1] % LANES == 0 else 1
+    rows = logits.reshape(*logits.shape[:-1], -1, lanes)
+    most = jnp.max(rows, axis=-2)
+    sums, top = jnp.sum(jnp.exp(rows - most[..., None, :]), axis=-2), jnp.max(most, axis=-1)
+    return top, top + jnp.log(jnp.sum(sums * jnp.exp(most - top[..., None]), axis=-1))
+
+
 def token_logprobs(logits: Float[Array, "*#n V"], tokens: Int[Array, "*n"]) -> tuple[Array, Array]:
     """Log-probability of each token, and whether none is likelier (a maximum, since an argmax takes ten times as long)."""
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1), picked >= jnp.max(logits, axis=-1)
+    top, total = top_and_total(logits)
+    return picked - total, picked >= top
 
 
 @compiled(static=("max_new_tokens",))

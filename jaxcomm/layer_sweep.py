@@ -30,7 +30,7 @@ from jaxcomm.cache import KVCache
 from jaxcomm.communication import Prompt, read_prompt
 from jaxcomm.compiled import check_layer, check_prompts, check_texts
 from jaxcomm.config import AnyArray, ModelConfig
-from jaxcomm.decoding import Sampling, check_keys, choose
+from jaxcomm.decoding import Sampling, check_keys, choose, top_and_total
 from jaxcomm.flops import block_weights
 from jaxcomm.graft import Graft, apply_graft, carry, resolve
 from jaxcomm.model import Params, check_room, embed, hidden_states, recorder, run_blocks, unembed
@@ -110,7 +110,7 @@ def _decode(
             drawn = jax.vmap(lambda key, t: jax.vmap(lambda t: jax.random.fold_in(key, t))(t))(keys, s.t)
         token = jax.vmap(lambda logits, drawn: choose(logits, sampling, drawn))(logits, drawn)
         chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-        logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
+        logprob = chosen - top_and_total(logits)[1]
         write = jax.vmap(lambda out, cell, t, new: out.at[cell, t].set(new, mode="drop"))
         ended = active & (jnp.isin(token, stop_tokens) | (s.t + 1 == T))
         return _Slots(
@@ -150,9 +150,13 @@ def _score(params, prompt: Prompt, states, edits, layers, answers, ends, stop_to
 
     def enter(h, state, i):
         """Cells whose layer this is begin here: all they have passed is as it was without the edit."""
-        known = jax.lax.dynamic_index_in_dim(states, i, keepdims=False)[:, None]
-        known = jnp.broadcast_to(known, (G, C, T, D)).at[:, :, 0].set(edits)
-        h = jnp.where((layers == i)[:, None, None], known, h.reshape(G, C, T, D))
+
+        def begin(h):
+            known = jax.lax.dynamic_index_in_dim(states, i, keepdims=False)[:, None]
+            known = jnp.broadcast_to(known, (G, C, T, D)).at[:, :, 0].set(edits)
+            return jnp.where((layers == i)[:, None, None], known, h)
+
+        h = jax.lax.cond(jnp.any(layers == i), begin, lambda h: h, h.reshape(G, C, T, D))
         return constrain(mesh, h, "games", "cells").reshape(G, C * T, D), state
 
     first = jnp.min(layers)
@@ -160,15 +164,18 @@ def _score(params, prompt: Prompt, states, edits, layers, answers, ends, stop_to
     h, *_ = run_blocks(params, h, positions, first, past=(prompt.earlier,), branches=C, visit=(enter, None))
 
     def column(t):
+        # No second array of the logits' size is written.
         logits = unembed(params, h.reshape(G, C, T, D)[:, :, t])
-        logprobs = jax.nn.log_softmax(logits, axis=-1)
+        most, everything = top_and_total(logits)
         answer, end = answers[:, t, None], ends[:, t, None]
-        token = jnp.take_along_axis(logprobs, jnp.maximum(answer, 0)[..., None], axis=-1)[..., 0]
-        stop = jax.nn.logsumexp(logprobs[..., stop_tokens], axis=-1) if stop_tokens.size else 0.0
-        best = jnp.argmax(logits, axis=-1)
-        hit = jnp.where(end, jnp.isin(best, stop_tokens), best == answer)
+        token = jnp.take_along_axis(logits, jnp.maximum(answer, 0)[..., None], axis=-1)[..., 0]
+        hit, found = token >= most, token
+        if stop_tokens.size:
+            stops = logits[..., stop_tokens]
+            hit = jnp.where(end, jnp.max(stops, axis=-1) >= most, hit)
+            found = jnp.where(end, jax.nn.logsumexp(stops, axis=-1), found)
         asked = end | (answer >= 0)
-        return hit | ~asked, jnp.where(asked, jnp.where(end, stop, token), 0.0)
+        return hit | ~asked, jnp.where(asked, found - everything, 0.0)
 
     hits, logprobs = jax.lax.map(column, jnp.arange(T))
     return jnp.all(hits, axis=0), jnp.moveaxis(logprobs, 0, -1)

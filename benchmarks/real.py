@@ -1,0 +1,167 @@
+"""A real model beside transformers on the same .gguf file: loading, the first token of a second process, decoding, memory.
+
+    make bench-real, or: python benchmarks/real.py [--model real:smollm2 --threads 2 --rounds 5]
+
+Both sides do what a user does: load the model and its tokenizer out of the file, read a prompt, write 64 tokens, greedily; no
+compilation of the caller's own. They live in processes of their own and take turns. The first process of ours fills the cache
+of compiled programs, as a user's first does; it is a new, empty one. Memory is a process' high-water mark, less what it was
+before loading (imports done). transformers' side has torch, ours an environment without it (as in make bench).
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+PROMPT = (
+    "The Louvre is the most visited museum in the world. It stands on the right bank of the Seine in Paris, and its "
+    "collection reaches from the oldest works of Egypt to the middle of the nineteenth century. In the morning"
+)
+NEW = 64
+
+
+def peak() -> int:
+    """This process' high-water mark, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def worker(side: str, file: str, threads: int) -> None:
+    """Prints one JSON line when it has loaded and said its first token; then answers lines of stdin, each a batch size, with seconds
+    and tokens of one call that writes NEW tokens."""
+    begin = time.perf_counter()
+    if side == "transformers":
+        import torch
+        import transformers
+
+        torch.set_num_threads(threads)
+        transformers.utils.logging.disable_progress_bar()
+        imported, before = time.perf_counter(), peak()
+        where = dict(pretrained_model_name_or_path=os.path.dirname(file), gguf_file=os.path.basename(file))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+        model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+        loaded, high = time.perf_counter(), peak()
+
+        def write(batch: int, new: int) -> np.ndarray:
+            ids = torch.tensor([tokenizer.encode(PROMPT)] * batch)
+            how = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=None)
+            return model.generate(ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :].numpy()
+    else:
+        from jaxcomm.converters import load_agent
+        from jaxcomm.decoding import generate
+        from jaxcomm.evals import programs
+
+        programs.keep()
+        imported, before = time.perf_counter(), peak()
+        agent = load_agent(file)
+        loaded, high = time.perf_counter(), peak()
+
+        def write(batch: int, new: int) -> np.ndarray:
+            tokens, mask = agent.read([PROMPT] * batch)
+            return np.asarray(generate(agent.params, tokens, mask=mask, max_new_tokens=new).tokens)
+
+    write(1, 1)
+    first = time.perf_counter()
+    told = {"imports": imported - begin, "loading": loaded - imported, "first": first - begin, "memory": high - before}
+    print(json.dumps(told), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        tokens = write(int(line), NEW)
+        print(json.dumps([time.perf_counter() - start, tokens.tolist()]), flush=True)
+
+
+class Side:
+    """A process that loads, then writes when it is asked."""
+
+    def __init__(self, side: str, python: str, file: str, threads: int, home: str):
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "XDG_CACHE_HOME": home, "HF_HUB_OFFLINE": "1"}
+        environment.pop("JAXCOMM_PROGRAMS", None)
+        self.process = subprocess.Popen(
+            [python, __file__, "--worker", side, file, "--threads", str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        )  # fmt: skip
+        self.told = json.loads(self.process.stdout.readline())
+
+    def write(self, batch: int) -> tuple[float, list]:
+        self.process.stdin.write(f"{batch}\n")
+        self.process.stdin.flush()
+        return tuple(json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="real:smollm2")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--starts", type=int, default=3, help="processes of each side")
+    parser.add_argument("--python", default=sys.executable, help="of our side's environment")
+    parser.add_argument("--worker", nargs=2, metavar=("SIDE", "FILE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(*args.worker, args.threads)
+
+    from jaxcomm.converters import real
+    from jaxcomm.converters.agents import architecture
+    from jaxcomm.flops import block_weights
+
+    file = str(real.find(args.model) if real.is_real(args.model) else Path(args.model).absolute())
+    config = architecture(file)
+    weights = 4 * (config.layers * block_weights(config) + config.vocab * config.width * (1 if config.tied_head else 2))
+    print(
+        f"{args.model}: {config.layers} layers, width {config.width}, vocabulary {config.vocab}; {weights / 2**20:.0f} MiB of float32 weights; {args.threads} threads"
+    )
+    with tempfile.TemporaryDirectory() as home:
+        start = lambda side: Side(
+            side, sys.executable if side == "transformers" else args.python, file, args.threads, home
+        )
+        begun = {"jaxcomm": [], "transformers": []}
+        cold = start("jaxcomm")
+        cold.close()
+        for n in range(args.starts):
+            sides = {side: start(side) for side in begun}
+            for side, process in sides.items():
+                begun[side].append(process.told)
+                if n < args.starts - 1:
+                    process.close()
+        middle = lambda side, what: float(np.median([told[what] for told in begun[side]]))
+        ours, theirs = (
+            {what: middle(side, what) for what in ("imports", "loading", "first", "memory")} for side in begun
+        )
+        print(
+            f"loading model and tokenizer: {ours['loading']:.2f} s, transformers {theirs['loading']:.2f} s: {ours['loading'] / theirs['loading']:.2f} of its time (asked 0.50)"
+        )
+        print(
+            f"first token of a second process, from its start: {ours['first']:.2f} s, transformers {theirs['first']:.2f} s: {ours['first'] / theirs['first']:.2f} (asked 1.00); "
+            f"of a first one, which compiles, {cold.told['first']:.2f} s"
+        )
+        print(
+            f"memory that loading takes: {ours['memory'] / weights:.2f} times the weights (asked 1.20), transformers {theirs['memory'] / weights:.2f}"
+        )
+        for batch, asked in ((1, 1.8), (8, 1.3)):
+            times = {side: [] for side in sides}
+            said = {side: process.write(batch)[1] for side, process in sides.items()}  # the first call compiles
+            for _ in range(args.rounds):
+                for side, process in sides.items():
+                    times[side].append(process.write(batch)[0])
+            speed = {side: batch * NEW / float(np.median(own)) for side, own in times.items()}
+            same = np.mean(np.array(said["jaxcomm"]) == np.array(said["transformers"]))
+            print(
+                f"{NEW} tokens at batch {batch}: {speed['jaxcomm']:.1f} tokens/s, transformers {speed['transformers']:.1f}: {speed['jaxcomm'] / speed['transformers']:.2f} times "
+                f"(asked {asked}); {same:.1%} of the tokens are the same"
+            )
+        for process in sides.values():
+            process.close()
+
+
+if __name__ == "__main__":
+    main()
