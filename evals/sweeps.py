@@ -30,7 +30,7 @@ from jaxcomm.agent import Agent
 from jaxcomm.compiled import check_layer
 from jaxcomm.decoding import Generation
 from jaxcomm.fingerprint import fingerprint
-from jaxcomm.layer_sweep import Chunk, Plan, Sizes
+from jaxcomm.layer_sweep import Chunk, Plan, Sizes, by_length
 from jaxcomm.mapping import HELD_OUT, Maps, fit_maps
 from jaxcomm.protocols import Control
 from jaxcomm.sharding import spread
@@ -82,6 +82,12 @@ def plan_game(game: Game, a: Agent, b: Agent, *, max_new_tokens: int | None, wor
         a.params, b.params, tokens_a, tokens_b, mask_a=mask_a, mask_b=mask_b, answers=answers,
         max_new_tokens=max_new_tokens or 1, stop_tokens=b.stop_tokens, **how,
     )  # fmt: skip
+
+
+def answer_groups(game: Game, b: Agent, wording: Wording) -> list[np.ndarray]:
+    """Questions whose answers have about as many tokens."""
+    b = wording.writer(game, b)
+    return by_length(b.spell(wording.prompts_b(game, b), [item.answer for item in game.items]))
 
 
 def texts(b: Agent, tokens: np.ndarray) -> np.ndarray:
@@ -148,12 +154,15 @@ class Task:
     game: str
     kind: str
     """answers or decoded"""
+    group: int
+    questions: np.ndarray
+    """Those it is about: answers are scored in groups of about one length (`layer_sweep.by_length`)."""
     plan: Plan
     chunks: tuple[Chunk, ...]
     """As they were cut when the run began: a file each. The plan's own are smaller if it goes on with less memory."""
 
     def name(self, index: int) -> str:
-        return f"{self.game}-{self.kind}-{index:05d}"
+        return f"{self.game}-{self.kind}-{self.group}-{index:05d}"
 
     def run(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """`Plan.run`'s arrays [cells, games, ..] of one of the chunks."""
@@ -173,6 +182,7 @@ class Task:
 def columns(task: Task, chunk: Chunk, result: Mapping[str, np.ndarray], b: Agent, game: Game) -> dict[str, Any]:
     """A finished chunk as a table: one row per cell and question."""
     plan, games = task.plan, list(chunk.games)
+    questions = task.questions[games]
     g, k, j = np.repeat(plan.cells[chunk.cells.start : chunk.cells.stop], len(games), axis=0).T
     flat = lambda a: a.reshape(-1, *a.shape[2:])
     rows = {
@@ -180,7 +190,7 @@ def columns(task: Task, chunk: Chunk, result: Mapping[str, np.ndarray], b: Agent
         "graft": pa.array(np.array(plan.grafts)[g].tolist()),
         "k": pa.array(np.array(plan.ks, np.int32)[k]),
         "j": pa.array(np.array(plan.js, np.int32)[j]),
-        "question": pa.array(np.tile(np.array(games, np.int32), len(chunk.cells))),
+        "question": pa.array(np.tile(questions.astype(np.int32), len(chunk.cells))),
     }
     logprobs = flat(result["logprobs"])
     if plan.answers is not None:
@@ -197,7 +207,7 @@ def columns(task: Task, chunk: Chunk, result: Mapping[str, np.ndarray], b: Agent
     written = tokens >= 0
     rows["text"] = pa.array(flat(said).tolist())
     for name, metric in (("hit", "exact"), ("found", "found")):
-        rows[name] = pa.array(flat(right(said, game, games, metric)))
+        rows[name] = pa.array(flat(right(said, game, questions, metric)))
     rows["tokens"] = pa.array([row[w].tolist() for row, w in zip(tokens, written, strict=True)], pa.list_(pa.int32()))
     rows["token_logprobs"] = pa.array(
         [row[w].tolist() for row, w in zip(logprobs, written, strict=True)], pa.list_(pa.float32())
@@ -221,11 +231,11 @@ def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, games: Mapping[s
     """Every chunk that is not in the folder yet and is this process' to do. The time left is the work left at the median speed of the
     chunks of its kind that this process has done, compiling not counted; "?" while a kind has none."""
     every = [(task, i, chunk) for task in tasks for i, chunk in enumerate(task.chunks)]
-    work = {(t.game, t.kind, i): t.plan.work(chunk) for t, i, chunk in every}
+    work = {t.name(i): t.plan.work(chunk) for t, i, chunk in every}
     todo = processes.mine([(t, i, chunk) for t, i, chunk in every if not folder.done(t.name(i))])
     left, paces, compiling = collections.Counter(), collections.defaultdict(list), _compiling()
     for task, i, _ in todo:
-        left[task.kind] += work[task.game, task.kind, i]
+        left[task.kind] += work[task.name(i)]
     bar = tqdm.tqdm(
         total=len(every),
         initial=len(every) - len(todo),
@@ -239,7 +249,7 @@ def compute(folder: RunFolder, tasks: Sequence[Task], b: Agent, games: Mapping[s
             result = task.run(chunk)
             seconds = time.perf_counter() - start - (compiling[0] - compiled)
             folder.write(task.name(i), columns(task, chunk, result, b, games[task.game]))
-            cost = work[task.game, task.kind, i]
+            cost = work[task.name(i)]
             left[task.kind] -= cost
             paces[task.kind].append(seconds / cost)
             known = all(paces[kind] for kind in +left)
@@ -268,14 +278,23 @@ def run(
     a = dataclasses.replace(a, params=b.params if same else spread(a.params))
     if few := [game for game in drawn if len(game.items) < 4]:
         raise ValueError(f"{len(few[0].items)} questions of {few[0].name}: a report on halves needs at least 4")
-    kinds: dict[str, int | None] = {"answers": None} | ({"decoded": asked.decode} if asked.decode else {})
     how = dict(ks=asked.ks, js=asked.js, grafts=asked.grafts, wording=asked.wording)
-    plan_for = lambda game, kind, **more: plan_game(games[game], a, b, max_new_tokens=kinds[kind], **how, **more)
+    parts = [
+        (game, kind, n, questions)
+        for game, kind in itertools.product(games, ("answers", "decoded") if asked.decode else ("answers",))
+        for n, questions in enumerate(
+            answer_groups(games[game], b, asked.wording) if kind == "answers" else [np.arange(len(games[game].items))]
+        )
+    ]
+
+    def plan_for(game: str, kind: str, questions: np.ndarray, **more) -> Plan:
+        new = asked.decode if kind == "decoded" else None
+        return plan_game(games[game].part(questions), a, b, max_new_tokens=new, **how, **more)
 
     def sizes() -> dict[str, list[int]]:
-        pairs = itertools.product(games, kinds)
+        fit = lambda game, kind, questions: plan_for(game, kind, questions, memory=asked.memory).sizes
         return {
-            f"{g} {kind}": list(dataclasses.astuple(plan_for(g, kind, memory=asked.memory).sizes)) for g, kind in pairs
+            f"{g} {kind} {n}": list(dataclasses.astuple(fit(g, kind, questions))) for g, kind, n, questions in parts
         }
 
     sentences = {game.name: read_text(asked.text, name) for game, name in zip(drawn, asked.games, strict=True)}
@@ -296,13 +315,13 @@ def run(
         maps = agreed(lambda: every() if first else {}) or every()
         now = folder.plan if asked.memory is None else sizes()
 
-        def task(game: str, kind: str) -> Task:
-            begun, fit = (plan[f"{game} {kind}"] for plan in (folder.plan, now))
-            plan = plan_for(game, kind, maps=maps.get(game), sizes=Sizes(*map(min, begun, fit)))
+        def task(game: str, kind: str, n: int, questions: np.ndarray) -> Task:
+            begun, fit = (plan[f"{game} {kind} {n}"] for plan in (folder.plan, now))
+            plan = plan_for(game, kind, questions, maps=maps.get(game), sizes=Sizes(*map(min, begun, fit)))
             every = Chunk(range(plan.games), range(len(plan.cells)))
-            return Task(game, kind, plan, tuple(every.cut(Sizes(*begun))))
+            return Task(game, kind, n, questions, plan, tuple(every.cut(Sizes(*begun))))
 
-        tasks = [task(game, kind) for game, kind in itertools.product(games, kinds)]
+        tasks = [task(*part) for part in parts]
         agreed(lambda: compute(folder, tasks, b, games))
         agreed(lambda: report(folder, tasks, asked, a, b, games, maps) if first else None)
 
@@ -343,8 +362,9 @@ def collect(
         plan = own[0].plan
         shape = (len(plan.grafts), len(plan.ks), len(plan.js), len(games[game].items))
         joined, found = None, {}
-        for task in own:
-            table = pa.concat_tables(folder.read(task.name(i)) for i in range(len(task.chunks)))
+        for kind in dict.fromkeys(t.kind for t in own):
+            files = [t.name(i) for t in own if t.kind == kind for i in range(len(t.chunks))]
+            table = pa.concat_tables(folder.read(name) for name in files)
             index = [
                 np.array([list(values).index(v) for v in table[name].to_pylist()])
                 for name, values in (("graft", plan.grafts), ("k", plan.ks), ("j", plan.js))

@@ -569,8 +569,39 @@ def sweep_answers(
     This is about tokens: where the same string has another spelling in tokens, decoding may give the string and not these.
     The other arguments and errors are `sweep`'s.
     """
-    plan = Plan(
-        params_a, params_b, tokens_a, tokens_b, ks=ks, js=js, grafts=grafts, maps=maps, mask_a=mask_a, mask_b=mask_b,
-        answers=answers, stop_tokens=stop_tokens, memory=memory, mesh=mesh,
-    )  # fmt: skip
-    return AnswerSweep(**plan.gather([plan.run(chunk) for chunk in plan.chunks]))
+    answers = np.asarray(answers)
+    cut = lambda mask, rows: None if mask is None else np.asarray(mask)[rows]
+    found: dict[str, np.ndarray] = {}
+    for rows in by_length(answers) if len(answers) == len(tokens_b) == len(tokens_a) else [slice(None)]:
+        plan = Plan(
+            params_a, params_b, tokens_a[rows], tokens_b[rows], ks=ks, js=js, grafts=grafts, maps=maps,
+            mask_a=cut(mask_a, rows), mask_b=cut(mask_b, rows), answers=shortened(answers[rows]),
+            stop_tokens=stop_tokens, memory=memory, mesh=mesh,
+        )  # fmt: skip
+        ends = len(plan.stop_tokens) > 0
+        for name, part in plan.gather([plan.run(chunk) for chunk in plan.chunks]).items():
+            longest = (answers.shape[1] + ends,) if name == "logprobs" else ()
+            whole = found.setdefault(name, np.zeros((*part.shape[:3], len(answers), *longest), part.dtype))
+            whole[(slice(None),) * 3 + (rows,) + ((slice(part.shape[-1]),) if longest else ())] = part
+    return AnswerSweep(**found)
+
+
+def by_length(answers: Int[AnyArray, "G T"]) -> list[np.ndarray]:
+    """Games whose answers (-1 after the end of one) have about as many tokens, as indices: short answers need not take as long as
+    the longest. Few groups, since each has a program of its own."""
+    lengths = np.maximum((np.asarray(answers) >= 0).sum(axis=1), 1)
+    classes = np.where(lengths <= 4, lengths, 2 ** np.ceil(np.log2(lengths)).astype(int))
+    groups, held = [], np.array([], int)
+    for size in np.unique(classes):
+        held = np.concatenate([held, np.flatnonzero(classes == size)])
+        if len(held) >= max(4, len(lengths) // 8):
+            groups, held = [*groups, np.sort(held)], held[:0]
+    if len(held):  # too few of the longest: with those before them
+        groups[-1:] = [np.sort(np.concatenate([*groups[-1:], held]))]
+    return groups
+
+
+def shortened(answers: np.ndarray) -> np.ndarray:
+    """Answers without columns in which none has a token."""
+    used = np.flatnonzero((answers >= 0).any(axis=0))
+    return answers[:, : used[-1] + 1] if len(used) else answers

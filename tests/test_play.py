@@ -620,16 +620,19 @@ def lively(b) -> Agent:
 
 def test_after_raw_worked_examples_nobody_writes_beyond_a_line(lively, b):
     game, bare = draw("countries", 0, 6, examples=2), draw("countries", 0, 6)
-    how = dict(ask="{prompt} {prompt}", max_message_tokens=24)
-    free = play(bare, "message", lively, b, wording=Wording(reads="statement+question"), **how)
-    assert any("\n" in reply.details["message"] for reply in free.replies), "without examples lines go on"
-    for protocol, more in (("silent", {}), ("skyline", {}), ("activation", dict(k=5, j=2)), ("message", how)):
-        outcome = play(game, protocol, lively, lively, wording=Wording(reads="statement+question"), **more)
-        for reply in outcome.replies:
-            assert "\n" not in reply.text and "\n" not in reply.details.get("message", "")
-        assert any(reply.written[-1] == "Ċ" for reply in outcome.replies), "a line's end has stopped it"
-        loose = play(bare, protocol, lively, lively, **more)
-        assert any("ĊĊ" in "".join(reply.written) for reply in loose.replies), "without examples none does"
+    wording, ended = Wording(reads="statement+question"), lambda written: "Ċ" not in "".join(written[:-1])
+    for protocol, more in (("silent", {}), ("skyline", {}), ("activation", dict(k=5, j=2)), ("message", {})):
+        replies = play(game, protocol, lively, lively, wording=wording, **more).replies
+        assert all(ended(reply.written) and "\n" not in reply.text for reply in replies)
+        assert any(reply.written[-1] == "Ċ" for reply in replies), "a line's end has stopped it"
+        loose = play(bare, protocol, lively, lively, wording=wording, **more).replies
+        assert not all(ended(reply.written) for reply in loose), "without examples none does"
+    line = dataclasses.replace(lively, stop_tokens=(*lively.stop_tokens, *lively.line_ends))
+    messages = hear(line, wording.prompts_a(game, line)).write(48)
+    assert all(ended(said.written) for said in messages)
+    for reply, said in zip(replies, messages, strict=True):
+        assert reply.details["message"] == said.text and "\n" not in said.text
+        assert reply.spent.written == len(said.written) + len(reply.written), "nor does A"
 
 
 def test_in_a_chat_worked_examples_end_no_line(lively, chatty):

@@ -119,7 +119,7 @@ def test_a_finished_run_is_not_begun_again_and_a_different_one_is_refused(pair, 
     with pytest.raises(ValueError, match="different run .*fingerprint_a"):
         sweep(pair, done, sender="a", resume=True)
     (tmp_path / "lost" / "chunks").mkdir(parents=True)
-    (tmp_path / "lost" / "chunks" / "countries-answers-00000.parquet").write_bytes(b"whose?")
+    (tmp_path / "lost" / "chunks" / "countries-answers-0-00000.parquet").write_bytes(b"whose?")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
         sweep(pair, tmp_path / "lost", resume=True)
     (tmp_path / "notes.txt").write_text("mine")
@@ -199,7 +199,7 @@ def test_a_full_disk_stops_with_an_error_and_keeps_what_is_done(plain, pair, tmp
 def test_a_damaged_chunk_is_named(plain, pair, tmp_path):
     asked = dataclasses.replace(ASKED, games=("countries",), decode=None)
     sweep(pair, tmp_path / "run", asked)
-    chunk = tmp_path / "run" / "chunks" / "countries-answers-00000.parquet"
+    chunk = tmp_path / "run" / "chunks" / "countries-answers-0-00000.parquet"
     chunk.write_bytes(chunk.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"countries-answers-00000.parquet is damaged .*: remove it and add --resume"):
         sweep(pair, tmp_path / "run", asked, resume=True)
