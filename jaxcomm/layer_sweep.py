@@ -40,6 +40,8 @@ MEMORY = 2**30
 """Bytes for a sweep's own arrays on a device that does not say how much it has (CPU)."""
 FULL_ROWS = 2048
 """Tokens in flight per device; on two CPU cores 550 to 6050 of them were equally fast, so more only cost memory."""
+SCORED_ROWS = 768
+"""The same where answers are scored: a chunk goes through all blocks above its lowest j, so small ones do less."""
 REFILLS = 8
 """Cells per slot in a chunk: the last ones leave slots idle, for about one cell's length of so many."""
 
@@ -428,8 +430,8 @@ class Plan:
     def _fit(self, params_a: Params, params_b: Params, mesh: Mesh | None, memory: int | None) -> Sizes:
         devices = params_b.embed.devices() if mesh is None else mesh.devices.flat
         budget = min(map(device_memory, devices)) if memory is None else memory
-        rows = FULL_ROWS * (1 if mesh is None else grid(mesh, 1).shape["cells"])
-        rows, refills = (rows, REFILLS) if self.answers is None else (rows // self.new, 1)
+        rows, refills = (FULL_ROWS, REFILLS) if self.answers is None else (SCORED_ROWS // self.new, 1)
+        rows *= 1 if mesh is None else grid(mesh, 1).shape["cells"]
         need = functools.partial(self.need, params_a, params_b, mesh)
         return fit_sizes(self.games, len(self.cells), budget, need, rows, refills)
 

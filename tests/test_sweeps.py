@@ -142,7 +142,7 @@ def test_what_is_missing_is_done_and_the_bytes_are_the_same(plain, pair, done, t
     for chunk in chunks[1::2]:
         chunk.unlink()
     (out / "results.parquet").unlink()
-    (out / "chunks" / ".countries-answers-00001.parquet.x7").write_bytes(b"half a ch")
+    (out / "chunks" / ".countries-answers-0-00001.parquet.x7").write_bytes(b"half a ch")
     kept = {p: p.stat().st_mtime_ns for p in chunks[::2]}
     sweep(pair, out, cut, resume=True)
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == want
@@ -201,7 +201,7 @@ def test_a_damaged_chunk_is_named(plain, pair, tmp_path):
     sweep(pair, tmp_path / "run", asked)
     chunk = tmp_path / "run" / "chunks" / "countries-answers-0-00000.parquet"
     chunk.write_bytes(chunk.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"countries-answers-00000.parquet is damaged .*: remove it and add --resume"):
+    with pytest.raises(ValueError, match=r"countries-answers-0-00000.parquet is damaged .*: remove it and add --resume"):
         sweep(pair, tmp_path / "run", asked, resume=True)
 
 
