@@ -14,7 +14,7 @@ from jaxcomm.decoding import Sampling
 from .documents import Block, Code, Heading, Items, Table
 from .games import PRESETS, Game, Wording
 from .play import METRICS, Outcome, alone_with, play_together, shown
-from .scores import Interval, accuracy, difference, sign_flip
+from .scores import Interval, accuracy, difference, mean, sign_flip
 
 PLAYED = ("silent", "skyline", "message", "debate", "cipher", "activation")
 """Protocols that a game is played under here."""
@@ -121,16 +121,15 @@ def scores(every: Sequence[Arm], outcomes: Sequence[Outcome], metric: str) -> Ta
         row = [arm.label, at, *(percent(accuracy(outcome.scored(name))) for name in order)]
         if outcome.choices is not None:
             told = outcome.choices
-            mean = lambda values: float(np.mean(values))
-            row += [percent(accuracy([c.hit for c in told])), f"{mean([c.rank for c in told]):.1f}"]
+            row += [percent(accuracy([c.hit for c in told])), f"{np.mean([c.rank for c in told]):.1f}"]
             if told[0].calibrated_rank is None:
                 row += ["", ""]
             else:
                 row += [
                     percent(accuracy([bool(c.calibrated_hit) for c in told])),
-                    f"{mean([c.calibrated_rank for c in told]):.1f}",
+                    f"{np.mean([c.calibrated_rank or 0 for c in told]):.1f}",
                 ]
-            row.append(f"{mean([c.among for c in told]):.2f}")
+            row.append(f"{np.mean([c.among for c in told]):.2f}")
         rows.append([*row, f"{outcome.flops / 1e9:.3g}", f"{outcome.seconds:.1f}"])
     return Table([*columns, "GFLOPs an item", "seconds"], rows, left=2)
 
@@ -150,7 +149,7 @@ def differences(every: Sequence[Arm], outcomes: Sequence[Outcome], metric: str) 
         row = [arm.label, percent(difference(x, y)), f"{sign_flip(x, y):.4f}"]
         if ours.choices is not None and other.choices is not None:
             p, q = ([c.among for c in told] for told in (ours.choices, other.choices))
-            nats = difference(p, q)
+            nats = mean(np.subtract(p, q))
             row += [f"{nats.value:.2f} [{nats.low:.2f}, {nats.high:.2f}]", f"{sign_flip(p, q):.4f}"]
         rows.append(row)
     columns = ["activation above", f"{metric} match, points", "p"]

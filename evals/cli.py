@@ -193,6 +193,9 @@ class Play(Put):
             raise ValueError(
                 "sampling needs --temperature above 0; without it decoding is greedy and --top-p means nothing"
             )
+        for name in ("n", "rounds", "turns", "max_message_tokens", "max_new_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
         if not self.protocol or len(set(self.protocol)) < len(self.protocol):
             raise ValueError(f"--protocol {' '.join(self.protocol) or 'none'}: name at least one, each once")
         if "activation" not in self.protocol and (self.k, self.j, self.control, self.graft) != (
@@ -215,7 +218,7 @@ class Play(Put):
                 f"--temperatures {self.temperatures[0]} {self.temperatures[1]}: B's must be lower, since it answers"
             )
         talk: dict[str, Any] = dict(form=self.form, max_message_tokens=self.max_message_tokens)
-        rounds = lambda default: self.rounds or default
+        rounds = lambda default: default if self.rounds is None else self.rounds
         return {
             "message": dict(ask=self.ask, tell=self.tell, turns=self.turns, max_message_tokens=self.max_message_tokens),
             "debate": dict(talk, rounds=rounds(2), tie="last"),

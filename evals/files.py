@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,32 @@ def check_file(path: Path | None) -> None:
     check_local(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file")
+
+
+def read_text(path: Path) -> str:
+    """A file of text. ValueError: it is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The object on every line that is not empty, and where it stands. (A line ends at a line feed: JSON lets the other marks that
+    end lines stand within texts.) ValueError: a line is none; FileNotFoundError."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} is not a JSON object: {line[:40]!r}")
+        yield where, record
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from jaxcomm.protocols import PROTOCOLS, Reply
 from . import processes
 from .choices import Choice, choose, logprobs
 from .games import PRESETS, Game, Wording
-from .scores import Interval, accuracy, exact_match, normalised_match, over_items
+from .scores import Interval, accuracy, exact_match, mean, normalised_match
 
 SENDS = ("message", "debate", "cipher", "activation", "exchange")
 """Protocols in which A reads and then says something: what it reads is a setting (`Wording.reads`)."""
@@ -125,9 +125,11 @@ def _choice_scores(choices: Sequence[Choice]) -> dict[str, Any]:
         "calibrated_among": [c.calibrated_among for c in choices],
     }
     for name, values in told.items():
-        known = None not in values
-        x = over_items(np.array(values, float)) if known else Interval(*[float("nan")] * 3)
-        found |= {name: x.value, f"{name}_low": x.low, f"{name}_high": x.high} if known else {name: None}
+        if None in values:
+            found[name] = None
+            continue
+        x = accuracy(values) if name.endswith("accuracy") else mean(values)
+        found |= {name: x.value, f"{name}_low": x.low, f"{name}_high": x.high}
     return found | {"choices": float(np.mean([c.choices for c in choices]))}
 
 

@@ -49,9 +49,9 @@ def accuracy(hits: Hits, seed: int = 0) -> Interval:
     return _bootstrap(x, seed)
 
 
-def over_items(values: np.ndarray, seed: int = 0) -> Interval:
-    """Mean of a number for every item, and its interval: `accuracy`'s of shares, a bootstrap's of others."""
-    return accuracy(values, seed) if set(np.unique(values)) <= {0.0, 1.0} else _bootstrap(values, seed)
+def mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
+    """Of a number for every item, such as a rank or a log-probability, with its bootstrap interval."""
+    return _bootstrap(np.asarray(values, float), seed)
 
 
 def difference(hits: Hits, others: Hits, seed: int = 0) -> Interval:

@@ -13,7 +13,6 @@ hub:openai/gsm8k:main:train:question.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 
 from jaxcomm.agent import Agent
 
+from .files import json_lines, read_text
 from .games import GAMES
 from .games.game import read_items
 from .pair.text import statements
@@ -80,23 +80,11 @@ def _file(source: str) -> list[str]:
             f"{name} is no file: name one with a sentence per line, a .jsonl, statements:countries, "
             "statements:tip_sheets or hub:NAME:CONFIG:SPLIT:FIELD"
         )
-    content = Path(name).read_text(encoding="utf-8")
     if name.endswith(".jsonl"):
-        lines = [_field(record, field, name).strip() for _, record in json_lines(content, name)]
+        lines = [_field(record, field, name).strip() for _, record in json_lines(Path(name))]
     else:
-        lines = [line.strip() for line in content.split("\n")]
+        lines = [line.strip() for line in read_text(Path(name)).split("\n")]
     return [line for line in lines if line]
-
-
-def json_lines(content: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The object on every line that is not empty, and where it stands. ValueError: it is no object."""
-    for i, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{name}, line {i}", dict(json.loads(line))
-        except (ValueError, TypeError):
-            raise ValueError(f"{name}, line {i} is no JSON object: {line[:40]!r}") from None
 
 
 def _field(record: dict[str, Any], field: str, source: str) -> str:

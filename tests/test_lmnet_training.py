@@ -455,7 +455,7 @@ def test_files_of_texts_and_of_questions(tmp_path):
     assert agent.tokenizer.decode(learned[:-1]).strip() == "Alice" and learned[-1] == agent.stop_tokens[0]
     long = texts.source(str(tmp_path / "a.txt"), agent, 4)
     assert max(len(ids) for ids, _ in itertools.islice(long(0), 10)) == 4
-    for content, message in (("[1]\n", "line 1 is no JSON object"), ('{"answer": "x"}\n', 'neither a "text" nor')):
+    for content, message in (("[1]\n", "line 1 is not a JSON object"), ('{"answer": "x"}\n', 'neither a "text" nor')):
         (tmp_path / "c.jsonl").write_text(content)
         with pytest.raises(ValueError, match=message):
             texts.source(str(tmp_path / "c.jsonl"), agent, 64)

@@ -188,7 +188,7 @@ def test_text_that_cannot_be_had_is_one_clear_line(tmp_path, monkeypatch):
     for source, message in (
         (str(tmp_path / "none.txt"), "is no file: name one with a sentence per line"),
         ("statements:chess", "there is no such game, only countries, tip_sheets and files"),
-        (str(tmp_path / "t.jsonl"), "t.jsonl, line 2 is no JSON object: '[1]'"),
+        (str(tmp_path / "t.jsonl"), "t.jsonl, line 2 is not a JSON object: '[1]'"),
         (str(tmp_path / "u.jsonl"), "no text in a field 'text': its fields are words"),
         ("hub:allenai/c4", "write hub:NAME:CONFIG:SPLIT:FIELD"),
         (c4, "check its name and the network, or name a local file"),

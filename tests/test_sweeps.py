@@ -201,7 +201,9 @@ def test_a_damaged_chunk_is_named(plain, pair, tmp_path):
     sweep(pair, tmp_path / "run", asked)
     chunk = tmp_path / "run" / "chunks" / "countries-answers-0-00000.parquet"
     chunk.write_bytes(chunk.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"countries-answers-0-00000.parquet is damaged .*: remove it and add --resume"):
+    with pytest.raises(
+        ValueError, match=r"countries-answers-0-00000.parquet is damaged .*: remove it and add --resume"
+    ):
         sweep(pair, tmp_path / "run", asked, resume=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import json_lines
 from .companies import tip_sheets
 from .places import countries
 from .world import Item, world
@@ -20,15 +20,16 @@ GAMES: dict[str, Callable[..., list[Item]]] = {"countries": countries, "tip_shee
 FIELDS = ("prompt_a", "prompt_b", "answer", "choices")
 """Of a line of one's own game; the last may be left out."""
 SPELLINGS: dict[str, tuple[str, ...]] = {
+    "Australia": ("New South Wales",),
     "Czechia": ("Czech Republic",),
     "Netherlands": ("Holland",),
     "Russia": ("Russian Federation",),
     "South Korea": ("Republic of Korea", "Korea"),
     "Turkey": ("Türkiye", "Turkiye"),
-    "United Kingdom": ("UK", "U.K.", "Great Britain", "Britain", "England", "Scotland", "Wales"),
-    "United States": ("USA", "U.S.A.", "US", "U.S.", "United States of America"),
+    "United Kingdom": ("UK", "U.K", "Great Britain", "Britain", "England", "Scotland", "Wales", "Northern Ireland"),
+    "United States": ("USA", "U.S.A", "US", "U.S", "United States of America", "New Mexico", "New England"),
 }
-"""What countries are called besides."""
+"""What countries are called besides, and parts of them that are called after another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Game:
         for choice in self.choices(item):
             for spelling in (choice, *self.spellings.get(choice, ())):
                 flags = 0 if spelling.isupper() else re.IGNORECASE
-                if match := re.search(rf"(?<!\w){re.escape(spelling)}(?!\w)", text, flags):
+                if match := re.search(rf"(?<![^\W_]){re.escape(spelling)}(?![^\W_])", text, flags):
                     found.append((match.start(), -len(spelling), choice))
         return min(found)[2] if found else None
 
@@ -92,6 +93,8 @@ def draw(name: str, seed: int = 0, n: int | None = None, *, names: str = "seen",
         ValueError: There is no such game, there are fewer items, or the file is not such a game: what is wrong, and in which line.
         FileNotFoundError: There is no such file.
     """
+    if (n is not None and n < 1) or examples < 0:
+        raise ValueError(f"n = {n}, examples = {examples}: play at least 1 item, after 0 examples or more")
     if name in GAMES:
         return _published(name, seed, n, names, examples)
     if not name.endswith(".jsonl"):
@@ -143,22 +146,13 @@ def read_items(path: Path) -> list[Item]:
         raise FileNotFoundError(
             f"{path} does not exist: name a game's file, with the fields {', '.join(FIELDS)} in every line"
         )
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            items.append(_item(line, f"{path}, line {number}"))
+    items = [_item(record, where) for where, record in json_lines(path)]
     if not items:
         raise ValueError(f"{path} has no items: write a JSON object with {', '.join(FIELDS)} in every line")
     return items
 
 
-def _item(line: str, where: str) -> Item:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is not a JSON object: write one with {', '.join(FIELDS)}")
+def _item(record: Mapping[str, Any], where: str) -> Item:
     if unknown := [key for key in record if key not in FIELDS]:
         raise ValueError(f"{where} has an unknown field {unknown[0]!r}: its fields are {', '.join(FIELDS)}")
     for field in FIELDS[:3]:
@@ -167,13 +161,12 @@ def _item(line: str, where: str) -> Item:
             raise ValueError(
                 f"{where} has {'no' if field not in record else 'an empty'} field {field!r}: it must be a text"
             )
-    choices = record.get("choices") or []
+    choices = [] if record.get("choices") is None else record["choices"]
     if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
         raise ValueError(f"{where}: choices = {choices!r:.60} is not a list of texts")
+    answer, choices = record["answer"].strip(), [choice.strip() for choice in choices]
     if twice := [choice for choice in choices if choices.count(choice) > 1]:
         raise ValueError(f"{where} has the choice {twice[0]!r} twice: leave one out")
-    if choices and record["answer"] not in choices:
-        raise ValueError(
-            f"{where}: the answer {record['answer']!r} is not among its choices {', '.join(choices)}: add it"
-        )
-    return Item(record["prompt_a"], record["prompt_b"], record["answer"], tuple(choices))
+    if choices and answer not in choices:
+        raise ValueError(f"{where}: the answer {answer!r} is not among its choices {', '.join(choices)}: add it")
+    return Item(record["prompt_a"], record["prompt_b"], answer, tuple(choices))

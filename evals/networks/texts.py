@@ -20,8 +20,9 @@ import numpy as np
 from jaxcomm.agent import Agent
 from jaxcomm.training import Document
 
+from ..files import json_lines, read_text
 from ..games.world import Landmark, held_out, world
-from ..sentences import json_lines, stream
+from ..sentences import stream
 
 
 class Text(NamedTuple):
@@ -147,11 +148,10 @@ def _file(name: str) -> list[Text]:
         raise FileNotFoundError(
             f"{name} is no file: name one, or {' or '.join(QUESTIONS)}, or hub:NAME:CONFIG:SPLIT:FIELD"
         )
-    content = path.read_text(encoding="utf-8")
     if path.suffix != ".jsonl":
-        return [Text(part.strip()) for part in content.split("\n\n") if part.strip()]
+        return [Text(part.strip()) for part in read_text(path).split("\n\n") if part.strip()]
     texts = []
-    for where, record in json_lines(content, name):
+    for where, record in json_lines(path):
         text, prompt, answer = (record.get(field) for field in ("text", "prompt", "answer"))
         if isinstance(text, str) and text:
             texts.append(Text(text))

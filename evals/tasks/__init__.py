@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import jinja2
 import jinja2.meta
 import numpy as np
 
+from ..files import json_lines
 from ..games import GAMES, Game, Wording, countries, draw
 from ..pair.text import statements
 
@@ -219,17 +219,4 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """A JSONL file's records. ValueError: a line that is not a JSON object, with its number; FileNotFoundError."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a JSONL file, or a folder with one per split")
-    return list(_parse(path.read_text(encoding="utf-8").splitlines(), path))
-
-
-def _parse(lines: Iterable[str], path: Path) -> Iterable[dict[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object")
-        yield record
+    return [record for _, record in json_lines(path)]
