@@ -11,10 +11,22 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-protocols bench-real bench-load bench-lmnet tpu-check clean
+.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-protocols bench-real bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
+
+# A real model with itself, SmolLM2-135M (93 MB, Apache-2.0): a map over the layers, then Countries under every protocol and
+# control, and with a sender that has not read the question. About five minutes.
+REAL = --a real:smollm2 --b real:smollm2 --examples 4
+ACTIVATION = --k 24 --j 24 --control unrelated shuffled zero noise self
+real: .venv/.real
+	rm -rf real
+	.venv/bin/jaxcomm sweep $(REAL) --sender-reads statement+question --games countries --seed 1 --n 40 \
+		--ks 3 6 9 12 15 18 21 24 27 30 --js 3 6 9 12 15 18 21 24 27 30 --out real/map
+	.venv/bin/jaxcomm play $(REAL) --sender-reads statement --n 40 --protocol silent activation $(ACTIVATION) --out real/statement
+	.venv/bin/jaxcomm play $(REAL) --sender-reads statement+question --n 40 \
+		--protocol silent skyline message debate cipher activation $(ACTIVATION) --out real/question
 
 # Every protocol on every kind of task, with local records only, and their report.
 PAIR = --a pair:a --b pair:b
@@ -124,4 +136,4 @@ tpu-check: .venv-tpu/.tpu
 	.uv/bin/pip install -q uv
 
 clean:
-	rm -rf .venv .venv-runtime .venv-tpu .uv build demo
+	rm -rf .venv .venv-runtime .venv-tpu .uv build demo real
