@@ -6,8 +6,8 @@ Both sides do what a user does: load the model and its tokenizer out of the file
 compilation of the caller's own. They live in processes of their own and take turns. The first process of ours fills the cache
 of compiled programs, as a user's first does; it is a new, empty one. The sweep scores the answers of 40 games of Countries, put through the
 chat template, at 10 x 10 layers, one after another with forward hooks on transformers (A's states cached, all games in one batch, one
-pass per cell; three columns of ten are run), all at once here. Memory is a process' high-water mark, less what it was
-before loading (imports done). transformers' side has torch, ours an environment without it (as in make bench).
+pass per cell; three columns of ten are run), all at once here. Memory is a process' high-water mark after loading,
+less what it held before (imports done). transformers' side has torch, ours an environment without it (as in make bench).
 """
 
 import argparse
@@ -35,6 +35,11 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def held() -> int:
+    """What it holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def worker(side: str, file: str, threads: int) -> None:
     """Prints one JSON line when it has loaded and said its first token; then answers lines of stdin with seconds and what was found: of a
     batch size, the NEW tokens that one call writes; of a game, the log-probabilities of its answers."""
@@ -45,7 +50,7 @@ def worker(side: str, file: str, threads: int) -> None:
 
         torch.set_num_threads(threads)
         transformers.utils.logging.disable_progress_bar()
-        imported, before = time.perf_counter(), peak()
+        imported, before = time.perf_counter(), held()
         where = dict(pretrained_model_name_or_path=os.path.dirname(file), gguf_file=os.path.basename(file))
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
         model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
@@ -99,7 +104,7 @@ def worker(side: str, file: str, threads: int) -> None:
         from jaxcomm.evals import programs
 
         programs.keep()
-        imported, before = time.perf_counter(), peak()
+        imported, before = time.perf_counter(), held()
         agent = load_agent(file)
         loaded, high = time.perf_counter(), peak()
 

@@ -160,6 +160,8 @@ class Play(Put):
             check_folder(self.out)
         wording, every = self.put(), arms.arms(self.protocol, self._settings(), self.control)
         game = draw(self.game, self.seed, self.n, names=self.names, examples=self.examples)
+        if "shuffled" in self.control and len(game.items) < 2:
+            raise ValueError("--control shuffled needs at least two games")
         how: dict[str, Any] = dict(dtype=self.dtype, chat=self.chats, **self.told)
         a, b = load(self.a, self.b, tensor=self.tensor, int8=self.int8, **how)
         outcomes = list(
@@ -196,8 +198,9 @@ class Play(Put):
         for name in ("n", "rounds", "turns", "max_message_tokens", "max_new_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
-        if not self.protocol or len(set(self.protocol)) < len(self.protocol):
-            raise ValueError(f"--protocol {' '.join(self.protocol) or 'none'}: name at least one, each once")
+        for name, given in (("protocol", self.protocol), ("control", self.control)):
+            if len(set(given)) < len(given) or not (given or name == "control"):
+                raise ValueError(f"--{name} {' '.join(given) or 'none'}: name at least one, each once")
         if "activation" not in self.protocol and (self.k, self.j, self.control, self.graft) != (
             None,
             None,

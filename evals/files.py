@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -58,6 +59,8 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ValueError(f"{where} is not JSON: {error}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{where} is not a JSON object: {line[:40]!r}")
+        if re.search(r"[\ud800-\udfff]", json.dumps(record, ensure_ascii=False)):
+            raise ValueError(f"{where} has half a character (a lone surrogate, \\ud800 to \\udfff): write it whole")
         yield where, record
 
 

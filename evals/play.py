@@ -180,7 +180,8 @@ def play(
         settings: The protocol's own; they are kept with the result.
     """
     start, how = time.perf_counter(), dict(sampling=sampling, seed=seed)
-    sends, (a, b) = protocol in SENDS, (wording.writer(game, agent) for agent in (a, b))
+    sends, b = protocol in SENDS, wording.writer(game, b)
+    a = a if wording.reads == "statement" else wording.writer(game, a)  # else it reads no examples
     prompts_a, prompts_b = wording.prompts_a(game, a, sends=sends), wording.prompts_b(game, b)
     turn = PROTOCOLS[protocol](a, b, prompts_a, prompts_b, **how, **settings)
     found = logprobs(turn, game, b.chat) if choices else None

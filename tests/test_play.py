@@ -847,3 +847,47 @@ def test_rounds_below_one_are_refused_and_not_taken_for_the_default(capsys):
     asked = ("--game", "countries", "--n", 1, "--max-new-tokens", 1, "--no-choices")
     words = ("play", "--a", "pair:b", "--b", "pair:b", "--protocol", "debate", "--rounds", 0, *asked)
     assert "rounds" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (dict(LINE, choices=[LINE["answer"], LINE["answer"].upper()]), "differ in case only"),
+        (json.dumps(dict(LINE, prompt_a="half a \ud800 character")), "half a character"),
+    ],
+)
+def test_what_no_reply_can_be_told_by_is_refused(tmp_path, line, message):
+    with pytest.raises(ValueError, match=f"mine.jsonl, line 1.*{message}"):
+        draw(write_game(tmp_path / "mine.jsonl", line))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("play", "--control", "zero", "zero", "--k", 5, "--j", 2),
+            "--control zero zero: name at least one, each once",
+        ),
+        (("play", "--n", 1, "--control", "shuffled", "--k", 5, "--j", 2), "shuffled needs at least two games"),
+    ],
+)
+def test_arms_that_mean_nothing_are_refused_before_a_model_is_read(capsys, words, message):
+    assert message in refused(capsys, *words, "--a", "nowhere", "--b", "nowhere")
+
+
+def test_statements_of_ones_own_game_are_not_made_up(capsys, tmp_path):
+    name = write_game(tmp_path / "mine.jsonl", *numbered(8))
+    words = (
+        "sweep",
+        "--a",
+        "pair:b",
+        "--b",
+        "pair:b",
+        "--games",
+        name,
+        "--text",
+        "statements",
+        "--out",
+        tmp_path / "run",
+    )
+    assert "name a file of sentences" in refused(capsys, *words)

@@ -24,7 +24,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "Czechia": ("Czech Republic",),
     "Netherlands": ("Holland",),
     "Russia": ("Russian Federation",),
-    "South Korea": ("Republic of Korea", "Korea"),
+    "South Korea": ("Republic of Korea",),
     "Turkey": ("Türkiye", "Turkiye"),
     "United Kingdom": ("UK", "U.K", "Great Britain", "Britain", "England", "Scotland", "Wales", "Northern Ireland"),
     "United States": ("USA", "U.S.A", "US", "U.S", "United States of America", "New Mexico", "New England"),
@@ -167,6 +167,8 @@ def _item(record: Mapping[str, Any], where: str) -> Item:
     answer, choices = record["answer"].strip(), [choice.strip() for choice in choices]
     if twice := [choice for choice in choices if choices.count(choice) > 1]:
         raise ValueError(f"{where} has the choice {twice[0]!r} twice: leave one out")
+    if len({choice.casefold() for choice in choices}) < len(choices):
+        raise ValueError(f"{where} has choices that differ in case only, {', '.join(choices)}: spell them apart")
     if choices and answer not in choices:
         raise ValueError(f"{where}: the answer {answer!r} is not among its choices {', '.join(choices)}: add it")
     return Item(record["prompt_a"], record["prompt_b"], answer, tuple(choices))
