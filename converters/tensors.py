@@ -114,7 +114,7 @@ def check(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"tensor {name} has shape {tensor.shape}, the config asks for {shape}")
     if tensor.dtype not in DTYPES and tensor.decode is None:
         raise ValueError(
-            f"tensor {name} is {tensor.dtype}, which is not supported: numbers of 16, 32 or 64 bits, or a .gguf file"
+            f"tensor {name} is {tensor.dtype}: quantised checkpoints are not supported, but for .gguf files"
         )
     return tensor
 

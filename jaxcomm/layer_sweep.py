@@ -574,7 +574,8 @@ def sweep_answers(
     answers = np.asarray(answers)
     cut = lambda mask, rows: None if mask is None else np.asarray(mask)[rows]
     found: dict[str, np.ndarray] = {}
-    for rows in by_length(answers) if len(answers) == len(tokens_b) == len(tokens_a) else [slice(None)]:
+    alike = {len(x) for x in (answers, tokens_a, tokens_b, mask_a, mask_b) if x is not None}
+    for rows in by_length(answers) if len(alike) == 1 else [slice(None)]:  # which is refused
         plan = Plan(
             params_a, params_b, tokens_a[rows], tokens_b[rows], ks=ks, js=js, grafts=grafts, maps=maps,
             mask_a=cut(mask_a, rows), mask_b=cut(mask_b, rows), answers=shortened(answers[rows]),

@@ -79,7 +79,7 @@ def test_the_class_that_is_written_is_the_one_transformers_runs_it_by(pair, tmp_
 
 
 def test_a_hub_id_without_a_network_is_one_clear_line():
-    with pytest.raises(ConnectionError, match=r"cannot download somebody/nothing-here .*give a local folder"):
+    with pytest.raises(ConnectionError, match=r"cannot download somebody/nothing-here .*give a local checkpoint"):
         from_hf("somebody/nothing-here")
 
 
@@ -173,7 +173,7 @@ def test_a_dtype_that_cannot_hold_a_weight_is_refused(llama, tmp_path):
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a checkpoint folder"):
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint: give a folder"):
         from_hf(tmp_path / "nowhere")
 
 

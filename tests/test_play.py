@@ -97,7 +97,7 @@ def records(path: Path) -> list[dict]:
         ("Holland", "Netherlands"),
         ("Türkiye", "Turkey"),
         ("Republic of Korea", "South Korea"),
-        ("Korea", "South Korea"),
+        ("North Korea", None),
         ("Tell us more, then we know.", None),
         ("a uk of my own", None),
         ("usage of busy users", None),
