@@ -56,11 +56,16 @@ def torch_worker(folder: str, args) -> None:
     cached = {}
 
     def sent(prompt: int):
-        """h_A[1] .. h_A[L - 1] at the last token."""
+        """h_A[0] .. h_A[L] at the last token."""
         if prompt not in cached:
             cached.clear()
             ids = torch.from_numpy(draw(args.games, prompt, args.vocab)[0]).to(device, torch.long)
-            cached[prompt] = [h[:, -1].clone() for h in model(ids, output_hidden_states=True).hidden_states]
+            last = []  # among the hidden states it is after the final norm
+            keep = lambda module, inputs, output: last.append(output[0] if isinstance(output, tuple) else output)
+            hook = model.model.layers[-1].register_forward_hook(keep)
+            states = model(ids, output_hidden_states=True).hidden_states[:-1]
+            hook.remove()
+            cached[prompt] = [h[:, -1].clone() for h in (*states, *last)]
         return cached[prompt]
 
     def cell(prompt: int, k: int, j: int, answers):

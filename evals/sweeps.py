@@ -158,6 +158,8 @@ class Task:
     game: str
     kind: str
     """answers or decoded"""
+    reads: str
+    """What A reads."""
     group: int
     questions: np.ndarray
     """Those it is about: answers are scored in groups of about one length (`layer_sweep.by_length`)."""
@@ -191,6 +193,7 @@ def columns(task: Task, chunk: Chunk, result: Mapping[str, np.ndarray], b: Agent
     flat = lambda a: a.reshape(-1, *a.shape[2:])
     rows = {
         "game": pa.array([task.game] * len(g)),
+        "sender_reads": pa.array([task.reads] * len(g)),
         "graft": pa.array(np.array(plan.grafts)[g].tolist()),
         "k": pa.array(np.array(plan.ks, np.int32)[k]),
         "j": pa.array(np.array(plan.js, np.int32)[j]),
@@ -323,7 +326,7 @@ def run(
             begun, fit = (plan[f"{game} {kind} {n}"] for plan in (folder.plan, now))
             plan = plan_for(game, kind, questions, maps=maps.get(game), sizes=Sizes(*map(min, begun, fit)))
             every = Chunk(range(plan.games), range(len(plan.cells)))
-            return Task(game, kind, n, questions, plan, tuple(every.cut(Sizes(*begun))))
+            return Task(game, kind, asked.wording.reads, n, questions, plan, tuple(every.cut(Sizes(*begun))))
 
         tasks = [task(*part) for part in parts]
         agreed(lambda: compute(folder, tasks, b, games))

@@ -22,7 +22,7 @@ from jaxcomm.protocols import activation, message, silent, skyline
 from jaxcomm.protocols.base import hear
 
 from command import jaxcomm, refused
-from conftest import assert_close, make_checkpoint, toy_tokenizer
+from conftest import WORDS, assert_close, make_checkpoint, toy_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +133,60 @@ def test_baselines_read_what_they_are_said_to_read(agents):
     wrote = hear(a, [f"who says : {A_READS[0]}"]).write(5)[0].text
     assert reply.details["message"] == wrote
     assert list(reply.read) == ["<s>", *B_READS[0].split(), ":", *wrote.split()]
+
+
+def test_agents_talk_in_turns_and_each_keeps_what_it_took_part_in(agents):
+    """Three messages of A, two of B between them: every prompt and text is what the agents alone make of the conversation so far."""
+    for chat in (False, True):
+        a, b = (dataclasses.replace(agent, chat=chat) for agent in agents)
+        said, how = [], dict(ask="{prompt} says", reply="{message} {prompt} who ?", tell="{message} : {prompt}")
+        user, assistant = (lambda text, role=role: {"role": role, "content": text} for role in ("user", "assistant"))
+        heard_a, heard_b = [user(f"{A_READS[0]} says")], []
+        for n in range(3):
+            said.append(hear(a, [heard_a]).write(4)[0].text)
+            if n == 2:
+                break
+            heard_b.append(user(f"{said[-1]} {B_READS[0]} who ?" if n == 0 else said[-1]))
+            said.append(hear(b, [heard_b]).write(4)[0].text)
+            heard_b.append(assistant(said[-1]))
+            heard_a += [assistant(said[-2]), user(said[-1])]
+        turn = message(a, b, A_READS, B_READS, turns=3, max_message_tokens=4, **how)
+        want = [*heard_b, user(f"{said[-1]} : {B_READS[0]}")]
+        assert turn.rendered(0) == [b.render(want)]
+        reply, alone = turn.write(4)[0], hear(b, [want]).write(4)[0]
+        assert reply.details["said"] == said and reply.details["message"] == said[-1]
+        assert reply.details["asked"] == a.render(f"{A_READS[0]} says") and reply.text == alone.text
+        assert reply.flops > 5 * alone.flops / 2, "all that was said is paid for"
+    with pytest.raises(ValueError, match="turns = 0: A writes at least once"):
+        message(a, b, A_READS, B_READS, turns=0)
+    with pytest.raises(ValueError, match="reply 'what'"):
+        message(a, b, A_READS, B_READS, turns=2, reply="what")
+
+
+def test_a_conversation_that_begins_with_a_system_turn_has_its_own(agents):
+    _, b = agents
+    told = dataclasses.replace(b, chat=True, system="the paris")
+    assert told.render("who") == "<s> system : the paris user : who assistant :"
+    own = [{"role": "system", "content": "rome"}, {"role": "user", "content": "who"}]
+    assert told.render(own) == dataclasses.replace(told, system="").render(own)
+    assert dataclasses.replace(b, system="the paris").render("who") == "the paris\n\nwho"
+
+
+def test_templates_are_given_tools_and_choices_are_not_scored_within_a_thought(agents):
+    from jaxcomm.evals.choices import logprobs
+    from jaxcomm.evals.games import Game, Item
+
+    _, b = agents
+    words = toy_tokenizer([*WORDS, "<think>", "</think>"])
+    words.add_tokens(["<think>", "</think>"])
+    words.chat_template = "<s> {% for t in tools or [] %}{{ t.name }} {% endfor %}{% for m in messages %}{{ m.content }} {% endfor %}<think>"
+    tool = {"name": "rome"}
+    thinking = dataclasses.replace(b, tokenizer=words, chat=True, chat_args={"tools": [tool]})
+    assert thinking.render("who") == "<s> rome who <think>"
+    game = Game("who", (Item("alice", "who", "bob", ("bob", "rome")),))
+    turn = dataclasses.replace(hear(b, ["who"]), agent=thinking, rows=[words.encode("who <think>")])
+    with pytest.raises(ValueError, match=r"begins a thought.*--no-choices"):
+        logprobs(turn, game, chat=True)
 
 
 def test_chat_prompts_go_through_each_tokenizers_template_once(agents):

@@ -160,6 +160,36 @@ def test_a_game_as_a_task_is_the_game(b, tmp_path):
     assert [r["flops"] for r in rows] == [r.flops for r in outcome.replies]
 
 
+def test_ones_own_game_is_a_task_and_what_the_sender_reads_is_in_every_row(b, tmp_path):
+    """Found match beside exact match; what was rendered, of each."""
+    game = tmp_path / "boxes.jsonl"
+    lines = [
+        {"prompt_a": f"The {colour} box is in the {room}.", "prompt_b": f"Where is the {colour} box?", "answer": room}
+        for colour, room in (("red", "kitchen"), ("blue", "garden"), ("old", "cellar"), ("new", "attic"))
+    ]
+    game.write_text("\n".join(map(json.dumps, lines)))
+    asked = evaluate.Asked(
+        tasks=(str(game),), k=(5,), j=2, protocols=("single", "message", "activation"), wording="instructed",
+        instruction="Say the room.", sender_reads="statement+question", max_message_tokens=8, max_new_tokens=8,
+    )  # fmt: skip
+    out = run(asked, b, tmp_path / "run")
+    assert {(x["task"], x["metric"]) for x in out} == {("boxes", "exact_match"), ("boxes", "found_match")}
+    assert {x["protocol"]: x["sender_reads"] for x in out} == {
+        "single": None, "message": "statement+question", "activation": "statement+question",
+    }  # fmt: skip
+    for row in items(tmp_path / "run"):
+        line = lines[row["question"]]
+        question = f"{line['prompt_b']} Say the room."
+        sends = row["protocol"] != "single"
+        assert json.loads(row["rendered_a"]) == [f"{line['prompt_a']} {question}" if sends else ""]
+        assert row["sender_reads"] == ("statement+question" if sends else None)
+        ((heard,),) = json.loads(row["rendered"])
+        assert heard.endswith(question) and (heard == question) == (row["protocol"] != "message")
+    game.write_text(game.read_text().replace("attic", "loft"))
+    with pytest.raises(ValueError, match="games_sha256"):
+        run(asked, b, tmp_path / "run", resume=True)
+
+
 SAMPLED = evaluate.Asked(
     tasks=("countries",), n=20, temperature=1.0, top_p=0.9, protocols=("single", "message"), **TEXT
 )

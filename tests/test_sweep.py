@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
@@ -13,8 +14,8 @@ from jax.sharding import AxisType, Mesh
 from jaxcomm import layer_sweep as module
 from jaxcomm.communication import communicate_logits
 from jaxcomm.config import ModelConfig
-from jaxcomm.decoding import Sampling, left_pad
-from jaxcomm.layer_sweep import Plan, Sizes, sweep, sweep_answers
+from jaxcomm.decoding import Sampling, left_pad, top_and_total
+from jaxcomm.layer_sweep import Plan, Sizes, by_length, sweep, sweep_answers
 from jaxcomm.model import init
 from jaxcomm.sharding import shard
 
@@ -396,3 +397,38 @@ def test_a_graft_may_compute_in_float32_beside_others_in_bfloat16(llama, asked):
     wide = lambda a, b: (a.astype(jnp.float32) + b.astype(jnp.float32)) / 2
     out = sweep(half, half, ta, tb, ks=(2,), js=(1,), grafts=("mean", wide), max_new_tokens=3, mesh=ONE)
     np.testing.assert_array_equal(out.tokens[0], out.tokens[1])
+
+
+def test_answers_of_all_lengths_are_scored_as_each_alone(llama):
+    """In groups of about one length, in whatever order they stand; with stop tokens and without."""
+    rng, p = np.random.default_rng(3), llama.params
+    told, asked = prompts(9, 7, seed=1), prompts(9, 6, seed=2)
+    answers = np.full((9, 5), -1, np.int32)
+    for row, n in enumerate((1, 5, 2, 1, 1, 3, 1, 2, 1)):
+        answers[row, :n] = rng.integers(3, 97, n)
+    for stops in ((), (1, 2)):
+        how = dict(ks=[1, 4], js=[2, 3], stop_tokens=stops)
+        every = sweep_answers(p, p, told, asked, answers, **how)
+        for row, n in enumerate((answers >= 0).sum(axis=1)):
+            one = [x[row : row + 1] for x in (told, asked)]
+            alone = sweep_answers(p, p, *one, answers[row : row + 1, :n], **how)
+            np.testing.assert_array_equal(every.exact[..., row], alone.exact[..., 0])
+            columns = n + bool(stops)
+            np.testing.assert_allclose(every.logprobs[..., row, :columns], alone.logprobs[..., 0, :], atol=1e-5)
+            assert not np.any(every.logprobs[..., row, columns:])
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=40))
+def test_groups_of_answers_hold_every_game_once_and_few_are_small(lengths):
+    answers = np.where(np.arange(12) < np.array(lengths)[:, None], 5, -1)
+    groups = by_length(answers)
+    assert sorted(np.concatenate(groups)) == list(range(len(lengths)))
+    assert all(len(group) >= min(4, len(lengths)) for group in groups)
+
+
+@given(st.sampled_from([5, 128, 384]), st.integers(0, 99))
+def test_totals_in_lanes_are_logsumexp(vocab, seed):
+    logits = np.random.default_rng(seed).normal(0, 30, (3, 2, vocab)).astype(np.float32)
+    top, total = top_and_total(logits)
+    np.testing.assert_array_equal(top, logits.max(axis=-1))
+    np.testing.assert_allclose(total, scipy.special.logsumexp(logits.astype(np.float64), axis=-1), rtol=1e-6, atol=1e-5)
