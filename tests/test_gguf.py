@@ -420,6 +420,45 @@ def test_what_is_not_known_is_refused_by_name(llama, tmp_path):
             from_hf(mamba)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.add_string("llama.rope.dimension_count", "many"),
+        lambda w: w.add_array("llama.rope.freq_base", ["a", "a"]),
+        lambda w: w.add_string("llama.rope.scaling.type", "none of them"),
+        lambda w: w.add_array("llama.attention.sliding_window", [1, 2, 3]),
+    ],
+)
+def test_metadata_of_the_wrong_kind_are_one_line(change, llama, tmp_path):
+    """Whatever they are: the file is named, and nothing else is raised."""
+
+    class Later:
+        """The writer, which takes each key once: what it has of these goes first."""
+
+        def __init__(self, writer):
+            self.writer = writer
+
+        def __getattr__(self, name):
+            def write(key, value):
+                self.writer.kv_data[0].pop(key, None)
+                getattr(self.writer, name)(key, value)
+
+            return write
+
+    path = gguf_files.write(tmp_path / "model.gguf", llama.torch, change=lambda w: change(Later(w)))
+    with pytest.raises(ValueError, match=r"model\.gguf") as error:
+        from_hf(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_of_the_wrong_kinds_is_one_line(llama, tmp_path):
+    vocabulary = gguf_files.byte_vocabulary("gpt-2", BYTE_LEVEL["gpt-2"])
+    odd = lambda w: (w.kv_data[0].pop("tokenizer.ggml.merges"), w.add_array("tokenizer.ggml.merges", [1, 2, 3]))
+    path = gguf_files.write(tmp_path / "model.gguf", llama.torch, vocabulary=vocabulary, change=odd)
+    with pytest.raises(ValueError, match=r"model\.gguf: its tokenizer makes no sense"):
+        tokenizer(path)
+
+
 def test_another_tokenizer_may_be_named(llama, chatting, tmp_path):
     bare = gguf_files.write(tmp_path / "bare.gguf", llama.torch)
     tokenizer(chatting).save_pretrained(tmp_path / "words")

@@ -426,9 +426,9 @@ def test_groups_of_answers_hold_every_game_once_and_few_are_small(lengths):
     assert all(len(group) >= min(4, len(lengths)) for group in groups)
 
 
-@given(st.sampled_from([5, 128, 384]), st.integers(0, 99))
-def test_totals_in_lanes_are_logsumexp(vocab, seed):
-    logits = np.random.default_rng(seed).normal(0, 30, (3, 2, vocab)).astype(np.float32)
-    top, total = top_and_total(logits)
+@pytest.mark.parametrize("vocab", [5, 128, 384])
+def test_totals_in_lanes_are_logsumexp(vocab):
+    logits = np.random.default_rng(0).normal(0, 30, (3, 2, vocab)).astype(np.float32)
+    top, total = top_and_total(jnp.asarray(logits))
     np.testing.assert_array_equal(top, logits.max(axis=-1))
     np.testing.assert_allclose(total, scipy.special.logsumexp(logits.astype(np.float64), axis=-1), rtol=1e-6, atol=1e-5)

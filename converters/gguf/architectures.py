@@ -138,16 +138,18 @@ def _rope(m: Metadata, size: int) -> Config:
     scale = m.take("rope.scaling.attn_factor")
     if kind == "none" and older not in (None, 0.0, 1.0):
         kind, factor = "linear", older
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise ValueError(
+            f"{m.path}: {m.name}.rope.scaling.type = {kind!r} is not supported, only none, linear, yarn and longrope"
+        )
     if m.has("rope_factors_short.weight") or m.has("rope_factors_long.weight"):
         return rope | _longrope(m, original, scale)
-    if m.has("rope_freqs.weight"):
-        return rope | _llama3(m, theta, turning)
+    if m.has("rope_freqs.weight") and (llama3 := _llama3(m, theta, turning)):
+        if kind == "yarn":
+            raise ValueError(f"{m.path} has rope_freqs.weight and yarn: only one of them is supported")
+        return rope | llama3
     if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
         return rope
-    if kind not in ("linear", "yarn"):
-        raise ValueError(
-            f"{m.path}: {m.name}.rope.scaling.type = {kind!r} is not supported, only none, linear and yarn"
-        )
     rope |= {"rope_type": kind, "factor": factor}
     if kind == "yarn":
         if original is None:
@@ -439,7 +441,12 @@ def config(path: Path) -> Config:
     ValueError: an unknown architecture, a key that is missing, unknown or has a value that is not supported; `file.read`'s.
     """
     architecture, m = _open(path)
-    made = architecture.config(m)
+    try:
+        made = architecture.config(m)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:  # a text for a number, and the like
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: its metadata make no sense ({error}): convert the model again") from error
     m.finish()
     ends = {f"{ours}_token_id": m.whole.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in _ENDS.items()}
     return made | ends | {"dtype": dtype_of(m.tensors)}

@@ -96,7 +96,7 @@ def _parse(path: Path) -> File:
             )
         try:
             return _Reader(path, data).file()
-        except (struct.error, IndexError, UnicodeDecodeError, OverflowError, MemoryError) as error:
+        except (struct.error, IndexError, UnicodeDecodeError, OverflowError, MemoryError, RecursionError) as error:
             raise ValueError(f"{path} is truncated or corrupt ({type(error).__name__}): download it again") from error
 
 

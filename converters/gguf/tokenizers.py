@@ -125,7 +125,10 @@ def tokenizer(path: Path) -> Any:
         raise ValueError(
             f"{path}: tokenizer.ggml.model = {v.get('model')!r} is not supported, only {' and '.join(_KINDS)}: {_INSTEAD}"
         )
-    spelled, made, begins = _KINDS[v.get("model")](v)
+    try:
+        spelled, made, begins = _KINDS[v.get("model")](v)
+    except (TypeError, AttributeError) as error:  # numbers for texts, and the like
+        raise ValueError(f"{path}: its tokenizer makes no sense ({error}): {_INSTEAD}") from error
     special = {theirs: token for theirs, name in _SPECIAL.items() if (token := v.token(name)) is not None}
     for kind, is_special in ((CONTROL, True), (USER_DEFINED, False)):
         whole = [t for t, k, read in zip(v.tokens, v.kinds, spelled, strict=True) if k == kind and t and t == read]
