@@ -16,9 +16,6 @@ from .games import PRESETS, Game, Wording
 from .play import METRICS, Outcome, alone_with, play_together, shown
 from .scores import Interval, accuracy, difference, mean, sign_flip
 
-PLAYED = ("silent", "skyline", "message", "debate", "cipher", "activation")
-"""Protocols that a game is played under here."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Arm:

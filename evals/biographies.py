@@ -20,6 +20,7 @@ from jaxcomm.agent import Agent
 from jaxcomm.protocols import FORMS
 from jaxcomm.protocols.base import hear
 
+from .files import read_text
 from .scores import ratio
 
 TASK = "biographies"
@@ -91,7 +92,7 @@ def read_people(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give people and facts as JSON, {{name: bullets}}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict) or not found:

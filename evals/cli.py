@@ -71,11 +71,9 @@ class Put:
         return {"chat_args": template_args(self.chat_args), "system": (self.system_a, self.system_b)}
 
     def put(self) -> Any:
-        """ValueError: an instruction that the wording has no place for."""
+        """ValueError: `Wording`'s."""
         from .games import Wording
 
-        if self.instruction is not None and self.wording != "instructed":
-            raise ValueError(f"--instruction is of --wording instructed, {self.wording} has no place for it")
         return Wording(self.wording, self.instruction, self.sender_reads)
 
 

@@ -133,6 +133,7 @@ def arms(asked: Asked, a: Agent, b: Agent, others: Sequence[Agent], maps: Sequen
 
 def check(asked: Asked, senders: int, maps: Sequence[Any] | None) -> None:
     """ValueError: see `arms`."""
+    Wording(asked.wording, asked.instruction, asked.sender_reads)
     activates = [p for p in asked.protocols if p in ("activation", "activation-w", "exchange")]
     if activates and (not asked.k or asked.j is None):
         raise ValueError(f"{activates[0]} needs --k (A's layer) and --j (B's layer)")

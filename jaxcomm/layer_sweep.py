@@ -568,6 +568,7 @@ def sweep_answers(
 
     Greedy decoding writes a given token sequence if and only if, read with the sequence in place, every token of it is
     the argmax. answers [G, T]: -1 after the end of one. With `stop_tokens` a stop token has to follow, whichever.
+    Answers of about one length are scored together (`by_length`), by a program of their own.
     This is about tokens: where the same string has another spelling in tokens, decoding may give the string and not these.
     The other arguments and errors are `sweep`'s.
     """

@@ -427,6 +427,7 @@ def test_what_is_not_known_is_refused_by_name(llama, tmp_path):
         lambda w: w.add_array("llama.rope.freq_base", ["a", "a"]),
         lambda w: w.add_string("llama.rope.scaling.type", "none of them"),
         lambda w: w.add_array("llama.attention.sliding_window", [1, 2, 3]),
+        lambda w: w.add_string("llama.rope.scaling.type", "yarn"),  # beside llama3's divisors
     ],
 )
 def test_metadata_of_the_wrong_kind_are_one_line(change, llama, tmp_path):

@@ -727,7 +727,7 @@ def test_a_printed_command_asks_for_what_was_asked_for(given):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--instruction", "One word."), "--instruction is of --wording instructed, paper has no place for it"),
+        (("--instruction", "One word."), "an instruction is of the wording instructed, paper has no place for it"),
         (("--instruction", "A.", "--wording", "kvcomm"), "instructed, kvcomm has no place for it"),
         (("--protocol", "silent", "skyline", "silent"), "silent skyline silent: name at least one, each once"),
         (

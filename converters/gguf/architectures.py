@@ -39,13 +39,17 @@ class Metadata:
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value, which somebody has now asked for; of a list of equal ones, one for each layer, the one."""
-        self._left.discard(key)
-        value = self._values.get(key, default)
+        value = self.listed(key, default)
         if isinstance(value, list):
             if len(set(value)) != 1:
                 raise ValueError(f"{self.path}: {self.name}.{key} differs by layer, which is not supported")
             value = value[0]
         return value
+
+    def listed(self, key: str, default: Any = None) -> Any:
+        """The value, which may be a list."""
+        self._left.discard(key)
+        return self._values.get(key, default)
 
     def need(self, key: str) -> Any:
         """The value. ValueError: there is none."""
@@ -74,7 +78,8 @@ class Metadata:
 
     def values(self, tensor: str) -> list[float]:
         """A small tensor's."""
-        return np.asarray(mapped(self.tensors[tensor]), np.float64).tolist()
+        stored, decode = mapped(self.tensors[tensor]), self.tensors[tensor].decode
+        return np.asarray(stored if decode is None else decode(stored), np.float64).tolist()
 
     def finish(self) -> None:
         """ValueError: a key is left that nobody has taken into account."""
@@ -142,14 +147,18 @@ def _rope(m: Metadata, size: int) -> Config:
         raise ValueError(
             f"{m.path}: {m.name}.rope.scaling.type = {kind!r} is not supported, only none, linear, yarn and longrope"
         )
-    if m.has("rope_factors_short.weight") or m.has("rope_factors_long.weight"):
-        return rope | _longrope(m, original, scale)
-    if m.has("rope_freqs.weight") and (llama3 := _llama3(m, theta, turning)):
-        if kind == "yarn":
-            raise ValueError(f"{m.path} has rope_freqs.weight and yarn: only one of them is supported")
-        return rope | llama3
-    if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
-        return rope
+    if kind == "linear" and factor in (None, 0.0, 1.0):
+        kind = "none"
+    longrope = m.has("rope_factors_short.weight") or m.has("rope_factors_long.weight")
+    factors = _longrope(m, original, scale) if longrope else _llama3(m, theta, turning)
+    if factors and kind not in ("none", factors["rope_type"]):
+        raise ValueError(
+            f"{m.path} has the frequencies of {factors['rope_type']} and rope.scaling.type = {kind!r}: only one of them is supported"
+        )
+    if factors or kind == "none":
+        return rope | factors
+    if factor is None:
+        raise ValueError(f"{m.path} lacks {m.name}.rope.scaling.factor, which {kind} needs")
     rope |= {"rope_type": kind, "factor": factor}
     if kind == "yarn":
         if original is None:
@@ -184,8 +193,10 @@ def _shortest(values: list[float]) -> list[float]:
 
 
 def _llama3(m: Metadata, theta: float, size: int) -> Config:
-    """The four numbers that a file's divisors of frequencies were made from (modeling_rope_utils' llama3). ValueError: they were
-    not made so."""
+    """The four numbers that a file's divisors of frequencies were made from (modeling_rope_utils' llama3); none if there are no
+    divisors. ValueError: they were not made so."""
+    if not m.has("rope_freqs.weight"):
+        return {}
     found = np.array(m.values("rope_freqs.weight"))
     if np.all(found == 1):
         return {}
@@ -266,8 +277,7 @@ def _gemma(m: Metadata, largest: int, every: int) -> Config:
     config = _common(m)
     layers, width, heads = (config[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     m.demand("attention.shared_kv_layers", None, 0)
-    window, pattern = m.take("attention.sliding_window"), m._values.get("attention.sliding_window_pattern", every)
-    m._left.discard("attention.sliding_window_pattern")
+    window, pattern = m.take("attention.sliding_window"), m.listed("attention.sliding_window_pattern", every)
     slides = pattern if isinstance(pattern, list) else [(i + 1) % pattern != 0 for i in range(layers)]
     return config | {
         "query_pre_attn_scalar": width // heads if layers == largest else config["head_dim"],
