@@ -26,6 +26,7 @@ from jaxcomm.compiled import check_layer, check_prompts
 from jaxcomm.converters import load_agent
 from jaxcomm.evals.pair import folder
 from jaxcomm.model import run_blocks
+from jaxcomm.prompts import Prompts
 
 SHAPE = jc.ModelConfig(vocab=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ff=1536, max_positions=2048)
 """SmolLM2-135M's."""
@@ -38,17 +39,19 @@ def calls(params: jc.Params):
     words, cache = jc.prefill(params, np.ones((1, 32), np.int32))
     texts = np.ones((1, 4, 3), np.int32)
     functions = {
-        "forward": lambda p, t, m, *a: jc.forward(p, t, mask=m),
-        "hidden_states": lambda p, t, m, *a: jc.hidden_states(p, t, mask=m, last=True),
-        "prefix": lambda p, t, m, *a: jc.prefix(p, t, K, mask=m),
+        "forward": lambda p, t, m, *a: jc.forward(p, Prompts(t, m)),
+        "hidden_states": lambda p, t, m, *a: jc.hidden_states(p, Prompts(t, m), last=True),
+        "prefix": lambda p, t, m, *a: jc.prefix(p, Prompts(t, m), K),
         "suffix": lambda p, t, m, h, *a: jc.suffix(p, h, K, mask=m),
-        "send": lambda p, t, m, *a: jc.send(p, t, K, mask=m),
-        "answer": lambda p, t, m, h, x, *a: jc.answer(p, t, x, J, mask=m, max_new_tokens=NEW),
-        "communicate": lambda p, t, m, *a: jc.communicate(p, p, t, t, k=K, j=J, mask_a=m, mask_b=m, max_new_tokens=NEW),
-        "communicate_logits": lambda p, t, m, *a: jc.communicate_logits(
-            p, p, t, t, t[:, -4:], k=K, j=J, mask_a=m, mask_b=m
+        "send": lambda p, t, m, *a: jc.send(p, Prompts(t, m), K),
+        "answer": lambda p, t, m, h, x, *a: jc.answer(p, Prompts(t, m), x, J, max_new_tokens=NEW),
+        "communicate": lambda p, t, m, *a: jc.communicate(
+            p, p, Prompts(t, m), Prompts(t, m), k=K, j=J, max_new_tokens=NEW
         ),
-        "generate": lambda p, t, m, *a: jc.generate(p, t, mask=m, max_new_tokens=NEW),
+        "communicate_logits": lambda p, t, m, *a: jc.communicate_logits(
+            p, p, Prompts(t, m), Prompts(t, m), t[:, -4:], k=K, j=J
+        ),
+        "generate": lambda p, t, m, *a: jc.generate(p, Prompts(t, m), max_new_tokens=NEW),
         "score": lambda p, t, m, h, x, words, cache, texts: jc.score(p, words, cache, texts),
     }
     more = jc.prefix(params, np.ones((1, 32), np.int32), K), message, words, cache, texts
@@ -81,7 +84,7 @@ def bare(params: jc.Params, tokens: jax.Array, *, mask: jax.Array) -> jax.Array:
 
 
 def masked(fn, params: jc.Params, tokens: np.ndarray, mask: np.ndarray):
-    return fn(params, tokens, mask=mask)
+    return fn(params, Prompts(tokens, mask))
 
 
 def seconds(fn, prompts) -> float:
@@ -102,7 +105,7 @@ def main() -> None:
     b = load_agent(folder("b"), "float32")
     models = {
         "embedded pair, b": (b.params, 30),
-        "30 layers, width 576": (jc.init(jax.random.key(0), SHAPE), 2),
+        "30 layers, width 576": (jc.init_params(jax.random.key(0), SHAPE), 2),
     }
     for title, (params, repeats) in models.items():
         make = np.random.default_rng(0)
@@ -118,7 +121,9 @@ def main() -> None:
             print(f"{name:20} {x:12.2f} {y:12.2f} {ratio:6.2f}")
         with compiled() as programs:
             for (tokens, mask), (k, j) in zip(prompts, itertools.product(range(3), range(4)), strict=False):
-                jc.communicate(params, params, tokens, tokens, k=k, j=j, mask_a=mask, mask_b=mask, max_new_tokens=NEW)
+                jc.communicate(
+                    params, params, Prompts(tokens, mask), Prompts(tokens, mask), k=k, j=j, max_new_tokens=NEW
+                )
         print(f"programs compiled for other prompts, k and j: {len(programs)}")
         with_nan, without = jax.jit(jc.forward), jax.jit(bare)
         guarded, plain = (functools.partial(masked, fn, params) for fn in (with_nan, without))

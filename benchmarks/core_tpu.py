@@ -31,7 +31,8 @@ from jaxcomm import layer_sweep as sweep_module
 from jaxcomm.communication import communicate, read_prompt
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.converters.hf import abstract_params
-from jaxcomm.model import hidden_states, prefix
+from jaxcomm.prompts import Prompts
+from jaxcomm.reading import hidden_states, prefix
 from jaxcomm.sharding import grid, shardings
 
 ROPE = Rope(5e5, "llama3", factor=32.0)
@@ -72,7 +73,9 @@ def programs(a: ModelConfig, b: ModelConfig, mesh: Mesh):
     data = "data" if GAMES % mesh.shape["data"] == 0 else None
     (tokens, mask), scalar = columns(mesh, data), jax.ShapeDtypeStruct((), jnp.int32)
     talk = jax.jit(
-        lambda p, q, ta, tb, ma, mb, k, j: communicate(p, q, ta, tb, k=k, j=j, mask_a=ma, mask_b=mb, max_new_tokens=NEW)
+        lambda p, q, ta, tb, ma, mb, k, j: communicate(
+            p, q, Prompts(ta, ma), Prompts(tb, mb), k=k, j=j, max_new_tokens=NEW
+        )
     )
     yield "communicate", lambda: talk.lower(model_a, model_b, tokens, tokens, mask, mask, scalar, scalar), (), 0
 
@@ -80,7 +83,7 @@ def programs(a: ModelConfig, b: ModelConfig, mesh: Mesh):
     def cut(p, tokens, mask):
         blocks = jax.tree.map(lambda w: w[:-1], p.blocks)
         shorter = p.replace(blocks=blocks, config=dataclasses.replace(p.config, layers=p.config.layers - 1))
-        return prefix(shorter, tokens, p.config.layers - 1, mask=mask)[:, -1]
+        return prefix(shorter, Prompts(tokens, mask), p.config.layers - 1)[:, -1]
 
     yield CONTROL, lambda: jax.jit(cut).lower(model_b, tokens, mask), (), 0
 
@@ -88,13 +91,13 @@ def programs(a: ModelConfig, b: ModelConfig, mesh: Mesh):
     model_a, model_b = placed(a, spread), placed(b, spread)
     tokens, mask = columns(spread, "games")
     last_states = functools.partial(hidden_states, last=True)
-    yield "sweep, A's prompts", lambda: jax.jit(last_states).lower(model_a, tokens, mask=mask), (), 0
-    yield "sweep, B's prompts", lambda: jax.jit(read_prompt).lower(model_b, tokens, mask=mask), (), 0
+    yield "sweep, A's prompts", lambda: jax.jit(last_states).lower(model_a, Prompts(tokens, mask)), (), 0
+    yield "sweep, B's prompts", lambda: jax.jit(read_prompt).lower(model_b, Prompts(tokens, mask)), (), 0
 
     # What B read: laid out as reading leaves it, and the cells of one chunk.
-    read = jax.jit(read_prompt).lower(model_b, tokens, mask=mask).compile()
+    read = jax.jit(read_prompt).lower(model_b, Prompts(tokens, mask)).compile()
     place = lambda tree, at: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)
-    prompt = place(jax.eval_shape(read_prompt, model_b, tokens, mask=mask), read.output_shardings)
+    prompt = place(jax.eval_shape(read_prompt, Prompts(model_b, mask), tokens), read.output_shardings)
     cells = LAYERS**2
     edits = rows(spread, (GAMES, cells, b.width), jnp.bfloat16, "games")
     layers, count = rows(spread, (cells,), jnp.int32), rows(spread, (GAMES,), jnp.int32, "games")

@@ -99,7 +99,7 @@ def make(family: str, folder: Path, layers: int, width: int):
 
     from jaxcomm.converters import FAMILIES, to_hf
     from jaxcomm.converters.values import Values
-    from jaxcomm.model import init
+    from jaxcomm.model import init_params
 
     heads = width // 64
     sizes = dict(vocab_size=VOCAB, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads)
@@ -109,7 +109,7 @@ def make(family: str, folder: Path, layers: int, width: int):
     if family == "gemma3_text":
         sizes |= dict(head_dim=64, query_pre_attn_scalar=64, sliding_window=128)
     values = transformers.AutoConfig.for_model(family, **sizes)
-    params = init(jax.random.key(0), FAMILIES[family].read(Values(values)))
+    params = init_params(jax.random.key(0), FAMILIES[family].read(Values(values)))
     return to_hf(params, folder / family, family=family), params
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxcomm.evals.agents import load
 from jaxcomm.evals.sentences import sentences
 from jaxcomm.int8 import quantise
-from jaxcomm.model import forward
+from jaxcomm.reading import forward
 
 
 def main() -> None:
@@ -28,15 +28,16 @@ def main() -> None:
     for name in args.checkpoints:
         (agent,) = load(name)
         texts = sentences("statements:countries" if args.text == "statements" else args.text, args.n, seed=0)
-        tokens, mask = agent.read(texts)
-        exact = jax.nn.log_softmax(read(agent.params, tokens, mask=mask))
+        prompts = agent.tokenize(texts)
+        mask = prompts.mask
+        exact = jax.nn.log_softmax(read(agent.params, prompts))
         half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), agent.params)
         kinds = {"bfloat16": half, "int8, float32": quantise(agent.params), "int8, bfloat16": quantise(half)}
         told = mask[:, 1:] & mask[:, :-1]
         size = lambda p: sum(a.nbytes for a in jax.tree.leaves(p)) / 2**20
         print(f"{name}: {told.sum()} tokens; float32 takes {size(agent.params):.1f} MiB")
         for kind, params in kinds.items():
-            logp = jax.nn.log_softmax(read(params, tokens, mask=mask))
+            logp = jax.nn.log_softmax(read(params, prompts))
             kl = jnp.sum(jnp.exp(exact) * (exact - logp), axis=-1)[:, 1:][told]
             same = jnp.mean((jnp.argmax(exact, -1) == jnp.argmax(logp, -1))[:, 1:][told])
             print(

@@ -73,10 +73,10 @@ def make(args, folder: Path):
     from jaxcomm import lmnet
     from jaxcomm.config import ModelConfig, Rope
     from jaxcomm.converters import to_hf
-    from jaxcomm.model import init
+    from jaxcomm.model import init_params
 
-    vertex = init(jax.random.key(0), ModelConfig(**shape(args.quick), rope=Rope(theta=1e6)))
-    network = lmnet.init(jax.random.key(1), vertex, WIDTHS)
+    vertex = init_params(jax.random.key(0), ModelConfig(**shape(args.quick), rope=Rope(theta=1e6)))
+    network = lmnet.init_network(jax.random.key(1), vertex, WIDTHS)
     leaves, tree = jax.tree.flatten(network)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     moved = [a + 0.02 * jax.random.normal(key, a.shape) for a, key in zip(leaves, keys, strict=True)]
@@ -94,7 +94,8 @@ def ours(what: str, single: bool, folder: Path, args):
 
     from jaxcomm import lmnet
     from jaxcomm.converters import from_hf
-    from jaxcomm.model import embed, forward, positions_of
+    from jaxcomm.model import embed, positions_of
+    from jaxcomm.reading import forward
     from jaxcomm.training import Batch, Everything, begin, losses, make_optimizer, make_step
 
     vertex = from_hf(folder / "vertex", unroll=args.layout == "unrolled")
@@ -103,7 +104,7 @@ def ours(what: str, single: bool, folder: Path, args):
     else:
         with np.load(folder / "edges.npz") as saved:
             read = lambda path, a: jnp.asarray(saved["/".join(k.key for k in path)])
-            model = jax.eval_shape(lambda: lmnet.init(jax.random.key(1), vertex, WIDTHS))
+            model = jax.eval_shape(lambda: lmnet.init_network(jax.random.key(1), vertex, WIDTHS))
             model = model.replace(models=(vertex,), edges=jax.tree_util.tree_map_with_path(read, model.edges))
     tokens = jnp.asarray(tokens_of(args))
     weights = jnp.ones(tokens.shape).at[:, 0].set(0.0)

@@ -33,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxcomm import lmnet
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.model import init
+from jaxcomm.model import init_params
 from jaxcomm.sharding import fsdp_shardings
 from jaxcomm.training import Batch, Everything, begin, make_optimizer, make_step
 
@@ -53,8 +53,8 @@ def compiled(stage: int, mesh: Mesh, columns: int, quick: bool):
     optimizer = make_optimizer(1e-4, 1000)
 
     def abstract():
-        params = init(jax.random.key(0), config, jnp.bfloat16 if stage == 1 else jnp.float32)
-        network = lmnet.init(jax.random.key(1), params, (1, 2, 1) if quick else (1, 4, 4, 4, 1))
+        params = init_params(jax.random.key(0), config, jnp.bfloat16 if stage == 1 else jnp.float32)
+        network = lmnet.init_network(jax.random.key(1), params, (1, 2, 1) if quick else (1, 4, 4, 4, 1))
         trained, frozen = network.split() if stage == 1 else (Everything(network), None)
         rows = jnp.zeros((1, ROWS, columns), jnp.int32)
         return begin(trained, optimizer), frozen, Batch(rows, rows, rows.astype(jnp.float32))

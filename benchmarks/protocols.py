@@ -32,7 +32,7 @@ from jaxcomm.evals.harness import Arm, Decoding, ProtocolLM
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.pair.text import statements
 from jaxcomm.evals.runs import RunFolder
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.base import start_turn
 
 THREADS, BATCH, ROUNDS = 2, 8, 3
 SHAPE = dict(
@@ -134,7 +134,7 @@ def beside_hf(path: Path, show: Callable[[str], None]) -> None:
         for n in range(ROUNDS + 1):
             asked = requests(kind, n)
             hf, want = timed(theirs, asked)
-            arm = Arm("single", (b,), lambda agents, x, y, **_: hear(agents[-1], y), alone=True)
+            arm = Arm("single", (b,), lambda agents, x, y, **_: start_turn(agents[-1], y), alone=True)
             with tempfile.TemporaryDirectory() as out:
                 run = RunFolder(Path(out), {}, dict, command="", resume=False)
                 lm = ProtocolLM(arm, run, Decoding(batch_size=BATCH))

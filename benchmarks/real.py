@@ -102,6 +102,7 @@ def worker(side: str, file: str, threads: int) -> None:
         from jaxcomm.converters import load_agent
         from jaxcomm.decoding import generate
         from jaxcomm.evals import programs
+        from jaxcomm.prompts import Prompts
 
         programs.keep()
         imported, before = time.perf_counter(), held()
@@ -109,8 +110,7 @@ def worker(side: str, file: str, threads: int) -> None:
         loaded, high = time.perf_counter(), peak()
 
         def write(batch: int, new: int) -> np.ndarray:
-            tokens, mask = agent.read([PROMPT] * batch)
-            return np.asarray(generate(agent.params, tokens, mask=mask, max_new_tokens=new).tokens)
+            return np.asarray(generate(agent.params, agent.tokenize([PROMPT] * batch), max_new_tokens=new).tokens)
 
         def sweep(game: dict) -> list:
             """The same, of all columns; a list for each k."""
@@ -119,8 +119,7 @@ def worker(side: str, file: str, threads: int) -> None:
             params = agent.params.stack()  # as jaxcomm sweep has it
             to = lambda name, kind: np.array(game[name], kind)
             out = sweep_answers(
-                params, params, to("ta", np.int32), to("tb", np.int32), to("answers", np.int32), mask_a=to("ma", bool),
-                mask_b=to("mb", bool), ks=game["ks"], js=game["ks"],
+                params, params, Prompts(to("ta", np.int32), to("ma", bool)), Prompts(to("tb", np.int32), to("mb", bool)), to("answers", np.int32), ks=game["ks"], js=game["ks"],
             )  # fmt: skip
             return np.asarray(out.logprobs)[0].sum(-1).tolist()
 
@@ -234,7 +233,7 @@ def beside_hooks(sides, file: str, config) -> None:
     agent, game, wording = load_agent(file, chat=True), draw("countries", 0, GAMES), Wording()
     prompts = wording.prompts_b(game, agent)
     answers = agent.spell(prompts, [item.answer for item in game.items])
-    (ta, ma), (tb, mb) = (agent.read(x) for x in (wording.prompts_a(game, agent), prompts))
+    (ta, ma), (tb, mb) = (agent.tokenize(x) for x in (wording.prompts_a(game, agent), prompts))
     layers = [round(i * config.layers / GRID) for i in range(1, GRID + 1)]
     columns = [layers[i] for i in np.linspace(0, GRID - 1, COLUMNS).round().astype(int)]
     asked = {"ks": layers, "columns": columns} | {

@@ -289,10 +289,10 @@ def check_flops(args) -> None:
     import jax.numpy as jnp
 
     from jaxcomm.flops import blocks_flops, head_flops
-    from jaxcomm.model import init, run_blocks, unembed
+    from jaxcomm.model import init_params, run_blocks, unembed
 
     config = make_config(args)
-    params = jax.eval_shape(lambda: init(jax.random.key(0), config).unroll())
+    params = jax.eval_shape(lambda: init_params(jax.random.key(0), config).unroll())
     past = jax.eval_shape(lambda: params.empty_cache(1, 63))
     h, positions = jax.ShapeDtypeStruct((1, 64, config.width), jnp.float32), jax.ShapeDtypeStruct((1, 64), jnp.int32)
 
@@ -315,12 +315,14 @@ def growth(args) -> None:
     import jax
 
     from jaxcomm.converters import to_hf
-    from jaxcomm.model import init
+    from jaxcomm.model import init_params
 
     def measure(layers: int, grid: int, prompt: int) -> tuple[float, float]:
         args.layers = layers
         with tempfile.TemporaryDirectory() as parent:
-            side = Side("jaxcomm", to_hf(init(jax.random.key(0), make_config(args)), Path(parent) / "llama"), args)
+            side = Side(
+                "jaxcomm", to_hf(init_params(jax.random.key(0), make_config(args)), Path(parent) / "llama"), args
+            )
             request = dict(prompt=prompt, ks=list(range(1, grid + 1)), js=list(range(1, grid + 1)))
             compiled = side.ask(**request)[1]
             times = [side.ask(**request)[0] for _ in range(3)]
@@ -369,7 +371,7 @@ def main() -> None:
     import jax.numpy as jnp
 
     from jaxcomm.converters import from_hf, to_hf
-    from jaxcomm.model import init
+    from jaxcomm.model import init_params
 
     print(
         f"{args.checkpoint or 'random'} Llama, {args.layers} layers, width {args.width}, {args.heads} heads, {args.kv_heads} key heads, feed-forward {args.ff}, vocabulary {args.vocab}, "
@@ -382,7 +384,7 @@ def main() -> None:
     )
     check_flops(args)
     with tempfile.TemporaryDirectory() as parent:
-        made = lambda: init(jax.random.key(0), make_config(args), getattr(jnp, args.dtype))
+        made = lambda: init_params(jax.random.key(0), make_config(args), getattr(jnp, args.dtype))
         folder = to_hf(from_hf(args.checkpoint) if args.checkpoint else made(), Path(parent) / "llama")
         hooks, ours = (Side(name, folder, args) for name in ("transformers", "jaxcomm"))
         for prompt in args.prompts:

@@ -31,7 +31,7 @@ from safetensors.numpy import save_file
 
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.int8 import check_not_int8, in_int8
-from jaxcomm.model import Params, init
+from jaxcomm.model import Params, init_params
 from jaxcomm.sharding import shardings
 
 from . import gguf, real
@@ -258,7 +258,7 @@ def _leaf(layout: Layout, root: str, path: tuple, shape: tuple[int, ...]) -> _Le
 @functools.cache
 def abstract_params(config: ModelConfig, unroll: bool = False) -> Params:
     """Shapes of a model, without making one."""
-    made = lambda: init(jax.random.key(0), config)
+    made = lambda: init_params(jax.random.key(0), config)
     return jax.eval_shape(lambda: made().unroll() if unroll else made())
 
 

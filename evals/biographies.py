@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxcomm.agent import Agent
 from jaxcomm.protocols import FORMS
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.base import start_turn
 
 from .files import read_text
 from .scores import ratio
@@ -123,7 +123,7 @@ def judge_all(
     for start in range(0, len(questions), JUDGED_AT_ONCE):
         part = questions[start : start + JUDGED_AT_ONCE]
         asked = [rule.ask.format(person=p, biography=" ".join(bullets(b)) or b, fact=f) for p, b, f in part]
-        turn = hear(judge, asked)
+        turn = start_turn(judge, asked)
         if by == "text":
             verdicts += [reply.text for reply in turn.write(VERDICT_TOKENS, until=("\n",))]
         else:

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import rich.table
 
-from jaxcomm.communication import read_prompt, resume, send
+from jaxcomm.communication import read_prompt, resume
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.decoding import begin, go_on
+from jaxcomm.decoding import continue_decoding, start_decoding
+from jaxcomm.edits import apply_graft
 from jaxcomm.flops import blocks_flops, generation_flops, graft_flops, paper_activation, paper_message
-from jaxcomm.graft import apply_graft
-from jaxcomm.model import init, prefill
+from jaxcomm.messages import send
+from jaxcomm.model import init_params
+from jaxcomm.reading import prefill
 
 from ..converters.agents import architecture
 from . import pair
@@ -112,8 +114,8 @@ def _step(config: ModelConfig, prompt: int, new: int) -> int:
     def lower(p):
         cache = jax.eval_shape(lambda: p.empty_cache(1, prompt))
         logits = jax.ShapeDtypeStruct((1, config.vocab), jnp.float32)
-        writing = jax.eval_shape(lambda x, c: begin(x, c, max_new_tokens=new), logits, cache)
-        return jax.jit(go_on).lower(p, writing, new)
+        writing = jax.eval_shape(lambda x, c: start_decoding(x, c, max_new_tokens=new), logits, cache)
+        return jax.jit(continue_decoding).lower(p, writing, new)
 
     return 0 if new < 2 else _layered(config, lower)
 
@@ -126,7 +128,7 @@ def _layered(config: ModelConfig, lower: Callable, layers: int | None = None) ->
 
 
 def _abstract(config: ModelConfig):
-    return jax.eval_shape(lambda: init(jax.random.key(0), config).unroll())
+    return jax.eval_shape(lambda: init_params(jax.random.key(0), config).unroll())
 
 
 def _ints(*shape: int) -> jax.ShapeDtypeStruct:

@@ -15,7 +15,7 @@ import rich
 import rich.table
 
 from jaxcomm.agent import Agent
-from jaxcomm.graft import GRAFTS
+from jaxcomm.edits import GRAFTS
 from jaxcomm.protocols import Control
 
 from ..converters import load_agent

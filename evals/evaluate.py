@@ -24,9 +24,9 @@ import rich.table
 from jaxcomm.agent import Agent
 from jaxcomm.compiled import check_layer
 from jaxcomm.decoding import Sampling
-from jaxcomm.protocols import activation, cipher_debate, debate, exchange, message, skyline
+from jaxcomm.protocols import Back, activation, cipher_debate, debate, exchange, message, skyline
 from jaxcomm.protocols.answers import ANSWERS, RELEASED, correct
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.base import start_turn
 from jaxcomm.protocols.text import check_message
 
 from . import biographies
@@ -109,7 +109,7 @@ def arms(asked: Asked, a: Agent, b: Agent, others: Sequence[Agent], maps: Sequen
     for protocol in asked.protocols:
         if protocol in ("single", "sender"):
             who = b if protocol == "single" else a
-            yield Arm(protocol, (who,), lambda agents, x, y, **_: hear(agents[-1], y), alone=True)
+            yield Arm(protocol, (who,), lambda agents, x, y, **_: start_turn(agents[-1], y), alone=True)
         if protocol == "skyline":
             yield Arm(protocol, (a, b), lambda agents, x, y, **_: skyline(agents[0], agents[-1], x, y))
         if protocol == "message":
@@ -210,7 +210,7 @@ def _activation(asked, maps, control, agents, prompts_a, prompts_b, *, task, unt
 def _exchange(asked, maps, control, agents, prompts_a, prompts_b, *, task, until, sampling, seed):
     a, b = agents
     return exchange(
-        a, b, prompts_a, prompts_b, k=asked.k[0], j=asked.j, k_back=asked.k_back, j_back=asked.j_back,
+        a, b, prompts_a, prompts_b, k=asked.k[0], j=asked.j, back=Back(asked.k_back, asked.j_back),
         graft=asked.graft, where=asked.where, think=asked.think, answer=answer_kind(asked, task), tie=asked.tie,
         until=until, sampling=sampling, seed=seed,
     )  # fmt: skip

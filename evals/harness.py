@@ -27,7 +27,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from jaxcomm.agent import Agent, Prompt, TooLong
 from jaxcomm.decoding import Sampling
 from jaxcomm.protocols import Panel, Turn
-from jaxcomm.protocols.base import Spent, hear, total
+from jaxcomm.protocols.base import Spent, start_turn, total
 from jaxcomm.protocols.text import put
 
 from . import biographies, programs
@@ -320,7 +320,7 @@ class ProtocolLM(LM):
     def _score(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         b = self.arm.agents[-1]
         if not rows[0].prompt:  # unconditional: of the one who answers
-            turn = hear(b, [""] * len(rows), rows=[[b.first_token]] * len(rows))
+            turn = start_turn(b, [""] * len(rows), rows=[[b.first_token]] * len(rows))
             found, told = turn.score_tokens([[_spell(b, text) for text in row.items] for row in rows]), [{}] * len(rows)
         else:
             new = max(len(_spell(agent, text)) for agent in self.arm.agents for row in rows for text in row.items)
@@ -350,7 +350,7 @@ class ProtocolLM(LM):
         scored = []
         for start in range(0, len(flat), len(rows)):
             part = flat[start : start + len(rows)]
-            turn = hear(b, [""] * len(part), rows=[context for context, _ in part])
+            turn = start_turn(b, [""] * len(part), rows=[context for context, _ in part])
             scored += turn.score_tokens([[text] for _, text in part])
         found = iter(scored)
         records = []

@@ -58,10 +58,10 @@ def sentences(source: str, n: int | None = None, *, seed: int = 0) -> list[str]:
 
 
 def read_both(a: Agent, b: Agent, sentences: Sequence[str]) -> Iterator[tuple[Any, Any]]:
-    """Batches for `jaxcomm.fit_maps` and its like: both models' tokens and masks. Padded alike: one program each."""
-    both = [agent.read(sentences) for agent in (a, b)]
+    """Batches for `jaxcomm.fit_maps` and its like: both models' prompts. Padded alike: one program each."""
+    both = [agent.tokenize(sentences) for agent in (a, b)]
     for rows in np.split(np.arange(len(sentences)), range(BATCH, len(sentences), BATCH)):
-        yield tuple((tokens[rows], mask[rows]) for tokens, mask in both)
+        yield both[0][rows], both[1][rows]
 
 
 def _statements(game: str, seed: int) -> Iterator[str]:

@@ -30,7 +30,7 @@ from jaxcomm.agent import Agent
 from jaxcomm.compiled import check_layer
 from jaxcomm.decoding import Generation
 from jaxcomm.fingerprint import fingerprint
-from jaxcomm.layer_sweep import Chunk, Plan, Sizes, by_length
+from jaxcomm.layer_sweep import Chunk, Grid, Plan, Sizes, by_length
 from jaxcomm.mapping import HELD_OUT, Maps, fit_maps
 from jaxcomm.protocols import Control
 from jaxcomm.sharding import spread
@@ -77,15 +77,13 @@ def read_text(text: str | None, game: str) -> list[str] | None:
 def plan_game(game: Game, a: Agent, b: Agent, *, max_new_tokens: int | None, wording: Wording = PLAIN, **how) -> Plan:
     """A sweep over a game: decoded if there is a number of tokens to write, else the exact match of its answers."""
     a, b = (wording.writer(game, agent) for agent in (a, b))
-    tokens_a, mask_a = a.read(wording.prompts_a(game, a))
     prompts_b = wording.prompts_b(game, b)
     answers = None if max_new_tokens else b.spell(prompts_b, [i.answer for i in game.items])
     room = max_new_tokens or answers.shape[1] + 1  # pyright: ignore[reportOptionalMemberAccess]
-    tokens_b, mask_b = b.read(prompts_b, room)
-    return Plan(
-        a.params, b.params, tokens_a, tokens_b, mask_a=mask_a, mask_b=mask_b, answers=answers,
-        max_new_tokens=max_new_tokens or 1, stop_tokens=b.stop_tokens, **how,
-    )  # fmt: skip
+    both = a.tokenize(wording.prompts_a(game, a)), b.tokenize(prompts_b, room)
+    grid = Grid(how.pop("ks"), how.pop("js"), how.pop("grafts", ("replace",)), how.pop("maps", None))
+    how |= dict(max_new_tokens=max_new_tokens or 1, stop_tokens=b.stop_tokens)
+    return Plan(a.params, b.params, *both, grid, answers, **how)
 
 
 def answer_groups(game: Game, b: Agent, wording: Wording) -> list[np.ndarray]:
@@ -189,14 +187,14 @@ def columns(task: Task, chunk: Chunk, result: Mapping[str, np.ndarray], b: Agent
     """A finished chunk as a table: one row per cell and question."""
     plan, games = task.plan, list(chunk.games)
     questions = task.questions[games]
-    g, k, j = np.repeat(plan.cells[chunk.cells.start : chunk.cells.stop], len(games), axis=0).T
+    g, k, j = np.repeat(plan.grid.cells[chunk.cells.start : chunk.cells.stop], len(games), axis=0).T
     flat = lambda a: a.reshape(-1, *a.shape[2:])
     rows = {
         "game": pa.array([task.game] * len(g)),
         "sender_reads": pa.array([task.reads] * len(g)),
-        "graft": pa.array(np.array(plan.grafts)[g].tolist()),
-        "k": pa.array(np.array(plan.ks, np.int32)[k]),
-        "j": pa.array(np.array(plan.js, np.int32)[j]),
+        "graft": pa.array(np.array(plan.grid.grafts)[g].tolist()),
+        "k": pa.array(np.array(plan.grid.ks, np.int32)[k]),
+        "j": pa.array(np.array(plan.grid.js, np.int32)[j]),
         "question": pa.array(np.tile(questions.astype(np.int32), len(chunk.cells))),
     }
     logprobs = flat(result["logprobs"])
@@ -325,7 +323,7 @@ def run(
         def task(game: str, kind: str, n: int, questions: np.ndarray) -> Task:
             begun, fit = (plan[f"{game} {kind} {n}"] for plan in (folder.plan, now))
             plan = plan_for(game, kind, questions, maps=maps.get(game), sizes=Sizes(*map(min, begun, fit)))
-            every = Chunk(range(plan.games), range(len(plan.cells)))
+            every = Chunk(range(plan.games), range(len(plan.grid.cells)))
             return Task(game, kind, asked.wording.reads, n, questions, plan, tuple(every.cut(Sizes(*begun))))
 
         tasks = [task(*part) for part in parts]
@@ -367,14 +365,14 @@ def collect(
     for game in games:
         own = [t for t in tasks if t.game == game]
         plan = own[0].plan
-        shape = (len(plan.grafts), len(plan.ks), len(plan.js), len(games[game].items))
+        shape = (len(plan.grid.grafts), len(plan.grid.ks), len(plan.grid.js), len(games[game].items))
         joined, found = None, {}
         for kind in dict.fromkeys(t.kind for t in own):
             files = [t.name(i) for t in own if t.kind == kind for i in range(len(t.chunks))]
             table = pa.concat_tables(folder.read(name) for name in files)
             index = [
                 np.array([list(values).index(v) for v in table[name].to_pylist()])
-                for name, values in (("graft", plan.grafts), ("k", plan.ks), ("j", plan.js))
+                for name, values in (("graft", plan.grid.grafts), ("k", plan.grid.ks), ("j", plan.grid.js))
             ]
             order = np.lexsort((table["question"].to_numpy(), *reversed(index)))
             table = table.take(order)

@@ -1,8 +1,8 @@
 """Language models that communicate through activations.
 
-The core: `Params` (weights with their architecture), `prefix` / `suffix` / `forward` / `hidden_states`, `generate`,
-`communicate` and its parts, `sweep` for every layer pair at once. `load_agent` and `from_hf` read checkpoints
-(`jaxcomm.converters` has the rest), games and the command line are in `jaxcomm.evals`.
+The core: `Params` (weights with their architecture); `prefix`, `suffix`, `forward`, `run_with_cache`, `generate`, which read
+and edit any site; `communicate` and its parts `send` and `receive`; `sweep` for every layer pair at once. `load_agent` and
+`from_hf` read checkpoints (`jaxcomm.converters` has the rest), games and the command line are in `jaxcomm.evals`.
 """
 
 from importlib.metadata import version as _version
@@ -11,14 +11,19 @@ from typing import Any as _Any
 
 from jaxcomm.agent import Agent
 from jaxcomm.cache import KVCache
-from jaxcomm.communication import answer, communicate, communicate_logits, receive, send
+from jaxcomm.chat import Chat
+from jaxcomm.communication import communicate, communicate_logits
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.decoding import Generation, Sampling, decode, generate, left_pad, score
-from jaxcomm.graft import GRAFTS, apply_graft
-from jaxcomm.layer_sweep import AnswerSweep, Sweep, sweep, sweep_answers
+from jaxcomm.decoding import Generation, Sampling, decode, generate, score
+from jaxcomm.edits import GRAFTS, Context, Edit, Graft, add, apply_graft, project_out, replace, scale
+from jaxcomm.layer_sweep import AnswerSweep, Patching, Sweep, patch, sweep, sweep_answers
 from jaxcomm.mapping import Maps, RidgeMaps, Similarity, fit_maps, similarity, train_maps
-from jaxcomm.model import Params, forward, hidden_states, init, prefill, prefix, suffix
+from jaxcomm.messages import Message, receive, send
+from jaxcomm.model import Params, init_params
+from jaxcomm.prompts import Prompts, left_pad
+from jaxcomm.reading import forward, hidden_states, prefill, prefix, run_with_cache, suffix
 from jaxcomm.sharding import deliver, shard, shardings
+from jaxcomm.sites import SITES, Site
 
 if _TYPE_CHECKING:
     from jaxcomm.converters import from_hf, load_agent
@@ -27,19 +32,28 @@ __version__ = _version("jaxcomm")
 
 __all__ = [
     "GRAFTS",
+    "SITES",
     "Agent",
     "AnswerSweep",
+    "Chat",
+    "Context",
+    "Edit",
     "Generation",
+    "Graft",
     "KVCache",
     "Maps",
+    "Message",
     "ModelConfig",
     "Params",
+    "Patching",
+    "Prompts",
     "RidgeMaps",
     "Rope",
     "Sampling",
     "Similarity",
+    "Site",
     "Sweep",
-    "answer",
+    "add",
     "apply_graft",
     "communicate",
     "communicate_logits",
@@ -50,12 +64,17 @@ __all__ = [
     "from_hf",
     "generate",
     "hidden_states",
-    "init",
+    "init_params",
     "left_pad",
     "load_agent",
+    "patch",
     "prefill",
     "prefix",
+    "project_out",
     "receive",
+    "replace",
+    "run_with_cache",
+    "scale",
     "score",
     "send",
     "shard",

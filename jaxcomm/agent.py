@@ -5,14 +5,26 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import jax
 import jinja2
 import numpy as np
 
-from jaxcomm.decoding import Generation, bucket, check_finite, left_pad
+from jaxcomm.decoding import (
+    NEW_TOKENS,
+    Decoding,
+    Generation,
+    bucket,
+    check_finite,
+    continue_decoding,
+    start_decoding,
+)
+from jaxcomm.messages import Message
+from jaxcomm.prompts import Prompts, left_pad
+from jaxcomm.reading import prefill
 
 CHAT_DAY = datetime.datetime(2024, 7, 26)
 """Templates that write a date write this one, whether they ask for `date_string` (Llama 3.x) or for `strftime_now` (Mistral
@@ -28,6 +40,9 @@ _DATE_MACRO = (
 
 THOUGHTS = {"<think>": "</think>", "[THINK]": "[/THINK]"}
 """Tokens that thoughts begin and end with (Qwen 3, distillations of R1; Magistral)."""
+
+write_until = jax.jit(continue_decoding, donate_argnames="state")
+"""`continue_decoding` as one program, which writes into the state it is given."""
 
 Prompt = str | Sequence[Mapping[str, str]]
 """A text, or a conversation: turns with a `role` and a `content`, as chat templates take them."""
@@ -165,10 +180,113 @@ class Agent:
                 f"a prompt of {length} tokens does not fit: the model's positions leave room for {limit}; shorten it"
             )
 
-    def read(self, prompts: Sequence[Prompt], new: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Left-padded tokens and mask [B, P], P a bucket that leaves room for `new` tokens. ValueError: as `rows`."""
+    def tokenize(self, prompts: Sequence[Prompt], new: int = 0) -> Prompts:
+        """Prompts as arrays, checked.
+
+        Args:
+            prompts: Texts, or conversations.
+            new: Leave room for so many tokens after them.
+
+        Returns:
+            Tokens and mask [B, P], left-padded to a bucket, so that prompts of about one length share a program.
+
+        Raises:
+            ValueError: A prompt is empty, has a token that the model has not, or leaves no room.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts are a list of texts: give [{prompts[:20]!r}...]")
         rows = self.rows(prompts, new)
         return left_pad(rows, bucket(max(map(len, rows), default=0), self.params.config.max_positions - new))
+
+    def find(self, prompts: Sequence[Prompt], text: str | Sequence[str]) -> np.ndarray:
+        """Where words stand in prompts, for a `Site`'s positions.
+
+        Args:
+            prompts: What `tokenize` is given.
+            text: What to look for: the same in every prompt, or of each its own.
+
+        Returns:
+            A mask [B, P] of the tokens of every occurrence, in the columns of `tokenize(prompts)`.
+
+        Raises:
+            ValueError: A prompt does not have it, or it begins or ends within a token.
+
+        Example:
+            >>> agent.find(["Bob is at Petra."], "Petra").sum()
+            np.int64(2)
+        """
+        wanted = [text] * len(prompts) if isinstance(text, str) else list(text)
+        rows = [self._find(*both) for both in zip(map(self.render, prompts), wanted, strict=True)]
+        columns = self.tokenize(prompts).shape[1]
+        return np.stack([np.pad(row, (columns - len(row), 0)) for row in rows])
+
+    def _find(self, text: str, part: str) -> np.ndarray:
+        """Which of a rendered text's tokens that are read lie in a part of it."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise ValueError(f"{self.name}: its tokenizer does not say where tokens stand; give positions as numbers")
+        begins = [at.start() for at in re.finditer(re.escape(part), text)] if part else []
+        if not begins:
+            raise ValueError(f"{part!r} is not in the prompt {text[:80]!r}")
+        begun = self.chat or (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
+        found = self.tokenizer(text, add_special_tokens=not begun, return_offsets_mapping=True)["offset_mapping"]
+        inside = np.zeros(len(found), bool)
+        for begin in begins:
+            end = begin + len(part)
+            for token, (start, stop) in enumerate(found):
+                if start < end and stop > begin:
+                    inside[token] = True
+                    # A token may bring the space before it, and nothing else.
+                    if (text[start:begin] + text[end:stop]).strip():
+                        raise ValueError(
+                            f"{part!r} begins or ends within the token {text[start:stop]!r} of the prompt: name whole words"
+                        )
+        return inside[self.kept(list(self._spell(text)))]
+
+    def stream(self, prompt: Prompt, *, seed: Seed = 0, **decoding: Unpack[Decoding]) -> Iterator[str]:
+        """Writes after a prompt, piece by piece.
+
+        Args:
+            prompt: A text, or a conversation.
+            seed: Of what is drawn, if `sampling` is given.
+            **decoding: `Decoding`; it stops at the agent's own stop tokens.
+
+        Yields:
+            What is new in the text, as soon as it is whole characters; nothing while the agent thinks.
+
+        Raises:
+            ValueError: As `tokenize`.
+
+        Example:
+            >>> "".join(agent.stream("Bob is at Petra. Which country is Bob located in?", max_new_tokens=8))
+            ' Jordan'
+        """
+        decoding = {"stop_tokens": self.stop_tokens, "keys": row_keys(seed, 1), **decoding}
+        most = decoding.get("max_new_tokens", NEW_TOKENS)
+        prompts = self.tokenize([prompt], most)
+        (row,), told = self.rows([prompt]), ""
+        state = start_decoding(*prefill(self.params, prompts), **decoding)
+        for n in range(1, most + 1):
+            out = jax.device_get(state.out)
+            check_finite(out)
+            text = self.said([i for i in out.tokens[0, : out.lengths[0]] if i not in self.stop_tokens], row)
+            whole = text.rstrip("\ufffd")
+            if whole.startswith(told) and len(whole) > len(told):
+                yield whole[len(told) :]
+                told = whole
+            if state.done[0]:
+                break
+            state = write_until(self.params, state, n + 1)
+
+    def describe(self, message: Message, count: int = 5) -> str:
+        """A message of this agent's model, a line for each prompt: norm, and the tokens its own head finds likeliest there."""
+        nearest, norms = np.asarray(message.nearest(self.params, count)), np.asarray(message.norms)
+        lines = [repr(message)]
+        for row, (ids, norm) in enumerate(zip(nearest, norms, strict=True)):
+            last = ids.reshape(-1, count)[-1]
+            lines.append(
+                f"{row}: norm {np.reshape(norm, -1)[-1]:.1f}, nearest {' '.join(map(repr, self.tokens(last)))}"
+            )
+        return "\n".join(lines)
 
     def follow(self, prompt: Prompt, continuation: str) -> list[int]:
         """Tokens of a continuation as they follow a prompt: those of both together, without as many as the prompt has
@@ -284,8 +402,8 @@ def row_keys(seed: Seed, rows: int) -> jax.Array:
     return jax.vmap(jax.random.key)(np.asarray(seed, np.uint32))
 
 
-def vary(seed: Seed, n: int) -> Seed:
-    """The n-th of the seeds that one stands for. Those of rows are spread, since neighbours may have neighbouring ones."""
+def derive_seed(seed: Seed, n: int) -> Seed:
+    """The n-th seed derived from `seed`. Seeds of rows are hashed first, so that neighbouring rows get unrelated streams."""
     if np.ndim(seed) == 0:
         return int(seed) + n  # pyright: ignore[reportArgumentType]
     return (np.asarray(seed, np.uint64) + np.uint64(n * 2654435761)) % np.uint64(2**32)

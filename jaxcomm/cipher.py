@@ -6,6 +6,7 @@ what is said stays in the convex hull of the vocabulary and nothing is drawn. Wi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from jaxcomm.cache import KVCache
 from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Sampling, warp
-from jaxcomm.model import LanguageModel
+from jaxcomm.model import Attended, LanguageModel
 
 Stop = Literal["argmax", "nearest", "none"]
 """A response ends where the likeliest token is a stop token (Zhang et al.'s StateDelta), where the token nearest to the
@@ -58,10 +59,30 @@ def nearest(vectors: Float[Array, "*n D"], table: Float[Array, "V D"]) -> Int[Ar
     return jnp.argmax(products / jnp.maximum(norm, 1e-15), axis=-1).astype(jnp.int32)
 
 
-def mixture(
-    logits: Float[Array, "B V"], sampling: Sampling, partial: Partial, threshold, reverse: bool
-) -> Float[Array, "B V"]:
+class Mixing(struct.PyTreeNode):
+    """How a distribution becomes a vector, and when a response ends.
+
+    Attributes:
+        sampling: Temperature, a number or [B], and cuts of p before it is averaged.
+        threshold: Of `partial`; None: the authors'.
+        stop: When it ends.
+        partial: Whether sure steps are mixed, too.
+        reverse: Mix where the model is sure instead.
+        vocab: How many tokens are meant (matrices may be padded); None: the smallest matrix has no others.
+    """
+
+    sampling: Sampling
+    threshold: Any = None
+    stop: Stop = struct.field(pytree_node=False, default="argmax")
+    partial: Partial = struct.field(pytree_node=False, default="off")
+    reverse: bool = struct.field(pytree_node=False, default=False)
+    vocab: int | None = struct.field(pytree_node=False, default=None)
+
+
+def mixture(logits: Float[Array, "B V"], how: Mixing) -> Float[Array, "B V"]:
     """The distribution p whose mean embedding is said; its temperature may be [B], and 0 is the argmax."""
+    sampling, partial = how.sampling, how.partial
+    threshold = THRESHOLDS[partial] if how.threshold is None else how.threshold
     temperature = jnp.broadcast_to(jnp.asarray(sampling.temperature, jnp.float32), logits.shape[:1])[:, None]
     certain = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
     p = jax.nn.softmax(warp(logits, sampling.replace(temperature=jnp.maximum(temperature, 1e-6))), axis=-1)
@@ -70,60 +91,53 @@ def mixture(
         plain = jax.nn.softmax(logits, axis=-1)
         entropy = -jnp.sum(jnp.where(plain > 0, plain * jnp.log(plain), 0.0), axis=-1, keepdims=True)
         doubt = entropy if partial == "entropy" else 1 - jnp.max(plain, axis=-1, keepdims=True)
-        mixed &= (doubt > threshold) != reverse
+        mixed &= (doubt > threshold) != how.reverse
     return jnp.where(temperature < 0, jnp.nan, jnp.where(mixed, p, certain))
 
 
-@compiled(prompts=(), static=("vocab", "max_new_tokens", "stop", "partial", "reverse"))
+@compiled(prompts={}, static=("max_new_tokens",))
 def cipher(
     params: LanguageModel,
     logits: Float[Array, "B V"],
     cache: KVCache,
+    how: Mixing,
     *,
     tables: Sequence[Float[AnyArray, "_ _"]] = (),
-    vocab: int | None = None,
     past: tuple[KVCache, ...] = (),
     max_new_tokens: int,
-    sampling: Sampling,
-    stop: Stop = "argmax",
     stop_tokens: Sequence[Any] | AnyArray = (),
-    partial: Partial = "off",
-    threshold: Any = None,
-    reverse: bool = False,
 ) -> Vectors:
-    """Writes after a prefilled prompt (`model.prefill`), all rows in one `while_loop`.
+    """Writes vectors after prefilled prompts, all rows in one `while_loop`.
 
-    tables: embedding matrices [V_r, D_r] of the receivers, over the same vocabulary, of which the first `vocab` tokens
-    are meant (matrices may be padded). sampling: temperature, a number or [B], and cuts of p before it is averaged.
-    reverse: mix where the model is sure instead. Rows of the matrices are averaged raw; a model that scales its
-    embeddings scales the mean, once.
+    Args:
+        params: The model, or a network.
+        logits: After the prompts, as `prefill` returned them.
+        cache: The prompts' keys and values, likewise.
+        how: How distributions become vectors.
+        tables: Embedding matrices [V_r, D_r] of the receivers, over the same vocabulary. Rows are averaged raw; a model that
+            scales its embeddings scales the mean, once.
+        past: Caches of what was read before, which are only read.
+        max_new_tokens: At most so many vectors.
+        stop_tokens: A response ends with any of them (`Stop`).
+
+    Returns:
+        The response.
+
+    Raises:
+        ValueError: max_new_tokens below 1.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
     tables = tuple(jnp.asarray(t) for t in (params.embed, *tables))
-    vocab = min(len(t) for t in tables) if vocab is None else vocab
-    tables = tuple(t[:vocab] for t in tables)
-    rows, stops = logits.shape[0], jnp.asarray(stop_tokens, jnp.int32)
-    start, first = jnp.max(cache.positions, axis=-1) + 1, cache.positions.shape[-1]
-    eps = THRESHOLDS[partial] if threshold is None else threshold
-
-    def say(t, done, out: Vectors, logits) -> tuple[Array, Bool[Array, "B"], Vectors]:
-        """The next vector, which is not kept if it ends the response."""
-        p = mixture(logits[:, :vocab], sampling, partial, eps, reverse)
-        mean = lambda t: jnp.einsum("bv,vd->bd", p.astype(t.dtype), t, preferred_element_type=jnp.float32)
-        said = [mean(t).astype(t.dtype) for t in tables]
-        if stop == "nearest":
-            done |= jnp.isin(nearest(said[0], tables[0]), stops)
-        if stop == "argmax":
-            done |= jnp.isin(jnp.argmax(logits[:, :vocab], axis=-1), stops)
-        keep = lambda old, new: old.at[:, t].set(jnp.where(done[:, None], 0, new).astype(old.dtype))
-        own, *sent = (keep(old, new) for old, new in zip((out.own, *out.sent), said, strict=True))
-        return said[0], done, out.replace(own=own, sent=tuple(sent), lengths=out.lengths + (~done).astype(jnp.int32))
+    tables = tuple(t[: how.vocab or min(map(len, tables))] for t in tables)
+    rows, first = logits.shape[0], cache.positions.shape[-1]
+    start = jnp.max(cache.positions, axis=-1) + 1
+    say = functools.partial(_say, how=how, tables=tables, stops=jnp.asarray(stop_tokens, jnp.int32))
 
     def step(s: _State) -> _State:
-        positions, at = (start + s.t - 1)[:, None], first + s.t - 1
-        cache = s.cache.announce(positions, at)
-        h, cache = params.read(s.e[:, None], positions, past=past, cache=cache, column=at)
+        positions, column = (start + s.t - 1)[:, None], first + s.t - 1
+        attended = Attended(past, s.cache.announce(positions, column), column)
+        h, cache = params.read(s.e[:, None], positions, attended=attended)
         e, done, out = say(s.t, s.done, s.out, params.logits(h)[:, 0])
         return _State(s.t + 1, e, done, out, cache)
 
@@ -135,3 +149,27 @@ def cipher(
     out = jax.lax.while_loop(lambda s: (s.t < max_new_tokens) & ~jnp.all(s.done), step, state).out
     written = jnp.arange(max_new_tokens) < out.lengths[:, None]
     return out.replace(tokens=jnp.where(written, nearest(out.own, tables[0]), -1))
+
+
+def _say(
+    t: Any,
+    done: Bool[Array, "B"],
+    out: Vectors,
+    logits: Float[Array, "B V"],
+    *,
+    how: Mixing,
+    tables: tuple,
+    stops: Array,
+) -> tuple[Array, Bool[Array, "B"], Vectors]:
+    """The next vector, which is not kept if it ends the response."""
+    logits = logits[:, : len(tables[0])]
+    p = mixture(logits, how)
+    mean = lambda t: jnp.einsum("bv,vd->bd", p.astype(t.dtype), t, preferred_element_type=jnp.float32)
+    said = [mean(t).astype(t.dtype) for t in tables]
+    if how.stop == "nearest":
+        done |= jnp.isin(nearest(said[0], tables[0]), stops)
+    if how.stop == "argmax":
+        done |= jnp.isin(jnp.argmax(logits, axis=-1), stops)
+    keep = lambda old, new: old.at[:, t].set(jnp.where(done[:, None], 0, new).astype(old.dtype))
+    own, *sent = (keep(old, new) for old, new in zip((out.own, *out.sent), said, strict=True))
+    return said[0], done, out.replace(own=own, sent=tuple(sent), lengths=out.lengths + (~done).astype(jnp.int32))

@@ -25,14 +25,17 @@ from flax import struct
 from jax.core import Tracer
 
 from jaxcomm.config import ModelConfig
+from jaxcomm.edits import Graft, checked
+from jaxcomm.prompts import Prompts, as_prompts, known
+from jaxcomm.sites import SITES, Site, as_site, check_positions, check_site
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-_trace = functools.partial(jax.extend.core.get_opaque_trace_state, convention="flax")
+trace_state = functools.partial(jax.extend.core.get_opaque_trace_state, convention="flax")
 with jax.ensure_compile_time_eval():
-    UNTRACED = _trace()
+    UNTRACED = trace_state()
 """Not under any transformation. (What is traced may hide in a graft's closure, so arguments do not tell.)"""
 
 
@@ -44,26 +47,29 @@ class _Static(struct.PyTreeNode):
 
 def compiled(
     *,
-    prompts: Sequence[tuple[str, str, str]] = (("params", "tokens", "mask"),),
+    prompts: Mapping[str, str] | None = None,
     layers: Mapping[str, str] | None = None,
     texts: Mapping[str, str] | None = None,
     static: Sequence[str] = (),
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Decorates a pure function of arrays.
+    """Decorates a pure function of arrays. Its `edits`, if it has any, are of `params` and `prompts`.
 
     Args:
-        prompts: Names of the arguments that hold a model, its prompts and their mask.
+        prompts: Names of prompts, and of the model that reads each; default: `prompts`, of `params`.
         layers: Names of layers, and of the model each belongs to.
         texts: Names of given continuations, and of the model that reads each.
-        static: Names of arguments that are no arrays: another value is another program.
+        static: Names of arguments that are no arrays: another value is another program. What holds arrays (a `Site`,
+            a `Graft`) stays an argument.
     """
+    prompts = {"prompts": "params"} if prompts is None else prompts
     layers, texts = layers or {}, texts or {}
 
     def decorate(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         signature = inspect.signature(fn)
+        options = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
 
         def body(given: dict[str, Any]) -> Result:
-            return cast(Any, fn)(**{name: x.value if isinstance(x, _Static) else x for name, x in given.items()})
+            return cast(Any, fn)(**{name: _released(x) for name, x in given.items()})
 
         body.__name__ = body.__qualname__ = fn.__name__
         program = jax.jit(body, inline=True)
@@ -71,16 +77,29 @@ def compiled(
         @functools.wraps(fn)
         def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             given = signature.bind(*args, **kwargs).arguments
-            for params, tokens, mask in prompts:
-                check_prompts(given[params], given[tokens], given.get(mask))
+            for name in options:
+                given |= given.pop(name, {})
+            for name, params in prompts.items():
+                given[name] = as_prompts(given[name])
+                check_tokens(given[params], given[name])
             for name, params in texts.items():
                 check_texts(given[params], given[name], name)
+            untraced = trace_state() == UNTRACED
             for name, params in layers.items():
+                if isinstance(given[name], Site):
+                    given[name] = _checked_site(given[params], given[name], given[f"prompts_{params[-1]}"], untraced)
+                    continue
                 check_layer(given[params], given[name], name)
                 if not isinstance(given[name], Tracer):
                     layer = int(given[name])
-                    given[name] = np.int32(layer) if _trace() == UNTRACED else _Static(layer)
-            given |= {name: _Static(given[name]) for name in static if name in given}
+                    given[name] = np.int32(layer) if untraced else _Static(layer)
+            if "site" in given:
+                given["site"] = _checked_site(given["params"], as_site(given["site"]), given["prompts"], untraced)
+            for site in _as_list(given.get("sites", ())):
+                _check_read(given, site)
+            if given.get("edits"):
+                given["edits"] = checked(given["params"], given["edits"], given.get("prompts"))
+            given |= {name: _fixed(given[name]) for name in static if name in given}
             return program(given)
 
         return call
@@ -88,11 +107,43 @@ def compiled(
     return decorate
 
 
-def known(x: Any) -> np.ndarray | None:
-    """The values, if they can be looked at: not of a traced array, nor of one that other processes hold a part of."""
-    if x is None or isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
-        return None
-    return np.asarray(x)
+def _checked_site(params: Any, site: Site, prompts: Prompts, untraced: bool) -> Any:
+    """A site as a program takes it: its layer is an argument, or stays an int in the caller's own program."""
+    check_site(params.config, site)
+    check_positions(site, prompts)
+    return (
+        site if untraced or jax.tree.leaves(site) != [site.layer] or isinstance(site.layer, Tracer) else _Static(site)
+    )
+
+
+def _as_list(sites: Any) -> Sequence[Any]:
+    return [sites] if isinstance(sites, str | Site) else sites
+
+
+def _check_read(given: Mapping[str, Any], site: str | Site) -> None:
+    """Raises ValueError for a site that cannot be read, or one that is named at layers that it has not."""
+    config = given["params"].config
+    if isinstance(site, Site):
+        check_site(config, site)
+        check_positions(site, given["prompts"])
+    elif site in SITES and not SITES[site].layered:
+        check_site(config, Site(site))
+    else:
+        for layer in (1,) if given.get("layers") is None else given["layers"]:
+            check_site(config, Site(site, layer))
+
+
+def _fixed(value: Any) -> Any:
+    """Part of the program, but for arrays and what a `Site` holds of them."""
+    if isinstance(value, list | tuple | range):
+        return tuple(map(_fixed, value))
+    return value if isinstance(value, Site | Graft | jax.Array | np.ndarray) else _Static(value)
+
+
+def _released(value: Any) -> Any:
+    """What `_fixed` was given, lists as tuples."""
+    is_fixed = lambda x: isinstance(x, _Static)
+    return jax.tree.map(lambda x: x.value if is_fixed(x) else x, value, is_leaf=is_fixed)
 
 
 def check_layer(params: Any, layer: Any, name: str = "k") -> None:
@@ -129,37 +180,20 @@ def check_texts(params: Any, texts: Any, name: str) -> None:
         raise ValueError(f"{name} have a token after the end of a text: -1 goes after its last token and nowhere else")
 
 
-def check_prompts(params: Any, tokens: Any, mask: Any = None) -> None:
-    """Raises ValueError for prompts that cannot be read, as far as their values are known.
+def check_tokens(params: Any, prompts: Prompts) -> None:
+    """Raises ValueError for a token that is not in the vocabulary, as far as the values are known.
 
     Args:
         params: The model.
-        tokens: Ids [B, T] in the vocabulary (any on padding), or vectors [B, T, D].
-        mask: False on padding [B, T], which is on the left of every row.
+        prompts: What it is to read.
     """
-    if not hasattr(tokens, "shape"):
-        raise ValueError(f"prompts are an array, got a {type(tokens).__name__}: jaxcomm.left_pad makes one of lists")
-    if np.ndim(tokens) not in (2, 3):
-        raise ValueError(
-            f"prompts are tokens [rows, columns], or vectors [rows, columns, width]: got {np.shape(tokens)}"
-        )
-    if mask is not None and np.shape(mask) != np.shape(tokens)[:2]:
-        raise ValueError(f"the mask is {np.shape(mask)}, the prompts are {np.shape(tokens)[:2]}: give both one shape")
-    real, ids = known(mask), known(tokens) if np.ndim(tokens) == 2 else None
-    if real is not None and real.size and not real[:, -1].all():
-        row = int(np.argmin(real[:, -1]))
-        if not real[row].any():
-            raise ValueError(f"row {row} has no token: its mask is False everywhere")
-        raise ValueError(
-            f"row {row} ends in padding: pad on the left, so that the last column is every row's last token "
-            "(jaxcomm.left_pad; of a transformers tokenizer, padding_side='left')"
-        )
+    ids, real = known(prompts.tokens) if np.ndim(prompts.tokens) == 2 else None, known(prompts.mask)
     if ids is None:
         return
     if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"tokens are whole numbers, got {ids.dtype}")
     wrong = (ids < 0) | (ids >= params.config.vocab)
-    if mask is not None:
+    if prompts.mask is not None:
         wrong = wrong & real if real is not None else np.zeros_like(wrong)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]

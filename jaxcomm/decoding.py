@@ -1,4 +1,4 @@
-"""Decoding: a prompt is read once (`model.prefill`), then one jitted loop writes until every row has stopped.
+"""Decoding: a prompt is read once (`reading.prefill`), then one jitted loop writes until every row has stopped.
 
 The loop writes into one cache, in place; what several continuations share (a prompt) may lie in others, which it only reads.
 Knows token ids only. Prompts are left-padded, so the last token of every row is column -1.
@@ -7,7 +7,7 @@ Knows token ids only. Prompts are left-padded, so the last token of every row is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,12 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
-from jaxcomm.compiled import compiled, known
+from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
-from jaxcomm.model import LanguageModel, after, check_room, prefill
+from jaxcomm.edits import Edit, writing_hook
+from jaxcomm.model import Attended, LanguageModel, after, check_room, run
+from jaxcomm.prompts import Prompts, known
+from jaxcomm.reading import prefill
 
 
 class Sampling(struct.PyTreeNode):
@@ -68,24 +71,6 @@ def check_finite(out: Generation) -> None:
         raise FloatingPointError(
             f"the logits of row {rows[0]} are not numbers: a layer or a token out of range under jit, or values beyond float16 (load the model as bfloat16 or float32)"
         )
-
-
-def left_pad(prompts: Sequence[Sequence[int]], columns: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as tokens [B, P] and mask [B, P] (False on padding), P = `columns` or the longest. ValueError if a
-    prompt is empty or longer than that."""
-    lengths = [len(p) for p in prompts]
-    if not lengths or not min(lengths):
-        raise ValueError(f"empty prompt at row {lengths.index(0)}" if lengths else "no prompts")
-    columns = max(lengths) if columns is None else columns
-    if max(lengths) > columns:
-        raise ValueError(
-            f"the prompt at row {lengths.index(max(lengths))} has {max(lengths)} tokens, the limit is {columns}: shorten it"
-        )
-    tokens, mask = np.zeros((len(prompts), columns), np.int32), np.zeros((len(prompts), columns), bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, columns - len(prompt) :] = prompt
-        mask[row, columns - len(prompt) :] = True
-    return tokens, mask
 
 
 def bucket(length: int, limit: int, smallest: int = 32) -> int:
@@ -158,9 +143,32 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Arr
     return jnp.where(valid, jnp.where(temperature == 0, likeliest, drawn), -1)
 
 
-class Writing(struct.PyTreeNode):
-    """A text half written: t tokens of each row, the last of which has not been read yet; done [B]; what is out; the
-    cache that is written; begin [B], the position of the first new token."""
+NEW_TOKENS = 16
+"""How many tokens are written unless something else is said."""
+
+
+class Decoding(TypedDict, total=False):
+    """How text is written: the options of `decode`, `generate` and `communicate`.
+
+    Attributes:
+        max_new_tokens: At most so many (default 16). It is part of the program.
+        sampling: None, the default, is greedy.
+        keys: [B], a random key for every row, if anything is drawn.
+        stop_tokens: A row ends with any of them.
+    """
+
+    max_new_tokens: int
+    sampling: Sampling | None
+    keys: Key[Array, "B"] | None
+    stop_tokens: Sequence[Any] | AnyArray
+
+
+class DecodingState(struct.PyTreeNode):
+    """Decoding after `t` tokens of each row; the newest token is not in the cache yet.
+
+    done [B]; out: what is written; cache: what is written to; begin [B]: the position of the first new token; sampling, keys
+    and stop_tokens: as `Decoding` has them.
+    """
 
     t: Any
     token: Any
@@ -168,33 +176,46 @@ class Writing(struct.PyTreeNode):
     out: Generation
     cache: KVCache
     begin: Any
+    sampling: Sampling | None
+    keys: Any
+    stop_tokens: Any
 
-    def emit(self, logits, sampling, keys, stops) -> Writing:
+    def emit(self, logits: Float[Array, "B V"]) -> DecodingState:
         """With one more token."""
-        t, drawn = self.t, None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, self.t)
-        token = choose(logits, sampling, drawn)
-        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), jnp.maximum(token, 0)[:, None], axis=-1)[
-            :, 0
-        ]
+        t = self.t
+        drawn = None if self.keys is None else jax.vmap(jax.random.fold_in, (0, None))(self.keys, t)
+        token = choose(logits, self.sampling, drawn)
+        every = jax.nn.log_softmax(logits, axis=-1)
+        logprob = jnp.take_along_axis(every, jnp.maximum(token, 0)[:, None], axis=-1)[:, 0]
         logprob, broken = jnp.where(token < 0, jnp.nan, logprob), token < 0
         out = Generation(
             tokens=self.out.tokens.at[:, t].set(jnp.where(self.done, -1, token)),
             logprobs=self.out.logprobs.at[:, t].set(jnp.where(self.done, 0.0, logprob)),
             lengths=self.out.lengths + (~self.done & ~broken).astype(jnp.int32),
         )
-        return self.replace(t=t + 1, token=token, done=self.done | broken | jnp.isin(token, stops), out=out)
+        done = self.done | broken | jnp.isin(token, self.stop_tokens)
+        return self.replace(t=t + 1, token=token, done=done, out=out)
 
 
-def begin(
+def start_decoding(
     logits: Float[Array, "B V"],
     cache: KVCache,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int = NEW_TOKENS,
     sampling: Sampling | None = None,
     keys: Key[Array, "B"] | None = None,
     stop_tokens: Sequence[Any] | AnyArray = (),
-) -> Writing:
-    """The first token after a prefilled prompt, and room for the others; `go_on` writes them."""
+) -> DecodingState:
+    """The first token after a prefilled prompt, and room for the others.
+
+    Args:
+        logits: After the prompt's last token.
+        cache: Of the prompt.
+        max_new_tokens: As all that follow: `Decoding`'s.
+
+    Raises:
+        ValueError: No new tokens, or sampling without a key for each row.
+    """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
     rows = logits.shape[0]
@@ -205,61 +226,68 @@ def begin(
         logprobs=jnp.zeros((rows, max_new_tokens), jnp.float32),
         lengths=jnp.zeros(rows, jnp.int32),
     )
-    none = jnp.zeros(rows, jnp.int32)
-    room = cache.extend(max_new_tokens - 1)  # the last token is never read
-    start = Writing(jnp.int32(0), none, jnp.zeros(rows, bool), blank, room, jnp.max(cache.positions, axis=-1) + 1)
-    return start.emit(logits, sampling, keys, jnp.asarray(stop_tokens, jnp.int32))
+    none, done = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
+    room, begin = cache.extend(max_new_tokens - 1), jnp.max(cache.positions, axis=-1) + 1  # the last is never read
+    stops = jnp.asarray(stop_tokens, jnp.int32)
+    return DecodingState(jnp.int32(0), none, done, blank, room, begin, sampling, keys, stops).emit(logits)
 
 
-def go_on(
+def continue_decoding(
     params: LanguageModel,
-    writing: Writing,
-    until,
+    state: DecodingState,
+    until: Any,
     *,
     past: tuple[KVCache, ...] = (),
-    sampling: Sampling | None = None,
-    keys: Key[Array, "B"] | None = None,
-    stop_tokens: Sequence[Any] | AnyArray = (),
-) -> Writing:
+    edits: Sequence[Edit] = (),
+) -> DecodingState:
     """Writes until there are `until` tokens (may be traced) or every row is done, all rows in one `while_loop`.
 
-    Who wants to look at the text in between (for stop strings) calls it in steps, and may mark rows as done.
+    Who wants to look at the text in between (for stop strings, or to stream it) calls it in steps, and may mark rows as done.
     """
-    stops, T = jnp.asarray(stop_tokens, jnp.int32), writing.out.tokens.shape[1]
-    first = writing.cache.positions.shape[-1] - (T - 1)
+    first = state.cache.positions.shape[-1] - (state.out.tokens.shape[1] - 1)
 
-    def step(w: Writing) -> Writing:
-        positions, at = (w.begin + w.t - 1)[:, None], first + w.t - 1
-        cache = w.cache.announce(positions, at)
-        h, cache = params.read(w.token[:, None], positions, past=past, cache=cache, column=at)
-        return w.replace(cache=cache).emit(params.logits(h)[:, 0], sampling, keys, stops)
+    def step(s: DecodingState) -> DecodingState:
+        positions, column = (s.begin + s.t - 1)[:, None], first + s.t - 1
+        attended = Attended(past, s.cache.announce(positions, column), column)
+        hook = writing_hook(params, positions, edits)
+        logits, cache, _ = run(params, s.token[:, None], positions, hook, attended=attended)
+        return s.replace(cache=cache).emit(logits[:, 0])
 
-    return jax.lax.while_loop(lambda w: (w.t < until) & ~jnp.all(w.done), step, writing)
+    return jax.lax.while_loop(lambda s: (s.t < until) & ~jnp.all(s.done), step, state)
 
 
-@compiled(prompts=(), static=("max_new_tokens",))
+@compiled(prompts={}, static=("max_new_tokens",))
 def decode(
     params: LanguageModel,
     logits: Float[Array, "B V"],
     cache: KVCache,
     *,
     past: tuple[KVCache, ...] = (),
-    max_new_tokens: int,
-    sampling: Sampling | None = None,
-    keys: Key[Array, "B"] | None = None,
-    stop_tokens: Sequence[Any] | AnyArray = (),
+    edits: Sequence[Edit] = (),
+    **decoding: Unpack[Decoding],
 ) -> Generation:
-    """Writes after a prefilled prompt until a stop token or `max_new_tokens`.
+    """Writes after prefilled prompts until a stop token or `max_new_tokens`.
 
-    logits, cache: what `model.prefill` returned. `past`: caches of what was read before that, which are only read.
-    Token t of row b is drawn with fold_in(keys[b], t), so a row's text does not depend on its neighbours.
+    Args:
+        params: The model, or a network (without edits).
+        logits: After the prompts' last tokens [B, V], as `prefill` returned them.
+        cache: The prompts' keys and values, likewise.
+        past: Caches of what was read before that, which are only read.
+        edits: Those of every step are made at each token.
+        **decoding: `Decoding`. Token t of row b is drawn with fold_in(keys[b], t), so a row's text does not depend on its
+            neighbours.
+
+    Returns:
+        What is written.
+
+    Raises:
+        ValueError: No new tokens, sampling without a key for each row, invalid edits.
     """
-    how: dict[str, Any] = dict(sampling=sampling, keys=keys, stop_tokens=stop_tokens)
-    writing = begin(logits, cache, max_new_tokens=max_new_tokens, **how)
-    return go_on(params, writing, max_new_tokens, past=past, **how).out
+    state = start_decoding(logits, cache, **decoding)
+    return continue_decoding(params, state, state.out.tokens.shape[1], past=past, edits=edits).out
 
 
-@compiled(prompts=(), texts={"continuations": "params"})
+@compiled(prompts={}, texts={"continuations": "params"})
 def score(
     params: LanguageModel,
     logits: Float[Array, "B V"],
@@ -290,7 +318,8 @@ def score(
         positions = jnp.asarray(after((cache,)))[:, :, None] + jnp.arange(T - 1, dtype=jnp.int32)
         positions = jnp.where(real[:, :, 1:], positions, -1).reshape(B, -1)
         read = tokens[:, :, :-1].reshape(B, -1)
-        h, _ = params.read(read, positions, past=(*past, cache), branches=C if C > 1 else None)
+        attended = Attended((*past, cache), branches=C if C > 1 else None)
+        h, _ = params.read(read, positions, attended=attended)
         # Logits of all tokens at once would not fit: [tokens, V].
         predict = lambda x: token_logprobs(params.logits(x[0][None, None])[0, 0], x[1])
         rest = jax.lax.map(predict, (h.reshape(-1, h.shape[-1]), tokens[:, :, 1:].reshape(-1)), batch_size=LOGITS)
@@ -303,8 +332,6 @@ def score(
 
 LOGITS = 512
 """Tokens whose logits `score` holds at once."""
-
-
 LANES = 128
 """Logits that are added up side by side."""
 
@@ -331,21 +358,27 @@ def token_logprobs(logits: Float[Array, "*#n V"], tokens: Int[Array, "*n"]) -> t
 
 @compiled(static=("max_new_tokens",))
 def generate(
-    params: LanguageModel,
-    tokens: Int[AnyArray, "B P"],
-    *,
-    mask: Bool[AnyArray, "B P"] | None = None,
-    max_new_tokens: int,
-    sampling: Sampling | None = None,
-    keys: Key[Array, "B"] | None = None,
-    stop_tokens: Sequence[Any] | AnyArray = (),
+    params: LanguageModel, prompts: Prompts, *, edits: Sequence[Edit] = (), **decoding: Unpack[Decoding]
 ) -> Generation:
-    """Reads left-padded prompts and writes after them.
+    """Reads prompts and writes after them.
 
-    ValueError: empty prompt, prompt and new tokens exceed the model's positions, sampling without a key for each row.
+    Args:
+        params: The model, or a network (without edits).
+        prompts: What it reads.
+        edits: What is changed on the way: steering, ablation, patching, messages (`jaxcomm.edits`).
+        **decoding: `Decoding`.
+
+    Returns:
+        What is written.
+
+    Raises:
+        ValueError: An empty prompt, prompt and new tokens that exceed the model's positions, sampling without a key for each
+            row, invalid edits.
+
+    Example:
+        >>> jc.generate(params, prompts, max_new_tokens=2).tokens.shape
+        (2, 2)
     """
-    check_room(params, tokens, max_new_tokens)
-    logits, cache = prefill(params, tokens, mask=mask)
-    return decode(
-        params, logits, cache, max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stop_tokens
-    )
+    check_room(params, prompts, decoding.get("max_new_tokens", NEW_TOKENS))
+    logits, cache = prefill(params, prompts, edits=edits)
+    return decode(params, logits, cache, edits=edits, **decoding)

@@ -5,6 +5,8 @@ Norms, rotary angles, routing and the softmax are computed in float32 whatever t
 Mirrors transformers' modeling files of the families in `jaxcomm.converters.families`, with eager attention.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +26,73 @@ be 1: what all rows share.
 
 Or of C branches, [B, K, C, S, H] and [B, C, S]: the row's T queries are then C groups of T / C, and each group sees its
 own branch only. So many continuations of one prompt are one row, which shares that prompt's segment."""
-Gather = Callable[[Array, Array], tuple[tuple[Segment, ...], Any]]
+
+
+class Hook(NamedTuple):
+    """What happens at the sites (`jaxcomm.sites`) that a walk over the blocks passes.
+
+    at(site, layer, x, state) -> x, state: looks at the activation x, or changes it. state: any pytree, which the walk hands
+    on. sites: the names that `at` is called for. valid: False where nothing sensible can come out, which is then NaN.
+    """
+
+    at: Callable[[str, Any, Array, Any], tuple[Array, Any]] = lambda site, layer, x, state: (x, state)
+    state: Any = ()
+    sites: frozenset[str] = frozenset()
+    valid: Any = True
+
+    def __call__(self, site: str, layer: Any, x: Array) -> tuple[Array, Hook]:
+        """x, and the hook with its new state, after a site."""
+        if site not in self.sites:
+            return x, self
+        x, state = self.at(site, layer, x, self.state)
+        return x, self._replace(state=state)
+
+    def within(self, columns: int) -> Hook:
+        """The same at a walk's first columns only."""
+
+        def at(site: str, layer: Any, x: Array, state: Any) -> tuple[Array, Any]:
+            new, state = self.at(site, layer, x[:, :columns], state)
+            return jnp.concatenate([new, x[:, columns:]], axis=1), state
+
+        return self._replace(at=at)
+
+
+NO_HOOK = Hook()
+
+
+class Surroundings:
+    """What a block meets besides its weights and its stream, for one call of it.
+
+    Attributes:
+        layer: Which block it is, from 1; may be traced.
+        angles: Of its rotary embedding (`angles_of`).
+        positions: [B, T], of the tokens.
+        window: How far back a query sees; None: to the first token.
+        segments: (k, v) -> the segments that queries attend to, given the tokens' own keys and values [B, K, T, H], and what
+            is to be kept of them.
+        first: Only the tokens from this one on ask: Q = T - first.
+        hook: What happens at sites; afterwards with its new state.
+        kept: What `segments` kept, afterwards.
+    """
+
+    def __init__(self, layer, angles, positions, window, segments, first=0, hook: Hook = NO_HOOK):
+        self.layer, self.angles, self.positions, self.window = layer, angles, positions, window
+        self.segments, self.first, self.hook, self.kept = segments, first, hook, None
+
+    def wants(self, site: str) -> bool:
+        """Whether anything happens at a site."""
+        return site in self.hook.sites
+
+    def at(self, site: str, x: Array) -> Array:
+        """A site's activation, after what happens there."""
+        x, self.hook = self.hook(site, self.layer, x)
+        return x
+
+    def attended(self, k: Array, v: Array) -> tuple[Segment, ...]:
+        """The segments that queries attend to."""
+        found, self.kept = self.segments(k, v)
+        return found
+
 
 MASKED = -1e30
 BLOCK, BLOCKS = 128, 4
@@ -173,53 +241,54 @@ def visible(queries: Int[Array, "*#n T"], keys: Int[Array, "*#n S"], window) -> 
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over any number of segments.
-
-    `gather(k, v)` gets the tokens' own keys and values [B, K, T, H] and says which segments they attend to (their own
-    among them) and what is to be kept, which is returned. A segment is scored where it lies, so a prompt's cache is
-    shared by everything that continues it. Only the tokens from `first` on ask: Q = T - first.
-    """
+    """Grouped-query attention over any number of segments (`Surroundings.segments`). A segment is scored where it lies, so a
+    prompt's cache is shared by everything that continues it."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, gather: Gather, first: int = 0
-    ) -> tuple[Float[Array, "B Q D"], Any]:
-        c = self.config
+    def __call__(self, x: Float[Array, "B T D"], around: Surroundings) -> Float[Array, "B Q D"]:
+        c, first = self.config, around.first
         B, T, _ = x.shape
-        Q = T - first
-        q = Linear(c.heads * c.head_dim, c.qkv_bias, name="q")(x[:, first:])
-        k = Linear(c.kv_heads * c.head_dim, c.qkv_bias, name="k")(x)
-        v = Linear(c.kv_heads * c.head_dim, c.qkv_bias, name="v")(x).reshape(B, T, c.kv_heads, c.head_dim)
-        if c.qk_norm == "width":
-            q, k = norm_of(c, "q_norm")(q), norm_of(c, "k_norm")(k)
-        q, k = q.reshape(B, Q, c.heads, c.head_dim), k.reshape(B, T, c.kv_heads, c.head_dim)
-        if c.qk_norm == "head":
-            q, k = norm_of(c, "q_norm")(q), norm_of(c, "k_norm")(k)
-        q = rotate(q, angles and tuple(table[:, first:] for table in angles))
-        q = q.reshape(B, Q, c.kv_heads, -1, c.head_dim).transpose(0, 2, 3, 1, 4)
-        k, v = rotate(k, angles).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        q, k, v = self.project(x, around)
+        q = rotate(q, around.angles and tuple(table[:, first:] for table in around.angles))
+        q = q.reshape(B, T - first, c.kv_heads, -1, c.head_dim).transpose(0, 2, 3, 1, 4)
+        k, v = rotate(k, around.angles).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
-        segments, kept = gather(k, v)
         # A long text's own keys come last, in order: queries are taken in blocks, each of which sees only those up to its
         # end, so five eighths of the scores are made, and fewer at a time (a seventh of reading 400 to 600 tokens).
-        *past, own = segments
+        *past, own = around.attended(k, v)
         size = max(BLOCK, -(-T // BLOCKS)) if own[0] is k else T
         until = lambda end: (own[0][:, :, :end], own[1][:, :, :end], own[2][:, :end]) if end < T else own
-        asked = positions[:, first:]
-        out = [
-            self.attend(q[..., t : t + size, :], asked[:, t : t + size], window, [*past, until(first + t + size)])
-            for t in range(0, Q, size)
+        asked = around.positions[:, first:]
+        blocks = [
+            (q[..., t : t + size, :], asked[:, t : t + size], [*past, until(first + t + size)])
+            for t in range(0, T - first, size)
         ]
-        out = jnp.concatenate(out, axis=3).transpose(0, 3, 1, 2, 4)
-        out = Linear(c.width, c.out_bias, name="o")(out.reshape(B, Q, c.heads * c.head_dim))
-        return out, kept
+        if around.wants("pattern"):
+            around.at("pattern", self.pattern(blocks, around.window))
+        out = jnp.concatenate([self.attend(*block, window=around.window) for block in blocks], axis=3)
+        z = around.at("z", out.transpose(0, 3, 1, 2, 4).reshape(B, T - first, c.heads, c.head_dim))
+        return Linear(c.width, c.out_bias, name="o")(z.reshape(B, T - first, c.heads * c.head_dim))
 
-    def attend(
-        self, q: Float[Array, "B K G T H"], positions: Int[Array, "B T"], window, segments: Sequence[Segment]
-    ) -> Float[Array, "B K G T H"]:
-        """What the queries at these positions read in all segments."""
+    def project(self, x: Float[Array, "B T D"], around: Surroundings) -> tuple[Array, Array, Array]:
+        """Queries of the tokens that ask [B, Q, N, H], keys and values of all [B, T, K, H], before rotation."""
+        c = self.config
+        made = {}
+        for name, heads, read in (("q", c.heads, x[:, around.first :]), ("k", c.kv_heads, x), ("v", c.kv_heads, x)):
+            flat = Linear(heads * c.head_dim, c.qkv_bias, name=name)(read)
+            y = around.at(name, flat.reshape(*flat.shape[:2], heads, c.head_dim))
+            if name != "v" and c.qk_norm == "width":
+                y = norm_of(c, f"{name}_norm")(y.reshape(flat.shape)).reshape(y.shape)
+            if name != "v" and c.qk_norm == "head":
+                y = norm_of(c, f"{name}_norm")(y)
+            made[name] = y
+        return made["q"], made["k"], made["v"]
+
+    def scores(
+        self, q: Float[Array, "B K G T H"], positions: Int[Array, "B T"], segments: Sequence[Segment], window
+    ) -> list[Array]:
+        """Of the queries at these positions with every segment, [B, K, G, T, S], `MASKED` where they do not see it."""
         c = self.config
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
         scores = []
@@ -232,7 +301,13 @@ class Attention(nn.Module):
             seen = visible(positions.reshape(len(positions), *branches), key_positions, window)
             score = jnp.where(seen[:, None, None], score, MASKED)
             scores.append(score.reshape(*q.shape[:4], -1))
+        return scores
 
+    def attend(
+        self, q: Float[Array, "B K G T H"], positions: Int[Array, "B T"], segments: Sequence[Segment], window
+    ) -> Float[Array, "B K G T H"]:
+        """What the queries at these positions read in all segments."""
+        scores = self.scores(q, positions, segments, window)
         # A softmax over all segments where they lie: one maximum, one sum, and the division after the values, where it
         # is smallest. (Joining the scores and dividing them: 13 % slower in a sweep over prompts of 256 tokens.)
         most = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
@@ -243,6 +318,14 @@ class Attention(nn.Module):
             got = jnp.einsum("bkg...ts,bk...sh->bkg...th", part, values).astype(jnp.float32)
             out += got.reshape(q.shape)
         return (out / total[..., None]).astype(q.dtype)
+
+    def pattern(self, blocks: Sequence[tuple], window) -> Float[Array, "B N Q S"]:
+        """Attention weights over all segments side by side, float32; made once more, for those who read them."""
+        every = [jnp.concatenate(self.scores(*block, window=window), axis=-1) for block in blocks]
+        columns = every[-1].shape[-1]
+        wide = [jnp.pad(s, [(0, 0)] * 4 + [(0, columns - s.shape[-1])], constant_values=MASKED) for s in every]
+        weights = jax.nn.softmax(jnp.concatenate(wide, axis=3), axis=-1)
+        return weights.reshape(len(weights), self.config.heads, *weights.shape[3:])
 
 
 class MLP(nn.Module):
@@ -335,20 +418,20 @@ def mlp_of(config: ModelConfig, name: str | None = None) -> nn.Module:
 
 
 class Block(nn.Module):
-    """One layer: h[i-1] -> h[i] from the token `first` on, and what `gather` kept (`Attention`)."""
+    """One layer: h[i-1] -> h[i], of the tokens that ask (`Surroundings.first`)."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(
-        self, h: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, gather: Gather, first: int = 0
-    ) -> tuple[Float[Array, "B Q D"], Any]:
+    def __call__(self, h: Float[Array, "B T D"], around: Surroundings) -> Float[Array, "B Q D"]:
         c = self.config
         before = lambda name, x: x if c.norms == "after" else norm_of(c, name)(x)
         after = lambda name, x: x if c.norms == "before" else norm_of(c, name)(x)
-        x = before("attention_norm", h)
-        x, kept = Attention(c, name="attention")(x, angles, positions, window, gather, first)
-        h = h[:, first:]
-        attended = h + after("attention_post_norm", x)
+        h = around.at("resid_pre", h)
+        x = Attention(c, name="attention")(before("attention_norm", h), around)
+        h = h[:, around.first :]
+        attended = h + around.at("attn_out", after("attention_post_norm", x))
+        if not c.parallel:
+            attended = around.at("resid_mid", attended)
         x = mlp_of(c, "mlp")(before("mlp_norm", h if c.parallel else attended))
-        return attended + after("mlp_post_norm", x), kept
+        return around.at("resid_post", attended + around.at("mlp_out", after("mlp_post_norm", x)))

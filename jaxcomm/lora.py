@@ -42,7 +42,7 @@ class LoRA(struct.PyTreeNode):
         return frozen.replace(blocks=jax.tree_util.tree_map_with_path(move, frozen.blocks))
 
 
-def init(key: Array, params: Params, rank: int, alpha: float | None = None) -> LoRA:
+def init_lora(key: Array, params: Params, rank: int, alpha: float | None = None) -> LoRA:
     """`up` begins at 0, so the model begins as it is; `down` is normal with variance 1 / in. alpha: default 2 r (the factor
     is then 2). ValueError: a rank below 1."""
     if rank < 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,16 @@ from jaxtyping import Array, Bool, Float
 
 from jaxcomm.compiled import check_layer
 from jaxcomm.config import AnyArray
-from jaxcomm.model import Params, hidden_states
+from jaxcomm.model import Params
+from jaxcomm.prompts import Prompts
+from jaxcomm.reading import hidden_states
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 HELD_OUT = 10
 """Every tenth sentence is kept back, to choose the ridge on and to measure the error on."""
 
-Batches = Iterable[tuple[tuple[AnyArray, AnyArray], tuple[AnyArray, AnyArray]]]
-"""((tokens_a, mask_a), (tokens_b, mask_b)), [n, P] each, of the same n sentences in both models' tokens."""
+Batches = Iterable[tuple[Prompts, Prompts]]
+"""The same n sentences in A's and in B's tokens, [n, P] each."""
 
 
 _pick = jax.jit(operator.getitem)
@@ -50,12 +52,11 @@ def _final_states(
     for j in js:
         check_layer(params_b, j, "j")
     seen = 0
-    for (tokens_a, mask_a), (tokens_b, mask_b) in batches:
-        n = len(tokens_a)
-        if n != len(tokens_b):
-            raise ValueError(f"a batch has {n} sentences for A and {len(tokens_b)} for B: give both the same")
-        a = hidden_states(params_a, tokens_a, mask=mask_a, last=True)
-        b = hidden_states(params_b, tokens_b, mask=mask_b, last=True)
+    for prompts_a, prompts_b in batches:
+        n = len(prompts_a)
+        if n != len(prompts_b):
+            raise ValueError(f"a batch has {n} sentences for A and {len(prompts_b)} for B: give both the same")
+        a, b = hidden_states(params_a, prompts_a, last=True), hidden_states(params_b, prompts_b, last=True)
         yield _pick(a, np.array(ks)), _pick(b, np.array(js)), (seen + np.arange(n)) % HELD_OUT == HELD_OUT - 1
         seen += n
     if seen < HELD_OUT:
@@ -203,6 +204,14 @@ def _errors(
         return jax.lax.map(lambda at: square(jnp.einsum("jed,nd->jne", *at) - b) / square(b), (W, a))
 
 
+class Recipe(NamedTuple):
+    """Of `train_maps`: how often over the sentences, how many at a time, and Adam's rate."""
+
+    epochs: int = 10
+    batch: int = 32
+    learning_rate: float = 1e-3
+
+
 def train_maps(
     params_a: Params,
     params_b: Params,
@@ -211,9 +220,7 @@ def train_maps(
     ks: Sequence[int],
     js: Sequence[int],
     key: Array,
-    epochs: int = 10,
-    batch: int = 32,
-    learning_rate: float = 1e-3,
+    recipe: Recipe | None = None,
 ) -> Maps:
     """W for every (k, j) by the recipe of Ramesh & Li, section 3.1: Xavier initialisation (uniform), mean squared error
     between W h_A[k] and h_B[j], `epochs` times over the sentences in a new order, `batch` at a time, with Adam.
@@ -224,6 +231,7 @@ def train_maps(
     Memory: all states, K n D_A + J n D_B float32 numbers, on the host and on the device; there also the result and about five
     matrices of the size of W. ValueError: as `fit_maps`; epochs below 0, batch below 1.
     """
+    epochs, batch, learning_rate = recipe or Recipe()
     if epochs < 0 or batch < 1:
         raise ValueError(f"epochs = {epochs}, batch = {batch}: give at least 0 epochs, of batches of at least 1")
     on_host = lambda states: np.asarray(states).astype(np.float32)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,12 @@ from flax import struct
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxcomm.cache import KVCache
-from jaxcomm.compiled import check_layer, compiled
 from jaxcomm.config import FULL, AnyArray, ModelConfig, Remat
-from jaxcomm.layers import Block, Gather, angles_of, norm_of, project, rotary
+from jaxcomm.layers import NO_HOOK, Block, Hook, Segment, Surroundings, angles_of, norm_of, project, rotary
+from jaxcomm.prompts import Prompts
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ class LanguageModel(Protocol):
 
     def read(self, tokens: Array | np.ndarray, positions: Array, **how: Any) -> tuple[Float[Array, "B _ D"], Any]:
         """The stream before the final norm, of tokens [B, T] or vectors [B, T, D], and the cache if there is one. how:
-        `run_blocks`' past, cache, column, branches, last, documents, remat and mesh."""
+        `run_blocks`' attended, last and training."""
         ...
 
     def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -114,7 +114,7 @@ class Params(struct.PyTreeNode):
         return self.replace(blocks=jax.tree.map(lambda *a: jnp.stack(a), *self.blocks)) if self.unrolled else self
 
 
-def init(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
+def init_params(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
     """Random weights, stacked: normal with variance 1 / fan-in, residual outputs / sqrt(2 L), norms at identity.
 
     (A fixed 0.02 is made for widths in the thousands: at width 128 attention scores start near 0.)
@@ -123,8 +123,8 @@ def init(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
     embed_key, head_key = keys[0], keys[1]
     h, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
     angles = angles_of(config, rotary(config, positions), 0)
-    alone = lambda k, v: (((k, v, positions),), None)
-    draw = lambda key: Block(config).init(key, h, angles, positions, None, alone)["params"]
+    alone = lambda: Surroundings(1, angles, positions, None, lambda k, v: (((k, v, positions),), None))
+    draw = lambda key: Block(config).init(key, h, alone())["params"]
     blocks = jax.vmap(draw)(keys[2:])
     for module, name in (("attention", "o"), ("mlp", "down")):
         blocks[module][name]["weight"] /= np.sqrt(2 * config.layers).astype(np.float32)
@@ -145,9 +145,9 @@ INVALID = -2
 """Position of every token of a row that ends in padding, where that was seen too late to be refused (`jaxcomm.compiled`)."""
 
 
-def check_room(params: LanguageModel, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], new: int = 0) -> None:
+def check_room(params: LanguageModel, prompts: Prompts, new: int = 0) -> None:
     """Raises ValueError if there is no token, or if the columns and `new` more do not fit the model's positions."""
-    length, limit = tokens.shape[1], params.config.max_positions
+    length, limit = prompts.shape[1], params.config.max_positions
     if not length:
         raise ValueError("empty prompt: a model needs at least one token to read")
     if length + new > limit:
@@ -158,14 +158,12 @@ def check_room(params: LanguageModel, tokens: Int[AnyArray, "B T"] | Float[AnyAr
         )
 
 
-def positions_of(
-    shape: tuple[int, ...], mask: Bool[AnyArray, "B T"] | None = None, past: tuple[KVCache, ...] = ()
-) -> Int[Array, "B T"]:
-    """0, 1, 2, ... over the real tokens of each row, after those of `past`; -1 on padding (mask False), which is on the left:
-    a row that ends in padding is `INVALID`."""
-    begin = after(past)
+def positions_of(prompts: Prompts, past: tuple[KVCache, ...] = ()) -> Int[Array, "B P"]:
+    """0, 1, 2, ... over the real tokens of each row, after those of `past`; -1 on padding, which is on the left: a row that
+    ends in padding is `INVALID`."""
+    begin, mask = after(past), prompts.mask
     if mask is None:
-        return jnp.broadcast_to(begin + jnp.arange(shape[1], dtype=jnp.int32), shape)
+        return jnp.broadcast_to(begin + jnp.arange(prompts.shape[1], dtype=jnp.int32), prompts.shape)
     places = jnp.where(mask, begin + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
     return jnp.where(mask[:, -1:], places, INVALID)
 
@@ -182,6 +180,16 @@ def embed(
 
     NaN for an id outside the vocabulary, unless it is padding, and at positions that are `INVALID`.
     """
+    return enter(params, tokens, positions)[0]
+
+
+def enter(
+    params: Params,
+    tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"],
+    positions: Int[Array, "B T"],
+    hook: Hook = NO_HOOK,
+) -> tuple[Float[Array, "B T D"], Hook]:
+    """h[0] (`embed`) as a hook leaves it, and the hook with its new state."""
     tokens, valid = jnp.asarray(tokens), positions != INVALID
     if tokens.ndim == 3:
         h = tokens
@@ -190,8 +198,9 @@ def embed(
         h, valid = params.embed[jnp.where(inside, tokens, 0)], valid & (inside | (positions == -1))
     if params.config.scale_embedding:
         h *= jnp.asarray(params.config.width**0.5, h.dtype)
+    h, hook = hook("embed", None, h)
     h = h if params.positions is None else h + params.positions[jnp.maximum(positions, 0)]
-    return jnp.where(valid[..., None], h, jnp.nan)
+    return hook("resid_post", 0, jnp.where(valid[..., None], h, jnp.nan))
 
 
 def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -213,51 +222,87 @@ def project_head(params: Params, normed: Float[Array, "B T D"]) -> Float[Array, 
     return logits if cap is None else jnp.tanh(logits / cap) * cap
 
 
-def apart(positions: Int[Array, "B T"], documents: Int[Array, "B T"] | None) -> tuple[Int[Array, "B T"], int | None]:
-    """Positions for masks, and how far back a query sees, where a row holds several documents.
+class Attended(NamedTuple):
+    """What tokens attend to besides each other, and where their keys and values go.
 
-    documents: the number of each token's, in order. Their positions are moved so far from each other that none is in the
-    next one's window, so a mask needs nothing but positions here, too.
+    Attributes:
+        past: Caches to attend to, and only to read.
+        cache: Where the keys and values made here go. With a `column` they are written there, where the cache's `positions`
+            already announce them, and the whole cache is attended to (decoding); without one they fill it (prefill).
+        column: The first column that is written.
+        branches: The T tokens of a row are so many groups that do not see each other (`layers.Segment`).
     """
-    if documents is None:
-        return positions, None
-    longest = positions.shape[1]
-    return jnp.where(positions < 0, -1, positions + 2 * longest * documents), longest
+
+    past: tuple[KVCache, ...] = ()
+    cache: KVCache | None = None
+    column: Any = None
+    branches: int | None = None
+
+    def segments(self, layer: Any, positions: Int[Array, "B T"]) -> Callable:
+        """For `Surroundings`: what tokens at these positions attend to in a layer, counted from 0, and the cache with their
+        keys and values."""
+
+        def gather(k: Array, v: Array) -> tuple[tuple[Segment, ...], KVCache | None]:
+            own, kept = (k, v, positions), self.cache
+            if self.branches is not None:
+                split = lambda a, axis: a.reshape(*a.shape[:axis], self.branches, -1, *a.shape[axis + 1 :])
+                own = split(k, 2), split(v, 2), split(positions, 1)
+            if self.cache is not None:
+                # Written first and read after: the other order makes XLA copy the whole cache at every token.
+                kept = self.cache.write(layer, k, v, 0 if self.column is None else self.column)
+                own = own if self.column is None else kept.layer(layer)
+            return (*(p.layer(layer) for p in self.past), own), kept
+
+        return gather
 
 
-def gathered(mesh: Mesh | None, h: Array, weights: Any) -> tuple[Array, Any]:
-    """What fully sharded training wants of a layer: its rows stay where they are, its weights come whole. Left to itself XLA
-    may fetch all rows instead, which are larger."""
-    if mesh is None:
-        return h, weights
-    put = lambda a, *spec: jax.lax.with_sharding_constraint(a, NamedSharding(mesh, P(*spec)))
-    return put(h, mesh.axis_names), jax.tree.map(put, weights)
+ALONE = Attended()
+"""Nothing but each other."""
 
 
-def made_again(fn: Callable, remat: Remat) -> Callable:
-    """fn, whose gradient makes again what `remat` says."""
-    if remat == "off":
-        return fn
-    return jax.checkpoint(fn, policy=jax.checkpoint_policies.dots_saveable if remat == "products" else None)
+class Training(NamedTuple):
+    """How a walk whose gradient is taken goes.
+
+    Attributes:
+        documents: [B, T], rows hold several texts, by their numbers in order, that do not see each other; without past and
+            cache.
+        remat: What a gradient makes again (`config.Remat`), block by block.
+        mesh: Rows lie over all of its devices, and a block's weights are fetched whole when they are needed.
+    """
+
+    documents: Any = None
+    remat: Remat = "off"
+    mesh: Mesh | None = None
+
+    def places(self, positions: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], int | None]:
+        """Positions for masks, and how far back a query sees.
+
+        The positions of a row's texts are moved so far from each other that none is in the next one's window, so a mask needs
+        nothing but positions here, too.
+        """
+        if self.documents is None:
+            return positions, None
+        longest = positions.shape[1]
+        return jnp.where(positions < 0, -1, positions + 2 * longest * self.documents), longest
+
+    def fetched(self, h: Array, weights: Any) -> tuple[Array, Any]:
+        """What fully sharded training wants of a layer: its rows stay where they are, its weights come whole. Left to itself
+        XLA may fetch all rows instead, which are larger."""
+        if (mesh := self.mesh) is None:
+            return h, weights
+        put = lambda a, *spec: jax.lax.with_sharding_constraint(a, NamedSharding(mesh, P(*spec)))
+        return put(h, mesh.axis_names), jax.tree.map(put, weights)
+
+    def checkpointed(self, fn: Callable) -> Callable:
+        """fn under `jax.checkpoint` with the policy that `remat` names."""
+        if self.remat == "off":
+            return fn
+        policy = jax.checkpoint_policies.dots_saveable if self.remat == "products" else None
+        return jax.checkpoint(fn, policy=policy)
 
 
-def attend_to(
-    i, positions: Int[Array, "B T"], past: tuple[KVCache, ...], cache: KVCache | None, column, branches: int | None
-) -> Gather:
-    """What layer i attends to and keeps (`run_blocks`)."""
-
-    def gather(k, v):
-        own, kept = (k, v, positions), cache
-        if branches is not None:
-            split = lambda a, axis: a.reshape(*a.shape[:axis], branches, -1, *a.shape[axis + 1 :])
-            own = split(k, 2), split(v, 2), split(positions, 1)
-        if cache is not None:
-            # Written first and read after: the other order makes XLA copy the whole cache at every token.
-            kept = cache.write(i, k, v, 0 if column is None else column)
-            own = own if column is None else kept.layer(i)
-        return (*(p.layer(i) for p in past), own), kept
-
-    return gather
+PLAIN = Training()
+"""One text in every row, all of it kept for a gradient."""
 
 
 def fold_blocks(params: Params, fn: Callable, carry, start, stop):
@@ -287,159 +332,77 @@ def run_blocks(
     params: Params,
     h: Float[Array, "B T D"],
     positions: Int[Array, "B T"],
-    start: Any = 0,
-    stop: Any = None,
+    span: tuple[Any, Any] = (0, None),
     *,
-    past: tuple[KVCache, ...] = (),
-    cache: KVCache | None = None,
-    column=None,
-    branches: int | None = None,
-    visit: tuple[Callable, Any] | None = None,
+    attended: Attended = ALONE,
+    hook: Hook = NO_HOOK,
     last: bool = False,
-    documents: Int[Array, "B T"] | None = None,
-    remat: Remat = "off",
-    mesh: Mesh | None = None,
+    training: Training = PLAIN,
 ) -> tuple[Any, Any, Any]:
-    """Blocks start + 1 .. stop over the stream: h[start] -> h[stop].
+    """The one walk over the blocks: h[start] -> h[stop].
 
-    `past`: caches to attend to. `cache`: where the keys and values made here go. With a `column` they are written
-    there, where the cache's `positions` already announce them, and the whole cache is attended to (decoding); without
-    one they fill it (prefill). `branches`: the T tokens of a row are so many groups that do not see each other.
-    `visit = (fn, state)`: h[i], state = fn(h[i], state, i) after every block i, to look at the stream or to change it.
-    Traced bounds out of range make h NaN. `last`: only the last token's h[stop] is returned, [B, 1, D]; the bounds must be ints. Unrolled, block `stop` then makes
-    keys and values of all tokens, but no more. (Of a stack it would have to be compiled a second time.)
-    `documents`: rows hold several texts that do not see each other (`apart`); without past and cache. `remat`: what a
-    gradient makes again (`config.Remat`), block by block. `mesh`: rows lie over all of its devices, and a block's
-    weights are fetched whole when they are needed (`gathered`).
-    Returns h, cache, state.
+    Args:
+        params: The model.
+        h: The stream that enters.
+        positions: Of its tokens.
+        span: start and stop, default all blocks. Traced bounds out of range make h NaN.
+        attended: What the tokens attend to besides each other.
+        hook: What happens at the sites that are passed; resid_post of layer start has been, where it is the embedding.
+        last: Only the last token's h[stop] is returned, [B, 1, D]; the bounds must be ints. Unrolled, block `stop` then makes
+            keys and values of all tokens, but no more. (Of a stack it would have to be compiled a second time.)
+        training: How a walk whose gradient is taken goes.
+
+    Returns:
+        h[stop], the cache, and the hook's state.
     """
     c = params.config
-    stop = c.layers if stop is None else stop
+    start, stop = span[0], c.layers if span[1] is None else span[1]
     block: Any = Block(c)
     tables = rotary(c, positions)
-    fn, state = visit or (lambda h, state, i: (h, state), None)
-    places, longest = apart(positions, documents)
+    places, longest = training.places(positions)
     reach = [min(w if w != FULL else np.iinfo(np.int32).max, longest or np.iinfo(np.int32).max) for w in c.windows]
 
     def step(carry, i, weights, first=0):
         h, cache, state = carry
-        h, weights = gathered(mesh, h, weights)
+        h, weights = training.fetched(h, weights)
         window = jnp.asarray(reach, jnp.int32)[i] if any(c.windows) else longest
-        gather = attend_to(i, places, past, cache, column, branches)
-        h, kept = block.apply({"params": weights}, h, angles_of(c, tables, i), places, window, gather, first)
-        h, state = fn(h, state, i + 1)
-        return h, kept, state
+        segments = attended._replace(cache=cache).segments(i, places)
+        around = Surroundings(
+            i + 1, angles_of(c, tables, i), places, window, segments, first, hook._replace(state=state)
+        )
+        h = block.apply({"params": weights}, h, around)
+        return h, around.kept, around.hook.state
 
-    again = lambda carry, i, weights: made_again(lambda *x: step(x[0], i, x[1]), remat)(carry, weights)
-    carry = h, cache, state
+    again = lambda carry, i, weights: training.checkpointed(lambda *x: step(x[0], i, x[1]))(carry, weights)
+    carry = h, attended.cache, hook.state
     if last and params.unrolled:
         carry = fold_blocks(params, step, carry, start, stop - 1)
         return step(carry, stop - 1, params.blocks[stop - 1], first=h.shape[1] - 1)
-    h, cache, state = fold_blocks(params, step if remat == "off" else again, carry, start, stop)
+    h, cache, state = fold_blocks(params, step if training.remat == "off" else again, carry, start, stop)
     if isinstance(start, Tracer) or isinstance(stop, Tracer):
         h = jnp.where((start >= 0) & (start <= stop) & (stop <= c.layers), h, jnp.nan)
     return h[:, -1:] if last else h, cache, state
 
 
-def run_edited(
-    params: Params, h: Float[Array, "B T D"], positions: Int[Array, "B T"], edit: tuple[Any, Callable], **how: Any
-) -> tuple[Any, Any, Any]:
-    """All blocks over h[0], where for `edit = (j, fn)` the stream h[j] becomes fn(h[j]). how, and what is returned: as
-    `run_blocks`'. One walk whatever j is: a traced one compiles once for all, and has a reverse mode."""
-    j, fn = edit
-    edited = lambda h, i: jax.lax.cond(jnp.equal(i, j), fn, lambda h: h, h)
-    visit = lambda h, state, i: (edited(h, i), state)
-    h, cache, state = run_blocks(params, edited(h, 0), positions, visit=(visit, None), **how)
-    if isinstance(j, Tracer):
-        h = jnp.where((j >= 0) & (j <= params.config.layers), h, jnp.nan)
-    return h, cache, state
-
-
-@compiled(layers={"k": "params"})
-def prefix(
-    params: Params,
-    tokens: Int[AnyArray, "B T"],
-    k,
-    *,
-    mask: Bool[AnyArray, "B T"] | None = None,
-    past: tuple[KVCache, ...] = (),
-) -> Float[Array, "B T D"]:
-    """h[k]: embedding and blocks 1 .. k. `mask` is False on padding; `past`: caches of what stands before, of every row
-    or of one that all share. ValueError: k out of range, no or too many tokens."""
-    check_room(params, tokens)
-    positions = positions_of(tokens.shape, mask, past)
-    return run_blocks(params, embed(params, tokens, positions), positions, 0, k, past=past)[0]
-
-
-@compiled(prompts=(("params", "h", "mask"),), layers={"k": "params"})
-def suffix(
-    params: Params, h: Float[Array, "B T D"], k, *, mask: Bool[AnyArray, "B T"] | None = None
-) -> Float[Array, "B T V"]:
-    """Logits from h[k]: blocks k + 1 .. L, final norm, head."""
-    check_room(params, h)
-    return unembed(params, run_blocks(params, h, positions_of(h.shape[:2], mask), k)[0])
-
-
-@compiled()
-def forward(
-    params: LanguageModel, tokens: Int[AnyArray, "B T"], *, mask: Bool[AnyArray, "B T"] | None = None
-) -> Float[Array, "B T V"]:
-    """Logits of every position, float32. ValueError: no or too many tokens."""
-    check_room(params, tokens)
-    return params.logits(params.read(tokens, positions_of(tokens.shape, mask))[0])
-
-
-@compiled(static=("last",))
-def hidden_states(
-    params: Params, tokens: Int[AnyArray, "B T"], *, mask: Bool[AnyArray, "B T"] | None = None, last: bool = False
-) -> Array:
-    """h[0] .. h[L] as [L + 1, B, T, D]; with `last` only each row's last token, [L + 1, B, D], the rest never stored."""
-    check_room(params, tokens)
-    positions = positions_of(tokens.shape, mask)
-    h = embed(params, tokens, positions)
-    return run_blocks(params, h, positions, visit=recorder(params, h, last))[2]
-
-
-def recorder(params: Params, h: Float[Array, "B T D"], last: bool) -> tuple[Callable, Array]:
-    """A `visit` for `run_blocks` that begins at h[0] and stores what `hidden_states` returns."""
-    pick = (lambda h: h[:, -1]) if last else (lambda h: h)
-    states = jnp.zeros((params.config.layers + 1, *pick(h).shape), h.dtype).at[0].set(pick(h))
-    return lambda h, states, i: (h, states.at[i].set(pick(h))), states
-
-
-@compiled()
-def prefill(
+def run(
     params: LanguageModel,
-    tokens: Int[AnyArray, "B P"] | Float[AnyArray, "B P D"],
+    tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"],
+    positions: Int[Array, "B T"],
+    hook: Hook = NO_HOOK,
     *,
-    mask: Bool[AnyArray, "B P"] | None = None,
-    past: tuple[KVCache, ...] = (),
-) -> tuple[Float[Array, "B V"], KVCache]:
-    """Reads a left-padded prompt, of tokens or of vectors in their place (`embed`): logits after its last token, and its
-    keys and values. `past`: as `prefix`'s."""
-    return prefill_edited(params, tokens, None, mask=mask, past=past)
+    attended: Attended = ALONE,
+    last: bool = False,
+) -> tuple[Float[Array, "B _ V"], KVCache | None, Any]:
+    """From tokens to logits, through all sites. (Of a network, which has none, without a hook.)
 
-
-def prefill_edited(
-    params: LanguageModel,
-    tokens: Int[AnyArray, "B P"] | Float[AnyArray, "B P D"],
-    edit: tuple[Any, Callable] | None,
-    *,
-    mask: Bool[AnyArray, "B P"] | None = None,
-    past: tuple[KVCache, ...] = (),
-) -> tuple[Float[Array, "B V"], KVCache]:
-    """`prefill` where, for `edit = (j, fn)`, the stream h[j] becomes fn(h[j]) between blocks j and j + 1, once.
-
-    Blocks up to j keep the keys and values of the stream as it was; the later ones make theirs from the edited one, and
-    decoding reads those. fn gets [B, P, D], at j = L perhaps the last token alone. Only of a single model.
+    Returns:
+        Logits of every token, or of the last one; the cache; the hook's state.
     """
-    check_room(params, tokens)
-    positions = positions_of(tokens.shape[:2], mask, past)
-    how: dict[str, Any] = dict(past=past, cache=params.empty_cache(*tokens.shape[:2]), last=True)
-    if edit is None:
-        h, cache = params.read(tokens, positions, **how)
-    else:
-        check_layer(params, edit[0], "j")
-        single: Any = params
-        h, cache, _ = run_edited(single, embed(single, tokens, positions), positions, edit, **how)
-    return params.logits(h)[:, 0], cache.replace(positions=positions)
+    if not hook.sites:
+        h, cache = params.read(tokens, positions, attended=attended, last=last)
+        return params.logits(h), cache, hook.state
+    single: Any = params
+    h, hook = enter(single, tokens, positions, hook)
+    h, cache, state = run_blocks(single, h, positions, attended=attended, hook=hook, last=last)
+    logits, hook = hook._replace(state=state)("logits", None, single.logits(h))
+    return jnp.where(jnp.reshape(hook.valid, (-1, 1, 1)), logits, jnp.nan), cache, hook.state

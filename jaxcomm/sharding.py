@@ -143,7 +143,7 @@ def spread(params: Params) -> Params:
     return params if mesh_of(params) else put(all_devices(), params)
 
 
-def grid(mesh: Mesh, games: int) -> Mesh:
+def sweep_mesh(mesh: Mesh, games: int) -> Mesh:
     """The same devices as (games, cells, fsdp, tensor): as many of the data devices for the games as divide their number,
     the rest for the cells, so that no device waits for want of a game."""
     devices = _weights_last(mesh)

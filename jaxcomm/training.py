@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jaxcomm.config import AnyArray, Remat
-from jaxcomm.model import LanguageModel
+from jaxcomm.model import LanguageModel, Training
 from jaxcomm.sharding import constrain
 
 CHUNK = 128
@@ -95,9 +95,8 @@ def positions_in(documents: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
 
 def losses(model: LanguageModel, batch: Batch, remat: Remat = "off", mesh: Mesh | None = None) -> Float[Array, "B T"]:
     """Weighted cross-entropy, nats, of every token given those before it in its text."""
-    h, _ = model.read(
-        batch.tokens, positions_in(batch.documents), documents=jnp.asarray(batch.documents), remat=remat, mesh=mesh
-    )
+    training = Training(jnp.asarray(batch.documents), remat, mesh)
+    h, _ = model.read(batch.tokens, positions_in(batch.documents), training=training)
     after = lambda a: jnp.concatenate([jnp.asarray(a)[:, 1:], jnp.zeros_like(a[:, :1])], axis=1)
 
     @jax.checkpoint

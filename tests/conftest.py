@@ -52,7 +52,8 @@ from jaxcomm.converters import from_hf, load_agent
 from jaxcomm.decoding import generate
 from jaxcomm.evals import programs
 from jaxcomm.evals.pair import folder
-from jaxcomm.model import Params, forward
+from jaxcomm.model import Params
+from jaxcomm.reading import forward
 
 programs.keep()
 # Tracing makes millions of objects that stay; looking through them again and again is a tenth of the time.

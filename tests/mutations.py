@@ -17,7 +17,7 @@ MUTANTS = (
     ("jaxcomm/layers.py", "low * cos - high * sin", "low * cos + high * sin", "test_parity"),
     ("jaxcomm/graft.py", "a[..., a.shape[-1] - d :]", "a[..., :d]", "test_communicate"),
     ("jaxcomm/decoding.py", "jax.vmap(jax.random.fold_in, (0, None))(keys, self.t)", "keys", "test_model"),
-    ("jaxcomm/layer_sweep.py", "jnp.where((at == i)[..., None], edit, h)", "jnp.where((at == i + 1)[..., None], edit, h)", "test_sweep"),
+    ("jaxcomm/layer_sweep/programs.py", "jnp.where((at == i)[..., None], edit, h)", "jnp.where((at == i + 1)[..., None], edit, h)", "test_sweep"),
     ("jaxcomm/mapping.py", "aa + penalty", "aa", "test_mapping"),
     ("jaxcomm/training.py", "documents[:, 1:] != documents[:, :-1]", "documents[:, 1:] < documents[:, :-1]", "test_lmnet_training"),
     ("jaxcomm/compiled.py", "not real[:, -1].all()", "not real[:, 0].all()", "test_compiled"),

@@ -81,8 +81,8 @@ def test_logits_of_600_tokens_are_near_float64_and_choose_the_same_tokens(both):
 def test_64_greedy_tokens(both):
     """Two prompts, left-padded together."""
     prompts = ["The capital of France is", "Once upon a time, there was a small house near the sea. In it"]
-    tokens, mask = both.agent.read(prompts)
-    out = write(both.agent.params, tokens, mask=mask, max_new_tokens=64)
+    read = both.agent.tokenize(prompts)
+    out = write(both.agent.params, read, max_new_tokens=64)
     for row, prompt in enumerate(prompts):
         ids = torch.tensor([both.agent.encode(prompt)])
         want = both.torch.generate(ids, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -116,8 +116,8 @@ def test_chat_and_stop_tokens(both):
         assert chatting.render(conversation) == want
         assert chatting.encode(conversation) == both.tokenizer.encode(want, add_special_tokens=False)
     assert [both.agent.tokens([token])[0] for token in both.agent.stop_tokens] == ["<|im_end|>", "<|endoftext|>"]
-    tokens, mask = chatting.read(["What is the capital of France? Answer in one word."])
-    out = write(chatting.params, tokens, mask=mask, max_new_tokens=16, stop_tokens=chatting.stop_tokens)
+    read = chatting.tokenize(["What is the capital of France? Answer in one word."])
+    out = write(chatting.params, read, max_new_tokens=16, stop_tokens=chatting.stop_tokens)
     assert int(out.lengths[0]) < 16 and "Paris" in chatting.text(out)[0]
 
 

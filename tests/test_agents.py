@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 from jaxcomm.agent import Agent
-from jaxcomm.communication import communicate, send
+from jaxcomm.communication import communicate
 from jaxcomm.config import ModelConfig
 from jaxcomm.converters import load_agent
 from jaxcomm.evals.games import countries
 from jaxcomm.flops import blocks_flops, generation_flops
 from jaxcomm.layers import BLOCKS
-from jaxcomm.model import forward, init
+from jaxcomm.messages import send
+from jaxcomm.model import init_params
 from jaxcomm.protocols import activation, message, silent, skyline
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.base import start_turn
+from jaxcomm.reading import forward
 
 from command import jaxcomm, refused
 from conftest import WORDS, assert_close, make_checkpoint, toy_tokenizer
@@ -59,8 +61,8 @@ def test_rows_say_what_was_read_and_edited(agents):
     a, b = agents
     (reply, _) = activation(a, b, A_READS, B_READS, k=2, j=3, graft="mean").write(2)
     d = reply.details
-    sent = send(a.params, np.asarray([a.encode(A_READS[0])], np.int32), 2)[0]
-    own = send(b.params, np.asarray([b.encode(B_READS[0])], np.int32), 3)[0]
+    sent = send(a.params, np.asarray([a.encode(A_READS[0])], np.int32), 2).states[0]
+    own = send(b.params, np.asarray([b.encode(B_READS[0])], np.int32), 3).states[0]
     width = b.params.config.width
     assert (d["sent_token"], d["sent_position"], d["edited_token"], d["edited_position"]) == (".", 5, "?", 4)
     assert_close(d["norm_sent"], jnp.linalg.norm(sent), "sent", 1e-4)
@@ -130,7 +132,7 @@ def test_baselines_read_what_they_are_said_to_read(agents):
     reply = message(
         a, b, A_READS, B_READS, ask="who says : {prompt}", tell="{prompt} : {message}", max_message_tokens=5
     ).write()[0]
-    wrote = hear(a, [f"who says : {A_READS[0]}"]).write(5)[0].text
+    wrote = start_turn(a, [f"who says : {A_READS[0]}"]).write(5)[0].text
     assert reply.details["message"] == wrote
     assert list(reply.read) == ["<s>", *B_READS[0].split(), ":", *wrote.split()]
 
@@ -143,17 +145,17 @@ def test_agents_talk_in_turns_and_each_keeps_what_it_took_part_in(agents):
         user, assistant = (lambda text, role=role: {"role": role, "content": text} for role in ("user", "assistant"))
         heard_a, heard_b = [user(f"{A_READS[0]} says")], []
         for n in range(3):
-            said.append(hear(a, [heard_a]).write(4)[0].text)
+            said.append(start_turn(a, [heard_a]).write(4)[0].text)
             if n == 2:
                 break
             heard_b.append(user(f"{said[-1]} {B_READS[0]} who ?" if n == 0 else said[-1]))
-            said.append(hear(b, [heard_b]).write(4)[0].text)
+            said.append(start_turn(b, [heard_b]).write(4)[0].text)
             heard_b.append(assistant(said[-1]))
             heard_a += [assistant(said[-2]), user(said[-1])]
         turn = message(a, b, A_READS, B_READS, turns=3, max_message_tokens=4, **how)
         want = [*heard_b, user(f"{said[-1]} : {B_READS[0]}")]
         assert turn.rendered(0) == [b.render(want)]
-        reply, alone = turn.write(4)[0], hear(b, [want]).write(4)[0]
+        reply, alone = turn.write(4)[0], start_turn(b, [want]).write(4)[0]
         assert reply.details["said"] == said and reply.details["message"] == said[-1]
         assert reply.details["asked"] == a.render(f"{A_READS[0]} says") and reply.text == alone.text
         assert reply.flops > 5 * alone.flops / 2, "all that was said is paid for"
@@ -184,7 +186,7 @@ def test_templates_are_given_tools_and_choices_are_not_scored_within_a_thought(a
     thinking = dataclasses.replace(b, tokenizer=words, chat=True, chat_args={"tools": [tool]})
     assert thinking.render("who") == "<s> rome who <think>"
     game = Game("who", (Item("alice", "who", "bob", ("bob", "rome")),))
-    turn = dataclasses.replace(hear(b, ["who"]), agent=thinking, rows=[words.encode("who <think>")])
+    turn = dataclasses.replace(start_turn(b, ["who"]), agent=thinking, rows=[words.encode("who <think>")])
     with pytest.raises(ValueError, match=r"begins a thought.*--no-choices"):
         logprobs(turn, game, chat=True)
 
@@ -218,7 +220,7 @@ def test_flops_equal_the_compilers_count_for_a_forward_pass():
     """XLA counts what of the attention's blocks is masked too, and a little for norms and softmax."""
     T = 512
     c = ModelConfig(vocab=512, width=256, layers=2, heads=4, kv_heads=2, head_dim=64, ff=512, max_positions=T)
-    params = init(jax.random.key(0), c).unroll()
+    params = init_params(jax.random.key(0), c).unroll()
     counted = jax.jit(forward).lower(params, np.zeros((1, T), np.int32)).compile().cost_analysis()["flops"]
     blocks = sum((T // BLOCKS) * end for end in range(T // BLOCKS, T + 1, T // BLOCKS))  # pairs that are scored
     masked = 4 * c.heads * c.head_dim * (blocks - T * (T + 1) // 2) * c.layers

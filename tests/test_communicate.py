@@ -10,9 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcomm.communication import communicate, communicate_logits, read_prompt, receive, resume, send
-from jaxcomm.decoding import decode, left_pad
-from jaxcomm.graft import GRAFTS, apply_graft
+from jaxcomm.communication import communicate, communicate_logits, read_prompt, resume
+from jaxcomm.decoding import decode
+from jaxcomm.edits import GRAFTS, Graft, apply_graft
+from jaxcomm.messages import receive, send
+from jaxcomm.prompts import left_pad
+from jaxcomm.reading import prefill
+from jaxcomm.sites import Site
 
 from conftest import assert_close, prompts, talk, write
 
@@ -63,11 +67,11 @@ def test_every_layer_pair_and_graft_equals_forward_hooks_on_transformers(llama, 
     a, b = {"same": (llama, llama), "narrow to wide": (llama, wide), "wide to narrow": (wide, llama)}[widths]
     rows_a = [prompts(1, n, seed=n)[0].tolist() for n in (6, 11)]
     rows_b = [prompts(1, n, seed=n)[0].tolist() for n in (9, 4)]
-    (ta, ma), (tb, mb) = left_pad(rows_a, 16), left_pad(rows_b, 16)
+    pa, pb = left_pad(rows_a, 16), left_pad(rows_b, 16)
     for graft in GRAFTS:
         for k in range(a.params.config.layers + 1):
             for j in range(b.params.config.layers + 1):
-                ours = talk(a.params, b.params, ta, tb, k=k, j=j, graft=graft, mask_a=ma, mask_b=mb, max_new_tokens=4)
+                ours = talk(a.params, b.params, pa, pb, k=k, j=j, graft=graft, max_new_tokens=4)
                 want = [oracle(a, b, x, y, k, j, graft, 4) for x, y in zip(rows_a, rows_b, strict=True)]
                 assert ours.tokens.tolist() == want, f"{widths}, {graft}, k = {k}, j = {j}"
 
@@ -75,19 +79,16 @@ def test_every_layer_pair_and_graft_equals_forward_hooks_on_transformers(llama, 
 def test_all_tokens_equals_forward_hooks_on_transformers(llama):
     rows_a = [prompts(1, n, seed=n)[0].tolist() for n in (6, 11)]
     rows_b = [prompts(1, n, seed=n)[0].tolist() for n in (9, 4)]
-    (ta, ma), (tb, mb) = left_pad(rows_a, 16), left_pad(rows_b, 12)
+    pa, pb = left_pad(rows_a, 16), left_pad(rows_b, 12)
     for k, j in ((0, 0), (2, 1), (1, 3), (4, 4)):
         ours = talk(
             llama.params,
             llama.params,
-            ta,
-            tb,
-            k=k,
-            j=j,
+            pa,
+            pb,
+            k=Site("resid_post", k),
+            j=Site("resid_post", j),
             graft="sum",
-            where="all",
-            mask_a=ma,
-            mask_b=mb,
             max_new_tokens=4,
         )
         want = [oracle(llama, llama, x, y, k, j, "sum", 4, "all") for x, y in zip(rows_a, rows_b, strict=True)]
@@ -111,10 +112,10 @@ def test_one_program_serves_every_layer_pair_and_equals_the_one_made_for_it(llam
 
 
 def test_replacing_b_by_itself_is_plain_generation_bit_for_bit(kind):
-    tokens, mask = left_pad([prompts(1, n, seed=n)[0].tolist() for n in (5, 12)], 16)
-    want = write(kind.params, tokens, mask=mask, max_new_tokens=8)
+    padded = left_pad([prompts(1, n, seed=n)[0].tolist() for n in (5, 12)], 16)
+    want = write(kind.params, padded, max_new_tokens=8)
     for k in range(kind.params.config.layers + 1):
-        got = talk(kind.params, kind.params, tokens, tokens, k=k, j=k, mask_a=mask, mask_b=mask, max_new_tokens=8)
+        got = talk(kind.params, kind.params, padded, padded, k=k, j=k, max_new_tokens=8)
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -129,16 +130,16 @@ def test_vmap_over_games_equals_a_loop(llama, wide):
 
 
 def test_teacher_forced_logits_foresee_what_communicate_says(llama, wide):
-    (ta, ma), (tb, mb) = left_pad([[5, 6, 7], [8]], 4), left_pad([[1, 2], [3, 4, 5]], 4)
+    pa, pb = left_pad([[5, 6, 7], [8]], 4), left_pad([[1, 2], [3, 4, 5]], 4)
     for graft, where, b, k, j in (
         ("replace", "last", wide, 2, 3),
         ("mean", "last", llama, 1, 4),
         ("sum", "all", llama, 3, 2),
     ):
-        how = dict(k=k, j=j, graft=graft, where=where, mask_a=ma, mask_b=mb)
-        said = talk(llama.params, b.params, ta, tb, max_new_tokens=6, **how)
+        how = dict(k=Site("resid_post", k, where), j=Site("resid_post", j, where), graft=graft)
+        said = talk(llama.params, b.params, pa, pb, max_new_tokens=6, **how)
         foresee = jax.jit(functools.partial(communicate_logits, **how))
-        logits = jax.nn.log_softmax(foresee(llama.params, b.params, ta, tb, said.tokens))
+        logits = jax.nn.log_softmax(foresee(llama.params, b.params, pa, pb, said.tokens))
         np.testing.assert_array_equal(jnp.argmax(logits, -1), said.tokens)
         assert_close(said.logprobs, jnp.take_along_axis(logits, said.tokens[..., None], -1)[..., 0], graft)
 
@@ -147,7 +148,7 @@ def test_gradients_flow_from_bs_loss_to_w_and_to_a_and_are_right(llama, wide):
     ta, tb, answers = prompts(2, 5), prompts(2, 6, seed=1), prompts(2, 3, seed=2)
 
     def loss(a, W):
-        logits = communicate_logits(a, wide.params, ta, tb, answers, k=2, j=2, W=W)
+        logits = communicate_logits(a, wide.params, ta, tb, answers, k=2, j=2, graft=Graft(W=W))
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), answers[..., None], -1))
 
     W = 0.1 * jax.random.normal(jax.random.key(0), (64, 48))
@@ -165,10 +166,10 @@ def test_gradients_flow_from_bs_loss_to_w_and_to_a_and_are_right(llama, wide):
 @pytest.mark.parametrize("kind", ["gemma3_text", "gpt_neox"], indirect=True)
 def test_a_prompt_read_once_goes_on_from_any_edit_as_if_it_were_read_with_it(kind):
     """`read_prompt` then `resume` against `receive`: logits and text, left-padded rows, both layouts, traced j."""
-    tokens, mask = left_pad([prompts(1, n, seed=n)[0].tolist() for n in (11, 5)])
+    padded = left_pad([prompts(1, n, seed=n)[0].tolist() for n in (11, 5)])
     for params in (kind.params, kind.params.unroll()):
         message = jax.random.normal(jax.random.key(2), (2, params.config.width))
-        prompt = jax.jit(read_prompt)(params, tokens, mask=mask)
+        prompt = jax.jit(read_prompt)(params, padded)
 
         @jax.jit
         def shared(params, prompt, message, j):
@@ -177,7 +178,7 @@ def test_a_prompt_read_once_goes_on_from_any_edit_as_if_it_were_read_with_it(kin
 
         @jax.jit
         def whole(params, message, j):
-            logits, cache = receive(params, tokens, message, j, graft="mean", mask=mask)
+            logits, cache = prefill(params, padded, edits=[receive(message, j, "mean")])
             return logits, decode(params, logits, cache, max_new_tokens=6)
 
         for j in range(params.config.layers + 1):
@@ -193,8 +194,8 @@ def test_w_maps_the_message_before_the_graft(llama, wide):
     ta, tb = prompts(2, 5), prompts(2, 6, seed=1)
     W = jax.random.normal(jax.random.key(0), (64, 48))
     message = send(llama.params, ta, 3)
-    direct, _ = receive(wide.params, tb, jnp.einsum("bi,oi->bo", message, W), 2, graft="sum")
-    mapped, _ = receive(wide.params, tb, message, 2, graft="sum", W=W)
+    direct, _ = prefill(wide.params, tb, edits=[receive(jnp.einsum("bi,oi->bo", message.states, W), 2, "sum")])
+    mapped, _ = prefill(wide.params, tb, edits=[receive(message, 2, Graft("sum", W))])
     assert_close(mapped, direct, "W a")
 
 
@@ -203,7 +204,7 @@ def test_a_message_is_the_state_transformers_calls_hidden_states_k(llama):
     with torch.no_grad():
         theirs = llama.torch(torch.from_numpy(tokens).long(), output_hidden_states=True).hidden_states
     for k in range(llama.params.config.layers):
-        assert_close(send(llama.params, tokens, k), theirs[k][:, -1], f"k = {k}")
+        assert_close(send(llama.params, tokens, k).states, theirs[k][:, -1], f"k = {k}")
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([*GRAFTS, "callable"]), st.integers(0, 2**31))
@@ -225,16 +226,21 @@ def test_unequal_widths_follow_the_papers_rule(da, db, name, seed):
         (dict(k=9), "k = 9 is out of range"),
         (dict(j=-1), "j = -1 is out of range"),
         (dict(graft="median"), "unknown graft 'median': choose one of sum, mean, replace"),
-        (dict(where="all"), 'where="all" needs graft="sum"'),
-        (dict(where="all", graft="sum"), 'where="all" needs equal widths, got 48 and 64'),
-        (dict(W=np.zeros((3, 4), np.float32)), "W is (3, 4), but maps from width 48 to width 64: it must be (64, 48)"),
-        (dict(tokens_b=prompts(3, 5)), "A has 2 prompts, B has 3"),
-        (dict(tokens_a=np.zeros((2, 0), np.int32)), "empty prompt"),
+        (
+            dict(k=Site("q", 1, "last"), j=Site("q", 7, "last")),
+            "layer 7 is out of range: q of this model has layers 1 to 5",
+        ),
+        (
+            dict(graft=Graft(W=np.zeros((3, 4), np.float32))),
+            "W is (3, 4), but maps from width 48 to width 64: it must be (64, 48)",
+        ),
+        (dict(prompts_b=prompts(3, 5)), "A has 2 prompts, B has 3"),
+        (dict(prompts_a=np.zeros((2, 0), np.int32)), "empty prompt"),
         (dict(max_new_tokens=1024), "exceed the model's 1024 positions"),
     ],
 )
 def test_bad_input_is_one_clear_line(llama, wide, changes, message):
-    call = dict(tokens_a=prompts(2, 5), tokens_b=prompts(2, 5), k=1, j=1) | changes
+    call = dict(prompts_a=prompts(2, 5), prompts_b=prompts(2, 5), k=1, j=1) | changes
     with pytest.raises(ValueError, match=".*") as error:
         communicate(llama.params, wide.params, **call)
     assert message in str(error.value) and "\n" not in str(error.value)

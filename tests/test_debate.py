@@ -10,12 +10,13 @@ import pytest
 import torch
 import transformers
 
-from jaxcomm.cipher import THRESHOLDS, cipher
-from jaxcomm.decoding import Sampling, left_pad
+from jaxcomm.cipher import THRESHOLDS, Mixing, cipher
+from jaxcomm.decoding import Sampling
 from jaxcomm.evals.pair import folder
-from jaxcomm.model import prefill
+from jaxcomm.prompts import left_pad
 from jaxcomm.protocols import FORMS, Form, cipher_debate, debate
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.base import start_turn
+from jaxcomm.reading import prefill
 
 from conftest import assert_close
 from speakers import (
@@ -72,14 +73,13 @@ def torch_cipher(model, inputs, steps, temperature, *, tables=(), vocab=None, st
     return out
 
 
-speak = jax.jit(cipher, static_argnames=("vocab", "max_new_tokens", "stop", "partial", "reverse"))
+speak = jax.jit(cipher, static_argnames="max_new_tokens")
 look = jax.jit(prefill)
 RAGGED = [ids(q) for q in ("who is", "where is bob at the paris . who is ?", "alice says : ?")]
 
 
 def heard(speaker: Speaker):
-    tokens, mask = left_pad(RAGGED, 12)
-    return look(speaker.agent.params, tokens, mask=mask)
+    return look(speaker.agent.params, left_pad(RAGGED, 12))
 
 
 STOPS = {WORDS.index("rome") + 2, WORDS.index(".") + 2}
@@ -87,8 +87,10 @@ STOPS = {WORDS.index("rome") + 2, WORDS.index(".") + 2}
 
 def ours(speaker: Speaker, temperature, *, top_k=0, top_p=1.0, stop="none", **how):
     sampling = Sampling(np.full(len(RAGGED), temperature, np.float32), top_k, top_p)
-    how = how | dict(max_new_tokens=8, stop=stop, stop_tokens=np.asarray(sorted(STOPS), np.int32))
-    return jax.device_get(speak(speaker.agent.params, *heard(speaker), sampling=sampling, **how))
+    tables = how.pop("tables", ())
+    mixing = Mixing(sampling, stop=stop, **how)
+    ends = dict(max_new_tokens=8, stop_tokens=np.asarray(sorted(STOPS), np.int32))
+    return jax.device_get(speak(speaker.agent.params, *heard(speaker), mixing, tables=tables, **ends))
 
 
 def theirs(speaker: Speaker, temperature, **how):
@@ -368,14 +370,14 @@ def test_du_et_als_forms_are_conversations_that_keep_their_key_phrases():
         form = FORMS[name]
         first = form.begin("who is alice ?")
         assert start in first and "who is alice ?" in first and both in first
-        middle = form.go_on("who is alice ?", first, "own words", ["one", "two"], False)
-        last = form.go_on("who is alice ?", middle, "changed", ["three", "four"], True)
+        middle = form.next_prompt("who is alice ?", first, "own words", ["one", "two"], False)
+        last = form.next_prompt("who is alice ?", middle, "changed", ["three", "four"], True)
         assert [turn["role"] for turn in last] == ["user", "assistant", "user", "assistant", "user"]
         assert [turn["content"] for turn in last[:2]] == [first, "own words"] and last[3]["content"] == "changed"
         assert all(f"```{x}```" in last[2]["content"] for x in ("one", "two")) and "own words" not in last[2]["content"]
         assert all(f"```{x}```" in last[4]["content"] for x in ("three", "four")) and "```one" not in last[4]["content"]
         assert update in last[4]["content"] and "{" not in last[4]["content"].replace("{answer}", "")
-        reflect = form.go_on("who is alice ?", first, "own words", [], True)[-1]["content"]
+        reflect = form.next_prompt("who is alice ?", first, "own words", [], True)[-1]["content"]
         assert alone in reflect and "other agents" not in reflect
 
 
@@ -399,7 +401,7 @@ def test_scores_are_torchs_log_likelihoods_and_greedy_is_what_greedy_decoding_wr
     texts = [
         [*given, " " + spell(tokens)] if EOS not in tokens else given for given, tokens in zip(TEXTS, own, strict=True)
     ]
-    for i, got in enumerate(hear(s.agent, QUESTIONS).score(texts)):
+    for i, got in enumerate(start_turn(s.agent, QUESTIONS).score(texts)):
         want = [log_likelihood(s, ids(QUESTIONS[i]), ids(text)[1:]) for text in texts[i]]
         assert_scored(got, want, [len(text.split()) for text in texts[i]])
         found += got.greedy

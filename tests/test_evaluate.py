@@ -27,7 +27,7 @@ from jaxcomm.flops import (
     reading_flops,
 )
 from jaxcomm.protocols import skyline
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.base import start_turn
 
 from conftest import make_checkpoint
 from crashes import crash_everywhere, kills, there
@@ -298,7 +298,7 @@ def test_answers_are_kept_under_what_is_read(checkpoint, tmp_path):
     for day in ("Monday", "Tuesday", "Tuesday"):
         template = "{% for m in messages %}" + day + " {{ m.content }}{% endfor %}"
         agent.tokenizer.chat_template = template
-        arm = harness.Arm("single", (dataclasses.replace(agent, chat=True),), hear)
+        arm = harness.Arm("single", (dataclasses.replace(agent, chat=True),), start_turn)
         lm = harness.ProtocolLM(arm, kept, harness.Decoding())
         names.append(lm._key("", harness.Row("task", 0, {}, [{"role": "user", "content": "Who?"}], (), (0,), 0)))
     assert names[0] != names[1] == names[2]
@@ -353,8 +353,8 @@ def test_a_text_without_a_prompt_is_read_after_one_token_that_begins_it(b, tmp_p
 
 def test_a_prompt_that_both_read_is_read_once(b):
     both, own = ["Alice is at Meteora. Which country is Alice located in?"], ["Which country is Alice located in?"]
-    assert skyline(b, b, both, both).rows == hear(b, both).rows
-    assert skyline(b, b, ["Alice is at Meteora."], own).rows == hear(b, both).rows
+    assert skyline(b, b, both, both).rows == start_turn(b, both).rows
+    assert skyline(b, b, ["Alice is at Meteora."], own).rows == start_turn(b, both).rows
 
 
 def test_a_groups_line_is_over_all_its_questions():

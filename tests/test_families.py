@@ -17,7 +17,7 @@ from test_parity import load, reference
 from jaxcomm.converters import FAMILIES, from_hf, to_hf
 from jaxcomm.converters.table import table
 from jaxcomm.converters.values import CARRIES_NO_ARCHITECTURE
-from jaxcomm.model import hidden_states
+from jaxcomm.reading import hidden_states
 
 from conftest import CONFIGS, assert_close, make_checkpoint, prompts, read
 

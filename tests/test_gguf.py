@@ -299,8 +299,8 @@ def test_an_agent_out_of_a_file_answers_and_is_converted_with_its_tokenizer(chat
     agent = load_agent(chatting, chat=True, name="agent")
     to_hf(agent.params, tmp_path / "hf", tokenizer=agent.tokenizer, stop_tokens=agent.stop_tokens)
     save(agent.params, tmp_path / "orbax", tokenizer=agent.tokenizer, stop_tokens=agent.stop_tokens)
-    asked = agent.read(["Where is Alice?", "12 345"])
-    said = generate(agent.params, asked[0], mask=asked[1], max_new_tokens=8, stop_tokens=agent.stop_tokens)
+    asked = agent.tokenize(["Where is Alice?", "12 345"])
+    said = generate(agent.params, asked, max_new_tokens=8, stop_tokens=agent.stop_tokens)
     for folder in ("hf", "orbax"):
         again = load_agent(tmp_path / folder, chat=True, name="agent")
         assert again.stop_tokens == agent.stop_tokens and again.params.config == agent.params.config
@@ -308,9 +308,9 @@ def test_an_agent_out_of_a_file_answers_and_is_converted_with_its_tokenizer(chat
             np.testing.assert_array_equal(x, y)
         for text in gguf_files.texts():
             assert again.encode(text) == agent.encode(text), text
-        tokens, mask = again.read(["Where is Alice?", "12 345"])
-        np.testing.assert_array_equal(tokens, asked[0])
-        out = generate(again.params, tokens, mask=mask, max_new_tokens=8, stop_tokens=again.stop_tokens)
+        prompts = again.tokenize(["Where is Alice?", "12 345"])
+        np.testing.assert_array_equal(prompts.tokens, asked.tokens)
+        out = generate(again.params, prompts, max_new_tokens=8, stop_tokens=again.stop_tokens)
         np.testing.assert_array_equal(out.tokens, said.tokens)
 
 

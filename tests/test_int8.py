@@ -64,8 +64,8 @@ def test_it_is_communicated_with_swept_and_cut_over_devices(llama):
 def test_the_pair_keeps_its_answers():
     exact, small = (load_agent(folder("b"), int8=int8) for int8 in (False, True))
     texts = ["Alice is at the Acropolis of Athens.", "Giulia is at Saint Basil's Cathedral."]
-    tokens, mask = exact.read(texts)
-    p, q = (jax.nn.log_softmax(read(agent.params, tokens))[:, 1:] for agent in (exact, small))
+    prompts, mask = exact.tokenize(texts), exact.tokenize(texts).mask
+    p, q = (jax.nn.log_softmax(read(agent.params, prompts))[:, 1:] for agent in (exact, small))
     assert float(jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1)[mask[:, 1:]])) < 0.02
 
 
@@ -95,4 +95,4 @@ def test_it_is_cut_over_devices_whichever_comes_first(llama):
 
 def test_lora_refuses_it(llama):
     with pytest.raises(ValueError, match="LoRA moves weights, and int8 ones cannot be"):
-        lora.init(jax.random.key(0), quantise(llama.params), 2)
+        lora.init_lora(jax.random.key(0), quantise(llama.params), 2)

@@ -11,10 +11,10 @@ import torch
 from jaxcomm import lmnet
 from jaxcomm.compiled import check_layer
 from jaxcomm.config import EdgeConfig, ModelConfig, Rope
-from jaxcomm.decoding import left_pad
 from jaxcomm.flops import blocks_flops, generation_flops, head_flops
 from jaxcomm.model import Params, embed, final_norm, positions_of, run_blocks, unembed
-from jaxcomm.model import init as init_model
+from jaxcomm.model import init_params as init_model
+from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.sharding import fsdp_shardings, local_mesh
 
 from conftest import assert_close, compiles, make_checkpoint, prompts, read, write
@@ -42,12 +42,12 @@ def perturbed(network: lmnet.Network, seed: int = 0, by: float = 0.1) -> lmnet.N
 
 
 def networks(llama, **how) -> lmnet.Network:
-    return perturbed(lmnet.init(jax.random.key(0), llama.params, **{"widths": (1, 2, 1), **how}))
+    return perturbed(lmnet.init_network(jax.random.key(0), llama.params, **{"widths": (1, 2, 1), **how}))
 
 
 def test_a_network_of_one_vertex_is_the_model(kind):
     tokens = prompts(2, 11)
-    network = lmnet.init(jax.random.key(0), kind.params, (1,))
+    network = lmnet.init_network(jax.random.key(0), kind.params, (1,))
     assert_close(read(network, tokens), read(kind.params, tokens), kind.name, 1e-6)
     assert not jax.tree.leaves((network.edges, network.joints))
 
@@ -55,8 +55,8 @@ def test_a_network_of_one_vertex_is_the_model(kind):
 @pytest.mark.parametrize(("norm", "scale"), [(True, 1.0), (False, None)])
 def test_two_vertices_and_an_identity_edge_are_the_stack_twice(kind, norm, scale):
     tokens, edge = prompts(2, 11), EdgeConfig("identity", scale=scale)
-    network = lmnet.init(jax.random.key(0), kind.params, (1, 1), edge=edge, norm=norm)
-    positions = positions_of(tokens.shape)
+    network = lmnet.init_network(jax.random.key(0), kind.params, (1, 1), edge=edge, norm=norm)
+    positions = positions_of(Prompts(tokens))
     once = run_blocks(kind.params, embed(kind.params, tokens, positions), positions)[0]
     once = final_norm(kind.params, once) if norm else once
     assert_close(read(network, tokens), unembed(kind.params, run_blocks(kind.params, once, positions)[0]), kind.name)
@@ -67,7 +67,8 @@ def test_new_edges_pass_on_what_they_get(family, tmp_path):
     params = make_checkpoint(tmp_path, family, seed=3).params
     tokens = prompts(2, 9)
     logits = [
-        read(lmnet.init(jax.random.key(0), params, (1, 3, 1), edge=kind), tokens) for kind in ("block", "identity")
+        read(lmnet.init_network(jax.random.key(0), params, (1, 3, 1), edge=kind), tokens)
+        for kind in ("block", "identity")
     ]
     assert_close(*logits, "a block that begins at 0", 1e-5)
 
@@ -75,13 +76,14 @@ def test_new_edges_pass_on_what_they_get(family, tmp_path):
 @pytest.mark.parametrize("how", KINDS.values(), ids=KINDS)
 def test_cached_generation_equals_the_full_forward_pass(llama, how):
     network = networks(llama, **how)
-    tokens, mask = left_pad([[5, 6, 7], [8, 9, 10, 11, 12]], 8)
-    out = write(network, tokens, mask=mask, max_new_tokens=6)
+    padded = left_pad([[5, 6, 7], [8, 9, 10, 11, 12]], 8)
+    tokens, mask = padded.tokens, padded.mask
+    out = write(network, padded, max_new_tokens=6)
     whole, real = (
         np.concatenate([tokens, out.tokens], axis=1),
         np.concatenate([mask, np.ones_like(out.tokens, bool)], axis=1),
     )
-    logits = read(network, whole, mask=real)[:, tokens.shape[1] - 1 : -1]
+    logits = read(network, Prompts(whole, real))[:, tokens.shape[1] - 1 : -1]
     np.testing.assert_array_equal(np.argmax(logits, axis=-1), out.tokens)
     logprobs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(out.tokens)[..., None], axis=-1)
     assert_close(out.logprobs, logprobs[..., 0], "log-probabilities")
@@ -89,7 +91,7 @@ def test_cached_generation_equals_the_full_forward_pass(llama, how):
 
 def test_separate_models_of_unequal_width_and_both_layouts(llama, wide):
     a, b = llama.params, wide.params
-    network = perturbed(lmnet.init(jax.random.key(0), [a, b, a, a], (1, 2, 1)))
+    network = perturbed(lmnet.init_network(jax.random.key(0), [a, b, a, a], (1, 2, 1)))
     assert [group[2:] for group in network.config.groups.values()] == [(0, 1), (1, 1), (0, 1), (0, 1)]
     unrolled = network.replace(models=tuple(m.unroll() for m in network.models))
     tokens = prompts(2, 10)
@@ -146,10 +148,10 @@ def test_a_plain_pytorch_network_gives_the_same_logits(llama):
 def test_the_published_size():
     params = jax.eval_shape(lambda: init_model(jax.random.key(0), QWEN_HALF_BILLION))
     assert lmnet.size(params) == pytest.approx(494.0e6, rel=1e-3)
-    assert lmnet.size(jax.eval_shape(lambda p: lmnet.init(jax.random.key(0), p), params)) == pytest.approx(
+    assert lmnet.size(jax.eval_shape(lambda p: lmnet.init_network(jax.random.key(0), p), params)) == pytest.approx(
         1.14e9, rel=0.01
     )
-    gqa = jax.eval_shape(lambda p: lmnet.init(jax.random.key(0), p, edge=EdgeConfig(attention="gqa")), params)
+    gqa = jax.eval_shape(lambda p: lmnet.init_network(jax.random.key(0), p, edge=EdgeConfig(attention="gqa")), params)
     assert lmnet.size(gqa) == pytest.approx(1.0905e9, rel=1e-3)
 
 
@@ -176,7 +178,7 @@ def test_bfloat16_vertices_with_float32_edges(llama):
 def test_flops_equal_the_compilers_count(llama):
     config = dataclasses.replace(llama.params.config, layers=2)
     params = init_model(jax.random.key(0), config).unroll()
-    network, T = lmnet.init(jax.random.key(0), params, (1, 2, 1)), 12
+    network, T = lmnet.init_network(jax.random.key(0), params, (1, 2, 1)), 12
     compiled = jax.jit(lmnet.forward).lower(network, prompts(1, T)).compile()
     counted = blocks_flops(network.config, T) + T * head_flops(network.config)
     assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.15)
@@ -194,14 +196,14 @@ def test_cut_over_devices_the_logits_are_the_same(llama):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p, w: lmnet.init(jax.random.key(0), p, (1, 2)), "must begin and end with 1"),
-        (lambda p, w: lmnet.init(jax.random.key(0), p, ()), "must begin and end with 1"),
-        (lambda p, w: lmnet.init(jax.random.key(0), p, (1, 0, 1)), "must begin and end with 1, and hold no 0"),
-        (lambda p, w: lmnet.init(jax.random.key(0), p, (1, -1, 1)), "must begin and end with 1, and hold no 0"),
+        (lambda p, w: lmnet.init_network(jax.random.key(0), p, (1, 2)), "must begin and end with 1"),
+        (lambda p, w: lmnet.init_network(jax.random.key(0), p, ()), "must begin and end with 1"),
+        (lambda p, w: lmnet.init_network(jax.random.key(0), p, (1, 0, 1)), "must begin and end with 1, and hold no 0"),
+        (lambda p, w: lmnet.init_network(jax.random.key(0), p, (1, -1, 1)), "must begin and end with 1, and hold no 0"),
         (lambda p, w: EdgeConfig(residual=False), "carry nothing if they begin at zero"),
-        (lambda p, w: lmnet.init(jax.random.key(0), [p, w], (1, 2, 1)), "2 models for widths"),
-        (lambda p, w: lmnet.init(jax.random.key(0), [p, other_words(p)], (1, 1)), "vocabularies of 97, 98 tokens"),
-        (lambda p, w: lmnet.init(jax.random.key(0), [p, w], (1, 1), edge="identity"), "identity edges cannot join widths"),
+        (lambda p, w: lmnet.init_network(jax.random.key(0), [p, w], (1, 2, 1)), "2 models for widths"),
+        (lambda p, w: lmnet.init_network(jax.random.key(0), [p, other_words(p)], (1, 1)), "vocabularies of 97, 98 tokens"),
+        (lambda p, w: lmnet.init_network(jax.random.key(0), [p, w], (1, 1), edge="identity"), "identity edges cannot join widths"),
         (lambda p, w: lmnet.generate(networks_of(p), prompts(1, 1020), max_new_tokens=8), "exceed the model's 1024"),
         (lambda p, w: check_layer(networks_of(p), 1), "no layers to be split at"),
     ],
@@ -217,4 +219,4 @@ def other_words(params: Params) -> Params:
 
 
 def networks_of(params: Params) -> lmnet.Network:
-    return lmnet.init(jax.random.key(0), params, (1, 1))
+    return lmnet.init_network(jax.random.key(0), params, (1, 1))

@@ -13,7 +13,7 @@ from jaxcomm.evals.agents import load
 from jaxcomm.evals.networks import compare, wires
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.lmnet import Network, forward
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.base import start_turn
 
 from command import jaxcomm, refused
 
@@ -43,7 +43,7 @@ def test_a_finished_run_is_an_agent(trained, tmp_path, monkeypatch, capsys):
     assert str(trained) in (tmp_path / "report" / "report.md").read_text()
     items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     asked = [item["prompt_b"] for item in items]
-    assert [item["text"] for item in items] == [reply.text for reply in hear(agent, asked).write(16)]
+    assert [item["text"] for item in items] == [reply.text for reply in start_turn(agent, asked).write(16)]
 
 
 def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tmp_path, monkeypatch, capsys):

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from jaxcomm import lmnet, lora
 from jaxcomm.converters import load_agent
-from jaxcomm.decoding import left_pad
 from jaxcomm.evals.games.world import held_out, world
 from jaxcomm.evals.networks import folders, texts, training
 from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.training import batches, manager, train
 from jaxcomm.evals.pair import folder
-from jaxcomm.model import forward, init
+from jaxcomm.model import init_params
+from jaxcomm.prompts import left_pad
+from jaxcomm.reading import forward
 from jaxcomm.sharding import local_mesh
 from jaxcomm.training import Batch, Everything, begin, losses, make_optimizer, make_step, pack
 
@@ -47,7 +48,7 @@ def counting(start: int):
 def tiny(llama):
     """Wires and what stays, of the smallest network."""
     config = dataclasses.replace(llama.params.config, layers=1, width=16, heads=2, kv_heads=1, head_dim=8, ff=24)
-    return lmnet.init(jax.random.key(0), init(jax.random.key(1), config), (1, 1)).split()
+    return lmnet.init_network(jax.random.key(0), init_params(jax.random.key(1), config), (1, 1)).split()
 
 
 def one_batch(rows: int = 2, columns: int = 12, accumulate: int = 1) -> Batch:
@@ -82,8 +83,8 @@ def test_packed_texts_do_not_see_each_other(family, tmp_path):
     for model in (params, networks_of(params)):
         ((batch, _),) = pack(documents, 2, 40)
         together = np.asarray(jax.jit(losses)(model, batch))
-        tokens, mask = left_pad([ids for ids, _ in documents])
-        alone = np.asarray(jax.nn.log_softmax(read(model, tokens, mask=mask)))
+        padded = left_pad([ids for ids, _ in documents])
+        alone = np.asarray(jax.nn.log_softmax(read(model, padded)))
         for row, number in {(r, n) for r, own in enumerate(batch.documents) for n in own if n >= 0}:
             (at,) = np.nonzero(batch.documents[row] == number)
             ids = batch.tokens[row, at].tolist()
@@ -94,7 +95,7 @@ def test_packed_texts_do_not_see_each_other(family, tmp_path):
 
 
 def networks_of(params):
-    return perturbed(lmnet.init(jax.random.key(0), params, (1, 1)))
+    return perturbed(lmnet.init_network(jax.random.key(0), params, (1, 1)))
 
 
 def test_gradients_equal_finite_differences(tiny):
@@ -176,7 +177,7 @@ def test_sharded_and_accumulated_training_of_everything_goes_on_the_same(tiny, t
 
 def test_layers_taken_one_by_one_learn_the_same_and_go_on(llama, tmp_path):
     """As the stack does, but for rounding; from a checkpoint bit for bit. What is kept and returned are stacks."""
-    network = perturbed(lmnet.init(jax.random.key(0), llama.params, (1, 1)))
+    network = perturbed(lmnet.init_network(jax.random.key(0), llama.params, (1, 1)))
     assert not network.models[0].unrolled and llama.params.config.layers > 1
     curves = [], []
     go = lambda out, **how: train(Everything(network), None, counting, TINY, out, **how)
@@ -195,7 +196,7 @@ def test_layers_taken_one_by_one_learn_the_same_and_go_on(llama, tmp_path):
 
 def test_norms_biases_and_factors_do_not_decay(tmp_path):
     params = make_checkpoint(tmp_path, "qwen2", seed=1).params
-    whole = lmnet.init(jax.random.key(0), params, (1, 1), aggregate="concat")
+    whole = lmnet.init_network(jax.random.key(0), params, (1, 1), aggregate="concat")
     optimizer = make_optimizer(1e-2, 10, weight_decay=0.5)
     state = begin(Everything(whole), optimizer)
     nothing = jax.tree.map(jnp.zeros_like, state.trained)
@@ -224,7 +225,7 @@ def test_training_edges_leaves_every_vertex_as_it_was_and_halves_the_loss():
     """The sample task and the defaults, on the embedded pair: far fewer than 300 steps are needed."""
     agent = load_agent(folder("b"), unroll=False)
     kept = jax.tree.map(np.array, agent.params)
-    network, curve = lmnet.init(jax.random.key(0), agent.params, (1, 2, 1)), []
+    network, curve = lmnet.init_network(jax.random.key(0), agent.params, (1, 2, 1)), []
     recipe = Recipe(steps=14)
     state = train(*network.split(), texts.source("two-places", agent, recipe.columns), recipe, losses=curve)
     model = state.trained.join(network.split()[1]).models[0]
@@ -254,7 +255,7 @@ from jaxcomm.config import ModelConfig
 from jaxcomm.evals import programs
 from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.training import train
-from jaxcomm.model import init
+from jaxcomm.model import init_params
 
 config = ModelConfig(vocab=97, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ff=24, max_positions=32)
 
@@ -266,7 +267,7 @@ def counting(start):
 
 def go(out):
     programs.keep()
-    network = lmnet.init(jax.random.key(0), init(jax.random.key(1), config), (1, 1))
+    network = lmnet.init_network(jax.random.key(0), init_params(jax.random.key(1), config), (1, 1))
     train(*network.split(), counting, Recipe(steps=40, rows=2, columns=12, every=6), home / out)
 
 def steps():
@@ -379,7 +380,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tiny, tmp_path):
 def test_a_checkpoint_of_another_network_is_refused(tiny, tmp_path):
     train(*tiny, counting, TINY, tmp_path)
     model = tiny[0].join(tiny[1]).models[0]
-    other = lmnet.init(jax.random.key(0), model, (1, 3, 1)).split()
+    other = lmnet.init_network(jax.random.key(0), model, (1, 3, 1)).split()
     with pytest.raises(ValueError, match="of another network"):
         train(*other, counting, TINY, tmp_path)
 
@@ -486,7 +487,7 @@ def test_a_hubs_texts_are_read_whole_in_pieces_and_again(monkeypatch):
 
 def test_lora_begins_as_the_model_and_is_the_sum_of_both(llama):
     tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
-    factors = lora.init(jax.random.key(0), llama.params, 3)
+    factors = lora.init_lora(jax.random.key(0), llama.params, 3)
     assert_close(forward(factors.join(llama.params), tokens), forward(llama.params, tokens), "new factors")
     moved = jax.tree.map(lambda a: a + 0.1, factors)
     model = moved.join(llama.params)
@@ -498,7 +499,9 @@ def test_lora_begins_as_the_model_and_is_the_sum_of_both(llama):
         f"['{m}']['{w}']['weight']" for m, ws in (("attention", "qkvo"), ("mlp", ("gate", "up", "down"))) for w in ws
     }
     for rank in (1, 5, 40):
-        assert lora.rank_of_size(llama.params, lmnet.size(lora.init(jax.random.key(0), llama.params, rank))) == rank
+        assert (
+            lora.rank_of_size(llama.params, lmnet.size(lora.init_lora(jax.random.key(0), llama.params, rank))) == rank
+        )
 
 
 @pytest.mark.parametrize(
@@ -513,8 +516,8 @@ def test_lora_begins_as_the_model_and_is_the_sum_of_both(llama):
         (lambda tiny: Recipe(learning_rate=-1.0), "learning rate and clip must be above 0"),
         (lambda tiny: list(pack([([1], [1.0])], 1, 4)), "text 0 has 1 tokens"),
         (lambda tiny: list(pack([([1] * 5, [1.0] * 5)], 1, 4)), "rows hold 2 to 4"),
-        (lambda tiny: lora.init(jax.random.key(0), tiny[1].models[0], 0), "rank 0"),
-        (lambda tiny: lora.init(jax.random.key(0), tiny[1].models[0], 2).join(tiny[1].models[0].unroll()), "must be laid out as"),
+        (lambda tiny: lora.init_lora(jax.random.key(0), tiny[1].models[0], 0), "rank 0"),
+        (lambda tiny: lora.init_lora(jax.random.key(0), tiny[1].models[0], 2).join(tiny[1].models[0].unroll()), "must be laid out as"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(tiny, call, message):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from jaxcomm import mapping
-from jaxcomm.mapping import HELD_OUT, fit_maps, similarity, train_maps
-from jaxcomm.model import hidden_states
+from jaxcomm.mapping import HELD_OUT, Recipe, fit_maps, similarity, train_maps
+from jaxcomm.prompts import Prompts
+from jaxcomm.reading import hidden_states
 
 from conftest import assert_close, prompts
 
@@ -21,7 +22,7 @@ def batches(*cuts):
     a = b[:, 2:]
     mask = np.arange(9) >= np.random.default_rng(2).integers(0, 5, (N, 1))
     for rows in np.split(np.arange(N), cuts):
-        yield (a[rows], np.ones((len(rows), 7), bool)), (b[rows], mask[rows])
+        yield Prompts(a[rows]), Prompts(b[rows], mask[rows])
 
 
 def ridge_regression(a, b, ridge):
@@ -34,10 +35,10 @@ def ridge_regression(a, b, ridge):
 
 @pytest.fixture(scope="module")
 def states(llama, wide):
-    (ta, ma), (tb, mb) = next(batches())
+    read = next(batches())
     return [
-        np.asarray(hidden_states(p.params, t, mask=m, last=True), np.float64)
-        for p, t, m in ((llama, ta, ma), (wide, tb, mb))
+        np.asarray(hidden_states(p.params, prompts, last=True), np.float64)
+        for p, prompts in zip((llama, wide), read, strict=True)
     ]
 
 
@@ -78,7 +79,8 @@ def feed(monkeypatch, a, b, cuts=()):
 
 
 def train(llama, wide, *cuts, ks=KS, js=JS, key=0, **how):
-    return train_maps(llama.params, wide.params, batches(*cuts), ks=ks, js=js, key=jax.random.key(key), **how)
+    key = jax.random.key(key)
+    return train_maps(llama.params, wide.params, batches(*cuts), ks=ks, js=js, key=key, recipe=Recipe(**how))
 
 
 def torch_adam(W, a, b, steps):
@@ -218,7 +220,7 @@ def test_cka_of_what_does_not_vary_is_not_a_number(llama, wide, monkeypatch):
 
 def test_bad_input_is_one_clear_line(llama, wide):
     fit = lambda batches, **how: fit_maps(llama.params, wide.params, batches, **{"ks": (1,), "js": (1,), **how})
-    unequal = [tuple((prompts(n, 4), np.ones((n, 4), bool)) for n in (3, 2))]
+    unequal = [tuple(Prompts(prompts(n, 4)) for n in (3, 2))]
     for call, message in (
         (lambda: fit(batches(), ks=()), "at least one layer"),
         (lambda: fit(batches(), ridges=()), "at least one value"),

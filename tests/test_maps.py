@@ -203,8 +203,9 @@ def test_text_that_cannot_be_had_is_one_clear_line(tmp_path, monkeypatch):
 def test_both_models_read_every_sentence_once(pair):
     text = sentences("statements:countries", 2 * reading.BATCH + 7)
     for side, agent in enumerate(pair):
-        tokens, mask = (np.concatenate(x) for x in zip(*(batch[side] for batch in read_both(*pair, text)), strict=True))
-        assert len({batch[side][0].shape[1] for batch in read_both(*pair, text)}) == 1
+        batches = [batch[side] for batch in read_both(*pair, text)]
+        tokens, mask = (np.concatenate([getattr(b, name) for b in batches]) for name in ("tokens", "mask"))
+        assert len({batch.shape[1] for batch in batches}) == 1
         assert [agent.tokenizer.decode(t[m]) for t, m in zip(tokens, mask, strict=True)] == [
             agent.tokenizer.decode(agent.encode(x)) for x in text
         ]

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcomm.decoding import Sampling, bucket, choose, generate, left_pad
-from jaxcomm.model import forward, hidden_states, prefill, prefill_edited, prefix, suffix
+from jaxcomm.decoding import Sampling, bucket, choose, generate
+from jaxcomm.edits import Edit, scale
+from jaxcomm.prompts import left_pad
+from jaxcomm.reading import forward, hidden_states, prefill, prefix, suffix
+from jaxcomm.sites import Site
 
 from conftest import assert_close, prompts, read, write
 
@@ -28,9 +31,9 @@ def test_prefix_then_suffix_is_forward_for_every_k_int_or_traced_in_both_layouts
 
 
 def test_last_token_states_equal_the_last_column_of_all_states(kind):
-    tokens, mask = left_pad([[3, 1, 4], [1, 5, 9, 2, 6]])
-    everything = hidden_states(kind.params, tokens, mask=mask)
-    assert_close(hidden_states(kind.params, tokens, mask=mask, last=True), everything[:, :, -1], "last", tolerance=1e-6)
+    padded = left_pad([[3, 1, 4], [1, 5, 9, 2, 6]])
+    everything = hidden_states(kind.params, padded)
+    assert_close(hidden_states(kind.params, padded, last=True), everything[:, :, -1], "last", tolerance=1e-6)
 
 
 def test_last_token_states_store_nothing_that_was_not_asked_for(llama):
@@ -62,8 +65,8 @@ def test_cached_decoding_equals_the_full_forward_pass(kind):
 
 def test_a_left_padded_batch_equals_single_prompts(kind):
     rows = [prompts(1, n, seed=n)[0].tolist() for n in (2, 17, 9)]
-    tokens, mask = left_pad(rows, 24)
-    together = write(kind.params, tokens, mask=mask, max_new_tokens=8)
+    padded = left_pad(rows, 24)
+    together = write(kind.params, padded, max_new_tokens=8)
     for b, row in enumerate(rows):
         alone = write(kind.params, np.asarray([row]), max_new_tokens=8)
         np.testing.assert_array_equal(together.tokens[b], alone.tokens[0])
@@ -81,15 +84,15 @@ def test_vmap_equals_a_loop(llama):
 def test_new_prompts_of_a_bucket_and_new_sampling_settings_compile_nothing(llama):
     traces = []
 
-    def counted(tokens, mask, sampling, keys):
-        traces.append(tokens.shape)
-        return generate(llama.params, tokens, mask=mask, max_new_tokens=4, sampling=sampling, keys=keys)
+    def counted(padded, sampling, keys):
+        traces.append(padded.shape)
+        return generate(llama.params, padded, max_new_tokens=4, sampling=sampling, keys=keys)
 
     compiled = jax.jit(counted)
     for length in (3, 9, 14, 32):
-        tokens, mask = left_pad([prompts(1, length)[0].tolist()], bucket(length, 1000))
+        padded = left_pad([prompts(1, length)[0].tolist()], bucket(length, 1000))
         keys = jax.random.split(jax.random.key(length), 1)
-        compiled(tokens, mask, Sampling(0.1 * length, length, 0.5), keys)
+        compiled(padded, Sampling(0.1 * length, length, 0.5), keys)
     assert len(traces) == 1
 
 
@@ -153,19 +156,18 @@ def test_draws_come_from_exactly_the_set_top_k_and_top_p_leave(seed, top_k, top_
 def test_prefill_with_an_edit_that_changes_nothing_is_prefill(kind):
     tokens = prompts(2, 9)
     logits, cache = jax.jit(prefill)(kind.params, tokens)
-    edited = jax.jit(lambda params, j: prefill_edited(params, tokens, (j, lambda h: h)))
+    same = lambda state, message, context: state
+    edited = jax.jit(lambda params, j: prefill(params, tokens, edits=[Edit(Site("resid_post", j), same)]))
     for j in range(kind.params.config.layers + 1):
-        same, other = edited(kind.params, j)
-        np.testing.assert_array_equal(logits, same)
+        again, other = edited(kind.params, j)
+        np.testing.assert_array_equal(logits, again)
         jax.tree.map(np.testing.assert_array_equal, cache, other)
 
 
 def test_prefill_and_its_edits_are_the_same_in_both_layouts(kind):
     """Unrolled, the last block goes through the last token only."""
-    tokens, mask = left_pad([[5, 6, 7, 8], [9]], 6)
-    edited = jax.jit(
-        lambda params, j: prefill_edited(params, tokens, (j, lambda h: h.at[:, -1].multiply(2)), mask=mask)
-    )
+    padded = left_pad([[5, 6, 7, 8], [9]], 6)
+    edited = jax.jit(lambda params, j: prefill(params, padded, edits=[Edit(Site("resid_post", j, "last"), scale(2.0))]))
     unrolled = kind.params.unroll()
     for j in range(kind.params.config.layers + 1):
         (logits, cache), (same, other) = edited(kind.params, j), edited(unrolled, j)

@@ -11,9 +11,10 @@ import torch
 import transformers
 
 from jaxcomm.converters import from_hf, to_hf
-from jaxcomm.decoding import left_pad
-from jaxcomm.layers import Block, angles_of, rotary
-from jaxcomm.model import hidden_states, positions_of, prefix, unembed
+from jaxcomm.layers import Block, Surroundings, angles_of, rotary
+from jaxcomm.model import positions_of, unembed
+from jaxcomm.prompts import Prompts, left_pad
+from jaxcomm.reading import hidden_states, prefix
 
 from conftest import assert_close, prompts, read, write
 
@@ -70,14 +71,15 @@ def test_every_norm_attention_and_mlp_equals_transformers_given_the_same_stream(
     with torch.no_grad():
         streams = exact(torch.from_numpy(tokens).long(), output_hidden_states=True).hidden_states
 
-    positions = positions_of(tokens.shape)
+    positions = positions_of(Prompts(tokens))
     tables = rotary(config, positions)
     alone = lambda k, v: (((k, v, positions),), None)
+    around = lambda angles, window: Surroundings(1, angles, positions, window, alone)
 
     @jax.jit
     def block(weights, h, angles, positions, window):
         apply = Block(config).apply
-        return apply({"params": weights}, h, angles, positions, window, alone, capture_intermediates=True)[1]
+        return apply({"params": weights}, h, around(angles, window), capture_intermediates=True)[1]
 
     for i, (weights, want) in enumerate(zip(pair.params.unroll().blocks, said, strict=True)):
         given = jnp.asarray(streams[i].numpy(), jnp.float32), angles_of(config, tables, i), positions
@@ -104,8 +106,7 @@ def test_every_hidden_state_and_the_logits_equal_transformers(pair, columns):
 
 def test_32_greedy_tokens_equal_transformers_also_for_unequal_left_padded_prompts(pair):
     rows = [prompts(1, n, seed=n)[0].tolist() for n in (5, 19, 12)]
-    tokens, mask = left_pad(rows, 24)
-    ours = np.asarray(write(pair.params, tokens, mask=mask, max_new_tokens=32).tokens)
+    ours = np.asarray(write(pair.params, left_pad(rows, 24), max_new_tokens=32).tokens)
     for row, prompt in zip(ours, rows, strict=True):
         want = pair.torch.generate(
             torch.tensor([prompt]),

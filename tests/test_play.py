@@ -27,7 +27,7 @@ from jaxcomm.evals.games.world import world
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.play import Outcome, play
 from jaxcomm.protocols import activation, silent, skyline
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.base import start_turn
 
 from command import jaxcomm, refused
 from conftest import TEMPLATE
@@ -513,7 +513,7 @@ def test_texts_of_one_token_and_of_several_score_together_as_each_does_alone(b):
     rng = np.random.default_rng(0)
     prompts = [f"{x} Which country is Ann located in?" for x in ("Ann is at the Louvre Museum.", "", "Bo is at Bo.")]
     words = lambda n: rng.integers(2, 3000, n).tolist()
-    turn = hear(b, prompts)
+    turn = start_turn(b, prompts)
     greedy = [list(reply.ids)[:3] for reply in turn.write(6)]
     continuations = [
         [words(1), greedy[0], words(5), greedy[0][:1], words(2), words(9)],
@@ -524,7 +524,7 @@ def test_texts_of_one_token_and_of_several_score_together_as_each_does_alone(b):
     flags = []
     for prompt, row, texts, scored in zip(prompts, turn.rows, continuations, together, strict=True):
         assert scored.tokens == tuple(map(len, texts)) and len(scored.logprobs) == len(scored.greedy) == len(texts)
-        alone = [hear(b, [prompt]).score_tokens([[text]])[0] for text in texts]
+        alone = [start_turn(b, [prompt]).score_tokens([[text]])[0] for text in texts]
         np.testing.assert_allclose(scored.logprobs, [x.logprobs[0] for x in alone], rtol=1e-5)
         assert scored.greedy == tuple(x.greedy[0] for x in alone)
         want = forced(b, [(row, text) for text in texts])
@@ -568,7 +568,7 @@ def test_rows_of_a_message_hold_it_and_what_each_was_given_around_it(b, chatty, 
     words = dict(ask="Hear: {prompt}", tell="{prompt} {message}", max_message_tokens=6)
     rows = play(game, "message", b, chatty, wording=Wording(reads=reads), max_new_tokens=2, **words).rows()
     asked = [f"Hear: {i.prompt_a}" + (f" {i.prompt_b}" if reads == "statement+question" else "") for i in game.items]
-    said = [reply.text for reply in hear(b, asked).write(6)]
+    said = [reply.text for reply in start_turn(b, asked).write(6)]
     assert all(said)
     for row, item, text, message in zip(rows, game.items, asked, said, strict=True):
         assert (row["rendered_a"], row["sender_reads"], row["details"]["message"]) == (text, reads, message)
@@ -628,7 +628,7 @@ def test_after_raw_worked_examples_nobody_writes_beyond_a_line(lively, b):
         loose = play(bare, protocol, lively, lively, wording=wording, **more).replies
         assert not all(ended(reply.written) for reply in loose), "without examples none does"
     line = dataclasses.replace(lively, stop_tokens=(*lively.stop_tokens, *lively.line_ends))
-    messages = hear(line, wording.prompts_a(game, line)).write(48)
+    messages = start_turn(line, wording.prompts_a(game, line)).write(48)
     assert all(ended(said.written) for said in messages)
     for reply, said in zip(replies, messages, strict=True):
         assert reply.details["message"] == said.text and "\n" not in said.text

@@ -12,10 +12,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jaxcomm.communication import communicate, communicate_logits
-from jaxcomm.decoding import Sampling, left_pad
+from jaxcomm.decoding import Sampling
 from jaxcomm.evals.pair import folder
-from jaxcomm.protocols import Form, activation, cipher_debate, debate, exchange, message
-from jaxcomm.protocols.base import hear
+from jaxcomm.prompts import left_pad
+from jaxcomm.protocols import Back, Form, activation, cipher_debate, debate, exchange, message
+from jaxcomm.protocols.base import start_turn
+from jaxcomm.sites import Site
 
 from speakers import (
     EOS,
@@ -45,7 +47,7 @@ LONG = 40
 def spoken(trio):
     """A turn, what it writes if nothing stops it, and torch's log-probability of each of these tokens."""
     s = trio["gemma2"]
-    turn = hear(s.agent, QUESTIONS)
+    turn = start_turn(s.agent, QUESTIONS)
     how = dict(sampling=Sampling(2.5), seed=1)
     replies = turn.write(LONG, **how)
     vocabulary = ["<s>", "</s>", *WORDS]
@@ -76,7 +78,7 @@ def test_writing_until_a_stop_string_is_writing_everything_and_cutting_there(spo
 
 
 def test_an_empty_stop_string_stops_nothing_and_no_texts_have_no_scores(trio):
-    turn = hear(trio["gemma2"].agent, QUESTIONS)
+    turn = start_turn(trio["gemma2"].agent, QUESTIONS)
     assert turn.write(N, until=["", "alice ?"]) == turn.write(N, until=["alice ?"])
     assert turn.write(N, until=[""]) == turn.write(N)
     none, some = turn.score([[], [], []]), turn.score([TEXTS[0], [], []])
@@ -95,7 +97,7 @@ def test_a_reply_keeps_the_ids_of_its_text(spoken):
 
 
 def test_a_turn_may_write_and_score_again_and_again(trio):
-    turn = hear(trio["gemma2"].agent, QUESTIONS)
+    turn = start_turn(trio["gemma2"].agent, QUESTIONS)
     once, scores = turn.write(1), turn.score(TEXTS)
     longer = turn.write(N)
     assert turn.write(1) == once and turn.write(N) == longer and turn.score(TEXTS) == scores
@@ -103,7 +105,7 @@ def test_a_turn_may_write_and_score_again_and_again(trio):
 
 def test_a_rows_sampled_text_follows_its_seed_whoever_its_neighbours_are(trio):
     agent, how = trio["gemma2"].agent, dict(sampling=Sampling(2.0))
-    said = lambda prompts, seeds: [r.text for r in hear(agent, prompts).write(LONG, seed=seeds, **how)]
+    said = lambda prompts, seeds: [r.text for r in start_turn(agent, prompts).write(LONG, seed=seeds, **how)]
     together = said(QUESTIONS, [5, 9, 2])
     order = [2, 0, 1]
     assert said([QUESTIONS[i] for i in order], [[5, 9, 2][i] for i in order]) == [together[i] for i in order]
@@ -123,7 +125,7 @@ def test_space_at_a_prompts_end_is_read_once(trained):
         row = tokenizer.encode(text, add_special_tokens=special)
         after = tokenizer.encode(text + "Greece.", add_special_tokens=special)
         assert after[: len(row)] == row
-        (got,) = hear(agent, [prompt]).score([["Greece."]])
+        (got,) = start_turn(agent, [prompt]).score([["Greece."]])
         assert_scored(got, [log_likelihood(s, row, after[len(row) :])], [len(after) - len(row)])
 
 
@@ -132,11 +134,11 @@ def test_space_at_a_prompts_end_is_read_once(trained):
     [
         (lambda a, b: debate((a, b), (["who ?"], [" "])), "empty prompt at row 0"),
         (lambda a, b: debate((a,), (["who ? " * 600],)), "a prompt of 1201 tokens does not fit"),
-        (lambda a, b: hear(a, ["who ? " * 500]).write(30), "leave room for 994; shorten it"),
-        (lambda a, b: hear(a, ["who ? " * 511]).score([["who " * 5]]), "leave room for 1020; shorten it"),
-        (lambda a, b: hear(a, ["who ?"]).score([[""]]), "a text to score has no tokens"),
+        (lambda a, b: start_turn(a, ["who ? " * 500]).write(30), "leave room for 994; shorten it"),
+        (lambda a, b: start_turn(a, ["who ? " * 511]).score([["who " * 5]]), "leave room for 1020; shorten it"),
+        (lambda a, b: start_turn(a, ["who ?"]).score([[""]]), "a text to score has no tokens"),
         (
-            lambda a, b: hear(a, ["who ali"]).score([["ce"]]),
+            lambda a, b: start_turn(a, ["who ali"]).score([["ce"]]),
             "the text 'ce' shares its token with the prompt's end ('who ali')",
         ),
         (
@@ -221,7 +223,7 @@ def test_prompts_that_begin_alike_are_read_once_and_give_what_each_gives_alone(t
     s = trio["gemma2"]
     examples = " ".join(np.random.default_rng(0).choice(WORDS, 50))
     prompts = [examples, f"{examples} {QUESTIONS[0]}", f"{examples} {QUESTIONS[1]}"]
-    turn = hear(s.agent, prompts)
+    turn = start_turn(s.agent, prompts)
     (past,) = turn.past
     assert past.positions.shape[0] == 1 and past.positions.max() == 49, "all but the shortest one's last token"
     sent = activation(s.agent, s.agent, prompts, prompts[::-1], k=1, j=2).write(N)
@@ -275,7 +277,7 @@ def test_thinking_sends_the_state_at_the_last_token_written(trio):
 
 def test_an_exchange_sends_both_states_unedited(trio):
     a, b = trio["gemma2"], trio["llama"]
-    replies = exchange(a.agent, b.agent, QUESTIONS, OTHERS, k=1, j=2, k_back=2, j_back=1).write(N)
+    replies = exchange(a.agent, b.agent, QUESTIONS, OTHERS, k=1, j=2, back=Back(2, 1)).write(N)
     for x, y, reply in zip(QUESTIONS, OTHERS, replies, strict=True):
         there = torch_receive(b, ids(y), torch_state(a, ids(x), 1), 2)
         back = torch_receive(a, ids(x), torch_state(b, ids(y), 2), 1)
@@ -285,14 +287,14 @@ def test_an_exchange_sends_both_states_unedited(trio):
 @pytest.mark.parametrize("graft, where, k, j", [("mean", "last", 1, 2), ("sum", "all", 2, 1)])
 def test_scores_after_an_activation_are_what_communicate_foresees(trio, graft, where, k, j):
     a = b = trio["gemma2"].agent
-    how = dict(k=k, j=j, graft=graft, where=where)
-    foresee = jax.jit(communicate_logits, static_argnames=("k", "j", "graft", "where"))
-    scores = activation(a, b, OTHERS, QUESTIONS, **how).score([TEXTS[2]] * 3)
-    (ta, ma), (tb, mb) = (left_pad([ids(q) for q in own], 32) for own in (OTHERS, QUESTIONS))
+    how = dict(k=Site("resid_post", k, where), j=Site("resid_post", j, where), graft=graft)
+    foresee = jax.jit(communicate_logits, static_argnames="graft")
+    scores = activation(a, b, OTHERS, QUESTIONS, k=k, j=j, graft=graft, where=where).score([TEXTS[2]] * 3)
+    pa, pb = (left_pad([ids(q) for q in own], 32) for own in (OTHERS, QUESTIONS))
     for c, text in enumerate(TEXTS[2]):
         answer = ids(text)[1:] + [0] * (8 - len(text.split()))
         answers = np.asarray([answer] * 3, np.int32)
-        logits = np.asarray(foresee(a.params, b.params, ta, tb, answers, mask_a=ma, mask_b=mb, **how))
+        logits = np.asarray(foresee(a.params, b.params, pa, pb, answers, **how))
         n = len(text.split())
         for i in range(3):
             logprobs = torch.log_softmax(torch.tensor(logits[i, :n]), -1)[torch.arange(n), answer[:n]]

@@ -11,7 +11,7 @@ import transformers
 
 from jaxcomm.agent import Agent
 from jaxcomm.config import ModelConfig
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.base import start_turn
 
 CONFIG = ModelConfig(vocab=97, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, ff=8, max_positions=64)
 IM_END, THINK, END = 90, 91, 92
@@ -145,18 +145,18 @@ def test_turns_stop_at_special_tokens_and_pay_for_thoughts(llama):
     called = lambda **names: dataclasses.replace(
         plain, tokenizer=tokenizer(names=ends | {i: x for x, i in names.items()})
     )
-    (free,) = hear(plain, ["w5 w95"]).write(12)
+    (free,) = start_turn(plain, ["w5 w95"]).write(12)
     ids = plain.tokenizer.convert_tokens_to_ids(list(free.written))
     n = next(n for n, i in enumerate(ids) if n and i not in ids[:n] and i not in (0, 1, 5, 95))
 
-    (stopped,) = hear(called(**{"<|im_end|>": ids[n]}), ["w5 w95"]).write(12, until=["<|im_end|>"])
+    (stopped,) = start_turn(called(**{"<|im_end|>": ids[n]}), ["w5 w95"]).write(12, until=["<|im_end|>"])
     assert stopped.written == (*free.written[:n], "<|im_end|>") and stopped.text == " ".join(free.written[:n])
 
     thinks = called(**{"<think>": 95, "</think>": ids[n], "first": ids[0]})
-    (thought,) = hear(thinks, ["w5 <think>"]).write(12, until=["first"])
+    (thought,) = start_turn(thinks, ["w5 <think>"]).write(12, until=["first"])
     after = ids[len(ids) - ids[::-1].index(ids[n]) :]  # the token that ends thoughts may come again
     after = after[: after.index(ids[0])] if ids[0] in after else after
     assert after and thought.text == " ".join(f"w{i}" for i in after)
     assert thought.spent.written > n, "the thought is paid for, and no stop string ends it"
-    (unfinished,) = hear(thinks, ["w5 <think>"]).write(n)
+    (unfinished,) = start_turn(thinks, ["w5 <think>"]).write(n)
     assert unfinished.text == "" and unfinished.spent.written == n

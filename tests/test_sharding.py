@@ -7,12 +7,12 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxcomm import answer, deliver, send, shard, shardings, sweep
+from jaxcomm import deliver, receive, send, shard, shardings, sweep
 from jaxcomm.agent import Agent
 from jaxcomm.converters import from_hf
 from jaxcomm.converters import hf as hf_module
-from jaxcomm.decoding import left_pad
 from jaxcomm.model import Params
+from jaxcomm.prompts import left_pad
 from jaxcomm.protocols import activation
 from jaxcomm.sharding import by_rows, logical_axes
 
@@ -54,7 +54,7 @@ def eights(tmp_path_factory):
 @pytest.mark.parametrize("layout", MESHES)
 def test_generate_and_communicate_say_on_eight_devices_what_they_say_on_one(eights, layout):
     mesh, tokens = mesh_of_kind(layout), prompts(4, 12)
-    other, mask = left_pad([[5, 3, 8], [9], [1, 2, 3, 4, 5, 6], [7, 7]], 8)
+    other = left_pad([[5, 3, 8], [9], [1, 2, 3, 4, 5, 6], [7, 7]], 8)
     for name, pair in eights.items():
         one, cut = pair.params, shard(pair.params, mesh)
         share = sum(a.addressable_shards[0].data.size for a in jax.tree.leaves(cut.blocks))
@@ -64,7 +64,7 @@ def test_generate_and_communicate_say_on_eight_devices_what_they_say_on_one(eigh
         want, got = (write(p, t, max_new_tokens=8) for p, t in ((one, tokens), (cut, rows)))
         np.testing.assert_array_equal(want.tokens, got.tokens, err_msg=name)
         assert_close(got.logprobs, want.logprobs, name, 1e-4)
-        how = dict(k=2, j=1, mask_b=mask, max_new_tokens=6)
+        how = dict(k=2, j=1, max_new_tokens=6)
         want, got = talk(one, one, tokens, other, **how), talk(cut, cut, rows, by_rows(cut, other), **how)
         np.testing.assert_array_equal(want.tokens, got.tokens, err_msg=name)
 
@@ -94,13 +94,13 @@ def test_only_the_message_moves_between_models_on_different_devices(apart):
     tokens_a, tokens_b = prompts(4, 9), prompts(4, 7, seed=1)
     want = talk(a, b, tokens_a, tokens_b, k=2, j=1, max_new_tokens=6)
     say = jax.jit(send)
-    reply = jax.jit(answer, static_argnames="max_new_tokens")
+    reply = jax.jit(lambda p, t, m: write(p, t, edits=[receive(m, 1)], max_new_tokens=6))
     here, there = by_rows(far, tokens_a), by_rows(cut, tokens_b)
-    message = say(far, here, 2)
+    message = say(far, here, 2).states
     assert {*message.devices()} == {*jax.devices()[:2]} and message.shape == (4, a.config.width)
     arrived = deliver(message, cut)
     with jax.transfer_guard_device_to_device("disallow"):
-        got = reply(cut, there, arrived, 1, max_new_tokens=6)
+        got = reply(cut, there, arrived)
     assert {*got.tokens.devices()} == {*jax.devices()[4:]}
     np.testing.assert_array_equal(want.tokens, got.tokens)
 

@@ -26,7 +26,7 @@ import rich.table
 
 from jaxcomm import lmnet, lora
 from jaxcomm.agent import Agent
-from jaxcomm.protocols.base import hear
+from jaxcomm.protocols.base import start_turn
 
 from ..files import write_lines
 from ..runs import RunFolder, agent_fingerprint, surroundings
@@ -110,14 +110,14 @@ def _begin(arm: str, shape: Shape, agents: Sequence[Agent], rank: int, seed: int
     """What is trained and what is not, as `jaxcomm.training` says."""
     if arm in (EDGES, NEW):
         return build(dataclasses.replace(shape, network_seed=shape.network_seed + seed), agents).split()
-    return lora.init(jax.random.key(seed), agents[-1].params, rank), agents[-1].params
+    return lora.init_lora(jax.random.key(seed), agents[-1].params, rank), agents[-1].params
 
 
 def answers(agent: Agent, asked: Sequence[Text], rows: int = 50) -> list[str]:
     """What the agent answers, greedily, in as many tokens as the longest answer takes, and one more to stop."""
     said, room = [], 1 + max(len(agent.follow(q.prompt, f" {q.answer}")) for q in asked)
     for at in range(0, len(asked), rows):
-        turn = hear(agent, [q.prompt for q in asked[at : at + rows]])
+        turn = start_turn(agent, [q.prompt for q in asked[at : at + rows]])
         said += [reply.text for reply in turn.write(room)]
     return said
 

@@ -36,7 +36,7 @@ def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
     if not shape.share:
         count = sum(shape.widths)
         models = [model.replace() for model in ([models] * count if isinstance(models, Params) else models)]
-    return lmnet.init(jax.random.key(shape.network_seed), models, **shape.options())
+    return lmnet.init_network(jax.random.key(shape.network_seed), models, **shape.options())
 
 
 def train_network(

@@ -19,6 +19,7 @@ from jaxcomm.agent import Agent
 from jaxcomm.config import Group, NetworkConfig
 from jaxcomm.lmnet import Network
 from jaxcomm.model import positions_of, project_head, unembed
+from jaxcomm.prompts import Prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ def carried(network: Network, tokens: Any) -> dict[str, jax.Array]:
     """Every wire of a network that reads tokens [B, T], by the names of `NetworkConfig`: vertices' [M, B, T, D], edges' [I, J,
     B, T, D]."""
     seen: dict[str, jax.Array] = {}
-    network.read(jnp.asarray(tokens), positions_of(tokens.shape), visit=seen.__setitem__)
+    network.read(jnp.asarray(tokens), positions_of(Prompts(tokens)), see=seen.__setitem__)
     return seen
 
 

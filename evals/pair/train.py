@@ -24,7 +24,9 @@ import tqdm
 from jaxtyping import Array, Float, Int
 
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.model import Params, forward, init
+from jaxcomm.model import Params, init_params
+from jaxcomm.prompts import Prompts
+from jaxcomm.reading import forward
 
 from ...converters import to_hf
 from ..files import check_new
@@ -117,7 +119,7 @@ def batches(tokenizer: tokenizers.Tokenizer, seed: int) -> Iterator[tuple[np.nda
 
 def loss(params: Params, tokens: Int[Array, "B T"], weights: Float[Array, "B T"]) -> Array:
     """Weighted next-token cross-entropy."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(forward(params, tokens)[:, :-1], tokens[:, 1:])
+    losses = optax.softmax_cross_entropy_with_integer_labels(forward(params, Prompts(tokens))[:, :-1], tokens[:, 1:])
     return jnp.sum(losses * weights[:, 1:]) / jnp.sum(weights[:, 1:])
 
 
@@ -165,7 +167,7 @@ def cycle(params: Params, tokenizer: tokenizers.Tokenizer, steps: int, seed: int
 def train(model: str, cycles: tuple[int, ...], seed: int) -> tuple[Params, tokenizers.Tokenizer]:
     """Weights (stacked, representable in float16) and tokenizer, after cycles of so many steps."""
     tokenizer = make_tokenizer()
-    params = init(jax.random.key(seed), make_config(model, tokenizer.get_vocab_size()))
+    params = init_params(jax.random.key(seed), make_config(model, tokenizer.get_vocab_size()))
     if jax.default_backend() == "cpu":
         params = params.unroll()
     for n, steps in enumerate(cycles):

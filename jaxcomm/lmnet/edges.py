@@ -11,10 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxcomm.config import EdgeConfig, ModelConfig
-from jaxcomm.layers import MLP, Attention, Gather, Linear, angles_of, norm_of, rotary
+from jaxcomm.layers import MLP, Attention, Linear, Surroundings, angles_of, norm_of, rotary
 
 _LAST = {"attention": "o", "mlp": "down"}
 """The last matrix of each part of f."""
@@ -45,34 +45,29 @@ class Edge(nn.Module):
     """Width of the next vertex."""
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], angles, positions: Int[Array, "B T"], window, gather: Gather
-    ) -> tuple[Float[Array, "B T Y"], Any]:
+    def __call__(self, x: Float[Array, "B T D"], around: Surroundings) -> Float[Array, "B T Y"]:
         c = shape(self.config, self.edge)
-        h, kept = x, None
+        h = x
         for part in parts(self.edge):
             if part == "linear":
                 h += Linear(c.width, name="linear")(x) if self.out == c.width else jnp.zeros_like(x)
                 continue
             read = norm_of(c, f"{part}_norm")(h)
-            if part == "attention":
-                made, kept = Attention(c, name=part)(read, angles, positions, window, gather)
-            else:
-                made = MLP(c, name=part)(read)
+            made = Attention(c, name=part)(read, around) if part == "attention" else MLP(c, name=part)(read)
             h += norm_of(c, f"{part}_post_norm")(made) if c.norms == "both" else made
         if not self.edge.residual:
             h -= x
         if self.edge.scale is not None:
             h *= self.param("scale", nn.initializers.constant(self.edge.scale), ()).astype(h.dtype)
-        return (h if self.out == c.width else Linear(self.out, name="across")(h)), kept
+        return h if self.out == c.width else Linear(self.out, name="across")(h)
 
 
-def init(key: Array, config: ModelConfig, edge: EdgeConfig, out: int) -> Any:
+def init_edge(key: Array, config: ModelConfig, edge: EdgeConfig, out: int) -> Any:
     """Weights of one edge, float32."""
     x, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
-    alone = lambda k, v: (((k, v, positions),), None)
     angles = angles_of(shape(config, edge), rotary(shape(config, edge), positions), 0)
-    made: Any = Edge(config, edge, out).init(key, x, angles, positions, None, alone)
+    alone = Surroundings(1, angles, positions, None, lambda k, v: (((k, v, positions),), None))
+    made: Any = Edge(config, edge, out).init(key, x, alone)
     weights = dict(made.get("params", {}))
     if not edge.zero_init:
         return weights

@@ -25,10 +25,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
 from jaxcomm.cache import KVCache
-from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig, Remat, check_widths
-from jaxcomm.layers import angles_of, rotary
+from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig, check_widths
+from jaxcomm.layers import Surroundings, angles_of, rotary
 from jaxcomm.lmnet import edges
-from jaxcomm.model import Params, apart, attend_to, embed, final_norm, gathered, made_again, run_blocks, unembed
+from jaxcomm.model import ALONE, PLAIN, Attended, Params, Training, embed, final_norm, run_blocks, unembed
 
 
 class Wires(struct.PyTreeNode):
@@ -97,89 +97,75 @@ class Network(struct.PyTreeNode):
         tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"],
         positions: Int[Array, "B T"],
         *,
-        past: tuple[KVCache, ...] = (),
-        cache: KVCache | None = None,
+        attended: Attended = ALONE,
         last: bool = False,
-        visit: Callable[[str, Array], None] | None = None,
-        **how: Any,
+        training: Training = PLAIN,
+        see: Callable[[str, Array], None] = lambda name, x: None,
     ) -> tuple[Float[Array, "B _ D"], Any]:
         """The writer's stream before its final norm (`jaxcomm.model.LanguageModel`).
 
-        visit(name, x) sees every wire: vertices' [M, B, T, D] as they leave, edges' [I, J, B, T, D] as they arrive.
+        see(name, x) sees every wire: vertices' [M, B, T, D] as they leave, edges' [I, J, B, T, D] as they arrive.
         """
         c, k, v, streams = self.config, {}, {}, {}
-        see = visit or (lambda name, x: None)
         x = embed(self.reader, tokens, positions)[None]
         for name, to in c.groups.items():
             if to.layer:
                 ys = []
                 for edge, (source, target) in c.stacks.items():
                     if target == to:
-                        y, k[edge], v[edge] = self._edges(
-                            edge, streams[source], positions, past=past, cache=cache, **how
-                        )
+                        y, k[edge], v[edge] = self._edges(edge, streams[source], positions, attended, training)
                         see(edge, y)
                         ys.append(y)
                 x = self._join(name, ys)
             end = to.layer == len(c.layers) - 1
-            x, k[name], v[name] = self._vertices(name, x, positions, past=past, cache=cache, last=last and end, **how)
+            x, k[name], v[name] = self._vertices(name, x, positions, attended, training, last and end)
             streams[to] = x if end or not c.norm else jax.vmap(functools.partial(final_norm, self.models[to.model]))(x)
             see(name, streams[to])
         kept = lambda new: {name: a for name, a in new.items() if a is not None}
+        cache = attended.cache
         return x[0], None if cache is None else cache.replace(k=kept(k), v=kept(v))
 
     def _vertices(
-        self, name: str, x: Float[Array, "M B T D"], positions, *, past, cache, **how
+        self, name: str, x: Float[Array, "M B T D"], positions, attended: Attended, training: Training, last: bool
     ) -> tuple[Array, Any, Any]:
         """M vertices of one model, one batched call: h[L], keys, values."""
         model, (M, B, *_) = self.models[self.config.groups[name].model], x.shape
-        if cache is None and not past:
+        if attended.cache is None and not attended.past:
             # Rows of one batch, and B first, which a mesh divides: the weights' gradients are then plain products (`project`).
             rows = lambda a: jnp.repeat(a, M, axis=0)
-            how["documents"] = jax.tree.map(rows, how.get("documents"))
-            h, _, _ = run_blocks(model, x.swapaxes(0, 1).reshape(B * M, *x.shape[2:]), rows(positions), **how)
+            training = training._replace(documents=jax.tree.map(rows, training.documents))
+            every = x.swapaxes(0, 1).reshape(B * M, *x.shape[2:])
+            h, _, _ = run_blocks(model, every, rows(positions), last=last, training=training)
             return h.reshape(B, M, *h.shape[1:]).swapaxes(0, 1), None, None
 
         def run(x, past, cache):
-            h, cache, _ = run_blocks(model, x, positions, past=past, cache=cache, **how)
+            own = attended._replace(past=past, cache=cache)
+            h, cache, _ = run_blocks(model, x, positions, attended=own, last=last, training=training)
             return h, cache and cache.k, cache and cache.v
 
-        past, cache, axes = _parts(name, past, cache)
+        past, cache, axes = _parts(name, attended)
         return jax.vmap(run, in_axes=(0, *axes))(x, past, cache)
 
     def _edges(
-        self,
-        name: str,
-        x: Float[Array, "I B T D"],
-        positions,
-        *,
-        past,
-        cache,
-        column=None,
-        branches=None,
-        documents=None,
-        remat: Remat = "off",
-        mesh=None,
+        self, name: str, x: Float[Array, "I B T D"], positions, attended: Attended, training: Training
     ) -> tuple[Float[Array, "I J B T Y"], Any, Any]:
         """A stack of edges, one batched call: what arrives, keys, values."""
         source, target = self.config.stacks[name]
         c, out = self.models[source.model].config, self.models[target.model].config.width
         shape = edges.shape(c, self.config.edge)
         edge, angles = edges.Edge(c, self.config.edge, out), angles_of(shape, rotary(shape, positions), 0)
-        places, window = apart(positions, documents)
+        places, window = training.places(positions)
 
         def run(weights, x, past, cache):
             single = lambda cache: cache.replace(k=(cache.k,), v=(cache.v,))
-            gather = attend_to(0, places, tuple(map(single, past)), cache and single(cache), column, branches)
-            x, weights = gathered(mesh, x, jax.tree.map(lambda w: w.astype(x.dtype), weights))
-            made: Any = edge.apply({"params": weights}, x, angles, places, window, gather)
-            y, cache = made
-            return y, cache and cache.k[0], cache and cache.v[0]
+            own = attended._replace(past=tuple(map(single, past)), cache=cache and single(cache))
+            around = Surroundings(1, angles, places, window, own.segments(0, places))
+            x, weights = training.fetched(x, jax.tree.map(lambda w: w.astype(x.dtype), weights))
+            y: Any = edge.apply({"params": weights}, x, around)
+            return y, around.kept and around.kept.k[0], around.kept and around.kept.v[0]
 
-        past, cache, axes = _parts(name, past, cache)
-        targets = jax.vmap(
-            made_again(run, remat), in_axes=(0, None, *axes), axis_size=self.config.stacks[name][1].copies
-        )
+        past, cache, axes = _parts(name, attended)
+        targets = jax.vmap(training.checkpointed(run), in_axes=(0, None, *axes), axis_size=target.copies)
         return jax.vmap(targets, in_axes=(0, 0, *axes))(self.edges[name], x, past, cache)
 
     def _join(self, name: str, ys: Sequence[Float[Array, "_ J B T D"]]) -> Float[Array, "J B T D"]:
@@ -195,15 +181,15 @@ class Network(struct.PyTreeNode):
         return unembed(self.writer, h)
 
 
-def _parts(name: str, past: Sequence[KVCache], cache: KVCache | None) -> tuple[Any, Any, Any]:
+def _parts(name: str, attended: Attended) -> tuple[Any, Any, Any]:
     """A vertices' or edges' own parts of the caches, and the axes vmap maps of them: every one's keys, the same positions."""
     part = lambda c: KVCache(c.k[name], c.v[name], c.positions) if c and name in c.k else None
     mapped: Any = KVCache(0, 0, None)
-    own, before = part(cache), tuple(held for c in past if (held := part(c)))
+    own, before = part(attended.cache), tuple(held for c in attended.past if (held := part(c)))
     return before, own, ((mapped,) * len(before), mapped if own else None)
 
 
-def init(
+def init_network(
     key: Array,
     params: Params | Sequence[Params],
     widths: Sequence[int] = (1, 4, 4, 4, 1),
@@ -249,7 +235,7 @@ def init(
 
 @functools.partial(jax.jit, static_argnames=("model", "edge", "out"))
 def _draw(keys: Key[Array, "I J"], model: ModelConfig, edge: EdgeConfig, out: int) -> Any:
-    return jax.vmap(jax.vmap(lambda key: edges.init(key, model, edge, out)))(keys)
+    return jax.vmap(jax.vmap(lambda key: edges.init_edge(key, model, edge, out)))(keys)
 
 
 def size(tree: Any) -> int:

@@ -4,7 +4,7 @@ and returns B's `Turn` (or the `Panel` of all who answer): it has heard everythi
 sampling, seed: of what is written before that turn, which has its own. Where nothing is (silent, sender, skyline, an activation
 without thinking) they change nothing; CIPHER, which says everything in vectors, refuses `sampling`."""
 
-from jaxcomm.protocols.activations import Control, activation, exchange
+from jaxcomm.protocols.activations import Back, Control, activation, exchange
 from jaxcomm.protocols.base import Reply, Scored, Turn
 from jaxcomm.protocols.cipher import cipher_debate
 from jaxcomm.protocols.debates import FORMS, Form, Panel, debate
@@ -25,6 +25,7 @@ PROTOCOLS = {
 __all__ = [
     "FORMS",
     "PROTOCOLS",
+    "Back",
     "Control",
     "Form",
     "Panel",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,16 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomm.agent import Agent, Prompt, Seed, row_keys, vary
-from jaxcomm.communication import Where, read_prompt, receive, resume, send
+from jaxcomm.agent import Agent, Prompt, Seed, derive_seed, row_keys
+from jaxcomm.communication import read_prompt, resume
 from jaxcomm.compiled import check_layer
-from jaxcomm.decoding import Sampling, bucket, left_pad
+from jaxcomm.decoding import Sampling, bucket
+from jaxcomm.edits import Graft, apply_graft, through_map
 from jaxcomm.flops import blocks_flops, graft_flops
-from jaxcomm.graft import Graft, apply_graft, carry
-from jaxcomm.protocols.answers import ANSWERS, Parse, Tie
-from jaxcomm.protocols.base import Shared, Spent, Turn, dropped, hear, share
+from jaxcomm.messages import read_message, receive
+from jaxcomm.prompts import left_pad
+from jaxcomm.protocols.answers import ANSWERS
+from jaxcomm.protocols.base import Shared, Spent, Turn, dropped, share, start_turn, total
 from jaxcomm.protocols.debates import Panel, lookup
+from jaxcomm.reading import prefill
 from jaxcomm.sharding import by_rows, deliver
+from jaxcomm.sites import Site
 
 Control = Literal["unrelated", "shuffled", "zero", "noise", "self"]
 """What B gets instead of A's activation: A's on an unrelated sentence, A's of another game, zeros, Gaussian noise of
@@ -43,13 +49,55 @@ def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: Seed) -> j
     raise ValueError(f"unknown control {control!r}: choose one of {', '.join(get_args(Control))}")
 
 
-def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], where: Where) -> Shared:
-    """Where all tokens are edited, what prompts have in common is too, so it is not read apart."""
-    if where == "last":
-        return share(agent, rows)
-    prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
-    tokens, mask = by_rows(agent.params, prompts)
-    return Shared(tokens, mask, ())
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How A's state reaches B: the options of `activation`.
+
+    Attributes:
+        graft: sum, mean, replace, or a function f(a, b).
+        W: The map, or one for each sender.
+        where: "last", or "all" tokens (appendix B.1), the two prompts aligned at their ends.
+        control: What B gets instead. "unrelated" takes A's place before W, the others stand in for what arrives at B, after W.
+        unrelated: The sentence that the control unrelated reads.
+        think: A first writes up to so many tokens after its prompt, and its state at the last of them is sent: chain of thought
+            (appendix B.2), or a sampled completion (B.5: temperature 0.7, 512 tokens).
+        until: Strings that end what it thinks.
+        sampling: Of what it thinks.
+        seed: Likewise, and of noise: one, or one for each game.
+
+    Raises:
+        ValueError: There is no such control, `where`, or graft.
+    """
+
+    graft: Any = "replace"
+    W: Any = None
+    where: Literal["last", "all"] = "last"
+    control: Control | None = None
+    unrelated: str = UNRELATED
+    think: int = 0
+    until: Sequence[str] = ()
+    sampling: Sampling | None = None
+    seed: Seed = 0
+
+    def __post_init__(self):
+        if self.where not in ("last", "all"):
+            raise ValueError(f"unknown where {self.where!r}: choose last or all")
+        if self.control is not None and self.control not in get_args(Control):
+            raise ValueError(f"unknown control {self.control!r}: choose one of {', '.join(get_args(Control))}")
+        if self.control is not None and self.where != "last":
+            raise ValueError('controls stand in for one state per game: use where="last"')
+        if self.where == "all" and self.graft != "sum":
+            raise ValueError(f'where="all" needs graft="sum": {self.graft!r} would overwrite the whole prompt')
+        Graft(self.graft)
+
+
+class Sender(NamedTuple):
+    """One of those who send: its prompts, its layer, and its map."""
+
+    agent: Agent
+    prompts: Sequence[Any]
+    k: Any
+    W: Any
 
 
 def activation(
@@ -60,123 +108,162 @@ def activation(
     *,
     k: Any,
     j: int,
-    graft: Graft = "replace",
-    W: Any = None,
-    where: Where = "last",
-    control: str | None = None,
-    unrelated: str = UNRELATED,
-    think: int = 0,
-    until: Sequence[str] = (),
-    sampling: Sampling | None = None,
-    seed: Seed = 0,
+    **how: Any,
 ) -> Turn:
     """A reads its prompts up to layer k, B its own with A's states grafted in after layer j.
 
-    Several senders: give `a`, `prompts_a`, `k` (and `W`) one of each; B gets the mean of what they send.
-    think: A first writes up to so many tokens after its prompt (with `sampling`, to one of the strings `until`), and its
-    state at the last of them is sent: chain of thought (appendix B.2), or a sampled completion (B.5: temperature 0.7, 512
-    tokens).
+    Args:
+        a: The sender. Several: give `a`, `prompts_a`, `k` (and `W`) one of each; B gets the mean of what they send.
+        b: The receiver.
+        prompts_a: What A reads, one for each game.
+        prompts_b: What B reads.
+        k: A is read after this layer.
+        j: B is edited after this layer.
+        **how: `Settings`.
 
-    The control unrelated takes A's place before W, the others stand in for what arrives at B, after W. Details of a
-    Reply: the token and position that was read in A and the one edited in B; the norms of what arrived, of B's state
-    before and of B's state after the edit. ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
+    Returns:
+        B's turn. Details of a Reply: the token and position that was read in A and the one edited in B; the norms of what
+        arrived, of B's state before and of B's state after the edit.
+
+    Raises:
+        ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
     """
-    senders = (a,) if isinstance(a, Agent) else tuple(a)
+    settings = Settings(**how)
+    senders = _senders(a, prompts_a, k, settings.W, len(prompts_b))
+    check_layer(b.params, j, "j")
+    if settings.control == "shuffled" and len(prompts_b) < 2:
+        raise ValueError("the control shuffled needs at least two games")
+    rows_b = b.rows(prompts_b, 1)
+    shared = _lay_out(b, rows_b, settings.where)
+    prompt = read_prompt(b.params, shared.prompts, past=shared.past)
+    heard = [_read(sender, settings, n, b, len(rows_b)) for n, sender in enumerate(senders)]
+    message = _joined(heard, senders, b.params.config.width)
+    own = prompt.states[j]
+    if settings.control not in (None, "unrelated"):
+        message = _stand_in(settings.control, message, own, settings.seed)
+    sent = message if settings.where == "last" else message[:, -1]
+    edited = apply_graft(settings.graft, sent, own)
+    past = shared.past
+    if settings.where == "all" and sent.shape[-1] != own.shape[-1]:
+        raise ValueError(
+            f'where="all" needs equal widths, got {sent.shape[-1]} and {own.shape[-1]}: pass W, or edit the last token'
+        )
+    if settings.where == "last":
+        # The last token's edit is an argument, so one program serves every f(a, b).
+        logits, cache = resume(b.params, prompt, edited, j, past=past)
+        past = (*past, prompt.earlier)
+    else:
+        edit = receive(message, Site("resid_post", j, "all"), settings.graft)
+        logits, cache = prefill(b.params, shared.prompts, edits=[edit])
+    spent = [_cost(senders, heard, b, settings.where, i, len(row)) for i, row in enumerate(rows_b)]
+    at = {"k": int(k) if isinstance(a, Agent) else [int(sender.k) for sender in senders], "j": int(j)}
+    details = _details(at, settings, senders, heard, (b, rows_b), (sent, own, edited))
+    return Turn(b, prompts_b, rows_b, logits, cache, past, details, spent)
+
+
+def _details(at: dict[str, Any], settings: Settings, senders, heard, receiver, states) -> list[dict[str, Any]]:
+    """What a Reply says of its message: where it was read and put, and the norms of what arrived and was edited."""
+    (b, rows_b), norms = receiver, [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in states]
+    return [
+        {
+            **at,
+            "graft": settings.graft
+            if isinstance(settings.graft, str)
+            else getattr(settings.graft, "__name__", "callable"),
+            "control": settings.control,
+            "sent_token": senders[-1].agent.tokens(heard[-1].rows[i][-1:])[0],
+            "sent_position": len(heard[-1].rows[i]) - 1,
+            "edited_token": b.tokens(row[-1:])[0],
+            "edited_position": len(row) - 1,
+            **dict(zip(("norm_sent", "norm_before", "norm_after"), (float(norm[i]) for norm in norms), strict=True)),
+            **({"thought": [x.thoughts[i] for x in heard]} if settings.think else {}),
+        }
+        for i, row in enumerate(rows_b)
+    ]
+
+
+def _senders(a: Agent | Sequence[Agent], prompts: Sequence[Any], k: Any, W: Any, games: int) -> list[Sender]:
+    """One or several. ValueError: not one of everything for each, or a layer out of range."""
+    agents = (a,) if isinstance(a, Agent) else tuple(a)
 
     def each(value: Any) -> list[Any]:
         return list(value) if isinstance(value, list | tuple) and not isinstance(a, Agent) else [value]
 
-    reads, ks, maps = each(prompts_a), each(k), [None] * len(senders) if W is None else each(W)
-    if not len(senders) == len(reads) == len(ks) == len(maps):
-        raise ValueError(f"{len(senders)} senders, {len(reads)} lists of prompts, {len(ks)} layers k: give one of each")
-    check_layer(b.params, j, "j")
-    if control is not None and where != "last":
-        raise ValueError('controls stand in for one state per game: use where="last"')
-    for sender, prompts, layer in zip(senders, reads, ks, strict=True):
-        check_layer(sender.params, layer)
-        if len(prompts) != len(prompts_b):
-            raise ValueError(f"A has {len(prompts)} prompts, B has {len(prompts_b)}: give one of each per game")
-    if control == "shuffled" and len(prompts_b) < 2:
-        raise ValueError("the control shuffled needs at least two games")
+    reads, ks, maps = each(prompts), each(k), [None] * len(agents) if W is None else each(W)
+    if not len(agents) == len(reads) == len(ks) == len(maps):
+        raise ValueError(f"{len(agents)} senders, {len(reads)} lists of prompts, {len(ks)} layers k: give one of each")
+    for agent, own, layer in zip(agents, reads, ks, strict=True):
+        check_layer(agent.params, layer)
+        if len(own) != games:
+            raise ValueError(f"A has {len(own)} prompts, B has {games}: give one of each per game")
+    return list(itertools.starmap(Sender, zip(agents, reads, ks, maps, strict=True)))
 
-    rows_b = b.rows(prompts_b, 1)
-    tokens_b, mask_b, past_b = _lay_out(b, rows_b, where)
-    prompt = read_prompt(b.params, tokens_b, mask=mask_b, past=past_b)
-    own, spent, heard = prompt.states[j], [Spent() for _ in rows_b], []
-    for n, (sender, prompts, layer, matrix) in enumerate(zip(senders, reads, ks, maps, strict=True)):
-        prompts = [unrelated] * len(rows_b) if control == "unrelated" else prompts  # one sentence for every game
-        # Seeds of their own: not those of other senders, nor of the answers.
-        own_seed = vary(seed, 1001 + n)
-        heard.append(
-            _send_all(
-                sender, prompts, int(layer), where, b.params, think=think, until=until, sampling=sampling, seed=own_seed
-            )
-        )
-        fit = graft_flops(sender.params.config, b.params.config, matrix is not None)
-        for i, row in enumerate(heard[-1].rows):
-            edits = min(len(row), len(rows_b[i])) if where == "all" else 1
-            spent[i] += heard[-1].spent[i] + Spent(fit * edits)
-    width = b.params.config.width
-    messages = [x.message if W is None else carry(x.message, W, width) for x, W in zip(heard, maps, strict=True)]
-    if len({m.shape[1:] for m in messages}) > 1:
-        raise ValueError(
-            "the senders' states differ in width or length: give every sender a W, and edit the last token"
-        )
-    message = messages[0] if len(messages) == 1 else jnp.mean(jnp.stack(messages), axis=0)
-    if control not in (None, "unrelated"):
-        message = _stand_in(control, message, own, seed)
-    sent = message if where == "last" else message[:, -1]
-    edited = apply_graft(graft, sent, own)
+
+def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], where: str) -> Shared:
+    """Where all tokens are edited, what prompts have in common is too, so it is not read apart."""
     if where == "last":
-        # The last token's edit is an argument, so one program serves every f(a, b).
-        logits, cache = resume(b.params, prompt, edited, j, past=past_b)
-        past_b = (*past_b, prompt.earlier)
-    else:
-        logits, cache = receive(b.params, tokens_b, message, j, graft=graft, mask=mask_b, where=where)
-    norms = [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in (sent, own, edited)]
-    details = [
-        {
-            "k": int(k) if isinstance(a, Agent) else [int(layer) for layer in ks],
-            "j": int(j),
-            "graft": graft if isinstance(graft, str) else getattr(graft, "__name__", "callable"),
-            "control": control,
-            "sent_token": senders[-1].tokens(heard[-1].rows[i][-1:])[0],
-            "sent_position": len(heard[-1].rows[i]) - 1,
-            "edited_token": b.tokens(row[-1:])[0],
-            "edited_position": len(row) - 1,
-            "norm_sent": float(norms[0][i]),
-            "norm_before": float(norms[1][i]),
-            "norm_after": float(norms[2][i]),
-            **({"thought": [x.thoughts[i] for x in heard]} if think else {}),
-        }
-        for i, row in enumerate(rows_b)
-    ]
-    return Turn(b, prompts_b, rows_b, logits, cache, past_b, details, spent)
+        return share(agent, rows)
+    prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
+    return Shared(by_rows(agent.params, prompts), ())
 
 
 class _Sent(NamedTuple):
     """What a sender sends, from the last tokens of `rows`; what it wrote before; what that cost."""
 
-    message: jax.Array
+    states: jax.Array
     rows: Sequence[Sequence[int]]
     thoughts: Sequence[str]
     spent: Sequence[Spent]
 
 
-def _send_all(
-    sender: Agent, prompts: Sequence[Prompt], layer: int, where: Where, home, *, think: int, until, sampling, seed
-) -> _Sent:
-    """What arrives where the model `home` lives."""
-    rows, thoughts, config = sender.rows(prompts), [], sender.params.config
-    spent = [Spent(0, len(row), 0, lost) for row, lost in zip(rows, dropped(sender, prompts, rows), strict=True)]
-    if think:
-        said = hear(sender, prompts).write(think, until=until, sampling=sampling, seed=seed)
+def _read(sender: Sender, settings: Settings, n: int, home: Agent, games: int) -> _Sent:
+    """What the n-th sender reads, thinks and sends; it arrives where the agent `home` lives."""
+    agent, layer = sender.agent, int(sender.k)
+    prompts = [settings.unrelated] * games if settings.control == "unrelated" else sender.prompts
+    rows, thoughts, config = agent.rows(prompts), [], agent.params.config
+    spent = [Spent(0, len(row), 0, lost) for row, lost in zip(rows, dropped(agent, prompts, rows), strict=True)]
+    if settings.think:
+        # Seeds of their own: not those of other senders, nor of the answers.
+        seed, until = derive_seed(settings.seed, 1001 + n), settings.until
+        said = start_turn(agent, prompts).write(settings.think, until=until, sampling=settings.sampling, seed=seed)
         rows = [[*row, *reply.ids] for row, reply in zip(rows, said, strict=True)]
         thoughts, spent = [reply.text for reply in said], [reply.spent for reply in said]
-    tokens, mask, past = _lay_out(sender, rows, where)
-    message = deliver(send(sender.params, tokens, layer, mask=mask, past=past, where=where), home)
+    shared = _lay_out(agent, rows, settings.where)
+    site = Site("resid_post", layer, settings.where)
+    states = read_message(agent.params, shared.prompts, site=site, past=shared.past).states
     reading = [Spent(blocks_flops(config, len(row), blocks=layer)) for row in rows]
-    return _Sent(message, rows, thoughts, [x + y for x, y in zip(spent, reading, strict=True)])
+    spent = [x + y for x, y in zip(spent, reading, strict=True)]
+    return _Sent(deliver(states, home.params), rows, thoughts, spent)
+
+
+def _joined(heard: Sequence[_Sent], senders: Sequence[Sender], width: int) -> jax.Array:
+    """What arrives at B: the mean of what all send, through their maps."""
+    through = lambda x, W: x.states if W is None else through_map(x.states, W, width)
+    messages = [through(x, sender.W) for x, sender in zip(heard, senders, strict=True)]
+    if len({m.shape[1:] for m in messages}) > 1:
+        raise ValueError(
+            "the senders' states differ in width or length: give every sender a W, and edit the last token"
+        )
+    return messages[0] if len(messages) == 1 else jnp.mean(jnp.stack(messages), axis=0)
+
+
+def _cost(senders: Sequence[Sender], heard: Sequence[_Sent], b: Agent, where: str, i: int, length: int) -> Spent:
+    """Of the i-th game's messages and edits."""
+    each = []
+    for sender, x in zip(senders, heard, strict=True):
+        edits = min(len(x.rows[i]), length) if where == "all" else 1
+        each.append(
+            x.spent[i] + Spent(edits * graft_flops(sender.agent.params.config, b.params.config, sender.W is not None))
+        )
+    return total(each)
+
+
+class Back(NamedTuple):
+    """The way back of an `exchange`: layers and map, default those of the way there (no map)."""
+
+    k: int | None = None
+    j: int | None = None
+    W: Any = None
 
 
 def exchange(
@@ -187,18 +274,23 @@ def exchange(
     *,
     k: int,
     j: int,
-    k_back: int | None = None,
-    j_back: int | None = None,
-    W: Any = None,
-    W_back: Any = None,
-    answer: Parse | str = "text",
-    tie: Tie = "first",
+    back: Back | None = None,
     **how: Any,
 ) -> Panel:
-    """Both directions at once: B with A's state at k grafted in after its layer j, A with B's at k_back after its j_back
-    (default: k and j), neither of them edited before it is sent. Both answer, B first. how: `activation`'s."""
-    parse = lookup(answer, ANSWERS, "answer")
-    there = activation(a, b, prompts_a, prompts_b, k=k, j=j, W=W, **how)
-    k_back, j_back = k if k_back is None else k_back, j if j_back is None else j_back
-    back = activation(b, a, prompts_b, prompts_a, k=k_back, j=j_back, W=W_back, **how)
-    return Panel((there, back), parse, tie, [Spent() for _ in prompts_b], [{} for _ in prompts_b])
+    """Both directions at once: B with A's state at k grafted in after its layer j, A with B's at back.k after its back.j,
+    neither of them edited before it is sent. Both answer, B first.
+
+    Args:
+        a: As all up to j: `activation`'s.
+        back: The way back.
+        **how: `Settings`, and `answer` and `tie` as `debate` has them.
+
+    Returns:
+        Both agents' turns.
+    """
+    parse, tie = lookup(how.pop("answer", "text"), ANSWERS, "answer"), how.pop("tie", "first")
+    back = back or Back()
+    there = activation(a, b, prompts_a, prompts_b, k=k, j=j, **how)
+    k_back, j_back = k if back.k is None else back.k, j if back.j is None else back.j
+    returned = activation(b, a, prompts_b, prompts_a, k=k_back, j=j_back, **{**how, "W": back.W})
+    return Panel((there, returned), parse, tie, [Spent() for _ in prompts_b], [{} for _ in prompts_b])

@@ -11,11 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomm.agent import Agent, Prompt, Seed, row_keys
+from jaxcomm.agent import Agent, Prompt, Seed, derive_seed, row_keys, write_until
 from jaxcomm.cache import KVCache
-from jaxcomm.decoding import Generation, Sampling, begin, bucket, check_finite, go_on, left_pad, score, token_logprobs
+from jaxcomm.decoding import (
+    Generation,
+    Sampling,
+    bucket,
+    check_finite,
+    score,
+    start_decoding,
+    token_logprobs,
+)
 from jaxcomm.flops import generation_flops, scoring_flops
-from jaxcomm.model import prefill
+from jaxcomm.prompts import Prompts, left_pad
+from jaxcomm.reading import prefill
 from jaxcomm.sharding import by_rows
 
 STEP = 16
@@ -23,8 +32,7 @@ STEP = 16
 SHARED = 32
 """Tokens that prompts must have in common for them to be read once for all."""
 
-_begin = jax.jit(begin, static_argnames="max_new_tokens")
-_go_on = jax.jit(go_on, donate_argnames="writing")
+_start = jax.jit(start_decoding, static_argnames="max_new_tokens")
 _first = jax.jit(lambda logits, tokens: token_logprobs(logits[:, None], tokens))
 
 
@@ -97,11 +105,33 @@ class Scored:
         return self.spent.flops
 
 
-class Shared(NamedTuple):
-    """Prompts as arrays: tokens and mask [B, P], left-padded, and what all of them begin with, already read."""
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """How agents write what they say to each other, before the turn that a protocol returns.
 
-    tokens: Any
-    mask: Any
+    Attributes:
+        max_message_tokens: At most so many tokens each time.
+        until: Strings that end a message.
+        sampling: None is greedy; of a debate perhaps one for each agent.
+        seed: One for all games, or one for each.
+    """
+
+    max_message_tokens: int = 256
+    until: Sequence[str] = ()
+    sampling: Any = None
+    seed: Seed = 0
+
+    def write(self, turn: Turn, n: int, agent: int = 0) -> list[Reply]:
+        """The n-th message of all, by one of the agents."""
+        sampling = self.sampling[agent] if isinstance(self.sampling, list | tuple) else self.sampling
+        seed = derive_seed(self.seed, n)
+        return turn.write(self.max_message_tokens, until=self.until, sampling=sampling, seed=seed)
+
+
+class Shared(NamedTuple):
+    """Prompts as arrays, and what all of them begin with, already read."""
+
+    prompts: Prompts
     past: tuple[KVCache, ...]
 
 
@@ -112,10 +142,9 @@ def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Shared:
     common = min(common, min(map(len, rows)) - 1)
     limit, past = agent.params.config.max_positions, ()
     if common >= SHARED and len(rows) > 1:
-        tokens, mask = left_pad([first[:common]], bucket(common, limit))
-        past, rows = (prefill(agent.params, tokens, mask=mask)[1],), [row[common:] for row in rows]
-    tokens, mask = by_rows(agent.params, left_pad(rows, bucket(max(map(len, rows)), limit)))
-    return Shared(tokens, mask, past)
+        begun = left_pad([first[:common]], bucket(common, limit))
+        past, rows = (prefill(agent.params, begun)[1],), [row[common:] for row in rows]
+    return Shared(by_rows(agent.params, left_pad(rows, bucket(max(map(len, rows)), limit))), past)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,25 +212,25 @@ class Turn:
     def _generate(self, max_new_tokens, until, sampling, keys) -> Generation:
         """On the host; nothing is left after the token that completes a stop string."""
         params, stops = self.agent.params, jnp.asarray(self.agent.stop_tokens, jnp.int32)
-        how = dict(sampling=sampling, keys=keys, stop_tokens=stops)
-        writing = _begin(self.logits, self.cache, max_new_tokens=max_new_tokens, **how)
+        how = dict(max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stops)
+        state = _start(self.logits, self.cache, **how)
         if until:
             ends = np.full(len(self.rows), max_new_tokens)
             for t in range(0, max_new_tokens, STEP):
-                writing = _go_on(params, writing, min(t + STEP, max_new_tokens), past=self.past, **how)
-                tokens, lengths = jax.device_get((writing.out.tokens, writing.out.lengths))
+                state = write_until(params, state, min(t + STEP, max_new_tokens), past=self.past)
+                tokens, lengths = jax.device_get((state.out.tokens, state.out.lengths))
                 for i in np.flatnonzero((ends == max_new_tokens) & (lengths > t)):
                     row = self.rows[int(i)]
                     ends[i] = min(ends[i], self._end(tokens[i, : lengths[i]], until, t, row))
-                writing = writing.replace(done=writing.done | (ends < max_new_tokens))
-                if np.all(writing.done):
+                state = state.replace(done=state.done | (ends < max_new_tokens))
+                if np.all(state.done):
                     break
             after = np.arange(max_new_tokens) >= ends[:, None]
-            out = jax.device_get(writing.out)
+            out = jax.device_get(state.out)
             return Generation(
                 np.where(after, -1, out.tokens), np.where(after, 0, out.logprobs), np.minimum(out.lengths, ends)
             )
-        return jax.device_get(_go_on(params, writing, max_new_tokens, past=self.past, **how).out)
+        return jax.device_get(write_until(params, state, max_new_tokens, past=self.past).out)
 
     def _ids(self, written: np.ndarray, row: Sequence[int], raw: str) -> tuple[int, ...]:
         """Of the tokens written after a prompt, those whose text is within `raw`, and the thoughts before them."""
@@ -278,7 +307,7 @@ class Turn:
         return logprobs.sum(axis=-1, dtype=np.float64), greedy.all(axis=-1)
 
 
-def hear(
+def start_turn(
     agent: Agent,
     prompts: Sequence[Prompt],
     *,
@@ -288,10 +317,10 @@ def hear(
 ) -> Turn:
     """The agent reads its prompts. rows: their tokens, where they are not the prompts' own. ValueError: `Agent.rows`'."""
     rows = agent.rows(prompts, 1) if rows is None else rows
-    tokens, mask, past = share(agent, rows)
-    logits, cache = prefill(agent.params, tokens, mask=mask, past=past)
+    shared = share(agent, rows)
+    logits, cache = prefill(agent.params, shared.prompts, past=shared.past)
     nothing = [{} for _ in rows], [Spent() for _ in rows]
-    return Turn(agent, prompts, rows, logits, cache, past, details or nothing[0], before or nothing[1])
+    return Turn(agent, prompts, rows, logits, cache, shared.past, details or nothing[0], before or nothing[1])
 
 
 def dropped(agent: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -> list[int]:

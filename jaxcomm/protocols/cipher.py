@@ -8,38 +8,36 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxcomm.agent import Agent, Prompt, Seed
-from jaxcomm.cipher import Partial, Stop, Vectors, cipher
-from jaxcomm.decoding import Sampling, bucket, left_pad
+from jaxcomm.cipher import Mixing, Partial, Stop, Vectors, cipher
+from jaxcomm.decoding import Sampling, bucket
 from jaxcomm.flops import generation_flops
-from jaxcomm.model import Params, prefill
-from jaxcomm.protocols.base import Reply, Spent, Turn, hear
+from jaxcomm.model import Params
+from jaxcomm.prompts import Prompts, left_pad
+from jaxcomm.protocols.base import Reply, Spent, Turn, start_turn
 from jaxcomm.protocols.debates import FORMS, Form, check_debate, lookup, next_prompts
+from jaxcomm.reading import prefill
 
 
 @jax.jit
-def _prefill_spliced(
-    params: Params, tokens: Int[Array, "B P"], mask: Bool[Array, "B P"], said: Bool[Array, "B P"],
-    vectors: Float[Array, "B P D"],
-):  # fmt: skip
+def _prefill_spliced(params: Params, prompts: Prompts, said: Bool[Array, "B P"], vectors: Float[Array, "B P D"]):
     """Reads prompts whose columns `said` are vectors instead of tokens."""
-    return prefill(params, jnp.where(said[..., None], vectors, params.embed[tokens]), mask=mask)
+    return prefill(params, prompts.replace(tokens=jnp.where(said[..., None], vectors, params.embed[prompts.tokens])))
 
 
 @dataclasses.dataclass(frozen=True)
 class CipherTurn(Turn):
     """A turn that is written in expected embeddings, and read as the tokens nearest to them."""
 
-    how: dict[str, Any] = dataclasses.field(default_factory=dict)
-    vocab: int = 0
+    mixing: Mixing = dataclasses.field(default_factory=lambda: Mixing(Sampling()))
     lost: Sequence[int] = ()
 
     @property
@@ -52,8 +50,8 @@ class CipherTurn(Turn):
         stops = jnp.asarray(self.agent.stop_tokens, jnp.int32)
         return jax.device_get(
             cipher(
-                self.agent.params, self.logits, self.cache, tables=tuple(tables), vocab=self.vocab, past=self.past,
-                max_new_tokens=max_new_tokens, stop_tokens=stops, **self.how,
+                self.agent.params, self.logits, self.cache, self.mixing, tables=tuple(tables), past=self.past,
+                max_new_tokens=max_new_tokens, stop_tokens=stops,
             )
         )  # fmt: skip
 
@@ -96,74 +94,118 @@ def mixing_flops(agent: Agent, vectors: int) -> int:
     return 2 * vectors * agent.params.config.width * agent.params.config.vocab
 
 
-def cipher_debate(
-    agents: Sequence[Agent],
-    prompts: Sequence[Sequence[Prompt]],
-    *,
-    temperatures: Sequence[float],
-    rounds: int = 3,
-    form: Form | str = "harness",
-    max_message_tokens: int = 256,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    stop: Stop = "argmax",
-    partial: Partial = "off",
-    threshold: float | None = None,
-    reverse: bool = False,
-    sampling: Sampling | None = None,
-    seed: Seed = 0,
-) -> CipherTurn:
-    """The turn of the agent with the lowest temperature, in the last of `rounds`, of which the first is before any
-    debate; the others need not answer in it.
+@dataclasses.dataclass(frozen=True)
+class CipherDebate:
+    """How a debate in vectors goes: the options of `cipher_debate`.
 
-    temperatures: one for each agent; 0 says the embedding of the argmax, greedy text. The rest is `jaxcomm.cipher.cipher`'s;
-    sampling must be None and seed changes nothing, since nothing is drawn.
-    ValueError: the agents' vocabularies differ, and `debate`'s.
+    Attributes:
+        temperatures: One for each agent; 0 says the embedding of the argmax, greedy text.
+        rounds: The first is before any debate.
+        form: The words, or a name in `FORMS`.
+        max_message_tokens: Vectors of a response, at most.
+        top_k, top_p: Cuts of the distributions that are averaged.
+        stop, partial, threshold, reverse: `cipher.Mixing`'s.
+        sampling, seed: As every protocol's; nothing is drawn.
+
+    Raises:
+        ValueError: There is a `sampling`, no round, a temperature below 0, an unknown form.
     """
-    check_no_draws(sampling)
-    words: Form = lookup(form, FORMS, "form")
-    check_debate(agents, prompts, rounds)
-    if len(temperatures) != len(agents) or min(temperatures) < 0:
-        raise ValueError(f"temperatures {list(temperatures)} for {len(agents)} agents: give each one, 0 or above")
-    vocab = check_vocabularies(agents)
-    every = [
-        dict(sampling=Sampling(t, top_k, top_p), stop=stop, partial=partial, threshold=threshold, reverse=reverse)
-        for t in map(float, temperatures)
-    ]
-    lead, items = int(np.argmin(temperatures)), range(len(prompts[0]))
-    heard = [[words.begin(p) for p in own] for own in prompts]
-    listening = range(len(agents)) if rounds > 1 else [lead]
-    turns = {a: CipherTurn(**vars(hear(agents[a], heard[a])), how=every[a], vocab=vocab) for a in listening}
-    spent, said = [Spent() for _ in items], [[] for _ in items]
-    vectors = {}  # of a response, by its number: as each receiver reads it, and as it was said
-    for r in range(1, rounds):
-        last = r == rounds - 1
-        receivers, texts, n = [lead] if last else list(range(len(agents))), [], len(agents)
+
+    temperatures: Sequence[float]
+    rounds: int = 3
+    form: Form | str = "harness"
+    max_message_tokens: int = 256
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: Stop = "argmax"
+    partial: Partial = "off"
+    threshold: float | None = None
+    reverse: bool = False
+    sampling: Sampling | None = None
+    seed: Seed = 0
+
+    def __post_init__(self):
+        check_no_draws(self.sampling)
+        if self.rounds < 1:
+            raise ValueError(f"rounds = {self.rounds}: a debate has at least 1, the first answers")
+        object.__setattr__(self, "form", lookup(self.form, FORMS, "form"))
+
+    def mixings(self, agents: int, vocab: int) -> list[Mixing]:
+        """Of each agent."""
+        if len(self.temperatures) != agents or min(self.temperatures) < 0:
+            raise ValueError(f"temperatures {list(self.temperatures)} for {agents} agents: give each one, 0 or above")
+        cuts = [Sampling(float(t), self.top_k, self.top_p) for t in self.temperatures]
+        return [Mixing(s, self.threshold, self.stop, self.partial, self.reverse, vocab) for s in cuts]
+
+
+class _Round:
+    """What was said in a debate so far, and what it cost."""
+
+    def __init__(self, agents: Sequence[Agent], items: int):
+        self.agents = agents
+        self.spent, self.said = [Spent() for _ in range(items)], [[] for _ in range(items)]
+        self.vectors: dict[int, tuple[dict[int, Any], Vectors]] = {}
+        """Of a response, by its number: as each receiver reads it, and as it was said."""
+
+    def speak(
+        self, number: int, turns: Mapping[int, CipherTurn], receivers: Sequence[int], most: int
+    ) -> list[list[str]]:
+        """Everybody says something, the first of them as response `number`; what each said, as readable text."""
+        agents, texts = self.agents, []
         for a, turn in sorted(turns.items()):
             other = [b for b in receivers if agents[b].params is not agents[a].params]
-            out = turn.speak(max_message_tokens, [agents[b].params.embed for b in other])
+            out = turn.speak(most, [agents[b].params.embed for b in other])
             spoken = dict(zip(other, out.sent, strict=True))
-            vectors[r * n + a] = {b: spoken.get(b, out.own) for b in receivers}, out
+            self.vectors[number + a] = {b: spoken.get(b, out.own) for b in receivers}, out
             texts.append(turn.readable(out))
-            costs = turn.spend(out, max_message_tokens, [agents[b] for b in other])
-            for i in items:
-                spent[i] += turn.before[i] + costs[i]
-        for i in items:
-            said[i].append([own[i].strip() for own in texts])
-        marked = [[_mark(r * n + a, text.strip()) for text in own] for a, own in enumerate(texts)]
+            for i, cost in enumerate(turn.spend(out, most, [agents[b] for b in other])):
+                self.spent[i] += turn.before[i] + cost
+        for i, own in enumerate(self.said):
+            own.append([text[i].strip() for text in texts])
+        return texts
+
+    def heard_by(self, receiver: int, i: int) -> dict[int, tuple[Any, Any, Any]]:
+        """All responses to the i-th question, by number, as a receiver reads them."""
+        return {m: (v[receiver][i], out.tokens[i], out.lengths[i]) for m, (v, out) in self.vectors.items()}
+
+
+def cipher_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: Any) -> CipherTurn:
+    """Agents say expected embeddings to each other; the one with the lowest temperature answers.
+
+    Args:
+        agents: Who takes part, all of one vocabulary.
+        prompts: For each agent, one for every question.
+        **how: `CipherDebate`.
+
+    Returns:
+        The turn of the agent with the lowest temperature, in the last round; the others need not answer in it.
+
+    Raises:
+        ValueError: The agents' vocabularies differ, not one temperature for each, and `debate`'s.
+    """
+    settings = CipherDebate(**how)
+    words: Any = settings.form
+    check_debate(agents, prompts)
+    every = settings.mixings(len(agents), check_vocabularies(agents))
+    lead, items = int(np.argmin(settings.temperatures)), range(len(prompts[0]))
+    heard = [[words.begin(p) for p in own] for own in prompts]
+    listening = range(len(agents)) if settings.rounds > 1 else [lead]
+    turns = {a: CipherTurn(**vars(start_turn(agents[a], heard[a])), mixing=every[a]) for a in listening}
+    so_far = _Round(agents, len(items))
+    for r in range(1, settings.rounds):
+        last, first = r == settings.rounds - 1, r * len(agents)
+        receivers = [lead] if last else list(range(len(agents)))
+        texts = so_far.speak(first, turns, receivers, settings.max_message_tokens)
+        marked = [[_mark(first + a, text.strip()) for text in own] for a, own in enumerate(texts)]
         heard = next_prompts(words, prompts, heard, marked, last=last)
         turns = {
-            b: _hear_vectors(
-                agents[b], heard[b], how=every[b], vocab=vocab,
-                responses=[
-                    {m: (v[b][i], out.tokens[i], out.lengths[i]) for m, (v, out) in vectors.items()} for i in items
-                ],
+            b: _start_vector_turn(
+                agents[b], heard[b], mixing=every[b], responses=[so_far.heard_by(b, i) for i in items]
             )
             for b in receivers
-        }  # fmt: skip
-    final = turns[lead]
-    details = [{"rounds": said[i], "agent": lead} for i in items]
-    return dataclasses.replace(final, before=spent, details=details)
+        }
+    details = [{"rounds": said, "agent": lead} for said in so_far.said]
+    return dataclasses.replace(turns[lead], before=so_far.spent, details=details)
 
 
 def check_vocabularies(agents: Sequence[Agent]) -> int:
@@ -218,8 +260,8 @@ def _splice(agent: Agent, marked: Prompt) -> tuple[list[list[int]], list[int], P
     return pieces, numbers, [{**turn, "content": unmark(turn["content"])} for turn in marked]
 
 
-def _hear_vectors(
-    agent: Agent, marked: Sequence[Prompt], *, responses: Sequence[dict[int, tuple[Any, Any, Any]]], how, vocab: int
+def _start_vector_turn(
+    agent: Agent, marked: Sequence[Prompt], *, responses: Sequence[dict[int, tuple[Any, Any, Any]]], mixing: Mixing
 ) -> CipherTurn:
     """The agent reads its prompts. responses: for every prompt, by number, (vectors [T, D], nearest tokens [T], length)."""
     rows, vectors, plain, lost = [], [], [], []
@@ -236,13 +278,13 @@ def _hear_vectors(
         rows.append([row[i] for i in kept])
         vectors.append(np.concatenate(vector)[kept])
     agent.check_room(rows, 1)
-    tokens, mask = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
-    said = mask & (tokens < 0)
-    spliced = np.zeros((*tokens.shape, width), agent.params.dtype)
+    prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
+    said = prompts.mask & (prompts.tokens < 0)
+    spliced = np.zeros((*prompts.shape, width), agent.params.dtype)
     for i, vector in enumerate(vectors):
-        spliced[i, tokens.shape[1] - len(vector) :] = vector
-    tokens = np.where(said, -1 - tokens, tokens)
-    logits, cache = _prefill_spliced(agent.params, tokens, mask, said, spliced)
+        spliced[i, prompts.shape[1] - len(vector) :] = vector
+    prompts = prompts.replace(tokens=np.where(said, -1 - prompts.tokens, prompts.tokens))
+    logits, cache = _prefill_spliced(agent.params, prompts, said, spliced)
     written = [[-1 - t if t < 0 else t for t in row] for row in rows]
     nothing = [{} for _ in rows], [Spent() for _ in rows]
-    return CipherTurn(agent, plain, written, logits, cache, (), *nothing, how, vocab, lost)
+    return CipherTurn(agent, plain, written, logits, cache, (), *nothing, mixing, lost)

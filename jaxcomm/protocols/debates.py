@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxcomm.agent import Agent, Prompt, Seed, vary
+from jaxcomm.agent import Agent, Prompt, Seed, derive_seed
 from jaxcomm.decoding import Sampling
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie, vote
-from jaxcomm.protocols.base import Reply, Scored, Spent, Turn, hear, total
+from jaxcomm.protocols.base import Reply, Scored, Spent, Turn, Writing, start_turn, total
 from jaxcomm.protocols.text import check_words, put
 
 
@@ -46,7 +46,7 @@ class Form:
     def begin(self, prompt: Prompt) -> Prompt:
         return put(self.start, prompt)
 
-    def go_on(self, prompt: Prompt, heard: Prompt, own: str, peers: Sequence[str], last: bool) -> Prompt:
+    def next_prompt(self, prompt: Prompt, heard: Prompt, own: str, peers: Sequence[str], last: bool) -> Prompt:
         """What an agent reads next. heard: what it read last; own, peers: the answers of the round."""
         others = "".join(self.peer.format(answer=p) for p in peers) + self.own.format(answer=own)
         words = (self.last if last and self.last else self.update) if peers else (self.alone or self.update)
@@ -128,7 +128,7 @@ class Panel:
         agent's text and answer, and whose it is."""
         drawn = per_agent(sampling, len(self.turns))
         said = [
-            turn.write(max_new_tokens, until=until, sampling=s, seed=vary(seed, i))
+            turn.write(max_new_tokens, until=until, sampling=s, seed=derive_seed(seed, i))
             for i, (turn, s) in enumerate(zip(self.turns, drawn, strict=True))
         ]
         return [self._elect(i, list(replies)) for i, replies in enumerate(zip(*said, strict=True))]
@@ -156,43 +156,64 @@ class Panel:
         return dataclasses.replace(every[0], logprobs=logprobs, greedy=greedy, spent=spent, details=details)
 
 
-def debate(
-    agents: Sequence[Agent],
-    prompts: Sequence[Sequence[Prompt]],
-    *,
-    rounds: int = 2,
-    form: Form | str = "harness",
-    answer: Parse | str = "text",
-    tie: Tie = "first",
-    max_message_tokens: int = 256,
-    until: Sequence[str] = (),
-    sampling: Sampling | Sequence[Sampling | None] | None = None,
-    seed: Seed = 0,
-) -> Panel:
-    """Any number of agents, which may have different tokenizers, over `rounds` answers each (the last is the Panel's).
+@dataclasses.dataclass(frozen=True)
+class Debate(Writing):
+    """How a debate goes: the options of `debate`.
 
-    prompts: for each agent, one for every question. answer: how a text is parsed for the vote. sampling: of all, or one
-    for each agent. Details: every text of the rounds before. ValueError: no agent, no round, unknown form or answer.
+    Attributes:
+        rounds: How often everybody answers; the last is the Panel's.
+        form: The words, or a name in `FORMS`.
+        answer: How a text is parsed for the vote: a function, or a name in `ANSWERS`.
+        tie: Who wins of those with equally many votes.
+        max_message_tokens, until, sampling, seed: `Writing`'s.
+
+    Raises:
+        ValueError: No round, unknown form or answer.
     """
-    words: Form = lookup(form, FORMS, "form")
-    parse = lookup(answer, ANSWERS, "answer")
-    check_debate(agents, prompts, rounds)
+
+    rounds: int = 2
+    form: Form | str = "harness"
+    answer: Parse | str = "text"
+    tie: Tie = "first"
+
+    def __post_init__(self):
+        if self.rounds < 1:
+            raise ValueError(f"rounds = {self.rounds}: a debate has at least 1, the first answers")
+        object.__setattr__(self, "form", lookup(self.form, FORMS, "form"))
+        object.__setattr__(self, "answer", lookup(self.answer, ANSWERS, "answer"))
+
+
+def debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: Any) -> Panel:
+    """Any number of agents, which may have different tokenizers, answer, read what the others said, and answer again.
+
+    Args:
+        agents: Who takes part.
+        prompts: For each agent, one for every question.
+        **how: `Debate`.
+
+    Returns:
+        All agents' turns. Details: every text of the rounds before.
+
+    Raises:
+        ValueError: No agent, or not one prompt of each for every question.
+    """
+    settings = Debate(**how)
+    words: Any = settings.form
+    check_debate(agents, prompts)
     heard = [[words.begin(p) for p in own] for own in prompts]
-    turns = [hear(agent, own) for agent, own in zip(agents, heard, strict=True)]
-    drawn, n, items = per_agent(sampling, len(agents)), len(agents), range(len(prompts[0]))
+    turns = [start_turn(agent, own) for agent, own in zip(agents, heard, strict=True)]
+    n, items = len(agents), range(len(prompts[0]))
     spent, said = [Spent() for _ in items], [[] for _ in items]
-    for r in range(1, rounds):
-        replies = [
-            turn.write(max_message_tokens, until=until, sampling=s, seed=vary(seed, r * n + i))
-            for i, (turn, s) in enumerate(zip(turns, drawn, strict=True))
-        ]
+    for r in range(1, settings.rounds):
+        replies = [settings.write(turn, r * n + i, i) for i, turn in enumerate(turns)]
         texts = [[reply.text for reply in own] for own in replies]
         for i in items:
             spent[i] += total(own[i].spent for own in replies)
             said[i].append([own[i] for own in texts])
-        heard = next_prompts(words, prompts, heard, texts, last=r == rounds - 1)
-        turns = [hear(agent, own) for agent, own in zip(agents, heard, strict=True)]
-    return Panel(turns, parse, tie, spent, [{"rounds": texts} for texts in said])
+        heard = next_prompts(words, prompts, heard, texts, last=r == settings.rounds - 1)
+        turns = [start_turn(agent, own) for agent, own in zip(agents, heard, strict=True)]
+    parse: Any = settings.answer
+    return Panel(turns, parse, settings.tie, spent, [{"rounds": texts} for texts in said])
 
 
 def next_prompts(
@@ -209,14 +230,12 @@ def next_prompts(
         return [own[i] for other, own in enumerate(texts) if other != agent]
 
     return [
-        [form.go_on(prompt, heard[a][i], texts[a][i], peers(a, i), last) for i, prompt in enumerate(own)]
+        [form.next_prompt(prompt, heard[a][i], texts[a][i], peers(a, i), last) for i, prompt in enumerate(own)]
         for a, own in enumerate(prompts)
     ]
 
 
-def check_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], rounds: int) -> None:
-    if rounds < 1:
-        raise ValueError(f"rounds = {rounds}: a debate has at least 1, the first answers")
+def check_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]]) -> None:
     if not agents or len(agents) != len(prompts) or len({len(own) for own in prompts}) > 1:
         raise ValueError(
             f"{len(agents)} agents and prompts for {[len(own) for own in prompts]}: give every agent one for each question"

@@ -2,117 +2,112 @@
 
 from __future__ import annotations
 
+import dataclasses
 import string
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from jaxcomm.agent import Agent, Prompt, Seed, vary
-from jaxcomm.decoding import Sampling
-from jaxcomm.protocols.base import Spent, Turn, hear
-
-
-def silent(
-    a: Agent,
-    b: Agent,
-    prompts_a: Sequence[Prompt],
-    prompts_b: Sequence[Prompt],
-    *,
-    sampling: Sampling | None = None,
-    seed: Seed = 0,
-) -> Turn:
-    """B alone."""
-    return hear(b, prompts_b)
+from jaxcomm.agent import Agent, Prompt
+from jaxcomm.protocols.base import Spent, Turn, Writing, start_turn
 
 
-def sender(
-    a: Agent,
-    b: Agent,
-    prompts_a: Sequence[Prompt],
-    prompts_b: Sequence[Prompt],
-    *,
-    sampling: Sampling | None = None,
-    seed: Seed = 0,
-) -> Turn:
+def silent(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **unused: Any) -> Turn:
+    """B alone. (Nothing is written before B's turn, so `Writing` changes nothing, here and in the next two.)"""
+    Writing(**unused)
+    return start_turn(b, prompts_b)
+
+
+def sender(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **unused: Any) -> Turn:
     """A alone, asked what B is."""
-    return hear(a, prompts_b)
+    Writing(**unused)
+    return start_turn(a, prompts_b)
 
 
-def skyline(
-    a: Agent,
-    b: Agent,
-    prompts_a: Sequence[Prompt],
-    prompts_b: Sequence[Prompt],
-    *,
-    sampling: Sampling | None = None,
-    seed: Seed = 0,
-) -> Turn:
+def skyline(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **unused: Any) -> Turn:
     """B reads A's prompt and its own, one after the other: all there is to know. Where A reads what B does, B reads it once."""
+    Writing(**unused)
     both = zip(prompts_a, prompts_b, strict=True)
-    return hear(b, [y if text(x) == text(y) else put("{text} {prompt}", y, text=text(x)) for x, y in both])
+    return start_turn(b, [y if text(x) == text(y) else put("{text} {prompt}", y, text=text(x)) for x, y in both])
 
 
 REPLY = "{message}\n\n{prompt}\n\nAsk your partner what you still need to know."
 
 
-def message(
-    a: Agent,
-    b: Agent,
-    prompts_a: Sequence[Prompt],
-    prompts_b: Sequence[Prompt],
-    *,
-    ask: str = "{prompt}",
-    tell: str = "{message} {prompt}",
-    turns: int = 1,
-    reply: str = REPLY,
-    max_message_tokens: int = 48,
-    until: Sequence[str] = (),
-    sampling: Sampling | None = None,
-    seed: Seed = 0,
-) -> Turn:
-    """A writes after its prompt (put into `ask`), to one of the strings `until`, and B reads what A wrote and its own
-    prompt (put into `tell`).
+@dataclasses.dataclass(frozen=True)
+class Conversation(Writing):
+    """How A tells B: the options of `message`.
 
-    turns: how often A writes. Before the last time, B reads A's message and its own prompt (put into `reply`) and writes back;
-    each keeps the conversation as it took part in it. sampling, seed: of what is written before B's turn. Details: A's last
-    message, what A read first, and of several turns everything that was said.
+    Attributes:
+        ask: What A's prompt is put into.
+        tell: What A's message and B's prompt are put into.
+        turns: How often A writes. Before the last time, B reads A's message and its own prompt and writes back; each keeps the
+            conversation as it took part in it.
+        reply: What A's message and B's prompt are put into, when B is to write back.
+        max_message_tokens, until, sampling, seed: `Writing`'s.
 
-    ValueError: `check_message`'s, or no turn.
+    Raises:
+        ValueError: Words without their {places}, or no turn.
     """
-    check_message(ask, tell)
-    check_words("reply", reply, {"message"}, {"message", "prompt"})
-    if turns < 1:
-        raise ValueError(f"turns = {turns}: A writes at least once")
-    heard_a = [put(ask, prompt) for prompt in prompts_a]
+
+    max_message_tokens: int = 48
+    ask: str = "{prompt}"
+    tell: str = "{message} {prompt}"
+    turns: int = 1
+    reply: str = REPLY
+
+    def __post_init__(self):
+        check_message(self.ask, self.tell)
+        check_words("reply", self.reply, {"message"}, {"message", "prompt"})
+        if self.turns < 1:
+            raise ValueError(f"turns = {self.turns}: A writes at least once")
+
+
+def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **how: Any) -> Turn:
+    """A writes after its prompt, and B reads what A wrote and its own prompt.
+
+    Args:
+        a: Who writes.
+        b: Who reads.
+        prompts_a: What A reads, one for each game.
+        prompts_b: What B is asked.
+        **how: `Conversation`.
+
+    Returns:
+        B's turn. Details of a Reply: A's last message, what A read first, and of several turns everything that was said.
+    """
+    talk = Conversation(**how)
+    heard_a = [put(talk.ask, prompt) for prompt in prompts_a]
     asked, heard_b = [a.render(prompt) for prompt in heard_a], []
     said, spent = [[] for _ in prompts_b], [Spent() for _ in prompts_b]
 
     def say(agent: Agent, heard: Sequence[Prompt], n: int) -> list[str]:
         """What the agent writes, as the n-th message of all."""
-        written = hear(agent, heard).write(max_message_tokens, until=until, sampling=sampling, seed=vary(seed, n))
+        written = talk.write(start_turn(agent, heard), n)
         for i, m in enumerate(written):
             spent[i] += m.spent
             said[i].append(m.text)
         return [m.text for m in written]
 
-    for n in range(turns):
+    for n in range(talk.turns):
         messages = say(a, heard_a, 2 * n + 1)
-        if n == turns - 1:
+        if n == talk.turns - 1:
             break
         if n == 0:
-            heard_b = [_turns(put(reply, x, message=m)) for x, m in zip(prompts_b, messages, strict=True)]
+            heard_b = [_turns(put(talk.reply, x, message=m)) for x, m in zip(prompts_b, messages, strict=True)]
         else:
             heard_b = [[*x, _turn("user", m)] for x, m in zip(heard_b, messages, strict=True)]
         back = say(b, heard_b, 2 * n + 2)
         heard_b = [[*x, _turn("assistant", r)] for x, r in zip(heard_b, back, strict=True)]
         both = zip(heard_a, messages, back, strict=True)
         heard_a = [[*_turns(x), _turn("assistant", m), _turn("user", r)] for x, m, r in both]
-    told = [put(tell, x, message=own[-1]) for x, own in zip(prompts_b, said, strict=True)]
-    if turns > 1:
+    told = [put(talk.tell, x, message=own[-1]) for x, own in zip(prompts_b, said, strict=True)]
+    if talk.turns > 1:
         told = [[*x, _turn("user", text(y))] for x, y in zip(heard_b, told, strict=True)]
     details = [
-        {"message": own[-1], "asked": first} | ({"said": own} if turns > 1 else {})
+        {"message": own[-1], "asked": first} | ({"said": own} if talk.turns > 1 else {})
         for own, first in zip(said, asked, strict=True)
     ]
-    return hear(b, told, details=details, before=spent)
+    return start_turn(b, told, details=details, before=spent)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

@@ -1,0 +1,386 @@
+"""Edits: what happens to a site's state while a model reads or writes. Steering, ablation, patching and communication.
+
+An edit is a pure function change(state, message, context) -> state. `apply` is the one place where it is called: the
+walk over the blocks passes every site it meets (`jaxcomm.model.run_blocks`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int
+
+from jaxcomm.config import AnyArray
+from jaxcomm.layers import Hook
+from jaxcomm.prompts import Prompts, known
+from jaxcomm.sites import SITES, Columns, Site, check_positions, check_site, columns_of, read_at
+
+
+class Context(NamedTuple):
+    """What an edit's function may know beside the state.
+
+    site: its name. layer: 0 if it has none; may be traced. positions [B, n]: of the tokens, in the row (-1: there is none).
+    """
+
+    site: str
+    layer: Any
+    positions: Array
+
+
+Change = Callable[[Array, Any, Context], Array]
+"""(state [B, n, ...], message, context) -> state: of n chosen tokens of every row. The message is the edit's own, with axes
+[B, n, ...], or [B, 1, ...] if it is one for all tokens; None if it has none."""
+
+
+class Edit(struct.PyTreeNode):
+    """A change of one site.
+
+    Attributes:
+        site: Which activation, at which positions of the prompt.
+        change: `replace`, `add(v)`, `scale(c)`, `project_out(v)`, `Graft(f, W)`, or a function of your own (`Change`), which
+            is part of the compiled program: define it once, and give it arrays through `message`.
+        message: What it is given: an array [B, ...] for every chosen token, or [B, n, ...], the chosen tokens and these
+            aligned at their ends, or a `Message`.
+        every_step: Every token that is written is edited too, and not only the prompt.
+
+    Example:
+        >>> edit = jc.Edit(jc.Site("mlp_out", 2, positions=[-3, -1]), jc.scale(0.0))
+        >>> jc.generate(params, prompts, edits=[edit], max_new_tokens=2).tokens.shape
+        (2, 2)
+    """
+
+    site: Site
+    change: Any
+    message: Any = None
+    every_step: bool = struct.field(pytree_node=False, default=False)
+
+    def __post_init__(self):
+        if isinstance(self.site, Site) and not SITES[self.site.name].writable:
+            raise ValueError(f"{self.site.name} can be read and not edited: edit z, or q and k")
+        if callable(self.change) and not _is_pytree(self.change):
+            object.__setattr__(self, "change", Partial(self.change))
+
+
+def _is_pytree(change: Any) -> bool:
+    return not jax.tree_util.all_leaves([change])
+
+
+# Changes ------------------------------------------------------------------------------------------------------------
+
+
+def replace(state: Array, message: Array, context: Context | None = None) -> Array:
+    """The message stands in the state's place."""
+    return jnp.broadcast_to(message, state.shape).astype(state.dtype)
+
+
+def add(vector: Any) -> Change:
+    """state + vector (steering).
+
+    Args:
+        vector: [D], a number, or anything that broadcasts to the state [B, n, ...].
+
+    Example:
+        >>> jc.add(jnp.ones(2))(jnp.zeros((1, 1, 2)), None, None)
+        Array([[[1., 1.]]], dtype=float32)
+    """
+    return Partial(_add, vector)
+
+
+def _add(vector: Any, state: Array, message: Any, context: Any) -> Array:
+    return state + jnp.asarray(vector).astype(state.dtype)
+
+
+def scale(factor: Any) -> Change:
+    """state * factor; a factor of 0 ablates.
+
+    Args:
+        factor: A number, or anything that broadcasts to the state [B, n, ...].
+    """
+    return Partial(_scale, factor)
+
+
+def _scale(factor: Any, state: Array, message: Any, context: Any) -> Array:
+    return state * jnp.asarray(factor).astype(state.dtype)
+
+
+def project_out(direction: Any) -> Change:
+    """The state without its part along a direction.
+
+    Args:
+        direction: [D], of any length but 0.
+    """
+    return Partial(_project_out, direction)
+
+
+def _project_out(direction: Any, state: Array, message: Any, context: Any) -> Array:
+    unit = jnp.asarray(direction, jnp.float32)
+    unit /= jnp.linalg.norm(unit)
+    wide = state.astype(jnp.float32)
+    return (wide - jnp.sum(wide * unit, axis=-1, keepdims=True) * unit).astype(state.dtype)
+
+
+GRAFTS: dict[str, Callable[[Array, Array], Array]] = {
+    "sum": lambda a, b: a + b,
+    "mean": lambda a, b: (a + b) / 2,
+    "replace": lambda a, b: a,
+}
+"""f(a, b) of Ramesh & Li (2025, section 3.1): a is A's activation, b is B's."""
+
+
+class Graft(struct.PyTreeNode):
+    """B's activation b becomes f(a, b), or f(W a, b) (Ramesh & Li 2025, section 3.1).
+
+    With unequal widths and no W, d = min(D_A, D_B): f acts on the last d entries of both, b's first D_B - d stay (footnote 1).
+
+    Attributes:
+        f: A name in `GRAFTS`, or any function of the aligned parts (a, b), each [..., d], that returns [..., d].
+        W: The map [D_B, D_A].
+
+    Raises:
+        ValueError: There is no graft of this name; when it is used: W does not map a's width to b's, or f changes their shape.
+    """
+
+    f: Any = struct.field(pytree_node=False, default="replace")
+    W: Any = None
+
+    def __post_init__(self):
+        if not callable(self.f) and self.f not in GRAFTS:
+            raise ValueError(f"unknown graft {self.f!r}: choose one of {', '.join(GRAFTS)}, or pass a function f(a, b)")
+
+    def __call__(self, state: Array, message: Array, context: Any = None) -> Array:
+        return apply_graft(self.f, message, state, self.W)
+
+    def flops(self, width_a: int, width_b: int) -> int:
+        """Of one state: W a if there is a map; the sum, mean or copy itself is O(D) and counted as D."""
+        return width_b + (2 * width_a * width_b if self.W is not None else 0)
+
+
+def as_graft(graft: Graft | str | Callable[[Array, Array], Array]) -> Graft:
+    """A graft, of one or of its f."""
+    return graft if isinstance(graft, Graft) else Graft(graft)
+
+
+def through_map(a: Float[Array, "*n DA"], W: Float[AnyArray, "_ _"], width: int) -> Float[Array, "*n DB"]:
+    """W a, for W [width, D_A]. ValueError for another shape."""
+    if W.shape != (width, a.shape[-1]):
+        raise ValueError(
+            f"W is {W.shape}, but maps from width {a.shape[-1]} to width {width}: it must be {(width, a.shape[-1])}"
+        )
+    return jnp.einsum("...i,oi->...o", a.astype(W.dtype), W)
+
+
+def apply_graft(
+    f: str | Callable[[Array, Array], Array],
+    a: Float[Array, "*n DA"],
+    b: Float[Array, "*n DB"],
+    W: Float[AnyArray, "_ _"] | None = None,
+) -> Float[Array, "*n DB"]:
+    """f(a, b), or f(W a, b), in b's dtype, to which a is cast (`Graft`)."""
+    a = a if W is None else through_map(a, W, b.shape[-1])
+    d = min(a.shape[-1], b.shape[-1])
+    kept, old = jnp.split(b, [b.shape[-1] - d], axis=-1)
+    new = (f if callable(f) else GRAFTS[f])(a[..., a.shape[-1] - d :].astype(b.dtype), old)
+    if new.shape != old.shape:
+        raise ValueError(f"the graft returned {new.shape} for activations of {old.shape}: f(a, b) keeps their shape")
+    return jnp.concatenate([kept, new.astype(b.dtype)], axis=-1)
+
+
+# How they are applied -----------------------------------------------------------------------------------------------
+
+
+def apply(edit: Edit, x: Array, *, layer: Any, columns: Columns, places: Int[Array, "B T"]) -> Array:
+    """A site's activation x [B, T, ...] as the edit leaves it at these columns."""
+    heads = (...,) if edit.site.heads is None else (..., np.array(edit.site.heads), slice(None))
+    columns = columns.since(places.shape[1] - x.shape[1])
+    places = places[:, places.shape[1] - x.shape[1] :]
+    old = columns.take(x)
+    state, valid, message = old[heads], columns.valid, edit.message
+    sent = None
+    if hasattr(message, "states"):
+        message, sent = message.states, message.valid
+    if message is not None and message.ndim == state.ndim - 1:
+        message = message[:, None]
+    elif message is not None:
+        message, told = _aligned(message, sent, state)
+        valid = told if valid is None else valid & told
+    positions = columns.take(places)
+    positions = positions if valid is None else jnp.where(valid, positions, -1)
+    new = edit.change(state, message, Context(edit.site.name, layer, positions))
+    if jnp.shape(new) != state.shape:
+        raise ValueError(
+            f"the edit of {edit.site.name} returned {jnp.shape(new)} for a state of {state.shape}: keep it"
+        )
+    return columns._replace(valid=valid).put(x, old.at[heads].set(new.astype(x.dtype)))
+
+
+def _aligned(message: Array, sent: Array | None, state: Array) -> tuple[Array, Array]:
+    """A message [B, m, ...] for the tokens of a state [B, n, ...], both aligned at their ends, and which tokens got one."""
+    n, (B, tokens) = min(message.shape[1], state.shape[1]), state.shape[:2]
+    pad = lambda a: jnp.pad(a[:, a.shape[1] - n :], ((0, 0), (tokens - n, 0), *((0, 0),) * (a.ndim - 2)))
+    return pad(message), pad(jnp.ones((B, message.shape[1]), bool) if sent is None else sent)
+
+
+class Read(NamedTuple):
+    """What is kept of one site: at the layers [n], which may be traced, at the site's positions and heads."""
+
+    site: Site
+    layers: Any
+
+
+def hook_of(params: Any, places: Int[Array, "B T"], edits: Sequence[Edit] = (), reads: Sequence[Read] = ()) -> Hook:
+    """What makes the edits in a pass of a model over tokens at these places, and keeps in its state, an array [layers, ...] for
+    each, what `reads` names. An edit comes before a read of the same site."""
+    columns = [columns_of(edit.site.positions, places) for edit in edits]
+    kept = tuple(_room(params, read, places) for read in reads)
+
+    def at(name: str, layer: Any, x: Array, kept: Any) -> tuple[Array, Any]:
+        for edit, chosen in zip(edits, columns, strict=True):
+            if edit.site.name == name:
+                change = functools.partial(apply, edit, layer=layer, columns=chosen, places=places)
+                x = _where_layer(edit.site.layer, layer, change, x)
+        pairs = zip(kept, reads, strict=True)
+        return x, tuple(_keep(old, x, r, layer, places) if r.site.name == name else old for old, r in pairs)
+
+    valid = jnp.ones(len(places), bool)
+    for edit, chosen in zip(edits, columns, strict=True):
+        if edit.site.layer is not None:
+            layer = jnp.asarray(edit.site.layer)
+            valid &= (layer >= int(edit.site.name != "resid_post")) & (layer <= params.config.layers)
+        if edit.site.numbered:
+            valid &= chosen.valid.all(axis=1)
+    return Hook(at, kept, frozenset(x.site.name for x in (*edits, *reads)), valid)
+
+
+def writing_hook(params: Any, places: Int[Array, "B 1"], edits: Sequence[Edit]) -> Hook:
+    """The same where a token is being written: the edits of every step, at that token."""
+    every = [edit.replace(site=dataclasses.replace(edit.site, positions="all")) for edit in edits if edit.every_step]
+    return hook_of(params, places, every)
+
+
+def _room(params: Any, read: Read, places: Int[Array, "B T"]) -> Array:
+    """NaN in the shape of what is kept: what is left of it if a traced layer is out of range."""
+    (B, T), c = places.shape, params.config
+    sizes = {"B": B, "T": T, "S": T, "D": c.width, "N": c.heads, "K": c.kv_heads, "H": c.head_dim, "V": c.vocab}
+    shape = [sizes[letter] for letter in SITES[read.site.name].axes.split()]
+    dtype = jnp.float32 if read.site.name in ("logits", "pattern") else params.dtype
+    found = jax.eval_shape(lambda x: read_at(x, read.site, places), jax.ShapeDtypeStruct(shape, dtype))
+    return jnp.full((len(read.layers), *found.shape), jnp.nan, dtype)
+
+
+def _keep(kept: Array, x: Array, read: Read, layer: Any, places: Int[Array, "B T"]) -> Array:
+    """With what x holds, if its layer is one of those that are read."""
+    if layer is None:
+        slot, here = 0, True
+    elif is_number(layer) and all(map(is_number, read.layers)):
+        if layer not in read.layers:
+            return kept
+        slot, here = read.layers.index(layer), True
+    else:
+        hits = jnp.stack([jnp.asarray(wanted, jnp.int32) for wanted in read.layers]) == layer
+        slot, here = jnp.argmax(hits), jnp.any(hits)
+    found = read_at(x, read.site, places)
+    if here is not True:
+        found = jnp.where(here, found, jax.lax.dynamic_index_in_dim(kept, slot, keepdims=False))
+    return jax.lax.dynamic_update_index_in_dim(kept, found, slot, 0)
+
+
+def _where_layer(wanted: Any, layer: Any, change: Callable[[Array], Array], x: Array) -> Array:
+    """change(x) at the layer that is wanted; None is the only one there is."""
+    if wanted is None or (is_number(wanted) and is_number(layer)):
+        return change(x) if wanted is None or int(wanted) == int(layer) else x
+    return jax.lax.cond(jnp.equal(wanted, layer), change, lambda x: x, x)
+
+
+def is_number(layer: Any) -> bool:
+    """Whether a layer is known while a program is traced."""
+    return isinstance(layer, int | np.integer)
+
+
+# How they are checked -----------------------------------------------------------------------------------------------
+
+
+def checked(params: Any, edits: Sequence[Edit], prompts: Prompts | None) -> tuple[Edit, ...]:
+    """Edits as a program takes them: messages do not say any more whom they are from.
+
+    Args:
+        params: The model.
+        edits: The edits.
+        prompts: What is read; None where something is written.
+
+    Raises:
+        ValueError: They cannot be made, as far as their values are known.
+    """
+    for n, edit in enumerate(edits):
+        if not isinstance(edit, Edit):
+            raise ValueError(f"edit {n} is a {type(edit).__name__}: make it with jaxcomm.Edit(site, change)")
+        check_site(params.config, edit.site)
+    if prompts is not None:
+        _check_edits(params, edits, prompts)
+    anonymous = lambda message: message.anonymous() if hasattr(message, "states") else message
+    return tuple(edit.replace(message=anonymous(edit.message)) for edit in edits)
+
+
+def _check_edits(params: Any, edits: Sequence[Edit], prompts: Prompts) -> None:
+    rows = len(prompts)
+    real = np.ones(prompts.shape, bool) if prompts.mask is None else known(prompts.mask)
+    for edit in edits:
+        check_positions(edit.site, prompts)
+        message = edit.message
+        if hasattr(message, "states"):
+            message.check_fits(params, edit.change)
+            message = message.states
+        if message is not None and (given := np.shape(message)[:1]) != (rows,):
+            raise ValueError(f"{given[0]} messages for {rows} prompts: give one for each")
+    if real is not None:
+        for (m, one), (n, other) in itertools.combinations(enumerate(edits), 2):
+            _check_apart(m, one, n, other, real)
+
+
+def _check_apart(m: int, one: Edit, n: int, other: Edit, real: np.ndarray) -> None:
+    """Raises ValueError if two edits change the same numbers, as far as that is known."""
+    (x, at), (y, there) = _place(one.site), _place(other.site)
+    heads = [None if h is None else {*np.atleast_1d(h).tolist()} for h in (one.site.heads, other.site.heads)]
+    apart = heads[0] is not None and heads[1] is not None and not heads[0] & heads[1]
+    if x != y or at is NotImplemented or at != there or apart:
+        return
+    first, second = (_chosen(site.positions, real) for site in (one.site, other.site))
+    if first is not None and second is not None and (both := first & second).any():
+        row, column = np.argwhere(both)[0]
+        position, layer = column - (real.shape[1] - real[row].sum()), "" if at is None else f" {at}"
+        raise ValueError(
+            f"edits {m} and {n} both change {x}{layer} at position {position} of row {row}: make them one function"
+        )
+
+
+def _place(site: Site) -> tuple[str, Any]:
+    """Name and layer; resid_pre of layer i is resid_post of i - 1. NotImplemented: the layer is not known."""
+    if site.layer is None:
+        return site.name, None
+    layer = known(site.layer)
+    if layer is None or layer.ndim:
+        return site.name, NotImplemented
+    return ("resid_post", int(layer) - 1) if site.name == "resid_pre" else (site.name, int(layer))
+
+
+def _chosen(positions: Any, real: np.ndarray) -> np.ndarray | None:
+    """Which columns positions name, if they are known."""
+    if hasattr(positions, "dtype") and known(positions) is None:
+        return None
+    with jax.ensure_compile_time_eval():
+        index, valid = columns_of(positions, jnp.where(real, jnp.cumsum(real, axis=1) - 1, -1))
+    if index is None:
+        return real
+    chosen = np.zeros(real.shape, bool)
+    valid = np.ones(index.shape, bool) if valid is None else np.asarray(valid)
+    for row, (own, there) in enumerate(zip(np.asarray(index), valid, strict=True)):
+        chosen[row, own[there]] = True
+    return chosen

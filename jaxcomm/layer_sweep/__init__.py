@@ -1,0 +1,188 @@
+"""Every (graft, k, j) of activation communication in one program.
+
+Cells of a sweep differ in B's last prompt token above layer j and in what B says then, in nothing else. So A reads its
+prompts once (the last token's h_A of all layers), B reads its own once (`communication.read_prompt`), and the cells go on
+from there (`programs`). Nothing is read twice and no program depends on which layers are tried.
+
+`sweep` decodes: a game has a number of slots, and a slot whose cell has stopped takes the game's next one, so that no cell
+waits for a longer one. All slots write the same column of their caches at every step, in a ring; where their tokens stand
+is said by positions alone. `sweep_answers` decodes nothing: the streams of given answers below j are the same
+for every cell, so they are computed once and each cell runs blocks j + 1 .. L_B on the answer's tokens, all in parallel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+from flax import struct
+from jaxtyping import Int
+
+from jaxcomm.communication import check_games
+from jaxcomm.config import AnyArray
+from jaxcomm.layer_sweep.patching import Patching, patch
+from jaxcomm.layer_sweep.plan import Grid, Plan, SweepOptions
+from jaxcomm.layer_sweep.sizes import Chunk, Sizes
+from jaxcomm.model import Params
+from jaxcomm.prompts import Prompts, as_prompts
+
+__all__ = [
+    "AnswerSweep",
+    "Chunk",
+    "Grid",
+    "Patching",
+    "Plan",
+    "Sizes",
+    "Sweep",
+    "SweepOptions",
+    "by_length",
+    "patch",
+    "sweep",
+    "sweep_answers",
+]
+
+Progress = Callable[[int, int], None]
+"""progress(done, all): called after every chunk with the number of chunks."""
+
+
+class Sweep(struct.PyTreeNode):
+    """What was written in every cell.
+
+    Attributes:
+        tokens: [grafts, ks, js, games, T], as `Generation` has them.
+        logprobs: Likewise.
+        lengths: [grafts, ks, js, games].
+        forwarded: Tokens that went through all of B's blocks for the cells, idle slots included.
+    """
+
+    tokens: Any
+    logprobs: Any
+    lengths: Any
+    forwarded: Any
+
+
+class AnswerSweep(struct.PyTreeNode):
+    """How likely given answers are in every cell.
+
+    Attributes:
+        exact: [grafts, ks, js, games]: greedy decoding gives the answer.
+        logprobs: [grafts, ks, js, games, T]: of its tokens, the end included where there is one, 0 after it.
+    """
+
+    exact: Any
+    logprobs: Any
+
+
+def sweep(
+    params_a: Params,
+    params_b: Params,
+    prompts_a: Prompts | AnyArray,
+    prompts_b: Prompts | AnyArray,
+    *,
+    ks: Sequence[int],
+    js: Sequence[int],
+    progress: Progress | None = None,
+    **options: Unpack[SweepOptions],
+) -> Sweep:
+    """What B says after its prompt in every cell: `communicate` at every (graft, k, j), for every game (the search of
+    Ramesh & Li 2025, section 4.1 and Figure 2).
+
+    Args:
+        params_a: The sender.
+        params_b: The receiver.
+        prompts_a: What A reads, one for each game.
+        prompts_b: What B reads.
+        ks: Layers of A, 0 .. L_A.
+        js: Layers of B, 0 .. L_B.
+        progress: Called after every chunk, progress(done, all).
+        **options: `SweepOptions`.
+
+    Returns:
+        What is written, on the host.
+
+    Raises:
+        ValueError: ks, js or grafts empty, repeated or out of range; unequal numbers of prompts, maps of a wrong shape, prompts
+            too long, a budget too small for one cell.
+
+    Example:
+        >>> jc.sweep(params, params, prompts, prompts, ks=[1, 3], js=[0, 2, 4], max_new_tokens=2).tokens.shape
+        (1, 2, 3, 2, 2)
+    """
+    grid = Grid(ks, js, options.pop("grafts", ("replace",)), options.pop("maps", None))
+    plan = Plan(params_a, params_b, prompts_a, prompts_b, grid, **options)
+    out = _run(plan, progress)
+    return Sweep(lengths=(out["tokens"] >= 0).sum(axis=-1), **out)
+
+
+def sweep_answers(
+    params_a: Params,
+    params_b: Params,
+    prompts_a: Prompts | AnyArray,
+    prompts_b: Prompts | AnyArray,
+    answers: Int[AnyArray, "_ T"],
+    *,
+    ks: Sequence[int],
+    js: Sequence[int],
+    **options: Unpack[SweepOptions],
+) -> AnswerSweep:
+    """Whether greedy decoding would give these answers in every cell, and how likely they are, without decoding.
+
+    Greedy decoding writes a given token sequence if and only if, read with the sequence in place, every token of it is
+    the argmax. Answers of about one length are scored together (`by_length`), by a program of their own.
+    This is about tokens: where the same string has another spelling in tokens, decoding may give the string and not these.
+
+    Args:
+        params_a: As all but answers: `sweep`'s.
+        answers: [G, T], -1 after the end of one. With `stop_tokens` a stop token has to follow, whichever.
+
+    Returns:
+        Hits and log-probabilities, on the host.
+
+    Raises:
+        ValueError: `sweep`'s; an answer that is empty or holds a stop token.
+    """
+    answers, prompts = np.asarray(answers), [as_prompts(prompts_a), as_prompts(prompts_b)]
+    check_games(*prompts)
+    grid = Grid(ks, js, options.pop("grafts", ("replace",)), options.pop("maps", None))
+    found: dict[str, np.ndarray] = {}
+    alike = len(answers) == len(prompts[0])  # else `Plan` refuses them
+    for rows in by_length(answers) if alike else [slice(None)]:
+        asked = prompts[0][rows], prompts[1][rows]
+        plan = Plan(params_a, params_b, *asked, grid, shortened(answers[rows]), **options)
+        ends = len(plan.stop_tokens) > 0
+        for name, part in _run(plan).items():
+            longest = (answers.shape[1] + ends,) if name == "logprobs" else ()
+            whole = found.setdefault(name, np.zeros((*part.shape[:3], len(answers), *longest), part.dtype))
+            whole[(slice(None),) * 3 + (rows,) + ((slice(part.shape[-1]),) if longest else ())] = part
+    return AnswerSweep(**found)
+
+
+def _run(plan: Plan, progress: Progress | None = None) -> dict[str, np.ndarray]:
+    results = []
+    for chunk in plan.chunks:
+        results.append(plan.run(chunk))
+        if progress is not None:
+            progress(len(results), len(plan.chunks))
+    return plan.gather(results)
+
+
+def by_length(answers: Int[AnyArray, "G T"]) -> list[np.ndarray]:
+    """Games whose answers (-1 after the end of one) have about as many tokens, as indices: short answers need not take as long as
+    the longest. Few groups, since each has a program of its own."""
+    lengths = np.maximum((np.asarray(answers) >= 0).sum(axis=1), 1)
+    classes = np.where(lengths <= 4, lengths, 2 ** np.ceil(np.log2(lengths)).astype(int))
+    groups, held = [], np.array([], int)
+    for size in np.unique(classes):
+        held = np.concatenate([held, np.flatnonzero(classes == size)])
+        if len(held) >= max(4, len(lengths) // 8):
+            groups, held = [*groups, np.sort(held)], held[:0]
+    if len(held):  # too few of the longest: with those before them
+        groups[-1:] = [np.sort(np.concatenate([*groups[-1:], held]))]
+    return groups
+
+
+def shortened(answers: np.ndarray) -> np.ndarray:
+    """Answers without columns in which none has a token."""
+    used = np.flatnonzero((answers >= 0).any(axis=0))
+    return answers[:, : used[-1] + 1] if len(used) else answers

@@ -1,0 +1,212 @@
+"""Activation patching: A's activation in B's place, at every site, layer and position.
+
+The cells of a map differ in B's tokens from the first that is edited on, in the layers above the edit. So A's and B's
+prompts are read once, and every cell begins at the layer and at the column that it edits, all in parallel (`programs`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Int
+
+from jaxcomm.communication import check_games
+from jaxcomm.compiled import check_texts, check_tokens
+from jaxcomm.config import AnyArray
+from jaxcomm.edits import Change, Context, hook_of, replace
+from jaxcomm.layer_sweep.programs import Cells, Targets, layers_of, read_tail, score_cells
+from jaxcomm.layer_sweep.sizes import SCORED_ROWS
+from jaxcomm.model import Params, check_room, enter, positions_of, run_blocks
+from jaxcomm.prompts import Prompts, as_prompts
+from jaxcomm.sites import SITES, Columns, Site, check_positions, check_site, columns_of
+
+
+class PatchOptions(TypedDict, total=False):
+    """Which cells a map has: the options of `patch`.
+
+    Attributes:
+        sites: Names of sites with layers; default: resid_post.
+        layers: Default: all that a site has.
+        positions: What a `Site` takes, for A's prompts and for B's, aligned at their ends; default: every token that all prompts
+            have, counted from their ends.
+        change: What happens to B's activation (`edits.Change`); default: replace.
+        progress: Called after every chunk, progress(done, all).
+    """
+
+    sites: Sequence[str]
+    layers: Sequence[int]
+    positions: Sequence[Any]
+    change: Change
+    progress: Callable[[int, int], None]
+
+
+class Patching(struct.PyTreeNode):
+    """How likely the answers are in every cell of a map.
+
+    Attributes:
+        logprobs: [sites, layers, positions, games, T], of the answers' tokens, 0 after their ends. NaN where a site has no such
+            layer.
+        exact: [sites, layers, positions, games]: greedy decoding gives the answer.
+        layers: What the axis of layers stands for.
+        positions: Likewise.
+    """
+
+    logprobs: Any
+    exact: Any
+    layers: tuple[int, ...] = struct.field(pytree_node=False)
+    positions: tuple[Any, ...] = struct.field(pytree_node=False)
+
+
+def patch(
+    params_a: Params,
+    params_b: Params,
+    prompts_a: Prompts | AnyArray,
+    prompts_b: Prompts | AnyArray,
+    answers: Int[AnyArray, "G T"],
+    **options: Unpack[PatchOptions],
+) -> Patching:
+    """B's answers with A's activation at one site, layer and position in the place of its own, for each of them.
+
+    Args:
+        params_a: Where activations come from, usually the same model.
+        params_b: Where they go; of the same width and number of layers.
+        prompts_a: What A reads (the clean run), one for each game.
+        prompts_b: What B reads (the corrupted run).
+        answers: [G, T], -1 after the end of one.
+        **options: `PatchOptions`.
+
+    Returns:
+        The map, on the host.
+
+    Raises:
+        ValueError: A site that cannot be edited, a layer or position out of range, models of other shapes, answers that are not
+            one for each prompt.
+
+    Example:
+        >>> found = jc.patch(params, params, prompts, prompts, np.array([[5], [6]]), sites=["resid_post", "mlp_out"])
+        >>> found.logprobs.shape
+        (2, 5, 2, 2, 1)
+    """
+    both, answers, c = (as_prompts(prompts_a), as_prompts(prompts_b)), np.asarray(answers), params_b.config
+    check_games(*both)
+    sites = tuple(options.get("sites", ("resid_post",)))
+    layers = tuple(options.get("layers", range(int("resid_post" not in sites), c.layers + 1)))
+    shortest = min(int(np.sum(whole_mask(p), axis=1).min()) for p in both)
+    positions = tuple(options.get("positions", range(-shortest, 0)))
+    _check(params_a, params_b, both, answers, (sites, layers, positions))
+    columns = [[columns_of(at, positions_of(p)) for at in positions] for p in both]
+    columns_a, columns_b = (_joined(x, p.shape[1]) for x, p in zip(columns, both, strict=True))
+    begin = int(columns_b.min())
+    targets = Targets(jnp.asarray(answers), jnp.zeros(answers.shape, bool), jnp.zeros(0, jnp.int32))
+    size = max(1, SCORED_ROWS // (len(answers) * (both[1].shape[1] - begin + answers.shape[1] - 1)))
+    chunks = [
+        (s, [(i, p) for i in part for p in range(len(positions))][n : n + size])
+        for s, site in enumerate(sites)
+        for part in [[i for i, layer in enumerate(layers) if layer or site == "resid_post"]]
+        for n in range(0, len(part) * len(positions), size)
+    ]
+    shape = (len(sites), len(layers), len(positions), len(answers))
+    logprobs, exact = np.full((*shape, answers.shape[1]), np.nan, np.float32), np.zeros(shape, bool)
+    read: tuple[int, Any] = -1, None
+    for done, (s, cells) in enumerate(chunks):
+        if read[0] != s:
+            sent = _activations(params_a, both[0], sites[s])
+            read = (
+                s,
+                (
+                    sent,
+                    *read_tail(
+                        params_b, _masked(both[1]), targets.tokens, site=sites[s], length=both[1].shape[1] - begin
+                    ),
+                ),
+            )
+        padded = np.array([*cells, *[cells[-1]] * (size - len(cells))])
+        at = np.array(layers, np.int32)[padded[:, 0]]
+        where = jnp.asarray(columns_a[:, padded[:, 1]]), jnp.asarray(columns_b[:, padded[:, 1]])
+        out = _patch_cells(
+            params_b, read[1], at, where, targets, begin=begin, site=sites[s], change=options.get("change", replace)
+        )
+        for cell, hit, found in zip(cells, *(np.swapaxes(np.asarray(x), 0, 1) for x in out), strict=False):
+            exact[s, *cell], logprobs[s, *cell] = hit, found
+        if (progress := options.get("progress")) is not None:
+            progress(done + 1, len(chunks))
+    return Patching(logprobs, exact, layers, positions)
+
+
+@functools.partial(jax.jit, static_argnames=("begin", "site", "change"))
+def _patch_cells(params, read, layers, where, targets: Targets, *, begin: int, site: str, change: Change):
+    """A chunk: the cells' new states, and what they make of the answers. where: columns [G, C, n] of A's prompts and of B's, as
+    many as there are columns where there is none."""
+    (sent, tail, own), (columns_a, columns_b) = read, where
+    index = layers - int(site != "resid_post")
+
+    def at(states, columns):
+        """[L', G, P, ...] at every cell's layer and columns: [G, C, n, ...]."""
+        games = jnp.arange(columns.shape[0])[:, None, None]
+        return states[index[None, :, None], games, jnp.minimum(columns, states.shape[2] - 1)]
+
+    message, state = at(sent, columns_a), at(own, columns_b)
+    flat = lambda x: x.reshape(-1, *x.shape[2:])
+    places = jnp.where(columns_b < own.shape[2], columns_b, -1)
+    new = change(flat(state), flat(message), Context(site, jnp.repeat(layers, 1), flat(places))).reshape(state.shape)
+    there = jnp.where((columns_a < sent.shape[2]) & (columns_b < own.shape[2]), columns_b - begin, tail.states.shape[2])
+    return score_cells(params, tail, Cells(new.astype(state.dtype), there, layers), targets, site=site)
+
+
+@functools.partial(jax.jit, static_argnames="site")
+def _activations(params, prompts: Prompts, site: str):
+    """What a site holds at every layer, [L', G, P, ...]."""
+    positions = positions_of(prompts)
+    h, hook = enter(
+        params, prompts.tokens, positions, hook_of(params, positions, reads=[layers_of(site, params.config.layers)])
+    )
+    return run_blocks(params, h, positions, hook=hook)[2][0]
+
+
+def whole_mask(prompts: Prompts) -> np.ndarray:
+    """Which columns hold a token."""
+    return np.ones(prompts.shape, bool) if prompts.mask is None else np.asarray(prompts.mask)
+
+
+def _masked(prompts: Prompts) -> Prompts:
+    return Prompts(jnp.asarray(prompts.tokens), jnp.asarray(whole_mask(prompts)))
+
+
+def _joined(each: Sequence[Columns], width: int) -> np.ndarray:
+    """Columns [G, positions, n] of all positions, aligned at their ends; `width` where there is none."""
+    rows = []
+    for index, valid in each:
+        index = np.broadcast_to(np.arange(width), np.shape(valid)) if index is None else np.asarray(index)
+        rows.append(index if valid is None else np.where(valid, index, width))
+    most = max(row.shape[1] for row in rows)
+    whole = np.stack([np.pad(row, ((0, 0), (most - row.shape[1], 0)), constant_values=width) for row in rows], axis=1)
+    return whole[..., (whole < width).any(axis=(0, 1))]  # no columns that no row has
+
+
+def _check(params_a: Params, params_b: Params, both: Sequence[Prompts], answers: np.ndarray, grid: tuple) -> None:
+    """Raises ValueError for what cannot be computed."""
+    a, b, (sites, layers, positions) = params_a.config, params_b.config, grid
+    if (a.layers, a.width, a.heads, a.kv_heads, a.head_dim) != (b.layers, b.width, b.heads, b.kv_heads, b.head_dim):
+        raise ValueError("patching needs two models of one shape: layers, width and heads; use sweep for others")
+    if answers.ndim != 2 or len(answers) != len(both[1]) or not (answers[:, :1] >= 0).all():
+        raise ValueError(f"answers are {answers.shape} for {len(both[1])} games: give one row of tokens per game")
+    for name, values in (("sites", sites), ("layers", layers), ("positions", positions)):
+        if not values:
+            raise ValueError(f"{name} is empty: a map needs at least one")
+    for site in sites:
+        if site not in SITES or not (SITES[site].layered and SITES[site].writable):
+            raise ValueError(f"{site!r} is no site of a layer that can be edited")
+        for layer in layers:
+            check_site(b, Site(site, max(layer, int(site != "resid_post"))))
+    check_texts(params_b, answers, "answers")
+    for params, prompts in zip((params_a, params_b), both, strict=True):
+        check_tokens(params, prompts)
+        check_room(params, prompts, answers.shape[1])
+        for at in positions:
+            check_positions(Site("resid_post", 0, at), prompts)

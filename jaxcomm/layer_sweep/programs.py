@@ -1,0 +1,251 @@
+"""The compiled programs of a sweep: what all cells share is read once, then cells are decoded or answers scored.
+
+Cells go on from one reading of B's prompts, all games side by side: a row is a game, its cells are branches of it
+(`layers.Segment`) that attend to the one prompt where it lies.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxcomm.cache import KVCache
+from jaxcomm.communication import ReadPrompt
+from jaxcomm.decoding import choose, top_and_total
+from jaxcomm.edits import Read, apply_graft, hook_of, through_map
+from jaxcomm.layers import Hook
+from jaxcomm.model import Attended, enter, positions_of, run_blocks, unembed
+from jaxcomm.prompts import Prompts
+from jaxcomm.sharding import constrain
+from jaxcomm.sites import Site
+
+
+class _Slots(struct.PyTreeNode):
+    step: Any
+    cell: Any
+    """[G, R] which cell a slot works on; past the last one: idle."""
+    t: Any
+    """[G, R] tokens it has written for it."""
+    token: Any
+    following: Any
+    """[G] the next cell nobody has begun."""
+    tokens: Any
+    logprobs: Any
+    cache: KVCache
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "max_new_tokens", "mesh"))
+def decode_cells(
+    params, prompt: ReadPrompt, last, edits, layers, count, stop_tokens, sampling, keys, *, slots, max_new_tokens, mesh
+):
+    """tokens, logprobs [G, C, T] of the first `count` [G] cells of every game: edits [G, C, D] at layers [C], after
+    prompts whose last tokens are `last` [G]. Also the number of steps."""
+    (G, C), T = edits.shape[:2], max_new_tokens
+    end = prompt.last.positions
+    split = functools.partial(constrain, mesh)
+
+    def step(s: _Slots) -> _Slots:
+        active = s.cell < count[:, None]
+        fresh = active & (s.t == 0)
+        cell = jnp.minimum(s.cell, C - 1)
+        edit = jnp.take_along_axis(edits, cell[..., None], axis=1)
+        at = jnp.where(fresh, layers[cell], -1)
+
+        def graft(site, i, h, state):
+            return split(jnp.where((at == i)[..., None], edit, h), "games", "cells"), state
+
+        # A cell begins with the prompt's last token, read again from its embedding and edited on its way up.
+        ids = jnp.where(fresh, last[:, None], s.token)
+        positions, column = jnp.where(active, end + s.t, -1), s.step % T
+        cleared = jnp.where(fresh[..., None], -1, s.cache.positions)
+        cache = s.cache.replace(positions=cleared).announce(positions, column)
+        h, hook = enter(params, ids, positions, Hook(graft, (), frozenset(["resid_post"])))
+        attended = Attended((prompt.earlier,), cache, column)
+        h, cache, _ = run_blocks(params, h, positions, attended=attended, hook=hook)
+        logits = unembed(params, h)
+
+        drawn = None
+        if keys is not None:
+            drawn = jax.vmap(lambda key, t: jax.vmap(lambda t: jax.random.fold_in(key, t))(t))(keys, s.t)
+        token = jax.vmap(lambda logits, drawn: choose(logits, sampling, drawn))(logits, drawn)
+        chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+        logprob = chosen - top_and_total(logits)[1]
+        write = jax.vmap(lambda out, cell, t, new: out.at[cell, t].set(new, mode="drop"))
+        ended = active & (jnp.isin(token, stop_tokens) | (s.t + 1 == T))
+        return _Slots(
+            step=s.step + 1,
+            cell=jnp.where(ended, s.following[:, None] + jnp.cumsum(ended, axis=1, dtype=jnp.int32) - 1, s.cell),
+            t=jnp.where(ended, 0, s.t + 1),
+            token=token,
+            following=s.following + jnp.sum(ended, axis=1, dtype=jnp.int32),
+            tokens=write(s.tokens, jnp.where(active, s.cell, C), s.t, token),
+            logprobs=write(s.logprobs, jnp.where(active, s.cell, C), s.t, logprob),
+            cache=cache,
+        )
+
+    empty = params.empty_cache(G, T, slots)
+    lead = () if params.unrolled else (None,)
+    by_row = lambda a: split(a, *lead, "games", jax.sharding.PartitionSpec.UNCONSTRAINED, "cells")
+    start = _Slots(
+        step=jnp.int32(0),
+        cell=jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (G, slots)),
+        t=jnp.zeros((G, slots), jnp.int32),
+        token=jnp.zeros((G, slots), jnp.int32),
+        following=jnp.full(G, slots, jnp.int32),
+        tokens=jnp.full((G, C, T), -1, jnp.int32),
+        logprobs=jnp.zeros((G, C, T), jnp.float32),
+        cache=empty.replace(k=jax.tree.map(by_row, empty.k), v=jax.tree.map(by_row, empty.v)),
+    )
+    done = jax.lax.while_loop(lambda s: jnp.any(s.cell < count[:, None]), step, start)
+    return done.tokens, done.logprobs, done.step
+
+
+class Tail(struct.PyTreeNode):
+    """The end of B's prompts and the answers after it, read once, without an edit: U tokens, from the first that any cell
+    edits.
+
+    Attributes:
+        states: [L + 1, G, U, D], their streams h[0] .. h[L].
+        earlier: Keys and values of the tokens before them.
+        positions: [G, U].
+    """
+
+    states: Any
+    earlier: KVCache
+    positions: Any
+
+
+class Cells(struct.PyTreeNode):
+    """What is changed in every cell.
+
+    Attributes:
+        edits: [G, C, n, ...], the new states.
+        columns: [G, C, n], where in the tail they go (U: nowhere); None: n is 1, and it is the first.
+        layers: [C].
+    """
+
+    edits: Any
+    columns: Any
+    layers: Any
+
+    def write(self, x: Any, active: Any) -> Any:
+        """x [G, C, U, ...] with the edits of the active cells [C]."""
+        if self.columns is None:
+            new = x.at[:, :, 0].set(self.edits[:, :, 0])
+        else:
+            (G, C), at = x.shape[:2], self.columns
+            new = x.at[jnp.arange(G)[:, None, None], jnp.arange(C)[:, None], at].set(self.edits, mode="drop")
+        return jnp.where(active.reshape(-1, *(1,) * (x.ndim - 2)), new, x)
+
+
+class Targets(struct.PyTreeNode):
+    """Answers [G, T] (-1: no token), `ends` [G, T], True where a stop token must come, and these [S]."""
+
+    tokens: Any
+    ends: Any
+    stops: Any
+
+
+@functools.partial(jax.jit, static_argnames=("site", "mesh"))
+def score_cells(params, tail: Tail, cells: Cells, targets: Targets, *, site: str = "resid_post", mesh=None):
+    """exact [G, C] and logprobs [G, C, T] of answers after B's prompts, edited at a site."""
+    (G, C), (U, D) = cells.edits.shape[:2], tail.states.shape[2:]
+    positions = jnp.broadcast_to(tail.positions[:, None], (G, C, U)).reshape(G, C * U)
+    entry = cells.layers - int(site != "resid_post")
+
+    def at(name, i, x, state):
+        """Cells begin at the stream that enters what they edit: all they have passed is as it was without the edit."""
+
+        def change(x):
+            x = x.reshape(G, C, U, *x.shape[2:])
+            if name == "resid_post":
+                known = jax.lax.dynamic_index_in_dim(tail.states, i, keepdims=False)[:, None]
+                x = jnp.where((entry == i)[:, None, None], jnp.broadcast_to(known, (G, C, U, D)), x)
+            x = cells.write(x, cells.layers == i) if name == site else x
+            return x.reshape(G, C * U, *x.shape[3:])
+
+        x = jax.lax.cond(jnp.any((entry if name == "resid_post" else cells.layers) == i), change, lambda x: x, x)
+        if name == "resid_post":
+            x = constrain(mesh, x.reshape(G, C, U, D), "games", "cells").reshape(G, C * U, D)
+        return x, state
+
+    first = jnp.min(entry)
+    hook = Hook(at, (), frozenset(["resid_post", site]))
+    h, hook = hook("resid_post", first, jnp.zeros((G, C * U, D), tail.states.dtype))
+    attended = Attended((tail.earlier,), branches=C)
+    h, *_ = run_blocks(params, h, positions, (first, None), attended=attended, hook=hook)
+    T = targets.tokens.shape[1]
+    return _judge(params, h.reshape(G, C, U, D)[:, :, U - T :], targets)
+
+
+def _judge(params, h, targets: Targets):
+    """Of streams h[L] [G, C, T, D] that predict the answers' tokens: exact [G, C], logprobs [G, C, T]."""
+
+    def column(t):
+        # No second array of the logits' size is written.
+        logits = unembed(params, h[:, :, t])
+        most, everything = top_and_total(logits)
+        answer, end = targets.tokens[:, t, None], targets.ends[:, t, None]
+        token = jnp.take_along_axis(logits, jnp.maximum(answer, 0)[..., None], axis=-1)[..., 0]
+        hit, found = token >= most, token
+        if targets.stops.size:
+            stops = logits[..., targets.stops]
+            hit = jnp.where(end, jnp.max(stops, axis=-1) >= most, hit)
+            found = jnp.where(end, jax.nn.logsumexp(stops, axis=-1), found)
+        asked = end | (answer >= 0)
+        return hit | ~asked, jnp.where(asked, found - everything, 0.0)
+
+    hits, logprobs = jax.lax.map(column, jnp.arange(h.shape[2]))
+    return jnp.all(hits, axis=0), jnp.moveaxis(logprobs, 0, -1)
+
+
+@functools.partial(jax.jit, static_argnames="grafts")
+def edit_states(sent, own, cells, *, grafts):
+    """f(a, b) of every cell, [G, C, D]: sent [C, G, _], own [J, G, D], cells [C, 3] (graft, k, j as indices)."""
+    functions = [functools.partial(apply_graft, f) for f in grafts]
+    one = lambda x: jax.lax.switch(x[1][0], functions, x[0], own[x[1][2]])
+    return jnp.swapaxes(jax.lax.map(one, (sent, cells)), 0, 1)
+
+
+map_states = jax.jit(through_map, static_argnames="width")
+
+
+@jax.jit
+def read_answers(params, prompt: ReadPrompt, answers) -> Tail:
+    """The last prompt token and the answers [G, T] after it, as they are without an edit."""
+    tokens = jnp.maximum(answers[:, :-1], 0)
+    positions = prompt.last.positions + jnp.arange(answers.shape[1])
+    states = prompt.states[:, :, None]
+    if tokens.shape[1]:
+        read = Read(Site("resid_post", 0), tuple(range(params.config.layers + 1)))
+        h, hook = enter(params, tokens, positions[:, 1:], hook_of(params, positions[:, 1:], reads=[read]))
+        attended = Attended((prompt.earlier, prompt.last))
+        (more,) = run_blocks(params, h, positions[:, 1:], attended=attended, hook=hook)[2]
+        states = jnp.concatenate([states, more], axis=2)
+    return Tail(states, prompt.earlier, positions)
+
+
+@functools.partial(jax.jit, static_argnames=("site", "length"))
+def read_tail(params, prompts: Prompts, answers, *, site: str, length: int):
+    """B's prompts, of which cells edit the last `length` tokens, and the answers after them: their tail, and what the site
+    holds at every layer [L', G, P, ...]."""
+    tokens = jnp.concatenate([prompts.tokens, jnp.maximum(answers[:, :-1], 0)], axis=1)
+    places = positions_of(prompts)
+    following = places[:, -1:] + 1 + jnp.arange(answers.shape[1] - 1, dtype=jnp.int32)
+    positions = jnp.concatenate([places, following], axis=1)
+    reads = [Read(Site("resid_post", 0), tuple(range(params.config.layers + 1))), layers_of(site, params.config.layers)]
+    h, hook = enter(params, tokens, positions, hook_of(params, positions, reads=reads))
+    attended = Attended(cache=params.empty_cache(*tokens.shape))
+    _, cache, (states, own) = run_blocks(params, h, positions, attended=attended, hook=hook)
+    begin = prompts.shape[1] - length
+    earlier = cache.replace(positions=jnp.where(jnp.arange(tokens.shape[1]) < begin, positions, -1))
+    return Tail(states[:, :, begin:], earlier, positions[:, begin:]), own[:, :, : prompts.shape[1]]
+
+
+def layers_of(site: str, layers: int) -> Read:
+    """A site at every layer."""
+    return Read(Site(site, 1), tuple(range(int(site != "resid_post"), layers + 1)))

@@ -1,0 +1,126 @@
+"""Prompts as arrays: rows of tokens, padded on the left, so that the last column is every row's last token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+from jax.core import Tracer
+
+from jaxcomm.config import AnyArray
+
+
+def known(x: Any) -> np.ndarray | None:
+    """The values, if they can be looked at: not of a traced array, nor of one that other processes hold a part of."""
+    if x is None or isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
+        return None
+    return np.asarray(x)
+
+
+class Prompts(struct.PyTreeNode):
+    """What a model reads. `Agent.tokenize` makes it of texts, `left_pad` of lists of token ids.
+
+    Attributes:
+        tokens: Ids [B, P] (any on padding), or vectors that stand in for tokens [B, P, D].
+        mask: [B, P], False on padding, which is on the left of every row; None: there is none.
+
+    Raises:
+        ValueError: Other shapes, a row without a token, or one that ends in padding.
+
+    Example:
+        >>> jc.left_pad([[3, 1, 4], [1, 5]]).tokens
+        array([[3, 1, 4],
+               [0, 1, 5]], dtype=int32)
+    """
+
+    tokens: Any
+    mask: Any = None
+
+    def __post_init__(self):
+        if not isinstance(self.tokens, jax.Array | np.ndarray):
+            return  # what JAX puts in an array's place; `as_prompts` refuses what a user does
+        if np.ndim(self.tokens) not in (2, 3):
+            raise ValueError(
+                f"prompts are tokens [rows, columns], or vectors [rows, columns, width]: got {np.shape(self.tokens)}"
+            )
+        if not isinstance(self.mask, jax.Array | np.ndarray):
+            return
+        if np.shape(self.mask) != np.shape(self.tokens)[:2]:
+            raise ValueError(
+                f"the mask is {np.shape(self.mask)}, the prompts are {np.shape(self.tokens)[:2]}: give both one shape"
+            )
+        real = known(self.mask)
+        if real is None or not real.size or real[:, -1].all():
+            return
+        row = int(np.argmin(real[:, -1]))
+        if not real[row].any():
+            raise ValueError(f"row {row} has no token: its mask is False everywhere")
+        raise ValueError(
+            f"row {row} ends in padding: pad on the left, so that the last column is every row's last token "
+            "(jaxcomm.left_pad; of a transformers tokenizer, padding_side='left')"
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.tokens.shape[:2]
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, rows: Any) -> Prompts:
+        """Some of the rows: an index, a slice or an array of them (an index keeps the axis)."""
+        rows = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
+        return Prompts(self.tokens[rows], None if self.mask is None else self.mask[rows])
+
+    def __iter__(self) -> Iterator[Prompts]:
+        return (self[row] for row in range(len(self)))
+
+
+def as_prompts(prompts: Prompts | AnyArray) -> Prompts:
+    """Prompts, of prompts or of tokens or vectors without padding.
+
+    Raises:
+        ValueError: They are neither.
+    """
+    if isinstance(prompts, Prompts):
+        return prompts
+    if not hasattr(prompts, "shape"):
+        raise ValueError(f"prompts are an array, got a {type(prompts).__name__}: jaxcomm.left_pad makes one of lists")
+    return Prompts(prompts)
+
+
+def left_pad(rows: Sequence[Sequence[int]], columns: int | None = None) -> Prompts:
+    """Prompts out of lists of token ids.
+
+    Args:
+        rows: The ids of each prompt.
+        columns: P; default: as many as the longest has tokens.
+
+    Returns:
+        Prompts with tokens and mask [B, P].
+
+    Raises:
+        ValueError: A prompt is empty, or longer than `columns`.
+
+    Example:
+        >>> jc.left_pad([[3, 1, 4], [1, 5]]).mask
+        array([[ True,  True,  True],
+               [False,  True,  True]])
+    """
+    lengths = [len(row) for row in rows]
+    if not lengths or not min(lengths):
+        raise ValueError(f"empty prompt at row {lengths.index(0)}" if lengths else "no prompts")
+    columns = max(lengths) if columns is None else columns
+    if max(lengths) > columns:
+        raise ValueError(
+            f"the prompt at row {lengths.index(max(lengths))} has {max(lengths)} tokens, the limit is {columns}: shorten it"
+        )
+    tokens, mask = np.zeros((len(rows), columns), np.int32), np.zeros((len(rows), columns), bool)
+    for row, prompt in enumerate(rows):
+        tokens[row, columns - len(prompt) :] = prompt
+        mask[row, columns - len(prompt) :] = True
+    return Prompts(tokens, mask)
