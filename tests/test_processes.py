@@ -61,7 +61,7 @@ def test_two_processes_play_and_sweep_as_one_does(tmp_path):
     del was["seconds"], now["seconds"]
     assert was.keys() == now.keys() and was["choice_accuracy"] > 0.2
     for key, value in was.items():
-        assert now[key] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), key
+        assert now[key] == (pytest.approx(value, rel=1e-4, abs=5e-4) if isinstance(value, float) else value), key
     assert pq.read_table(one / "sweep" / "results.parquet") == pq.read_table(two / "sweep" / "results.parquet")
     assert (one / "sweep" / "report.txt").read_text() == (two / "sweep" / "report.txt").read_text()
     assert len(list((two / "sweep" / "chunks").iterdir())) > 2, "several chunks, or nothing was shared"
