@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import jax
 import numpy as np
-import rich
 import rich.table
 
 from jaxcomm.agent import Agent
@@ -19,7 +17,7 @@ from jaxcomm.graft import GRAFTS
 from jaxcomm.protocols import Control
 
 from ..converters import load_agent
-from . import figures
+from . import documents, figures
 from .files import check_file, check_folder, write_lines, write_whole
 from .games import GAMES, Game
 from .games import draw as draw_game
@@ -176,7 +174,7 @@ def run(out: Path, json: Path | None) -> None:
     """Plays everything, prints the tables, and writes `out`/layers.png, `out`/results.jsonl and `out`/items.jsonl."""
     check_folder(out)
     check_file(json)
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
+    console = documents.console(112)
     results = play_everything()
     for agent in (results.a, results.b):
         c = agent.params.config

@@ -19,7 +19,7 @@ import pytest
 from jaxcomm.converters import load_agent
 from jaxcomm.evals import maps, sweeps
 from jaxcomm.evals import sentences as reading
-from jaxcomm.evals.cli import FitMap
+from jaxcomm.evals.commands.fit_map import FitMap
 from jaxcomm.evals.pair import NAMES, folder
 from jaxcomm.evals.pair.text import statements
 from jaxcomm.evals.sentences import read_both, sentences

@@ -22,6 +22,8 @@ from jaxcomm.agent import Agent
 from jaxcomm.converters import load_agent
 from jaxcomm.evals import arms, cli
 from jaxcomm.evals.choices import Choice, choose, logprobs
+from jaxcomm.evals.commands.options import command_line
+from jaxcomm.evals.commands.play import Play
 from jaxcomm.evals.games import GAMES, PRESETS, Game, Item, Wording, draw
 from jaxcomm.evals.games.world import world
 from jaxcomm.evals.pair import folder
@@ -719,8 +721,8 @@ def test_the_command_that_a_report_prints_gives_the_same_items_again(played, tmp
     ids=lambda given: next(iter(given)),
 )
 def test_a_printed_command_asks_for_what_was_asked_for(given):
-    command = cli.Play(a="pair:b", b="some/model@revision", **given)
-    name, *words = shlex.split(cli.command_line(command))
+    command = Play(a="pair:b", b="some/model@revision", **given)
+    name, *words = shlex.split(command_line(command))
     assert name == "jaxcomm" and tyro.cli(cli.prepare, args=words) == command
 
 
