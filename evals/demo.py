@@ -22,9 +22,9 @@ from .files import check_file, check_folder, write_lines, write_whole
 from .games import GAMES, Game
 from .games import draw as draw_game
 from .pair import folder
-from .play import Outcome, play
-from .scores import difference
-from .sweeps import fit, layer_map, layers, own_statements, percent
+from .play import Outcome, PlaySettings, play
+from .scores import difference, percent
+from .sweeps import fit, layer_map, layers, own_statements
 
 REPORT, SELECT = 0, 1
 """Seeds: of the games that are reported, and of those (k, j) is chosen on."""
@@ -101,14 +101,15 @@ def play_everything() -> Results:
     results = Results(a, b)
     draws = {game: draw(game) for game in GAMES}
 
-    def played(label: str, protocol: str, sender: Agent, at=None, new: bool = False, **settings) -> None:
+    def played(label: str, protocol: str, sender: Agent, at=None, new: bool = False, **own) -> None:
         """Both games; at: game -> layers and W."""
         for game, (report, _) in draws.items():
             layers = dict(at[game]) if at else {}
             drawn = {"W_into": layers.pop("into", None)}
             if new:
                 report = dataclasses.replace(draw_game(game, REPORT, names="new"), name=f"{game}, new names")
-            outcome = play(report, protocol, sender, b, drawn=drawn, max_new_tokens=ANSWER_TOKENS, **settings, **layers)
+            settings = PlaySettings(max_new_tokens=ANSWER_TOKENS, drawn=drawn)
+            outcome = play(report, protocol, sender, b, settings, **own, **layers)
             (results.unseen if new else results.outcomes).setdefault(label, []).append(outcome)
 
     for protocol in ("silent", "skyline"):

@@ -33,8 +33,7 @@ from . import biographies
 from .games.wording import Reads, Wording
 from .play import SENDS
 from .runs import RunFolder, agent_fingerprint, parquet, surroundings
-from .scores import Interval, accuracy
-from .sweeps import percent
+from .scores import Interval, accuracy, percent
 
 PROTOCOLS = (
     "single", "sender", "skyline", "message", "debate", "cipher", "activation", "activation-w", "exchange",

@@ -36,11 +36,10 @@ from jaxcomm.protocols import Control
 from jaxcomm.sharding import spread
 
 from . import figures, processes
-from .arms import percent
 from .games import Game, Item, Wording, draw
-from .play import METRICS, play, shown
+from .play import METRICS, PlaySettings, play, shown
 from .runs import RunFolder, parquet, surroundings
-from .scores import accuracy, difference, exact_match, sign_flip
+from .scores import accuracy, difference, exact_match, percent, sign_flip
 from .sentences import read_both, sentences
 
 SENTENCES = 1000
@@ -439,7 +438,7 @@ def halve(
         part, new, metric = games[game].part(reported), asked.decode or 16, shown(b, asked.wording, asked.examples)[0]
 
         def played(protocol: str, part=part, new=new, metric=metric, **at) -> list[bool]:
-            return play(part, protocol, a, b, wording=asked.wording, max_new_tokens=new, **at).scored(metric)
+            return play(part, protocol, a, b, PlaySettings(asked.wording, max_new_tokens=new), **at).scored(metric)
 
         silent = played("silent")
         for g, graft in enumerate(asked.grafts):

@@ -154,7 +154,7 @@ def test_a_game_as_a_task_is_the_game(b, tmp_path):
 
     asked = evaluate.Asked(tasks=("tip_sheets",), n=12, seed=3, k=(5,), j=3, protocols=("activation",))
     run(asked, b, tmp_path / "run")
-    outcome = play(draw("tip_sheets", 3, 12), "activation", b, b, k=5, j=3, max_new_tokens=16)
+    outcome = play(draw("tip_sheets", 3, 12), "activation", b, b, k=5, j=3)
     rows = sorted(items(tmp_path / "run"), key=lambda r: r["question"])
     assert [json.loads(r["answer"])[0] for r in rows] == [r.text for r in outcome.replies]
     assert [r["flops"] for r in rows] == [r.flops for r in outcome.replies]

@@ -84,6 +84,7 @@ class Play(options.GameOptions):
         from ..agents import load, read_as
         from ..files import check_file, check_folder
         from ..games import draw
+        from ..play import PlaySettings
 
         processes.join(self.cluster)
         for path in (self.json, self.items):
@@ -95,13 +96,10 @@ class Play(options.GameOptions):
         if "shuffled" in self.control and len(game.items) < 2:
             raise ValueError("--control shuffled needs at least two games")
         a, b = load(self.a, self.b, dtype=self.dtype, tensor=self.tensor, int8=self.int8, **self.agent_options())
-        outcomes = list(
-            arms.play_all(
-                game, every, a, b, wording=wording, choices=self.choices, max_new_tokens=self.max_new_tokens,
-                sampling=Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None,
-                seed=self.seed, drawn={"int8": self.int8} | read_as((a, b)),
-            )
-        )  # fmt: skip
+        sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
+        drawn = {"int8": self.int8} | read_as((a, b))
+        settings = PlaySettings(wording, self.choices, self.max_new_tokens, sampling, self.seed, drawn)
+        outcomes = list(arms.play_all(game, every, a, b, settings))
         if processes.first():
             self._report(outcomes, arms.blocks(every, outcomes, a, b, wording))
 
