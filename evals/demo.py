@@ -24,7 +24,8 @@ from .games import draw as draw_game
 from .pair import folder
 from .play import Outcome, PlaySettings, play
 from .scores import difference, percent
-from .sweeps import fit, layer_map, layers, own_statements
+from .sweeps.fitting import fit, own_statements
+from .sweeps.grid import layer_map, layers
 
 REPORT, SELECT = 0, 1
 """Seeds: of the games that are reported, and of those (k, j) is chosen on."""

@@ -12,7 +12,7 @@ import pytest
 from jaxcomm.evals import processes
 from jaxcomm.evals.commands.play import Play
 from jaxcomm.evals.commands.sweep import Sweep
-from jaxcomm.evals.sweeps import own_statements
+from jaxcomm.evals.sweeps.fitting import own_statements
 
 from conftest import QUICK
 

@@ -53,10 +53,13 @@ class Sweep(options.GameOptions):
         """Sweeps into the run folder.
 
         Raises:
-            ValueError, OSError: `sweeps.run`'s, what is said of an agent, and options that mean nothing.
+            ValueError, OSError: `sweeps.run.run`'s, what is said of an agent, and options that mean nothing.
         """
-        from .. import processes, sweeps
+        from .. import processes
         from ..agents import load, read_as
+        from ..sweeps import run
+        from ..sweeps.grid import layers
+        from ..sweeps.parts import SweepSettings
 
         processes.join(self.cluster)
         if self.into is not None and self.text is None:
@@ -65,10 +68,10 @@ class Sweep(options.GameOptions):
             raise ValueError(f"--decode {self.decode}: it must be at least 1")
         reading, wording = self.agent_options(), self.game_wording()
         a, b = load(self.a, self.b, dtype=self.dtype, layers=True, tensor=self.tensor, int8=self.int8, **reading)
-        asked = sweeps.Asked(
+        settings = SweepSettings(
             games=self.games,
-            ks=tuple(sorted(self.ks)) if self.ks is not None else tuple(sweeps.layers(a)),
-            js=tuple(sorted(self.js)) if self.js is not None else tuple(sweeps.layers(b)),
+            ks=tuple(sorted(self.ks)) if self.ks is not None else tuple(layers(a)),
+            js=tuple(sorted(self.js)) if self.js is not None else tuple(layers(b)),
             memory=None if self.memory is None else int(self.memory * 2**30),
             wording=wording,
             **{
@@ -77,4 +80,4 @@ class Sweep(options.GameOptions):
             },
         )
         recorded = {"a": self.a, "b": self.b, "chat_a": a.chat, "chat": b.chat, "int8": self.int8} | read_as((a, b))
-        sweeps.run(asked, a, b, self.out, resume=self.resume, command=options.command_line(self), recorded=recorded)
+        run.run(settings, a, b, self.out, resume=self.resume, command=options.command_line(self), recorded=recorded)
