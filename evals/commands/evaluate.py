@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from . import options
 
 if TYPE_CHECKING:  # commands load nothing before they run
-    from .. import evaluate
+    from ..evaluation.arms import Team
+    from ..evaluation.settings import EvalSettings
+    from ..maps import Fitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,41 +121,51 @@ class Eval:
         """Evaluates into the run folder, and prints the tables.
 
         Raises:
-            ValueError, OSError: `evaluate.run`'s, what is said of an agent or a map, and options that mean nothing.
+            ValueError, OSError: `evaluation.run.run`'s, what is said of an agent or a map, and options that mean nothing.
         """
-        from .. import evaluate, maps
-        from ..agents import load, read_as, template_args
+        from ..agents import read_as
         from ..documents import console
+        from ..evaluation import run
+        from ..evaluation.settings import check
+        from ..evaluation.tables import tables
 
-        asked = self._settings()
-        evaluate.check(asked, 1 + len(self.others), None if self.map is None else ())
-        a, b, judge, *others = load(
-            self.a, self.b, self.judge or self.b, *self.others, dtype=self.dtype, chat=self.chat, tensor=self.tensor,
-            chat_args=template_args(self.chat_args), system=(self.system_a, self.system_b), int8=self.int8,
-        )  # fmt: skip
-        W = fitted = None
-        if self.map is not None and "activation-w" in self.protocols:
-            fitted = maps.load(self.map, a, b)
-            layer: Any = self.j if self.into is None else self.into
-            W = [fitted.at(self.k[0], layer)]
+        settings = self._settings()
+        check(settings, 1 + len(self.others), self.map is not None)
+        team, fitted = self._team()
         recorded = {"a": self.a, "b": self.b, "others": self.others, "judge": self.judge or self.b}
-        recorded |= {"chat": self.chat, "int8": self.int8, "into": self.into} | read_as((a, b, judge, *others))
+        recorded |= {"chat": self.chat, "int8": self.int8, "into": self.into}
+        recorded |= read_as((team.a, team.b, team.checker, *team.others))
         recorded |= {"W": None if fitted is None else {"recipe": fitted.recipe, "text": fitted.text}}
         how: dict[str, Any] = dict(resume=self.resume, command=options.command_line(self), recorded=recorded)
-        lines = evaluate.run(asked, a, b, others, self.out, maps=W, judge=judge, **how)
-        out = console(112)
-        for table in evaluate.tables(lines):
+        lines, out = run.run(settings, team, self.out, **how), console(112)
+        for table in tables(lines):
             out.print(table)
         out.print(f"{self.out}: run.json, results.jsonl, items.parquet", soft_wrap=True)
 
-    def _settings(self) -> evaluate.Asked:
-        """Names and paths as what they stand for. ValueError: one is not there."""
-        from .. import evaluate, tasks
+    def _settings(self) -> EvalSettings:
+        """With names and paths as what they stand for. ValueError: one is not there."""
+        from .. import tasks
+        from ..evaluation.settings import EvalSettings
 
         data = {task: path for task, _, path in (given.partition("=") for given in self.data)}
         if odd := [task for task, path in data.items() if not path]:
             raise ValueError(f"--data {odd[0]}: write TASK=FILE")
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(evaluate.Asked)}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(EvalSettings)}
         paths = {task: tasks.sample(task) if path == "sample" else Path(path) for task, path in data.items()}
         names = tuple(name for name in self.tasks.split(",") if name)
-        return evaluate.Asked(**fields | {"tasks": names, "data": paths})
+        return EvalSettings(**fields | {"tasks": names, "data": paths})
+
+    def _team(self) -> tuple[Team, Fitted | None]:
+        """The agents, and where W is from."""
+        from .. import maps
+        from ..agents import load, template_args
+        from ..evaluation.arms import Team
+
+        a, b, judge, *others = load(
+            self.a, self.b, self.judge or self.b, *self.others, dtype=self.dtype, chat=self.chat, tensor=self.tensor,
+            chat_args=template_args(self.chat_args), system=(self.system_a, self.system_b), int8=self.int8,
+        )  # fmt: skip
+        if self.map is None or "activation-w" not in self.protocols:
+            return Team(a, b, others, judge), None
+        fitted, layer = maps.load(self.map, a, b), self.j if self.into is None else self.into
+        return Team(a, b, others, judge, [fitted.at(self.k[0], layer)]), fitted  # pyright: ignore[reportArgumentType]

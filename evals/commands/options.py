@@ -8,41 +8,34 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+_told = lambda text: tyro.conf.arg(help=text)
 _SINGLE = "a checkpoint folder (either form), a .gguf file, real:smollm2, a hub id (also id@revision)"
 _PAIR = "or pair:a / pair:b for the embedded pair."
-Sender = Annotated[str, tyro.conf.arg(help=f"Sender: {_SINGLE}, a network's run folder, {_PAIR}")]
-LayeredSender = Annotated[str, tyro.conf.arg(help=f"Sender: {_SINGLE}, {_PAIR}")]
+Sender = Annotated[str, _told(f"Sender: {_SINGLE}, a network's run folder, {_PAIR}")]
+LayeredSender = Annotated[str, _told(f"Sender: {_SINGLE}, {_PAIR}")]
 """One whose layers are named: no network."""
-Receiver = Annotated[str, tyro.conf.arg(help="Receiver, likewise.")]
+Receiver = Annotated[str, _told("Receiver, likewise.")]
 Reads = Literal["statement", "statement+question"]
 Preset = Literal["paper", "instructed", "kvcomm"]
 Graft = Literal["sum", "mean", "replace"]
 Controls = tuple[Literal["unrelated", "shuffled", "zero", "noise", "self"], ...]
-SystemA = Annotated[str, tyro.conf.arg(help="System prompt of A; of a raw prompt, its first paragraph.")]
-SystemB = Annotated[str, tyro.conf.arg(help="Likewise, of B.")]
+SystemA = Annotated[str, _told("System prompt of A; of a raw prompt, its first paragraph.")]
+SystemB = Annotated[str, _told("Likewise, of B.")]
 ChatArgs = Annotated[
-    tuple[str, ...],
-    tyro.conf.arg(help="What the chat template is given besides: NAME=VALUE, such as enable_thinking=false."),
+    tuple[str, ...], _told("What the chat template is given besides: NAME=VALUE, such as enable_thinking=false.")
 ]
-Names = Annotated[
-    Literal["seen", "new"], tyro.conf.arg(help="People and companies the embedded pair has read of, or others.")
-]
-TopP = Annotated[
-    float, tyro.conf.arg(help="Sample from the most likely tokens that hold this share; needs --temperature.")
-]
+Names = Annotated[Literal["seen", "new"], _told("People and companies the embedded pair has read of, or others.")]
+TopP = Annotated[float, _told("Sample from the most likely tokens that hold this share; needs --temperature.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    tyro.conf.arg(help="auto: the checkpoint's own; on CPU, where XLA is slow in two bytes, float32."),
+    _told("auto: the checkpoint's own; on CPU, where XLA is slow in two bytes, float32."),
 ]
-Tensor = Annotated[
-    int, tyro.conf.arg(help="Cut every weight matrix over so many devices; the rest share the questions.")
-]
-Int8 = Annotated[bool, tyro.conf.arg(help="Keep weight matrices in 8 bits (needs jaxcomm[int8]).")]
+Tensor = Annotated[int, _told("Cut every weight matrix over so many devices; the rest share the questions.")]
+Int8 = Annotated[bool, _told("Keep weight matrices in 8 bits (needs jaxcomm[int8]).")]
 Cluster = Annotated[
-    str | None,
-    tyro.conf.arg(help="Several processes, each with its share: auto (TPU pods, Slurm), or HOST:PORT,COUNT,INDEX."),
+    str | None, _told("Several processes, each with its share: auto (TPU pods, Slurm), or HOST:PORT,COUNT,INDEX.")
 ]
-Resume = Annotated[bool, tyro.conf.arg(help="Go on with the run in the folder.")]
+Resume = Annotated[bool, _told("Go on with the run in the folder.")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
