@@ -6,6 +6,7 @@ python benchmarks/protocols.py            # about ten minutes on two cores
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import statistics
@@ -27,8 +28,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from jaxcomm.converters import load_agent
-from jaxcomm.evals import evaluate
-from jaxcomm.evals.harness import Arm, Decoding, ProtocolLM
+from jaxcomm.evals.evaluation.arms import Arm, Team
+from jaxcomm.evals.evaluation.run import run
+from jaxcomm.evals.evaluation.settings import EvalSettings
+from jaxcomm.evals.harness import Decoding, ProtocolLM
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.pair.text import statements
 from jaxcomm.evals.runs import RunFolder
@@ -134,7 +137,7 @@ def beside_hf(path: Path, show: Callable[[str], None]) -> None:
         for n in range(ROUNDS + 1):
             asked = requests(kind, n)
             hf, want = timed(theirs, asked)
-            arm = Arm("single", (b,), lambda agents, x, y, **_: start_turn(agents[-1], y), alone=True)
+            arm = Arm("single", (b,), lambda batch: start_turn(batch.agents[-1], batch.prompts_b), alone=True)
             with tempfile.TemporaryDirectory() as out:
                 run = RunFolder(Path(out), {}, dict, command="", resume=False)
                 lm = ProtocolLM(arm, run, Decoding(batch_size=BATCH))
@@ -159,7 +162,7 @@ def beside_hf(path: Path, show: Callable[[str], None]) -> None:
 def protocols(show: Callable[[str], None]) -> None:
     """The embedded pair, b with itself, on Countries; the second of two runs, so nothing is compiled in it."""
     b = load_agent(folder("b"), name="b")
-    asked = evaluate.Asked(
+    asked = EvalSettings(
         tasks=("countries", "countries_choice"), k=(4,), j=1, temperatures=(0.1, 0.4), form="plain",
         tell="{message} {prompt}", max_message_tokens=24, controls=("zero",),
         protocols=("single", "skyline", "message", "debate", "cipher", "activation", "exchange"),
@@ -167,7 +170,7 @@ def protocols(show: Callable[[str], None]) -> None:
     for seed in (1, 0):
         with tempfile.TemporaryDirectory() as out:
             how = dict(resume=False, command="", recorded={})
-            lines = evaluate.run(evaluate.dataclasses.replace(asked, seed=seed), b, b, [], Path(out) / "run", **how)
+            lines = run(dataclasses.replace(asked, seed=seed), Team(b, b), Path(out) / "run", **how)
     show("\nProtocols, b with itself, 100 questions of Countries (written, and chosen from four by likelihood):")
     show(f"{'':18} {'task':18} {'% right':>8} {'MFLOPs / question':>18} {'ms / question':>14} {'of single':>10}")
     alone = {line["task"]: line["seconds"] for line in lines if line["protocol"] == "single"}

@@ -92,34 +92,37 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
         )
     if revision and at and revision != at:
         raise ValueError(f"{path_or_hub_id} names a revision, revision = {revision!r} another: give one")
-    import huggingface_hub  # heavy, and needed only to download
-
-    def download(revision: str | None, *files: str) -> Path:
-        pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
-        try:
-            return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(files), **pinned))
-        except Exception as error:  # of many kinds: no network, no such repository, no access, disk full
-            raise ConnectionError(
-                f"cannot download {path_or_hub_id} ({type(error).__name__}): check the id, the network and your access, or give a local checkpoint"
-            ) from error
-
+    fetch = functools.partial(_fetch, str(path_or_hub_id), repository)
     revision = revision or at or None
     if file is not None:
-        folder = download(revision, gguf.all_files(file))
+        folder = fetch(revision, gguf.all_files(file))
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{repository} has no file {file}")
         return folder / file
-    folder = download(revision, "config.json")
+    folder = fetch(revision, "config.json")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{name} has no config.json: of a repository of GGUF files name one, such as {name}/FILE.gguf"
         )
     parse_config(folder)
     revision = commit_of(folder) or revision  # the rest is of the same commit, whatever is pushed meanwhile
-    folder = download(revision, *FILES)
+    folder = fetch(revision, *FILES)
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
-        folder = download(revision, *sorted(set(read_index(folder).values())))
+        folder = fetch(revision, *sorted(set(read_index(folder).values())))
     return folder
+
+
+def _fetch(asked: str, repository: str, revision: str | None, *files: str) -> Path:
+    """The folder of the hub's repository with these files. asked: what the error calls it."""
+    import huggingface_hub  # heavy, and needed only to download
+
+    pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(files), **pinned))
+    except Exception as error:  # of many kinds: no network, no such repository, no access, disk full
+        raise ConnectionError(
+            f"cannot download {asked} ({type(error).__name__}): check the id, the network and your access, or give a local checkpoint"
+        ) from error
 
 
 def commit_of(path: Path) -> str | None:

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from jaxcomm.agent import Agent
-from jaxcomm.decoding import Sampling
 
 from .documents import Block, Code, Heading, Items, Table
 from .games import PRESETS, Game, Wording
-from .play import METRICS, Outcome, alone_with, play_together, shown
-from .scores import Interval, accuracy, difference, mean, sign_flip
+from .play import METRICS, Outcome, PlaySettings, alone_with, play_together, shown
+from .scores import accuracy, difference, mean, percent, sign_flip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +36,12 @@ def arms(protocols: Sequence[str], settings: Mapping[str, Mapping[str, Any]], co
     return made
 
 
-def play_all(
-    game: Game, every: Sequence[Arm], a: Agent, b: Agent, *, wording: Wording, choices: bool, max_new_tokens: int,
-    sampling: Sampling | None, seed: int, drawn: Mapping[str, Any],
-) -> Iterator[Outcome]:  # fmt: skip
+def play_all(game: Game, every: Sequence[Arm], a: Agent, b: Agent, settings: PlaySettings) -> Iterator[Outcome]:
     """One outcome for each arm. B alone is asked for the choices once for all."""
-    prior = alone_with(game, a, b, wording) if choices and any(arm.protocol != "silent" for arm in every) else None
-    how = dict(
-        wording=wording, choices=choices, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, drawn=drawn
-    )
+    others = settings.choices and any(arm.protocol != "silent" for arm in every)
+    prior = alone_with(game, a, b, settings.wording) if others else None
     for arm in every:
-        yield play_together(game, arm.protocol, a, b, prior=prior, **how, **arm.settings)
-
-
-def percent(x: Interval) -> str:
-    """As shares are written in tables."""
-    return f"{100 * x.value:.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
+        yield play_together(game, arm.protocol, a, b, settings, prior, **arm.settings)
 
 
 def blocks(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import jax
 import numpy as np
-import rich
 import rich.table
 
 from jaxcomm.agent import Agent
@@ -19,14 +17,15 @@ from jaxcomm.edits import GRAFTS
 from jaxcomm.protocols import Control
 
 from ..converters import load_agent
-from . import figures
+from . import documents, figures
 from .files import check_file, check_folder, write_lines, write_whole
 from .games import GAMES, Game
 from .games import draw as draw_game
 from .pair import folder
-from .play import Outcome, play
-from .scores import difference
-from .sweeps import fit, layer_map, layers, own_statements, percent
+from .play import Outcome, PlaySettings, play
+from .scores import difference, percent
+from .sweeps.fitting import fit, own_statements
+from .sweeps.grid import layer_map, layers
 
 REPORT, SELECT = 0, 1
 """Seeds: of the games that are reported, and of those (k, j) is chosen on."""
@@ -103,14 +102,15 @@ def play_everything() -> Results:
     results = Results(a, b)
     draws = {game: draw(game) for game in GAMES}
 
-    def played(label: str, protocol: str, sender: Agent, at=None, new: bool = False, **settings) -> None:
+    def played(label: str, protocol: str, sender: Agent, at=None, new: bool = False, **own) -> None:
         """Both games; at: game -> layers and W."""
         for game, (report, _) in draws.items():
             layers = dict(at[game]) if at else {}
             drawn = {"W_into": layers.pop("into", None)}
             if new:
                 report = dataclasses.replace(draw_game(game, REPORT, names="new"), name=f"{game}, new names")
-            outcome = play(report, protocol, sender, b, drawn=drawn, max_new_tokens=ANSWER_TOKENS, **settings, **layers)
+            settings = PlaySettings(max_new_tokens=ANSWER_TOKENS, drawn=drawn)
+            outcome = play(report, protocol, sender, b, settings, **own, **layers)
             (results.unseen if new else results.outcomes).setdefault(label, []).append(outcome)
 
     for protocol in ("silent", "skyline"):
@@ -176,7 +176,7 @@ def run(out: Path, json: Path | None) -> None:
     """Plays everything, prints the tables, and writes `out`/layers.png, `out`/results.jsonl and `out`/items.jsonl."""
     check_folder(out)
     check_file(json)
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
+    console = documents.console(112)
     results = play_everything()
     for agent in (results.a, results.b):
         c = agent.params.config

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import html
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
 import rich.box
@@ -135,6 +136,11 @@ def html_table(table: Table) -> str:
         own = "".join(f'<td class="{side(n)}">{lined(cell)}</td>' for n, cell in enumerate(row))
         lines.append(f'<tr class="here">{own}</tr>' if row[0].startswith("here, ") else f"<tr>{own}</tr>")
     return "\n".join(['<div class="wide"><table>', *lines, "</table></div>"])
+
+
+def console(width: int) -> rich.console.Console:
+    """Standard output: as wide as the terminal, or, where it is none, `width`."""
+    return rich.console.Console(width=None if sys.stdout.isatty() else width)
 
 
 def show(blocks: Iterable[Block], console: rich.console.Console) -> None:

@@ -31,6 +31,7 @@ from jaxcomm.protocols.base import Spent, start_turn, total
 from jaxcomm.protocols.text import put
 
 from . import biographies, programs
+from .evaluation.arms import Arm, Batch
 from .runs import RunFolder
 
 BIOGRAPHY_TOKENS = 400
@@ -38,28 +39,6 @@ BOTH = "statement+question"
 CHAT = "jaxcomm-chat:"
 """How a conversation passes through the harness, which takes prompts for strings: each agent renders it in its own
 template."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One protocol among these agents, as it is evaluated.
-
-    converse(agents, prompts_a, prompts_b, task, until, sampling, seed) -> Turn or Panel. agents: those it is between,
-    the one that answers last. alone: only that one hears anything, so it can score a text without a prompt.
-    """
-
-    name: str
-    agents: tuple[Agent, ...]
-    converse: Callable[..., Turn | Panel]
-    message_tokens: int = 0
-    """What an agent may write besides its answer, and another has to read."""
-    alone: bool = False
-    draws: bool = True
-    """Texts can be sampled; what says everything in vectors cannot."""
-    shuffled: bool = False
-    """A reads what it is given in another question of the task, whatever the batch."""
-    reads: str | None = None
-    """What the sender reads (`games.wording.Reads`); None: nobody sends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,9 +281,8 @@ class ProtocolLM(LM):
         if self.decoding.truncate:
             agents = tuple(_keeping(agent, max(new, self.arm.message_tokens)) for agent in agents)
         prompts_a, prompts_b = [row.prompt_a for row in rows], [row.prompt for row in rows]
-        return self.arm.converse(
-            agents, prompts_a, prompts_b, task=rows[0].task, until=until, sampling=sampling, seed=[r.seed for r in rows]
-        )
+        writing = dict(until=until, sampling=sampling, seed=[row.seed for row in rows])
+        return self.arm.converse(Batch(agents, prompts_a, prompts_b, rows[0].task, writing))
 
     def _write(self, kwargs: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
         until, new, sampling = generation(rows[0].task, kwargs, self.decoding)

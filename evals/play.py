@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -151,59 +150,57 @@ def shown(b: Agent, wording: Wording, examples: int) -> tuple[str, str]:
     return "exact", "B goes on with raw text, as in the paper"
 
 
+@dataclasses.dataclass(frozen=True)
+class PlaySettings:
+    """How a game is played, whatever the protocol.
+
+    Attributes:
+        wording: How it is put to the agents.
+        choices: Whether the right answer is also scored among the game's choices.
+        max_new_tokens, sampling, seed: Of the replies.
+        drawn: What else is kept with the result.
+    """
+
+    wording: Wording = dataclasses.field(default_factory=Wording)
+    choices: bool = False
+    max_new_tokens: int = 16
+    sampling: Sampling | None = None
+    seed: int = 0
+    drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def play(
     game: Game,
     protocol: str,
     a: Agent,
     b: Agent,
-    *,
-    wording: Wording = Wording(),  # noqa: B008 - it is frozen
-    choices: bool = False,
+    settings: PlaySettings = PlaySettings(),
     prior: Sequence[np.ndarray] | None = None,
-    drawn: Mapping[str, Any] = MappingProxyType({}),
-    max_new_tokens: int = 16,
-    sampling: Sampling | None = None,
-    seed: int = 0,
-    **settings,
+    **own: Any,
 ) -> Outcome:
-    """Every item once.
+    """Plays every item once.
 
     Args:
         game: The items.
         protocol: A key of `jaxcomm.protocols.PROTOCOLS`.
         a, b: Sender and receiver.
-        wording: How the game is put to them.
-        choices: Also score the right answer among the game's choices.
+        settings: What is the same for every protocol.
         prior: What B alone makes of the choices (`choices.logprobs` of the protocol silent); default: it is computed.
-        drawn: What else is kept with the result.
-        max_new_tokens, sampling, seed: Of the replies.
-        settings: The protocol's own; they are kept with the result.
+        own: The protocol's own settings; they are kept with the result.
     """
-    start, how = time.perf_counter(), dict(sampling=sampling, seed=seed)
-    sends, b = protocol in SENDS, wording.writer(game, b)
+    start, how = time.perf_counter(), dict(sampling=settings.sampling, seed=settings.seed)
+    wording, sends = settings.wording, protocol in SENDS
+    b = wording.writer(game, b)
     a = a if wording.reads == "statement" else wording.writer(game, a)  # else it reads no examples
     prompts_a, prompts_b = wording.prompts_a(game, a, sends=sends), wording.prompts_b(game, b)
-    turn = PROTOCOLS[protocol](a, b, prompts_a, prompts_b, **how, **settings)
-    found = logprobs(turn, game, b.chat) if choices else None
-    replies = turn.write(max_new_tokens, **how)
+    turn = PROTOCOLS[protocol](a, b, prompts_a, prompts_b, **how, **own)
+    found = logprobs(turn, game, b.chat) if settings.choices else None
+    replies = turn.write(settings.max_new_tokens, **how)
     seconds = time.perf_counter() - start
     scored = None
     if found is not None:
         alone = protocol == "silent"
         scored = choose(game, found, None if alone else alone_with(game, a, b, wording) if prior is None else prior)
-    metric, why = shown(b, wording, len(game.examples))
-    kept = dict(game.source) | dict(drawn) | {"dtype": b.params.dtype.name, "chat_a": a.chat, "chat": b.chat}
-    kept |= {
-        "wording": wording.preset,
-        "examples": len(game.examples),
-        "sender_reads": wording.reads if sends else None,
-    }
-    kept |= {"system_a": a.system, "system_b": b.system, "shown": metric, "shown_because": why}
-    if protocol == "activation":
-        kept |= {"graft": "replace", "where": "last", "mapped": settings.pop("W", None) is not None}
-    if sampling:
-        kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
     rendered = [
         {
             "rendered_a": reply.details.get("asked") or (a.render(prompts_a[i]) if sends else ""),
@@ -211,7 +208,29 @@ def play(
         }
         for i, reply in enumerate(replies)
     ]
-    return Outcome(game, f"{a.name} -> {b.name}", protocol, kept | settings, replies, rendered, scored, seconds)
+    kept = _kept(game, protocol, a, b, settings, own)
+    return Outcome(game, f"{a.name} -> {b.name}", protocol, kept, replies, rendered, scored, seconds)
+
+
+def _kept(
+    game: Game, protocol: str, a: Agent, b: Agent, settings: PlaySettings, own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What an outcome says of how it came about."""
+    metric, why = shown(b, settings.wording, len(game.examples))
+    kept = dict(game.source) | dict(settings.drawn)
+    kept |= {"dtype": b.params.dtype.name, "chat_a": a.chat, "chat": b.chat}
+    kept |= {
+        "wording": settings.wording.preset,
+        "examples": len(game.examples),
+        "sender_reads": settings.wording.reads if protocol in SENDS else None,
+    }
+    kept |= {"system_a": a.system, "system_b": b.system, "shown": metric, "shown_because": why}
+    if protocol == "activation":
+        kept |= {"graft": "replace", "where": "last", "mapped": own.get("W") is not None}
+    if sampling := settings.sampling:
+        kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    kept |= {name: value for name, value in own.items() if name != "W"}
+    return kept | {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
 
 
 def alone_with(game: Game, a: Agent, b: Agent, wording: Wording) -> list[np.ndarray]:
@@ -220,20 +239,30 @@ def alone_with(game: Game, a: Agent, b: Agent, wording: Wording) -> list[np.ndar
 
 
 def play_together(
-    game: Game, *who: Any, seed: int = 0, prior: Sequence[np.ndarray] | None = None, **how: Any
+    game: Game,
+    protocol: str,
+    a: Agent,
+    b: Agent,
+    settings: PlaySettings,
+    prior: Sequence[np.ndarray] | None,
+    **own: Any,
 ) -> Outcome:
-    """`play`, of which each process (`evals.processes`) does its share; every process returns the whole. Each has draws of its
-    own, and the control shuffled stays within its share. ValueError: fewer items than processes."""
+    """`play`, of which each process (`evals.processes`) does its share; every process returns the whole.
+
+    Each process has draws of its own, and the control shuffled stays within its share.
+
+    Raises:
+        ValueError: There are fewer items than processes.
+    """
     count = jax.process_count()
     if len(game.items) < count:
         raise ValueError(f"{len(game.items)} games for {count} processes: each needs at least one")
     part = game.part(processes.mine(range(len(game.items))))
-    own = play(
-        part, *who, seed=seed + jax.process_index(), prior=None if prior is None else processes.mine(prior), **how
-    )
-    told = {"seed": seed} | ({"processes": count} if count > 1 else {})
-    replies, rendered = processes.together(own.replies), processes.together(own.rendered)
-    choices = None if own.choices is None else processes.together(own.choices)
+    drawing = dataclasses.replace(settings, seed=settings.seed + jax.process_index())
+    share = play(part, protocol, a, b, drawing, None if prior is None else processes.mine(prior), **own)
+    told = {"seed": settings.seed} | ({"processes": count} if count > 1 else {})
+    replies, rendered = processes.together(share.replies), processes.together(share.rendered)
+    choices = None if share.choices is None else processes.together(share.choices)
     return dataclasses.replace(
-        own, game=game, replies=replies, rendered=rendered, choices=choices, settings=own.settings | told
+        share, game=game, replies=replies, rendered=rendered, choices=choices, settings=share.settings | told
     )

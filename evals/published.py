@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import biographies
-from .evaluate import PROTOCOLS
+from .evaluation.settings import PROTOCOLS
 from .finished import Run
 from .tasks import OWN
 

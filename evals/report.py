@@ -20,7 +20,7 @@ import rich.console
 
 from . import figures
 from .documents import Block, Code, Heading, Items, Picture, Table, markdown, page, show
-from .evaluate import PROTOCOLS
+from .evaluation.settings import PROTOCOLS
 from .files import check_folder, write_whole
 from .finished import Above, Row, Run, Sweep, compare, interval, key, read_runs
 from .published import GRAFTS, SETUP, Entry, differences, read_published

@@ -24,6 +24,11 @@ class Interval(NamedTuple):
     high: float
 
 
+def percent(x: Interval) -> str:
+    """An interval as tables show it."""
+    return f"{100 * x.value:.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
+
+
 def exact_match(text: str, answer: str) -> bool:
     """The same string, as in the paper; surrounding space does not count."""
     return text.strip() == answer

@@ -27,7 +27,7 @@ MUTANTS = (
     ("jaxcomm/cipher.py", "jnp.where(mixed, p, certain)", "p", "test_debate"),
     ("jaxcomm/lora.py", "scale * factor", "factor", "test_lmnet_training"),
     ("evals/networks/texts.py", "[0.0] * len(asked) + [1.0] * len(answered)", "[1.0] * (len(asked) + len(answered))", "test_lmnet_training"),
-    ("evals/sweeps.py", "found.best(g, chosen_on)", "found.best(g, reported)", "test_sweeps"),
+    ("evals/sweeps/halves.py", "found.best(g, chosen_on)", "found.best(g, reported)", "test_sweeps"),
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from jaxcomm.converters import from_hf, load, load_agent, save
 from jaxcomm.converters.agents import architecture
 from jaxcomm.evals.agents import load as load_by_name
-from jaxcomm.evals.cli import Convert
+from jaxcomm.evals.commands.convert import Convert
 from jaxcomm.evals.pair import folder
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.sharding import shard

@@ -11,8 +11,13 @@ import transformers
 from jaxcomm.agent import Agent
 from jaxcomm.converters import load_agent
 from jaxcomm.decoding import Sampling
-from jaxcomm.evals import biographies, cost, evaluate, harness
+from jaxcomm.evals import biographies, cost, harness
 from jaxcomm.evals.biographies import RULES, bullets, judged, person_scores, read_people
+from jaxcomm.evals.evaluation.arms import Arm, Team
+from jaxcomm.evals.evaluation.questions import subset
+from jaxcomm.evals.evaluation.results import group_lines
+from jaxcomm.evals.evaluation.run import run as evaluate
+from jaxcomm.evals.evaluation.settings import EvalSettings
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.runs import RunFolder
 from jaxcomm.evals.scores import accuracy, ratio
@@ -66,7 +71,7 @@ def splits(tmp_path_factory):
 
 def run(asked, b, out, a=None, **how):
     how = dict(resume=False, command="jaxcomm eval", recorded={}) | how
-    return evaluate.run(asked, b if a is None else a, b, [], out, **how)
+    return evaluate(asked, Team(b if a is None else a, b), out, **how)
 
 
 def test_single_models_score_as_the_harness_own_hf_backend(checkpoint, splits, tmp_path):
@@ -77,7 +82,7 @@ def test_single_models_score_as_the_harness_own_hf_backend(checkpoint, splits, t
     from lm_eval.tasks import TaskManager
 
     names = ("gsm8k", GEOGRAPHY, "statements", "countries_choice")
-    asked = evaluate.Asked(tasks=names, data=splits, n=5, batch_size=4, few_shot=2, max_new_tokens=None)
+    asked = EvalSettings(tasks=names, data=splits, n=5, batch_size=4, few_shot=2, max_new_tokens=None)
     lines = run(asked, load_agent(checkpoint, name="b", unroll=False), tmp_path / "run")
 
     tasks = {name: own[name] for name, own in load_tasks(names, splits, seed=0, n=5).items()}
@@ -86,7 +91,7 @@ def test_single_models_score_as_the_harness_own_hf_backend(checkpoint, splits, t
         own = {name: task for name, task in tasks.items() if (name == "statements") == (added is False)}
         found = simple_evaluate(
             model=HFLM(pretrained=str(checkpoint), device="cpu", dtype="float32", batch_size=4, add_bos_token=added),
-            tasks=list(own.values()), samples=evaluate.subset(own, 5, 0), num_fewshot=2, bootstrap_iters=0,
+            tasks=list(own.values()), samples=subset(own, 5, 0), num_fewshot=2, bootstrap_iters=0,
             task_manager=TaskManager(include_defaults=False),
         )  # fmt: skip
         for part, kept in theirs.items():
@@ -115,7 +120,7 @@ def numbers(nested) -> list[float]:
 
 def test_every_protocol_plays_the_games_as_tasks(b, tmp_path):
     """What is told arrives: in text, in vectors and as an activation; a control's does not."""
-    asked = evaluate.Asked(
+    asked = EvalSettings(
         tasks=("countries", "countries_choice"), n=24, k=(4,), j=1, temperatures=(0.1, 0.4), controls=("shuffled",),
         protocols=("single", "skyline", "message", "debate", "cipher", "activation", "exchange"), **TEXT,
     )  # fmt: skip
@@ -132,7 +137,7 @@ def test_every_protocol_plays_the_games_as_tasks(b, tmp_path):
 
 def test_the_control_shuffled_is_of_another_question_whatever_the_batches(b, tmp_path):
     """25 questions in batches of 16 are two of 13 rows, the second filled up."""
-    asked = evaluate.Asked(tasks=("countries",), n=25, k=(4,), j=1, protocols=("activation",), controls=("shuffled",))
+    asked = EvalSettings(tasks=("countries",), n=25, k=(4,), j=1, protocols=("activation",), controls=("shuffled",))
     said = []
     for size in (16, 1, 25):
         run(dataclasses.replace(asked, batch_size=size), b, tmp_path / str(size))
@@ -152,9 +157,9 @@ def test_a_game_as_a_task_is_the_game(b, tmp_path):
     from jaxcomm.evals.games import draw
     from jaxcomm.evals.play import play
 
-    asked = evaluate.Asked(tasks=("tip_sheets",), n=12, seed=3, k=(5,), j=3, protocols=("activation",))
+    asked = EvalSettings(tasks=("tip_sheets",), n=12, seed=3, k=(5,), j=3, protocols=("activation",))
     run(asked, b, tmp_path / "run")
-    outcome = play(draw("tip_sheets", 3, 12), "activation", b, b, k=5, j=3, max_new_tokens=16)
+    outcome = play(draw("tip_sheets", 3, 12), "activation", b, b, k=5, j=3)
     rows = sorted(items(tmp_path / "run"), key=lambda r: r["question"])
     assert [json.loads(r["answer"])[0] for r in rows] == [r.text for r in outcome.replies]
     assert [r["flops"] for r in rows] == [r.flops for r in outcome.replies]
@@ -168,7 +173,7 @@ def test_ones_own_game_is_a_task_and_what_the_sender_reads_is_in_every_row(b, tm
         for colour, room in (("red", "kitchen"), ("blue", "garden"), ("old", "cellar"), ("new", "attic"))
     ]
     game.write_text("\n".join(map(json.dumps, lines)))
-    asked = evaluate.Asked(
+    asked = EvalSettings(
         tasks=(str(game),), k=(5,), j=2, protocols=("single", "message", "activation"), wording="instructed",
         instruction="Say the room.", sender_reads="statement+question", max_message_tokens=8, max_new_tokens=8,
     )  # fmt: skip
@@ -190,9 +195,7 @@ def test_ones_own_game_is_a_task_and_what_the_sender_reads_is_in_every_row(b, tm
         run(asked, b, tmp_path / "run", resume=True)
 
 
-SAMPLED = evaluate.Asked(
-    tasks=("countries",), n=20, temperature=1.0, top_p=0.9, protocols=("single", "message"), **TEXT
-)
+SAMPLED = EvalSettings(tasks=("countries",), n=20, temperature=1.0, top_p=0.9, protocols=("single", "message"), **TEXT)
 
 
 def test_a_seed_gives_the_same_rows_twice_and_another_seed_others(b, tmp_path):
@@ -216,7 +219,8 @@ KILLED = """
 import json
 import lm_eval
 from transformers import AutoConfig, AutoTokenizer
-from jaxcomm.evals import cli, evaluate, harness
+from jaxcomm.evals import cli, harness
+from jaxcomm.evals.evaluation import run
 
 command = "eval --a pair:b --b pair:b --tasks countries,countries_choice --protocols single message --max-message-tokens 12 --batch-size 8 --n 24"
 chunks = lambda: {p.name: p.stat().st_mtime_ns for p in (home / "killed").glob("chunks/*.parquet")}
@@ -249,7 +253,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
 def test_a_crash_at_any_step_of_any_file_leaves_no_trace(b, tmp_path, monkeypatch):
     """What is there at every crash is whole and stays, and what a run ends with is what one in peace does."""
     monkeypatch.setattr("jaxcomm.evals.harness.time.perf_counter", lambda: 0.0)  # seconds are kept, too
-    asked = evaluate.Asked(tasks=("countries",), n=6, batch_size=2, protocols=("single", "skyline"), temperature=0.7)
+    asked = EvalSettings(tasks=("countries",), n=6, batch_size=2, protocols=("single", "skyline"), temperature=0.7)
     run(asked, b, tmp_path / "peace")
     want = there(tmp_path / "peace")
     assert len(want) == 3 + 2 * 3
@@ -265,7 +269,7 @@ def test_a_crash_at_any_step_of_any_file_leaves_no_trace(b, tmp_path, monkeypatc
 
 def test_a_run_goes_on_in_other_batches_and_on_another_patch_release(b, tmp_path, monkeypatch):
     """As after running out of memory: nothing that was answered is asked again. What changes texts is still refused."""
-    asked, out = evaluate.Asked(tasks=("countries", "countries_choice"), n=9, batch_size=4), tmp_path / "run"
+    asked, out = EvalSettings(tasks=("countries", "countries_choice"), n=9, batch_size=4), tmp_path / "run"
     run(asked, b, tmp_path / "peace")
     run(asked, b, out)
     chunks = sorted(out.glob("chunks/*.parquet"))
@@ -298,7 +302,7 @@ def test_answers_are_kept_under_what_is_read(checkpoint, tmp_path):
     for day in ("Monday", "Tuesday", "Tuesday"):
         template = "{% for m in messages %}" + day + " {{ m.content }}{% endfor %}"
         agent.tokenizer.chat_template = template
-        arm = harness.Arm("single", (dataclasses.replace(agent, chat=True),), start_turn)
+        arm = Arm("single", (dataclasses.replace(agent, chat=True),), start_turn)
         lm = harness.ProtocolLM(arm, kept, harness.Decoding())
         names.append(lm._key("", harness.Row("task", 0, {}, [{"role": "user", "content": "Who?"}], (), (0,), 0)))
     assert names[0] != names[1] == names[2]
@@ -330,9 +334,9 @@ def test_a_tasks_settings_are_followed_or_refused_by_name():
 def test_a_tasks_settings_are_refused_before_anything_is_computed(b, tmp_path, monkeypatch):
     found = load_tasks(("countries",), {}, seed=0, n=2)
     found["countries"]["countries"].config.generation_kwargs["num_beams"] = 4
-    monkeypatch.setattr("jaxcomm.evals.tasks.load_tasks", lambda *_, **__: found)
+    monkeypatch.setattr("jaxcomm.evals.evaluation.questions.load_tasks", lambda *_, **__: found)
     with pytest.raises(ValueError, match="countries asks for num_beams = 4"):
-        run(evaluate.Asked(tasks=("countries",), n=2), b, tmp_path / "run")
+        run(EvalSettings(tasks=("countries",), n=2), b, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -344,7 +348,7 @@ def test_what_leaves_no_room_for_a_prompt_is_refused_and_what_was_given_not_reco
 
 
 def test_a_text_without_a_prompt_is_read_after_one_token_that_begins_it(b, tmp_path):
-    asked = evaluate.Asked(tasks=("statements",), n=2)
+    asked = EvalSettings(tasks=("statements",), n=2)
     run(asked, b, tmp_path / "run")
     for row in items(tmp_path / "run"):
         tokens = b.tokenizer.encode(row["prompt"], add_special_tokens=False)
@@ -370,10 +374,10 @@ def test_a_groups_line_is_over_all_its_questions():
         for x in each
     ]
     groups = {"mmlu": ["mmlu_x", "mmlu_y"]}
-    (line,) = evaluate._groups(groups, lines, rows, "single")
+    (line,) = group_lines(groups, lines, rows, "single")
     assert (line["task"], line["value"], line["n"], line["truncated"]) == ("mmlu", 0.5, 6, 2)
     assert line["flops"] == pytest.approx((20 * 2 + 40 * 4) / 6) and line["low"] < 0.5 < line["high"]
-    assert not list(evaluate._groups(groups, lines, rows, "other")), "one subject is no group"
+    assert not list(group_lines(groups, lines, rows, "other")), "one subject is no group"
 
 
 def test_chat_prompts_reach_each_agent_in_its_own_template(checkpoint, splits, tmp_path):
@@ -388,7 +392,7 @@ def test_chat_prompts_reach_each_agent_in_its_own_template(checkpoint, splits, t
             seen[name].append(text) or original(text, **k)
         )
         agents.append(dataclasses.replace(agent, chat=True))
-    asked = evaluate.Asked(
+    asked = EvalSettings(
         tasks=(GEOGRAPHY,),
         data={GEOGRAPHY: splits[GEOGRAPHY]},
         n=2,
@@ -405,7 +409,7 @@ def test_chat_prompts_reach_each_agent_in_its_own_template(checkpoint, splits, t
 
 
 def test_prompts_that_do_not_fit_are_refused_or_cut_and_counted(b, splits, tmp_path):
-    asked = evaluate.Asked(tasks=("gsm8k",), data={"gsm8k": splits["gsm8k"]}, few_shot=3, n=4)
+    asked = EvalSettings(tasks=("gsm8k",), data={"gsm8k": splits["gsm8k"]}, few_shot=3, n=4)
     with pytest.raises(ValueError, match=r"gsm8k, single: a prompt of \d+ tokens does not fit: .*--truncate"):
         run(asked, b, tmp_path / "refused")
     asked = dataclasses.replace(asked, truncate=True, max_new_tokens=32, released_scoring=True)
@@ -418,7 +422,7 @@ def test_prompts_that_do_not_fit_are_refused_or_cut_and_counted(b, splits, tmp_p
 
 def test_unusable_requests_are_one_clear_line(b, splits, tmp_path):
     (tmp_path / "odd.jsonl").write_text('{"question": "x"}\n')
-    ask = lambda **settings: run(evaluate.Asked(**{"tasks": ("countries",), **settings}), b, tmp_path / "never")
+    ask = lambda **settings: run(EvalSettings(**{"tasks": ("countries",), **settings}), b, tmp_path / "never")
     for settings, said in (
         (dict(tasks=("gsm9k",)), r"unknown task 'gsm9k': did you mean .*gsm8k"),
         (dict(tasks=("gsm8k",)), r"needs openai/gsm8k from the hub, which cannot be reached .*answer, question: --data gsm8k=FILE"),
@@ -526,7 +530,7 @@ def test_people_are_read_as_the_authors_wrote_them(tmp_path):
 
 
 def test_biographies_run_end_to_end_with_any_judge(b, tmp_path):
-    asked = evaluate.Asked(
+    asked = EvalSettings(
         tasks=("biographies",), data={"biographies": SAMPLE / "biographies.json"}, n=3, judge_by="likelihood",
         protocols=("single", "debate"), max_message_tokens=16, max_new_tokens=16, truncate=True,
     )  # fmt: skip
@@ -590,7 +594,7 @@ def test_less_than_a_quarter_is_a_fact_about_models_without_a_cache():
 
 
 def test_rows_carry_the_flops_of_what_was_read_and_written(b, tmp_path):
-    asked = evaluate.Asked(tasks=("countries_choice", "countries"), n=3, protocols=("single",))
+    asked = EvalSettings(tasks=("countries_choice", "countries"), n=3, protocols=("single",))
     run(asked, b, tmp_path / "run")
     c = b.params.config
     for row in items(tmp_path / "run"):

@@ -16,7 +16,7 @@ from jaxcomm.converters import from_hf, load, load_agent, real, save, to_hf
 from jaxcomm.converters.agents import architecture, load_tokenizer, stored_dtype
 from jaxcomm.converters.hf import commit_of, locate
 from jaxcomm.evals.agents import read_as, template_args
-from jaxcomm.evals.cli import Convert
+from jaxcomm.evals.commands.convert import Convert
 
 import gguf_files
 from conftest import make_checkpoint, toy_tokenizer

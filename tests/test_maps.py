@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 from jaxcomm.converters import load_agent
-from jaxcomm.evals import maps, sweeps
+from jaxcomm.evals import maps
 from jaxcomm.evals import sentences as reading
-from jaxcomm.evals.cli import FitMap
+from jaxcomm.evals.commands.fit_map import FitMap
 from jaxcomm.evals.pair import NAMES, folder
 from jaxcomm.evals.pair.text import statements
 from jaxcomm.evals.sentences import read_both, sentences
+from jaxcomm.evals.sweeps import fitting
 from jaxcomm.mapping import Maps
 
 KS, JS = (2, 5), (1, 3, 4)
@@ -153,8 +154,8 @@ def test_sentences_of_files(tmp_path):
 
 def test_sentences_of_the_games_are_those_sweeps_fit_on():
     assert sentences("statements:countries", 50, seed=4) == [next(s) for s in [statements("countries", 4)] for _ in range(50)]  # fmt: skip
-    assert sweeps.read_text("statements", "tip_sheets") == sweeps.own_statements("tip_sheets")
-    assert sweeps.own_statements("tip_sheets") == sentences("statements:tip_sheets", 1000, seed=sweeps.FIT)
+    assert fitting.read_text("statements", "tip_sheets") == fitting.own_statements("tip_sheets")
+    assert fitting.own_statements("tip_sheets") == sentences("statements:tip_sheets", 1000, seed=fitting.FIT)
     assert len(sentences("statements:countries")) == 3072
 
 
@@ -229,7 +230,7 @@ def test_fit_map_keeps_the_recipe_it_was_asked_for_and_shows_both(pair, tmp_path
     assert (kept["ridge"].error < kept["gradient"].error).all()
     text = sentences("statements:countries", 90)
     assert kept["ridge"].sha256 == hashlib.sha256("\n".join(text).encode()).hexdigest()
-    np.testing.assert_allclose(kept["ridge"].W, sweeps.fit(*pair, text, (5,), (1, 4)).W, rtol=1e-5)
+    np.testing.assert_allclose(kept["ridge"].W, fitting.fit(*pair, text, (5,), (1, 4)).W, rtol=1e-5)
     again = dict(a="pair:a", b="pair:b", ks=(5,), js=(9,), text="statements:countries", n=90)
     assert "choose another folder" in refused(FitMap(**again, out=tmp_path / "ridge").run)
     assert "j = 9 is out of range" in refused(FitMap(**again, out=tmp_path / "new").run)

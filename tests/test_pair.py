@@ -12,7 +12,7 @@ from jaxcomm.evals.games import GAMES
 from jaxcomm.evals.games import draw as draw_game
 from jaxcomm.evals.pair import NAMES, folder
 from jaxcomm.evals.pair.train import COLUMNS, TOKENS, batches, make_tokenizer, train_and_save
-from jaxcomm.evals.play import play
+from jaxcomm.evals.play import PlaySettings, play
 from jaxcomm.protocols import Control
 
 
@@ -34,7 +34,9 @@ def test_activations_carry_what_silence_and_every_control_lack(pair, sender, gam
     """Layers chosen as the demo does, played on a third seed of the games: b with itself, and a to b through W."""
     a, b, reported = pair[sender], pair["b"], draw_game(game, 5, 50)
     choice = search(a, b, draw(game)[1])
-    hits = lambda protocol, on=reported, **s: np.mean(play(on, protocol, a, b, max_new_tokens=8, **s).hits)
+    hits = lambda protocol, on=reported, **s: np.mean(
+        play(on, protocol, a, b, PlaySettings(max_new_tokens=8), **s).hits
+    )
     assert hits("skyline") >= 0.9
     alone = hits("silent")
     assert alone <= (0.1 if game == "countries" else 0.5)

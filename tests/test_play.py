@@ -22,10 +22,12 @@ from jaxcomm.agent import Agent
 from jaxcomm.converters import load_agent
 from jaxcomm.evals import arms, cli
 from jaxcomm.evals.choices import Choice, choose, logprobs
+from jaxcomm.evals.commands.options import command_line
+from jaxcomm.evals.commands.play import Play
 from jaxcomm.evals.games import GAMES, PRESETS, Game, Item, Wording, draw
 from jaxcomm.evals.games.world import world
 from jaxcomm.evals.pair import folder
-from jaxcomm.evals.play import Outcome, play
+from jaxcomm.evals.play import Outcome, PlaySettings, play
 from jaxcomm.protocols import activation, silent, skyline
 from jaxcomm.protocols.base import start_turn
 
@@ -463,7 +465,7 @@ def assert_placed(rank: float, among: float, values: np.ndarray, at: int) -> Non
 def test_choices_are_scored_as_teacher_forcing_scores_them_and_calibrated_by_b_alone(b, chatty, form, protocol):
     agent, n = (b, chatty)[form == "chat"], 3
     game = draw("countries", 4, n)
-    outcome = play(game, protocol, agent, agent, choices=True, max_new_tokens=1)
+    outcome = play(game, protocol, agent, agent, PlaySettings(choices=True, max_new_tokens=1))
     wrap = lambda text: f"<s> user : {text} assistant :" if agent.chat else text
     space = "" if agent.chat else " "
     ranks = []
@@ -546,7 +548,7 @@ def test_rows_hold_what_each_was_given_as_its_tokenizer_reads_it(b, chatty):
     game = draw("countries", 0, 3)
     for reads in ("statement", "statement+question"):
         ask = lambda protocol, reads=reads, **how: play(
-            game, protocol, chatty, b, wording=Wording(reads=reads), max_new_tokens=3, **how
+            game, protocol, chatty, b, PlaySettings(Wording(reads=reads), max_new_tokens=3), **how
         ).rows()
         told = [i.prompt_a if reads == "statement" else f"{i.prompt_a} {i.prompt_b}" for i in game.items]
         sent = [f"<s> user : {text} assistant :" for text in told]
@@ -566,7 +568,8 @@ def test_rows_hold_what_each_was_given_as_its_tokenizer_reads_it(b, chatty):
 def test_rows_of_a_message_hold_it_and_what_each_was_given_around_it(b, chatty, reads):
     game = draw("countries", 0, 3)
     words = dict(ask="Hear: {prompt}", tell="{prompt} {message}", max_message_tokens=6)
-    rows = play(game, "message", b, chatty, wording=Wording(reads=reads), max_new_tokens=2, **words).rows()
+    settings = PlaySettings(Wording(reads=reads), max_new_tokens=2)
+    rows = play(game, "message", b, chatty, settings, **words).rows()
     asked = [f"Hear: {i.prompt_a}" + (f" {i.prompt_b}" if reads == "statement+question" else "") for i in game.items]
     said = [reply.text for reply in start_turn(b, asked).write(6)]
     assert all(said)
@@ -588,7 +591,7 @@ def test_rows_of_a_message_hold_it_and_what_each_was_given_around_it(b, chatty, 
 )
 def test_a_result_says_which_metric_is_shown_and_why(b, chatty, form, game, wording, metric, because):
     agent = (b, chatty)[form == "chat"]
-    outcome = play(game, "silent", b, agent, wording=Wording(wording), max_new_tokens=1)
+    outcome = play(game, "silent", b, agent, PlaySettings(Wording(wording), max_new_tokens=1))
     for kept in (outcome.summary(), *outcome.rows()):
         assert kept["shown"] == metric and because in kept["shown_because"]
         assert (kept["wording"], kept["examples"]) == (wording, len(game.examples))
@@ -597,7 +600,7 @@ def test_a_result_says_which_metric_is_shown_and_why(b, chatty, form, game, word
 
 def test_a_reply_is_right_by_each_metric_as_that_metric_says(b):
     game = dataclasses.replace(WHERE, items=(ANN,) * 4)
-    outcome = play(game, "silent", b, b, max_new_tokens=1)
+    outcome = play(game, "silent", b, b, PlaySettings(max_new_tokens=1))
     texts = ("France", " the france.", "Ann is located in France, I think", "Peru or France")
     replies = [dataclasses.replace(reply, raw=text) for reply, text in zip(outcome.replies, texts, strict=True)]
     outcome: Outcome = dataclasses.replace(outcome, replies=replies)
@@ -622,10 +625,10 @@ def test_after_raw_worked_examples_nobody_writes_beyond_a_line(lively, b):
     game, bare = draw("countries", 0, 6, examples=2), draw("countries", 0, 6)
     wording, ended = Wording(reads="statement+question"), lambda written: "Ċ" not in "".join(written[:-1])
     for protocol, more in (("silent", {}), ("skyline", {}), ("activation", dict(k=5, j=2)), ("message", {})):
-        replies = play(game, protocol, lively, lively, wording=wording, **more).replies
+        replies = play(game, protocol, lively, lively, PlaySettings(wording), **more).replies
         assert all(ended(reply.written) and "\n" not in reply.text for reply in replies)
         assert any(reply.written[-1] == "Ċ" for reply in replies), "a line's end has stopped it"
-        loose = play(bare, protocol, lively, lively, wording=wording, **more).replies
+        loose = play(bare, protocol, lively, lively, PlaySettings(wording), **more).replies
         assert not all(ended(reply.written) for reply in loose), "without examples none does"
     line = dataclasses.replace(lively, stop_tokens=(*lively.stop_tokens, *lively.line_ends))
     messages = start_turn(line, wording.prompts_a(game, line)).write(48)
@@ -719,8 +722,8 @@ def test_the_command_that_a_report_prints_gives_the_same_items_again(played, tmp
     ids=lambda given: next(iter(given)),
 )
 def test_a_printed_command_asks_for_what_was_asked_for(given):
-    command = cli.Play(a="pair:b", b="some/model@revision", **given)
-    name, *words = shlex.split(cli.command_line(command))
+    command = Play(a="pair:b", b="some/model@revision", **given)
+    name, *words = shlex.split(command_line(command))
     assert name == "jaxcomm" and tyro.cli(cli.prepare, args=words) == command
 
 
@@ -792,7 +795,7 @@ def test_a_reply_that_is_the_answer_of_ones_own_file_is_an_exact_match(tmp_path,
         game = draw(write_game(tmp_path / "mine.jsonl", dict(LINE, answer="France ")))
     except ValueError:
         return
-    outcome = play(game, "silent", b, b, max_new_tokens=1)
+    outcome = play(game, "silent", b, b, PlaySettings(max_new_tokens=1))
     assert dataclasses.replace(outcome, replies=[dataclasses.replace(outcome.replies[0], raw=" France ")]).hits == [
         True
     ]
@@ -812,7 +815,7 @@ def test_numbers_below_what_can_be_meant_are_named_and_refused(tmp_path, n, exam
 def test_the_interval_of_what_is_no_share_stays_where_its_values_can_be(b, values):
     """A rank is at least 1, a logarithm of a probability at most 0."""
     game = dataclasses.replace(WHERE, items=(ANN,) * len(values))
-    outcome = play(game, "silent", b, b, max_new_tokens=1)
+    outcome = play(game, "silent", b, b, PlaySettings(max_new_tokens=1))
     choices = [Choice(1 if x else 2, -1.0, -x, 1 if x else 2, -x, 5) for x in values]
     said = dataclasses.replace(outcome, choices=choices).summary()
     assert said["choice_rank_low"] >= 1 and said["choice_among_high"] <= 0
@@ -821,7 +824,7 @@ def test_the_interval_of_what_is_no_share_stays_where_its_values_can_be(b, value
 def test_the_interval_of_a_difference_in_nats_holds_it(b):
     """Of one item, too."""
     every = arms.arms(("silent", "activation"), {"activation": dict(k=5, j=2)}, ())
-    outcomes = [play(WHERE, arm.protocol, b, b, max_new_tokens=1, **arm.settings) for arm in every]
+    outcomes = [play(WHERE, arm.protocol, b, b, PlaySettings(max_new_tokens=1), **arm.settings) for arm in every]
     alike = [Choice(1, x, x, None, None, 5) for x in (-4.0, -1.0)]
     outcomes = [dataclasses.replace(o, choices=[x]) for o, x in zip(outcomes, alike, strict=True)]
     ((*_, nats, _),) = arms.differences(every, outcomes, "exact").rows

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxcomm.evals import processes
-from jaxcomm.evals.cli import Play, Sweep
-from jaxcomm.evals.sweeps import own_statements
+from jaxcomm.evals.commands.play import Play
+from jaxcomm.evals.commands.sweep import Sweep
+from jaxcomm.evals.sweeps.fitting import own_statements
 
 from conftest import QUICK
 
@@ -19,7 +20,8 @@ RUN = """
 import sys
 from pathlib import Path
 from jaxcomm.evals import programs
-from jaxcomm.evals.cli import Play, Sweep
+from jaxcomm.evals.commands.play import Play
+from jaxcomm.evals.commands.sweep import Sweep
 
 programs.keep()
 cluster, out = sys.argv[1] or None, Path(sys.argv[2])

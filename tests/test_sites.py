@@ -3,14 +3,17 @@
 import copy
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 import jaxcomm as jc
+from jaxcomm.lmnet import init_network
 from jaxcomm.sites import HEADS
 
-from conftest import CONFIGS, assert_close, prompts
+from conftest import CONFIGS, KINDS, assert_close, make_checkpoint, prompts
 
 ROWS = [prompts(1, n, seed=n)[0].tolist() for n in (13, 6, 9)]
 PADDED = jc.left_pad(ROWS, 14)
@@ -292,6 +295,10 @@ def on(x):
     return torch.tensor(np.asarray(x, np.float64))
 
 
+def plus_of(v):
+    return lambda x: x + on(v)
+
+
 def vectors_for(exact, sites, size=1.0, seed=0, *n):
     rng = np.random.default_rng(seed)
     return [(size * rng.normal(size=(len(ROWS), *n, *exact.shape(s.name, s.heads)))).astype(np.float32) for s in sites]
@@ -319,7 +326,7 @@ def test_adding_at_any_site_equals_hooks_that_add(pair):
         logits = np.asarray(jc.forward(pair.params, PADDED, edits=edits))
         last, _ = jc.prefill(unrolled, PADDED, edits=edits)
         for row, tokens in enumerate(ROWS):
-            hooks = [at(placed[n], row, len(tokens), lambda x, n=n: x + on(vectors[n][row])) for n in layers]
+            hooks = [at(placed[n], row, len(tokens), plus_of(vectors[n][row])) for n in layers]
             want, what = exact.logits(tokens, hooks), f"{pair.name}, {[placed[n] for n in layers]}, row {row}"
             assert_close(logits[row, -len(tokens) :], want, what)
             assert_close(last[row], want[-1], f"{what}, prefill")
@@ -331,37 +338,31 @@ CHANGES = ("add", "scale", "project_out", "replace", "mean")
 def changed(change, site, vector, several):
     """An edit, and for each row what it does to states [n, ...]; messages of several tokens meet the states at their ends."""
     if change in ("add", "scale", "project_out"):
-        v = vector[0, ..., 0] if change == "scale" and vector.ndim > 2 else vector[0]
-        v = v[..., None] if change == "scale" and vector.ndim > 2 else v
+        v = {"add": vector[0], "scale": vector[0][..., :1], "project_out": vector.reshape(-1, vector.shape[-1])[0]}[
+            change
+        ]
         x = on(v)
-        unit = x / x.norm(dim=-1, keepdim=True)
         does = {
             "add": lambda s: s + x,
             "scale": lambda s: s * x,
-            "project_out": lambda s: s - (s * unit).sum(-1, keepdim=True) * unit,
+            "project_out": lambda s: s - (s @ x)[..., None] * x / (x @ x),
         }[change]
-        return jc.Edit(site, getattr(jc, change)(v)), [does] * len(vector)
-    message = several if change == "mean" else vector
-    edit = jc.Edit(site, jc.replace, message) if change == "replace" else jc.receive(message, site, "mean")
+        return jc.Edit(site, getattr(jc, change)(v)), [does] * len(ROWS)
+    if change == "replace":
+        return jc.Edit(site, jc.replace, vector), [lambda s, m=m: m.expand(s.shape) for m in on(vector)]
 
-    def of_row(m):
-        if change == "replace":
-            return lambda s: m.expand(s.shape)
+    def mean(s, m):
+        n = min(len(s), len(m))
+        return torch.cat([s[: len(s) - n], (s[len(s) - n :] + m[len(m) - n :]) / 2])
 
-        def mean(s):
-            n = min(len(s), len(m))
-            return torch.cat([s[: len(s) - n], (s[len(s) - n :] + m[len(m) - n :]) / 2])
-
-        return mean
-
-    return edit, [of_row(on(m)) for m in message]
+    return jc.receive(several, site, "mean"), [functools.partial(mean, m=m) for m in on(several)]
 
 
 def test_every_change_at_every_site_equals_hooks_that_make_it(pair):
     """All sites at once, each changed in its own way, which is another one in every family; all positions' logits."""
     exact, turn = exact_of(pair), list(CONFIGS).index(pair.name)
     for shift in (0, 2):
-        sites = sites_at(exact, turn + shift, layer=lambda n: 1 + (n + shift) % exact.layers)
+        sites = sites_at(exact, turn + shift, layer=lambda n, shift=shift: 1 + (n + shift) % exact.layers)
         single, several = vectors_for(exact, sites), vectors_for(exact, sites, 1.0, 1, 3)
         how = [CHANGES[(n + turn + shift) % 5] for n in range(len(sites))]
         how = ["mean" if s.positions is POSITIONS[1] and h == "replace" else h for s, h in zip(sites, how, strict=True)]
@@ -400,7 +401,7 @@ def test_generate_with_edits_says_what_a_loop_with_hooks_says(kind, odd):
                         placed[n],
                         row,
                         len(tokens),
-                        lambda x, n=n: x + on(vectors[n][row]),
+                        plus_of(vectors[n][row]),
                         written if n % 2 == odd else (),
                     )
                     for n in layers
@@ -426,7 +427,7 @@ def test_layers_that_are_traced_do_what_ints_do(kind):
 
         layers = [1 + n % 4 for n in range(len(sites))]
         traced = jax.jit(steered)
-        want = jax.jit(lambda: steered(layers))()
+        want = jax.jit(functools.partial(steered, layers))()
         jax.tree.map(lambda x, y: assert_close(x, y, kind.name, 1e-6), traced(jnp.asarray(layers)), want)
         jax.tree.map(lambda x, y: assert_close(x, y, kind.name, 1e-6), steered(layers), want)
         for wrong in (0, 5):
@@ -547,7 +548,7 @@ def test_a_functions_context_names_the_place(llama, layout):
         site = jc.Site(name, layer, positions, heads=1 if name == "k" else None)
         edit = jc.Edit(site, mark)
         seen.clear()
-        logits, cache = jc.run_with_cache(params, PADDED, sites=name, layers=[3], edits=[edit])
+        _, cache = jc.run_with_cache(params, PADDED, sites=name, layers=[3], edits=[edit])
         out = np.asarray(cache[name][0] if layer else cache[name])
         assert {place for place, _ in seen} == {name} and all(shape[0] == 3 for _, shape in seen)
         for row, tokens in enumerate(ROWS):

@@ -15,17 +15,21 @@ import pytest
 
 from jaxcomm.converters import load_agent
 from jaxcomm.evals import files as writing
-from jaxcomm.evals import sweeps
 from jaxcomm.evals.games import GAMES, draw
 from jaxcomm.evals.pair import NAMES, folder
 from jaxcomm.evals.scores import sign_flip
+from jaxcomm.evals.sweeps import fitting, grid, report, run
+from jaxcomm.evals.sweeps.cells import Cells
+from jaxcomm.evals.sweeps.halves import halve
+from jaxcomm.evals.sweeps.parts import GameSweep, SweepSettings
 from jaxcomm.fingerprint import fingerprint
+from jaxcomm.layer_sweep import Plan
 from jaxcomm.protocols import Control, activation
 
 from command import refused
 from crashes import crash_everywhere, kills, there
 
-ASKED = sweeps.Asked(
+ASKED = SweepSettings(
     games=("countries", "tip_sheets"), ks=(3, 5), js=(1, 4), grafts=("replace", "sum"), decode=6, text=None, into=None,
     n=6, seed=3, names="seen", memory=None,
 )  # fmt: skip
@@ -39,7 +43,7 @@ def pair():
 
 
 def sweep(pair, out, asked=ASKED, sender="b", resume=False, **recorded):
-    sweeps.run(asked, pair[sender], pair["b"], out, resume=resume, command="jaxcomm sweep", recorded=recorded)
+    run.run(asked, pair[sender], pair["b"], out, resume=resume, command="jaxcomm sweep", recorded=recorded)
 
 
 def rows(out: Path) -> list[dict]:
@@ -50,9 +54,9 @@ def rows(out: Path) -> list[dict]:
 def plain():
     """Neither pictures nor controls: for what is about files."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps.figures, "contours", lambda drawn, **_: b"a picture")
-        patch.setattr(sweeps.figures, "page", lambda *_: "a page")
-        patch.setattr(sweeps, "halve", lambda *_: ())
+        patch.setattr(report.figures, "contours", lambda drawn, **_: b"a picture")
+        patch.setattr(report.figures, "page", lambda *_: "a page")
+        patch.setattr(report, "halve", lambda *_: ())
         yield
 
 
@@ -83,19 +87,19 @@ def test_every_row_is_the_activation_protocols_answer(pair, done):
 def test_exact_match_is_what_decoding_finds_in_every_cell_of_both_games(pair, game):
     """Without decoding: the answer's tokens are all the argmax. Every layer, one map W per cell, names seen and new."""
     a, b = pair["a"], pair["b"]
-    ks, js = sweeps.layers(a), sweeps.layers(b)
-    maps = sweeps.fit(a, b, sweeps.own_statements(game)[:200], ks, js).W
+    ks, js = grid.layers(a), grid.layers(b)
+    maps = fitting.fit(a, b, fitting.own_statements(game)[:200], ks, js).W
     verdicts = []
     for names in ("seen", "new"):
         drawn = draw(game, 7, 20, names=names)
         decoded, answers = (
-            (plan := sweeps.plan_game(drawn, a, b, ks=ks, js=js, maps=maps, max_new_tokens=new)).gather(
+            (plan := grid.plan_game(drawn, a, b, ks=ks, js=js, maps=maps, max_new_tokens=new)).gather(
                 [plan.run(chunk) for chunk in plan.chunks]
             )
             for new in (16, None)
         )
-        said = sweeps.texts(b, decoded["tokens"])
-        np.testing.assert_array_equal(sweeps.right(said, drawn, range(20), "exact"), answers["exact"])
+        said = grid.texts(b, decoded["tokens"])
+        np.testing.assert_array_equal(grid.right(said, drawn, range(20), "exact"), answers["exact"])
         verdicts.append(answers["exact"].mean())
     assert 0.1 < verdicts[0] < 0.9
 
@@ -163,8 +167,8 @@ def test_a_run_goes_on_with_less_memory(plain, pair, done, tmp_path, monkeypatch
     kept, want = chunks[0].stat().st_mtime_ns, {path: pq.read_table(path).num_rows for path in chunks}
     for path in [*chunks[1:], out / "results.parquet"]:
         path.unlink()
-    ran, real = [], sweeps.Plan.run
-    monkeypatch.setattr(sweeps.Plan, "run", lambda plan, piece: ran.append(piece) or real(plan, piece))
+    ran, real = [], Plan.run
+    monkeypatch.setattr(Plan, "run", lambda plan, piece: ran.append(piece) or real(plan, piece))
     for memory in (SMALL, None):
         asked = dataclasses.replace(ASKED, memory=memory)
         ran.clear()
@@ -209,7 +213,8 @@ def test_a_damaged_chunk_is_named(plain, pair, tmp_path):
 
 KILLED = """
 from transformers import AutoConfig, AutoTokenizer
-from jaxcomm.evals import cli, sweeps
+from jaxcomm.evals import cli
+from jaxcomm.evals.sweeps import run
 
 command = "sweep --a pair:b --b pair:b --n 6 --games countries --ks 3 4 5 --js 1 2 4 --decode 4 --memory 0.0013"
 chunks = lambda out: len(list((home / out / "chunks").glob("*.parquet")))
@@ -238,7 +243,7 @@ def test_real_kills_leave_no_trace(tmp_path):
 def text(tmp_path_factory):
     """Sentences to fit W on: what A reads in games, but in none of these."""
     path = tmp_path_factory.mktemp("text") / "sentences.txt"
-    path.write_text("\n".join(sweeps.own_statements("countries")[:300]))
+    path.write_text("\n".join(fitting.own_statements("countries")[:300]))
     return str(path)
 
 
@@ -246,7 +251,7 @@ def test_a_crash_at_any_step_of_any_file_leaves_no_trace(plain, pair, text, tmp_
     """What is there is whole at every crash, and what a run ends with is what one in peace does. (What takes long is computed
     once, or stood in for: this is about files.)"""
     made = {}
-    for where, name in ((sweeps.Plan, "run"), (sweeps, "fit")):
+    for where, name in ((Plan, "run"), (run, "fit")):
         real = getattr(where, name)
         once = lambda *args, real=real: made.get(str(args[-1])) or made.setdefault(str(args[-1]), real(*args))
         monkeypatch.setattr(where, name, once)
@@ -292,13 +297,13 @@ def test_best_cells_are_chosen_on_one_half_and_reported_on_the_other():
     """On pure noise the half a cell was chosen on flatters it, the other half does not."""
     rng = np.random.default_rng(0)
     exact = rng.random((1, 20, 20, 100)) < 0.3
-    cells = sweeps.Cells(exact, np.zeros(exact.shape), None)
+    cells = Cells(exact, np.zeros(exact.shape), None)
     chosen, reported = np.arange(50), np.arange(50, 100)
     k, j = cells.best(0, chosen)
     assert exact[0, k, j, chosen].mean() > 0.45 and exact[0, k, j, reported].mean() < 0.4
     likely = np.zeros(exact.shape)
     likely[0, 3, 4] = 1.0
-    assert sweeps.Cells(np.ones(exact.shape, bool), likely, None).best(0) == (3, 4)
+    assert Cells(np.ones(exact.shape, bool), likely, None).best(0) == (3, 4)
 
 
 def test_the_reported_half_is_not_the_one_chosen_on(pair):
@@ -306,8 +311,8 @@ def test_the_reported_half_is_not_the_one_chosen_on(pair):
     b, asked = pair["b"], dataclasses.replace(ASKED, games=("countries",), grafts=("replace",), n=8, decode=5)
     games = {"countries": draw("countries", 3, 8)}
     exact = np.random.default_rng(1).random((1, 2, 2, 8)) < 0.5
-    cells = {"countries": sweeps.Cells(exact, np.zeros(exact.shape), None)}
-    (found,) = sweeps.halve(asked, cells, b, b, games, {})
+    cells = {"countries": Cells(exact, np.zeros(exact.shape), None)}
+    (found,) = halve(GameSweep(asked, b, b, games), cells, {})
     assert sorted([*found.chosen_on, *found.reported]) == list(range(8)) and len(found.reported) == 4
     k, j = ASKED.ks.index(found.k), ASKED.js.index(found.j)
     np.testing.assert_array_equal(found.flattering, exact[0, k, j, found.chosen_on])
@@ -326,7 +331,7 @@ def test_maps_are_fitted_once(pair, text, tmp_path, monkeypatch):
     asked = dataclasses.replace(ASKED, games=("countries",), grafts=("replace",), decode=None, text=text, into=4)
     sweep(pair, tmp_path / "run", asked, sender="a")
     want = (tmp_path / "run" / "results.parquet").read_bytes()
-    monkeypatch.setattr(sweeps, "fit", None)
+    monkeypatch.setattr(run, "fit", None)
     sweep(pair, tmp_path / "run", asked, sender="a", resume=True)
     assert (tmp_path / "run" / "results.parquet").read_bytes() == want
     assert np.mean([r["exact"] for r in rows(tmp_path / "run") if r["k"] == 5]) > 0.4

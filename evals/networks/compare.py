@@ -44,7 +44,7 @@ ARMS = {ALONE: False, NEW: False, LORA: True, EDGES: True}
 def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, Any]]:
     """Trains and asks what is not done yet in the folder, reports, and returns the lines of results.jsonl.
 
-    command: `evals.lmnet_commands.Compare`. ValueError, OSError: `RunFolder`'s, `source`'s and `build`'s.
+    command: `evals.commands.lmnet.Compare`. ValueError, OSError: `RunFolder`'s, `source`'s and `build`'s.
     """
     shape, recipe, agent = pick(Shape, command), pick(Recipe, command), agents[-1]
     rates = command.learning_rates or (command.learning_rate,)

@@ -42,7 +42,7 @@ def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
 def train_network(
     command: Any, agents: Sequence[Agent], *, words: str, start: lmnet.Network | None = None
 ) -> lmnet.Network:
-    """Trains the network that a command asks for (`evals.lmnet_commands.Train`), in its folder, and returns it.
+    """Trains the network that a command asks for (`evals.commands.lmnet.Train`), in its folder, and returns it.
 
     start: the network of `command.start`. ValueError, OSError: `RunFolder`'s, `source`'s and `check`'s, another shape or other
     vertices than the start's, before anything is computed.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from .networks.settings import Recipe, Shape
+from ..networks.settings import Recipe, Shape
+from . import options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,8 @@ class Train(Shape, Recipe):
 
     Example: jaxcomm lmnet train --vertices Qwen/Qwen2.5-0.5B --widths 1 4 4 4 1 --text hub:HuggingFaceFW/fineweb-edu:sample-10BT:train:text --columns 1024 --dtype bfloat16 --remat all --out runs/stage-1
     """
+
+    typed: ClassVar = "lmnet train"
 
     out: Path
     """Run folder: checkpoints, metrics.jsonl, tensorboard. It is the network to every other command (--b OUT)."""
@@ -34,22 +36,21 @@ class Train(Shape, Recipe):
     """Order of the texts."""
     unroll: bool = False
     """The program takes the vertices' layers one by one: on CPU a step is faster, and takes some three times as long to compile."""
-    resume: bool = False
-    """Go on with the run in the folder."""
+    resume: options.Resume = False
 
-    def run(self, words: str) -> None:
+    def run(self) -> None:
         import rich
 
         from jaxcomm.lmnet import size
 
-        from .agents import load, network
-        from .networks.folders import train_network, vertex_dtype
-        from .networks.training import keep_freed_memory
+        from ..agents import load, network
+        from ..networks.folders import train_network, vertex_dtype
+        from ..networks.training import keep_freed_memory
 
         keep_freed_memory()
         agents = load(*self.vertices, dtype=vertex_dtype(self.train, self.dtype), layers=True)
         start = None if self.start is None else network(str(self.start), dtype="float32").params
-        made = train_network(self, agents, words=words, start=start)
+        made = train_network(self, agents, words=options.command_line(self), start=start)
         edges = size(made.edges) + size(made.joints)
         rich.print(
             f"{self.out}: {self.steps} steps; {edges:,} numbers on the edges, {size(made.models):,} in the vertices"
@@ -62,6 +63,8 @@ class Compare(Shape, Recipe):
 
     Example: jaxcomm lmnet compare --steps 1000 --learning-rates 5e-4 1e-3 2e-3 --out runs/compare
     """
+
+    typed: ClassVar = "lmnet compare"
 
     out: Path
     """Run folder: every finished training, results.jsonl, report.txt, curves.png."""
@@ -77,16 +80,15 @@ class Compare(Shape, Recipe):
     """Each is tried with every seed, for both; the best on the first questions is reported on the others. Default: the one."""
     seeds: int = 5
     """Of how edges and adapters begin, and of the order of the texts."""
-    resume: bool = False
-    """Go on with the run in the folder."""
+    resume: options.Resume = False
 
-    def run(self, words: str) -> None:
-        from .agents import load
-        from .networks import compare
-        from .networks.training import keep_freed_memory
+    def run(self) -> None:
+        from ..agents import load
+        from ..networks import compare
+        from ..networks.training import keep_freed_memory
 
         keep_freed_memory()
-        compare.run(self, load(*self.vertices, dtype=self.dtype, layers=True), words=words)
+        compare.run(self, load(*self.vertices, dtype=self.dtype, layers=True), words=options.command_line(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,8 @@ class Show:
 
     Example: jaxcomm lmnet show runs/two-places --prompt "Alice is at the Colosseum. Bob is at Meteora. Which countries are they located in?" --out wires
     """
+
+    typed: ClassVar = "lmnet show"
 
     network: Annotated[Path, tyro.conf.Positional]
     """Run folder of jaxcomm lmnet train."""
@@ -105,18 +109,34 @@ class Show:
     """So many of each wire."""
     chat: bool = False
 
-    def run(self, words: str) -> None:
-        import rich.console
-
-        from .agents import load
-        from .files import write_whole
-        from .networks import wires
+    def run(self) -> None:
+        from ..agents import load
+        from ..documents import console
+        from ..files import write_whole
+        from ..networks import wires
 
         (agent,) = load(str(self.network), chat=self.chat)
         read = wires.read(agent, self.prompt, self.words)
-        console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
-        text = wires.text(read)
-        console.print(text, markup=False, highlight=False)
+        out, text = console(160), wires.text(read)
+        out.print(text, markup=False, highlight=False)
         write_whole(self.out / "wires.txt", f"{text}\n".encode())
         write_whole(self.out / "wires.png", wires.picture(read))
-        console.print(f"{self.out}: wires.txt, wires.png")
+        out.print(f"{self.out}: wires.txt, wires.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lmnet:
+    """Networks of language models with trainable edges: train, compare with LoRA, look inside."""
+
+    typed: ClassVar = "lmnet"
+
+    do: tyro.conf.OmitSubcommandPrefixes[
+        tyro.conf.OmitArgPrefixes[
+            Annotated[Train, tyro.conf.subcommand("train")]
+            | Annotated[Compare, tyro.conf.subcommand("compare")]
+            | Annotated[Show, tyro.conf.subcommand("show")]
+        ]
+    ]
+
+    def run(self) -> None:
+        self.do.run()

@@ -1,0 +1,66 @@
+"""`jaxcomm fit-map`: the map W between two models."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from . import options
+
+
+@dataclasses.dataclass(frozen=True)
+class FitMap:
+    """Fit the map W from A's layers into B's, in closed form and by the paper's gradient descent; keep one, and print both
+    errors on held-out sentences and how alike the two spaces are.
+
+    Example: jaxcomm fit-map --a meta-llama/Llama-3.2-3B-Instruct --b meta-llama/Llama-3.1-8B-Instruct --ks 26 --js 26 --text hub:allenai/c4:en:train:text --out maps/3b-8b
+    """
+
+    typed: ClassVar = "fit-map"
+
+    a: options.LayeredSender
+    b: options.Receiver
+    ks: tuple[int, ...]
+    """A's layers."""
+    js: tuple[int, ...]
+    """B's layers; there is a W for every k and j."""
+    text: str
+    """statements:countries or statements:tip_sheets (what A reads there), a file with a sentence per line, FILE.jsonl or
+    FILE.jsonl:FIELD, or a hub's data set, hub:NAME:CONFIG:SPLIT:FIELD."""
+    out: Path
+    """New folder for W; it must not exist."""
+    n: int | None = None
+    """Number of sentences; default: all of a file, the paper's 3072 of the others."""
+    recipe: Literal["ridge", "gradient"] = "ridge"
+    """Which W is kept."""
+    seed: int = 0
+    """Which sentences are drawn, and how gradient descent begins and shuffles."""
+    chat: bool = False
+    """Put sentences through each tokenizer's chat template instead of reading them raw."""
+    chat_args: options.ChatArgs = ()
+    dtype: options.Dtype = "auto"
+
+    def run(self) -> None:
+        import jax
+        import rich
+
+        from jaxcomm.mapping import fit_maps, similarity, train_maps
+
+        from .. import maps
+        from ..agents import load, template_args
+        from ..files import check_new
+        from ..sentences import read_both, sentences
+
+        check_new(self.out)
+        text = sentences(self.text, self.n, seed=self.seed)
+        told: dict[str, Any] = dict(dtype=self.dtype, chat=self.chat, chat_args=template_args(self.chat_args))
+        a, b = load(self.a, self.b, layers=True, **told)
+        at = dict(ks=self.ks, js=self.js)
+        on = lambda function, **more: function(a.params, b.params, read_both(a, b, text), **at, **more)
+        fits = {"ridge": on(fit_maps), "gradient": on(train_maps, key=jax.random.key(self.seed))}
+        how = dict(at, recipe=self.recipe, text=self.text, seed=self.seed)
+        maps.save(self.out, maps.Fitted.of(fits[self.recipe], text, **how), a, b)
+        title = f"W, {a.name} -> {b.name}, {len(text)} sentences of {self.text}"
+        maps.show(title, **at, fits=fits, alike=on(similarity))
+        rich.print(f"{self.out}: W by {self.recipe}.")

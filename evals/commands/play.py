@@ -1,0 +1,163 @@
+"""`jaxcomm play`: a game under one protocol or several."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from . import options
+
+if TYPE_CHECKING:  # commands load nothing before they run
+    from ..documents import Block
+    from ..play import Outcome
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Play(options.GameOptions):
+    """Play a game with any pair of checkpoints, under one protocol or several, with controls; a table, and what was said.
+
+    Example: jaxcomm play --a meta-llama/Llama-3.2-3B-Instruct --b meta-llama/Llama-3.2-3B-Instruct --game countries --protocol silent skyline message activation --k 26 --j 26
+    """
+
+    typed: ClassVar = "play"
+
+    a: options.Sender
+    b: options.Receiver
+    game: str = "countries"
+    """countries, tip_sheets, or a file of your own: FILE.jsonl, whose lines have prompt_a, prompt_b, answer and, if you like, choices."""
+    protocol: tuple[Literal["silent", "skyline", "message", "debate", "cipher", "activation"], ...] = ("activation",)
+    k: int | None = None
+    """A's layer, 0 (embedding) to its number of layers; activation only."""
+    j: int | None = None
+    """B's layer, likewise."""
+    graft: options.Graft = "replace"
+    """How B's state b and A's state a are combined."""
+    control: options.Controls = ()
+    """Also graft these instead of A's activation."""
+    n: int | None = None
+    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
+    seed: int = 0
+    """Which games are drawn, and how sampling and noise fall."""
+    names: options.Names = "seen"
+    choices: bool = True
+    """Also score the right answer among the game's choices; nothing is decoded for it."""
+    temperature: float = 0.0
+    """0 decodes greedily."""
+    top_p: options.TopP = 1.0
+    ask: str = "{prompt}"
+    """message: what A reads before it writes. Real models want asking: "{prompt} Tell your partner what you know." """
+    tell: str = "{message} {prompt}"
+    """message: what B reads."""
+    turns: int = 1
+    """message: how often A writes; between two of its messages B writes back."""
+    form: Literal["harness", "plain"] = "plain"
+    """debate, cipher: words around the prompts."""
+    rounds: int | None = None
+    """debate, cipher: answers of each; default: 2, 3."""
+    temperatures: tuple[float, float] = (0.4, 0.1)
+    """cipher: of A, and of B, whose must be lower: it answers."""
+    max_message_tokens: int = 48
+    """How much A may write."""
+    max_new_tokens: int = 16
+    dtype: options.Dtype = "auto"
+    tensor: options.Tensor = 1
+    int8: options.Int8 = False
+    cluster: options.Cluster = None
+    out: Path | None = None
+    """Folder for report.html, report.md, results.jsonl and items.jsonl."""
+    json: Path | None = None
+    """Write one JSON line per result here."""
+    items: Path | None = None
+    """Write one JSON line per game here: what was rendered, tokens read and written, positions, norms."""
+
+    def run(self) -> None:
+        """Plays, prints the tables, and writes what is asked for.
+
+        Raises:
+            ValueError, OSError: Options that mean nothing, or what is said of an agent, a game or a file.
+        """
+        from jaxcomm.decoding import Sampling
+
+        from .. import arms, processes
+        from ..agents import load, read_as
+        from ..files import check_file, check_folder
+        from ..games import draw
+        from ..play import PlaySettings
+
+        processes.join(self.cluster)
+        for path in (self.json, self.items):
+            check_file(path)
+        if self.out is not None:
+            check_folder(self.out)
+        wording, every = self.game_wording(), arms.arms(self.protocol, self._protocol_settings(), self.control)
+        game = draw(self.game, self.seed, self.n, names=self.names, examples=self.examples)
+        if "shuffled" in self.control and len(game.items) < 2:
+            raise ValueError("--control shuffled needs at least two games")
+        a, b = load(self.a, self.b, dtype=self.dtype, tensor=self.tensor, int8=self.int8, **self.agent_options())
+        sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
+        drawn = {"int8": self.int8} | read_as((a, b))
+        settings = PlaySettings(wording, self.choices, self.max_new_tokens, sampling, self.seed, drawn)
+        outcomes = list(arms.play_all(game, every, a, b, settings))
+        if processes.first():
+            self._report(outcomes, arms.blocks(every, outcomes, a, b, wording))
+
+    def _report(self, outcomes: Sequence[Outcome], blocks: list[Block]) -> None:
+        """Prints the blocks, and writes them and the results where they are asked for."""
+        from ..documents import Code, Heading, console, markdown, page, show
+        from ..files import write_lines, write_whole
+
+        show(blocks, console(180))
+        results, rows = [o.summary() for o in outcomes], [row for o in outcomes for row in o.rows()]
+        for path, lines in ((self.json, results), (self.items, rows)):
+            if path is not None:
+                write_lines(path, lines)
+        if self.out is not None:
+            blocks = [*blocks, Heading(2, "This again"), Code(options.command_line(self))]
+            title = f"{outcomes[0].game.name}, {outcomes[0].pair}"
+            write_whole(self.out / "report.html", page(title, blocks).encode())
+            write_whole(self.out / "report.md", markdown(blocks).encode())
+            write_lines(self.out / "results.jsonl", results)
+            write_lines(self.out / "items.jsonl", rows)
+
+    def _protocol_settings(self) -> dict[str, dict[str, Any]]:
+        """Of each protocol. ValueError: options that mean nothing, or are missing."""
+        self._check()
+        talk: dict[str, Any] = dict(form=self.form, max_message_tokens=self.max_message_tokens)
+        rounds = lambda default: default if self.rounds is None else self.rounds
+        return {
+            "message": dict(ask=self.ask, tell=self.tell, turns=self.turns, max_message_tokens=self.max_message_tokens),
+            "debate": dict(talk, rounds=rounds(2), tie="last"),
+            "cipher": dict(talk, rounds=rounds(3), temperatures=self.temperatures),
+            "activation": dict(k=self.k, j=self.j, graft=self.graft),
+        }
+
+    def _check(self) -> None:
+        from jaxcomm.protocols.text import check_message
+
+        if self.temperature < 0 or (self.top_p < 1 and not self.temperature):
+            raise ValueError(
+                "sampling needs --temperature above 0; without it decoding is greedy and --top-p means nothing"
+            )
+        for name in ("n", "rounds", "turns", "max_message_tokens", "max_new_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+        for name, given in (("protocol", self.protocol), ("control", self.control)):
+            if len(set(given)) < len(given) or not (given or name == "control"):
+                raise ValueError(f"--{name} {' '.join(given) or 'none'}: name at least one, each once")
+        grafted = (self.k, self.j, self.control, self.graft) != (None, None, (), "replace")
+        if "activation" not in self.protocol and grafted:
+            raise ValueError(
+                f"--k, --j, --graft and --control mean nothing to the protocol {', '.join(self.protocol)}: leave them out, or name activation"
+            )
+        if "activation" in self.protocol and (self.k is None or self.j is None):
+            raise ValueError("activation needs --k (A's layer) and --j (B's layer)")
+        if "message" in self.protocol:
+            check_message(self.ask, self.tell, "--")
+        if "cipher" in self.protocol and self.temperature:
+            raise ValueError("cipher draws nothing, its --temperatures soften what it says: leave out --temperature")
+        if self.temperatures[1] >= self.temperatures[0]:
+            raise ValueError(
+                f"--temperatures {self.temperatures[0]} {self.temperatures[1]}: B's must be lower, since it answers"
+            )

@@ -1,0 +1,63 @@
+"""`jaxcomm report` and `jaxcomm cost`: what runs say, and what protocols cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Put finished runs beside each other and beside the published numbers: Markdown, HTML, CSV, accuracy against compute.
+
+    Example: jaxcomm report runs/table-3 runs/table-3-w --out reports/table-3
+    """
+
+    typed: ClassVar = "report"
+
+    out: Path
+    """Folder for report.md, report.html, report.csv and the pictures."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Run folders of jaxcomm eval; of jaxcomm sweep, too, whose own report is put in."""
+
+    def run(self) -> None:
+        """Reports. ValueError, OSError: `report.report`'s."""
+        from ..documents import console
+        from ..report import report
+
+        report(self.runs, self.out, console(180))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """FLOPs of every protocol, by the paper's formulas, exactly with a KV cache, and as XLA counts them.
+
+    Example: jaxcomm cost --a llama-3.2-3b --b llama-3.1-8b --k 26 --j 26
+    """
+
+    typed: ClassVar = "cost"
+
+    a: str = "llama-3.2-3b"
+    """Sender: llama-3.2-3b, llama-3.1-8b, pair:a, pair:b, or a checkpoint's folder, .gguf file or hub id."""
+    b: str = "llama-3.1-8b"
+    """Receiver, likewise."""
+    k: int = 26
+    j: int = 26
+    tokens: tuple[int, int, int] | None = None
+    """Of the prompt, of a message, of the answer; default: four settings."""
+
+    def run(self) -> None:
+        """Prints a table for every setting. ValueError: an unknown model."""
+        from .. import cost
+        from ..documents import console
+
+        a, b = (cost.shape(name) for name in (self.a, self.b))
+        out = console(112)
+        for P, M, T in [self.tokens] if self.tokens else cost.SETTINGS:
+            title = (
+                f"{self.a} -> {self.b}, GFLOPs: {P} prompt, {M} message, {T} answer tokens, k = {self.k}, j = {self.j}"
+            )
+            out.print(cost.table(title, list(cost.counts(a, b, P, M, T, self.k, self.j, compiled=True))))

@@ -1,0 +1,69 @@
+"""What an evaluation asks: tasks, those of their questions that are drawn, and people to be written about."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import biographies
+from ..games import Wording
+from ..tasks import load_tasks
+from .settings import EvalSettings
+
+SUBSET = 6
+"""Seed of the random subset of the questions, with the run's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """What every arm is asked.
+
+    Attributes:
+        tasks: lm-eval's, by name.
+        groups: Names of their tasks, of every group that was asked for by name.
+        chosen: Which questions of each task; None: all.
+        people: Facts about everybody whose biography is to be written.
+    """
+
+    tasks: Mapping[str, Any]
+    groups: Mapping[str, Sequence[str]]
+    chosen: dict[str, list[int]] | None
+    people: Mapping[str, Sequence[str]]
+
+
+def read_questions(settings: EvalSettings) -> Questions:
+    """All that is asked for.
+
+    Raises:
+        ValueError: `tasks.load_tasks`' and `biographies.read_people`'s.
+    """
+    names = [name for name in settings.tasks if name != biographies.TASK]
+    data = {name: path for name, path in settings.data.items() if name != biographies.TASK}
+    wording = Wording(settings.wording, settings.instruction)
+    how: dict[str, Any] = dict(seed=settings.seed, n=settings.n, group=settings.names, wording=wording)
+    found = load_tasks(names, data, **how) if names else {}
+    tasks = {name: task for own in found.values() for name, task in own.items()}
+    groups = {name: list(own) for name, own in found.items() if list(own) != [name]}
+    return Questions(tasks, groups, subset(tasks, settings.n, settings.seed), _people(settings))
+
+
+def subset(tasks: Mapping[str, Any], n: int | None, seed: int) -> dict[str, list[int]] | None:
+    """n random questions of every task, or all."""
+    if n is None:
+        return None
+    draw = lambda size: np.random.default_rng([seed, SUBSET]).permutation(size)[:n]
+    return {name: sorted(draw(len(task.eval_docs)).tolist()) for name, task in tasks.items()}
+
+
+def _people(settings: EvalSettings) -> dict[str, list[str]]:
+    """Who is written about: n of the file, drawn by seed."""
+    if biographies.TASK not in settings.tasks:
+        return {}
+    if biographies.TASK not in settings.data:
+        raise ValueError("biographies needs people and facts: --data biographies=FILE.json, {name: bullets}")
+    people = biographies.read_people(settings.data[biographies.TASK])
+    order = np.random.default_rng([settings.seed, SUBSET]).permutation(len(people))[: settings.n]
+    return {name: people[name] for name in (list(people)[i] for i in sorted(order))}

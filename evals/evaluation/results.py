@@ -1,0 +1,186 @@
+"""What came out, as it is kept: a line for every protocol, task and metric, and a row for every question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxcomm.protocols.answers import ANSWERS, RELEASED, correct
+
+from .. import biographies
+from ..scores import accuracy
+from .questions import Questions
+from .settings import EvalSettings, answer_kind
+
+if TYPE_CHECKING:  # it needs lm_eval
+    from ..harness import ProtocolLM
+
+UNPARSED = "[invalid]"
+"""What the harness' filters return where they find no answer."""
+
+
+def arm_results(
+    lm: ProtocolLM, scored: Mapping[str, Any], questions: Questions, settings: EvalSettings
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines and rows of an arm, of what the harness made of its answers (`scored`)."""
+    lines, rows = [], []
+    for task in questions.tasks:
+        lines += _task_lines(lm, task, scored)
+        places = {true: local for local, true in enumerate(questions.chosen[task])} if questions.chosen else {}
+        items = _items(lm, task, scored["samples"][task], places)
+        if settings.released_scoring:
+            lines += _released(answer_kind(settings, task), items, lines[-1])
+        rows += items
+    return lines + list(group_lines(questions.groups, lines, rows, lm.arm.name)), rows
+
+
+def _task_lines(lm: ProtocolLM, task: str, scored: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One for every metric and filter."""
+    spent = _spent([own for (name, _), own in sorted(lm.records.items()) if name == task])
+    for name, value in scored["results"][task].items():
+        metric, _, filtered = name.partition(",")
+        if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        samples = [s for s in scored["samples"][task] if s["filter"] == filtered]
+        yield (
+            {"protocol": lm.arm.name, "sender_reads": lm.arm.reads, "task": task, "metric": metric, "filter": filtered}
+            | _value(value, [s[metric] for s in samples])
+            | {"unparsed": sum(s["filtered_resps"] == [UNPARSED] for s in samples)}
+            | spent
+            | {"version": scored["versions"][task], "few_shot": scored["n-shot"].get(task)}
+        )
+
+
+def _released(kind: str, items: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Two more lines for a task whose answers are numbers or letters that agents write: scored as Du et al. describe it, and
+    as the code they released does (`protocols.answers`)."""
+    first = [item for item in items if item["filter"] == items[0]["filter"]]
+    said = [json.loads(item["said"])[0] for item in first]
+    if kind == "text" or not all(isinstance(own[0], str) for own in said):
+        return
+    parse = ANSWERS[kind]
+    for name, reads in (("described", parse), ("released", RELEASED[parse])):
+        released = name == "released"
+        hits = [correct(own[0], x["target"], parse, released=released) for own, x in zip(said, first, strict=True)]
+        unparsed = sum(reads(own[0]) is None for own in said)
+        yield {
+            **line,
+            "metric": f"Du et al., {name}",
+            **_value(float(np.mean(hits)), hits),
+            "unparsed": unparsed,
+            "filter": kind,
+        }
+
+
+def group_lines(groups: Mapping[str, Sequence[str]], lines: Sequence[Mapping[str, Any]], rows, arm: str):
+    """A line for every group of tasks that was asked for by name (mmlu), over all its questions together."""
+    for name, tasks in groups.items():
+        own = [x for x in lines if x["protocol"] == arm and x["task"] in tasks]
+        for metric, filtered in dict.fromkeys((x["metric"], x["filter"]) for x in own):
+            part = [x for x in own if (x["metric"], x["filter"]) == (metric, filtered)]
+            here = [r for r in rows if r["protocol"] == arm and r["task"] in tasks and r["filter"] == filtered]
+            each, n = [json.loads(r["metrics"]).get(metric) for r in here], sum(x["n"] for x in part)
+            if len(part) < 2 or len(each) != n or any(x["low"] is None for x in part):
+                continue
+            mean = lambda key, part=part, n=n: sum(x[key] * x["n"] for x in part) / n
+            yield (
+                {"protocol": arm, "task": name, "metric": metric, "filter": filtered}
+                | _value(float(np.mean(each)), each)
+                | {key: mean(key) for key in ("flops", "tokens_read", "tokens_written", "message_tokens")}
+                | {key: sum(x[key] for x in part) for key in ("seconds", "unparsed", "truncated")}
+                | {"version": None, "few_shot": part[0]["few_shot"]}
+            )
+
+
+def biography_lines(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each rule by which facts are counted. records: by person."""
+    base = {"protocol": arm, "task": biographies.TASK, "metric": "facts"}
+    spent = _spent([[record] for record in records.values()]) | {"version": None, "few_shot": 0}
+    return [
+        base | {"filter": rule} | line | spent for rule, line in biographies.summarise(list(records.values())).items()
+    ]
+
+
+def biography_rows(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for every person and rule. records: by person."""
+    rows = []
+    for question, (person, record) in enumerate(records.items()):
+        for name, rule in biographies.RULES.items():
+            total, count, _ = biographies.person_scores(rule, record["verdicts"][name])
+            rows.append(
+                {
+                    "protocol": arm,
+                    "task": biographies.TASK,
+                    "question": question,
+                    "filter": name,
+                    "prompt": person,
+                    "target": "",
+                    "answer": json.dumps(record["texts"]),
+                    "said": json.dumps(record["verdicts"][name]),
+                    "metrics": json.dumps({"facts": total / count if count else None}),
+                    "details": json.dumps(record["details"]),
+                    "sender_reads": None,
+                    "rendered_a": json.dumps([]),
+                    "rendered": json.dumps([]),
+                    "flops": record["flops"],
+                    "tokens_read": record["read"],
+                    "tokens_written": record["written"],
+                }
+            )
+    return rows
+
+
+def _value(value: float, each: Sequence[Any]) -> dict[str, Any]:
+    """A metric with its interval, where it is a mean over questions."""
+    numbers = all(isinstance(x, int | float | np.number) for x in each)
+    if not numbers or not np.isclose(value, np.mean(each), rtol=1e-6):
+        return {"value": float(value), "low": None, "high": None, "n": len(each)}
+    low, high = accuracy([float(x) for x in each])[1:]
+    return {"value": float(value), "low": low, "high": high, "n": len(each)}
+
+
+def _spent(questions: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """What a question cost, of all agents: means of FLOPs and tokens (written: the answer's; messages: all others), the sum
+    of seconds, and of how many questions a prompt was cut. questions: the records of each."""
+    mean = lambda key: float(np.mean([sum(r[key] for r in own) for own in questions]))
+    return {
+        "flops": mean("flops"),
+        "tokens_read": mean("read"),
+        "tokens_written": mean("written"),
+        "message_tokens": mean("messages"),
+        "seconds": float(sum(r["seconds"] for own in questions for r in own)),
+        "truncated": sum(any(r["dropped"] for r in own) for own in questions),
+    }
+
+
+def _items(lm: ProtocolLM, task: str, samples: Sequence[Mapping[str, Any]], places: Mapping[int, int]):
+    """places: of a question of the data set among those that were asked; {}: all were."""
+    rows = []
+    for sample in samples:
+        metrics = {m: sample[m] for m in sample["metrics"]}
+        records = lm.records[task, places.get(sample["doc_id"], sample["doc_id"])]
+        sums = {key: sum(r[key] for r in records) for key in ("flops", "read", "written")}
+        rows.append(
+            {
+                "protocol": lm.arm.name,
+                "task": task,
+                "question": int(sample["doc_id"]),
+                "filter": sample["filter"],
+                "prompt": str(sample["arguments"][0][0]),
+                "target": str(sample["target"]),
+                "answer": json.dumps(sample["filtered_resps"]),
+                "said": json.dumps(sample["resps"]),
+                "metrics": json.dumps(metrics, default=float),
+                "details": json.dumps([record["details"] for record in records]),
+                "sender_reads": lm.arm.reads,
+                "rendered_a": json.dumps([record.get("rendered_a", "") for record in records]),
+                "rendered": json.dumps([record.get("rendered", []) for record in records]),
+                "flops": sums["flops"],
+                "tokens_read": sums["read"],
+                "tokens_written": sums["written"],
+            }
+        )
+    return rows

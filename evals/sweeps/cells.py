@@ -1,0 +1,94 @@
+"""The cells of a finished sweep: right or wrong at every graft, layer pair and question, and which cells are best."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import rich.table
+
+from ..games import Game
+from ..runs import RunFolder
+from ..scores import accuracy, percent
+from .parts import Job, SweepSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """One game, [grafts, ks, js, questions]: exact match and log-probability of the answers, and of what was written, if
+    anything was, the hits by each metric of `play.METRICS`."""
+
+    exact: np.ndarray
+    logprob: np.ndarray
+    written: Mapping[str, np.ndarray] | None = None
+    metric: str = "exact"
+
+    @property
+    def hits(self) -> np.ndarray:
+        """By the metric that is reported; where nothing was written, of the answers' tokens."""
+        return self.exact if self.written is None else self.written[self.metric]
+
+    def best(self, graft: int, questions: Any = slice(None)) -> tuple[int, int]:
+        """The (k, j), as indices, with most hits on these questions; of equals the one that finds the answers likeliest."""
+        hits = self.hits[graft][..., questions].mean(axis=-1)
+        likely = np.where(hits == hits.max(), self.logprob[graft][..., questions].mean(axis=-1), -np.inf)
+        k, j = np.unravel_index(np.argmax(likely), likely.shape)
+        return int(k), int(j)
+
+
+def collect(
+    folder: RunFolder, jobs: Sequence[Job], games: Mapping[str, Game], metric: str
+) -> tuple[pa.Table, dict[str, Cells]]:
+    """All finished chunks: one table, answers and decoded side by side, and per game its cells."""
+    tables, cells = [], {}
+    for game in games:
+        own = [job for job in jobs if job.part.game == game]
+        plan = own[0].plan
+        shape = (len(plan.grid.grafts), len(plan.grid.ks), len(plan.grid.js), len(games[game].items))
+        joined, found = None, {}
+        for kind in dict.fromkeys(job.part.kind for job in own):
+            files = [job.name(i) for job in own if job.part.kind == kind for i in range(len(job.chunks))]
+            table = pa.concat_tables(folder.read(name) for name in files)
+            index = [
+                np.array([list(values).index(v) for v in table[name].to_pylist()])
+                for name, values in (("graft", plan.grid.grafts), ("k", plan.grid.ks), ("j", plan.grid.js))
+            ]
+            order = np.lexsort((table["question"].to_numpy(), *reversed(index)))
+            table = table.take(order)
+            for name in {"exact", "logprob", "hit", "found"} & set(table.column_names):
+                found[name] = table[name].to_numpy().reshape(shape)
+            if joined is None:
+                joined = table.rename_columns({"token_logprobs": "answer_logprobs"})
+            else:
+                for name in ("text", "hit", "found", "tokens", "token_logprobs"):
+                    joined = joined.append_column(name, table[name])
+        tables.append(joined)
+        written = {"exact": found["hit"], "found": found["found"]} if "hit" in found else None
+        cells[game] = Cells(found["exact"], found["logprob"], written, metric)
+    return pa.concat_tables(tables), cells
+
+
+def best_table(settings: SweepSettings, cells: Mapping[str, Cells], most: int = 3) -> rich.table.Table:
+    """The best cells of every game and graft, on all questions."""
+    table = rich.table.Table()
+    for column in ("game", "graft", "k", "j", "hits", "mean log-probability of the answer"):
+        table.add_column(column, justify="left" if column in ("game", "graft") else "right")
+    for game, found in cells.items():
+        for g, graft in enumerate(settings.grafts):
+            hits, likely = found.hits[g], found.logprob[g].mean(axis=-1)
+            for flat in np.lexsort((-likely.ravel(), -hits.mean(axis=-1).ravel()))[:most]:
+                k, j = np.unravel_index(flat, likely.shape)
+                score = percent(accuracy(hits[k, j]))
+                table.add_row(game, graft, str(settings.ks[k]), str(settings.js[j]), score, f"{likely[k, j]:.2f}")
+    return table
+
+
+def agreement(cells: Mapping[str, Cells]) -> Iterable[str]:
+    """How often decoding and the argmax test give the same verdict."""
+    for game, found in cells.items():
+        if found.written is not None:
+            same = found.written["exact"] == found.exact
+            yield f"{game}: decoding and the exact match of the answer's tokens agree in {same.sum()} of {same.size} answers."

@@ -1,0 +1,103 @@
+"""Chunks of a sweep: computed, and kept as tables with a row per cell and question."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import tqdm
+
+from jaxcomm.layer_sweep import Chunk
+
+from .. import processes
+from ..runs import RunFolder
+from .grid import right, texts
+from .parts import GameSweep, Job
+
+
+def columns(sweep: GameSweep, job: Job, chunk: Chunk, result: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A finished chunk as a table: one row per cell and question."""
+    plan, part, games = job.plan, job.part, list(chunk.games)
+    questions = part.questions[games]
+    g, k, j = np.repeat(plan.grid.cells[chunk.cells.start : chunk.cells.stop], len(games), axis=0).T
+    flat = lambda a: a.reshape(-1, *a.shape[2:])
+    rows = {
+        "game": pa.array([part.game] * len(g)),
+        "sender_reads": pa.array([sweep.settings.wording.reads] * len(g)),
+        "graft": pa.array(np.array(plan.grid.grafts)[g].tolist()),
+        "k": pa.array(np.array(plan.grid.ks, np.int32)[k]),
+        "j": pa.array(np.array(plan.grid.js, np.int32)[j]),
+        "question": pa.array(np.tile(questions.astype(np.int32), len(chunk.cells))),
+    }
+    logprobs = flat(result["logprobs"])
+    if plan.answers is not None:
+        answers, ends = plan.answers
+        used = ((answers >= 0) | ends)[np.tile(games, len(chunk.cells))]
+        rows["exact"] = pa.array(flat(result["exact"]))
+        rows["logprob"] = pa.array(logprobs.sum(axis=-1))
+        rows["token_logprobs"] = pa.array(
+            [row[u].tolist() for row, u in zip(logprobs, used, strict=True)], pa.list_(pa.float32())
+        )
+        return rows
+    tokens = flat(result["tokens"])
+    said = texts(sweep.b, result["tokens"])
+    written = tokens >= 0
+    rows["text"] = pa.array(flat(said).tolist())
+    for name, metric in (("hit", "exact"), ("found", "found")):
+        rows[name] = pa.array(flat(right(said, sweep.games[part.game], questions, metric)))
+    rows["tokens"] = pa.array([row[w].tolist() for row, w in zip(tokens, written, strict=True)], pa.list_(pa.int32()))
+    rows["token_logprobs"] = pa.array(
+        [row[w].tolist() for row, w in zip(logprobs, written, strict=True)], pa.list_(pa.float32())
+    )
+    return rows
+
+
+@functools.cache
+def _compiling() -> list[float]:
+    """Seconds this process has spent compiling since the first call, in a list of one."""
+    spent = [0.0]
+
+    def add(event: str, duration_secs: float, **_: str | int) -> None:
+        spent[0] += duration_secs * event.startswith("/jax/core/compile")
+
+    jax.monitoring.register_event_duration_secs_listener(add)
+    return spent
+
+
+def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> None:
+    """Computes every chunk that is not in the folder yet and is this process' to do.
+
+    The time left is the work left at the median speed of the
+    chunks of its kind that this process has done, compiling not counted; "?" while a kind has none."""
+    every = [(job, i, chunk) for job in jobs for i, chunk in enumerate(job.chunks)]
+    work = {job.name(i): job.plan.work(chunk) for job, i, chunk in every}
+    todo = processes.mine([(job, i, chunk) for job, i, chunk in every if not folder.done(job.name(i))])
+    left, paces, compiling = collections.Counter(), collections.defaultdict(list), _compiling()
+    for job, i, _ in todo:
+        left[job.part.kind] += work[job.name(i)]
+    bar = tqdm.tqdm(
+        total=len(every),
+        initial=len(every) - len(todo),
+        disable=not processes.first(),
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} chunks{postfix}",
+    )
+    with bar:
+        for job, i, chunk in todo:
+            name, kind = job.name(i), job.part.kind
+            bar.set_description(f"{job.part.game}, {kind}")
+            start, compiled = time.perf_counter(), compiling[0]
+            result = job.run(chunk)
+            seconds = time.perf_counter() - start - (compiling[0] - compiled)
+            folder.write(name, columns(sweep, job, chunk, result))
+            left[kind] -= work[name]
+            paces[kind].append(seconds / work[name])
+            known = all(paces[kind] for kind in +left)
+            still = sum(left[kind] * float(np.median(paces[kind])) for kind in +left if known)
+            bar.set_postfix_str(f"{tqdm.tqdm.format_interval(still) if known else '?'} left", refresh=False)
+            bar.update()
