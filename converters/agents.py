@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import numpy as np
@@ -18,6 +18,21 @@ from . import checkpoints, gguf, hf
 from .hf import DType, commit_of, from_hf, locate, read_config
 
 
+class WeightOptions(TypedDict, total=False):
+    """How weights are read.
+
+    Attributes:
+        unroll: The layout of the layers (see `jaxcomm.model`); default: unrolled on CPU, which decodes faster and compiles
+            longer.
+        max_positions, mesh, int8: As `from_hf`'s.
+    """
+
+    unroll: bool | None
+    max_positions: int | None
+    mesh: Mesh | None
+    int8: bool
+
+
 def load_agent(
     path_or_hub_id: str | Path,
     dtype: DType = "auto",
@@ -26,11 +41,8 @@ def load_agent(
     chat: bool = False,
     chat_args: Mapping[str, Any] | None = None,
     name: str | None = None,
-    unroll: bool | None = None,
-    max_positions: int | None = None,
-    mesh: Mesh | None = None,
-    int8: bool = False,
     tokenizer: str | Path | None = None,
+    **weights: Unpack[WeightOptions],
 ) -> Agent:
     """A model and its tokenizer, out of a checkpoint in any form. No code of the checkpoint's is run.
 
@@ -45,15 +57,17 @@ def load_agent(
         chat: Prompts go through the tokenizer's chat template.
         chat_args: What the template is given besides the conversation, such as {"enable_thinking": False}.
         name: Of the agent; default: the folder's, or the hub id without its namespace.
-        unroll: The layout of the layers (see `jaxcomm.model`); default: unrolled on CPU, which decodes faster and compiles
-            longer.
-        max_positions, mesh, int8: As `from_hf`'s.
         tokenizer: A folder or hub id whose tokenizer and ends are taken instead of the checkpoint's own.
+        **weights: `WeightOptions`.
+
+    Returns:
+        The agent.
 
     Raises:
         FileNotFoundError, ConnectionError, ValueError: As theirs; or there is no usable tokenizer.
     """
-    unroll = jax.default_backend() == "cpu" if unroll is None else unroll
+    if weights.get("unroll") is None:
+        weights["unroll"] = jax.default_backend() == "cpu"
     path = locate(path_or_hub_id, revision)
     saved = checkpoints.is_saved(path)
     if not saved:
@@ -61,9 +75,9 @@ def load_agent(
     speaking = path if tokenizer is None else locate(tokenizer)
     words = load_tokenizer(speaking)
     stops = tuple(checkpoints.read_record(path)["stop_tokens"]) if saved else _stop_tokens(speaking, words)
-    read = checkpoints.load if saved else from_hf
-    params = read(path, dtype, unroll=unroll, max_positions=max_positions, mesh=mesh, int8=int8)
+    read: Any = checkpoints.load if saved else from_hf
     name = name or Path(path_or_hub_id).name
+    params = read(path, dtype, **weights)
     return Agent(params, words, stops, name, chat, chat_args=chat_args or {}, revision=commit_of(path))
 
 

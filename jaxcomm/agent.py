@@ -213,7 +213,7 @@ class Agent:
 
         Example:
             >>> agent.find(["Bob is at Petra."], "Petra").sum()
-            np.int64(2)
+            np.int64(1)
         """
         wanted = [text] * len(prompts) if isinstance(text, str) else list(text)
         rows = [self._find(*both) for both in zip(map(self.render, prompts), wanted, strict=True)]

@@ -132,11 +132,13 @@ class ReadPrompt(struct.PyTreeNode):
         states: [L_B + 1, B, D_B], the last token's h[0] .. h[L_B].
         earlier: Keys and values of the tokens before it (its own column is marked empty).
         last: Its own, one column.
+        token: [B], its id (or its vector [B, D]).
     """
 
     states: Any
     earlier: KVCache
     last: KVCache
+    token: Any
 
 
 @compiled(prompts={"prompts": "params"})
@@ -162,7 +164,8 @@ def read_prompt(params: Params, prompts: Prompts, *, past: tuple[KVCache, ...] =
     _, cache, (states,) = run_blocks(params, h, positions, attended=attended, hook=hook, last=True)
     column = lambda tree: jax.tree.map(lambda a: a[..., -1:, :], tree)
     last = KVCache(column(cache.k), column(cache.v), positions[:, -1:])
-    return ReadPrompt(states, cache.replace(positions=positions.at[:, -1].set(-1)), last)
+    earlier = cache.replace(positions=positions.at[:, -1].set(-1))
+    return ReadPrompt(states, earlier, last, jnp.asarray(prompts.tokens)[:, -1])
 
 
 @compiled(prompts={}, layers={"j": "params"})

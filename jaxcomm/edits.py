@@ -28,7 +28,7 @@ from jaxcomm.sites import SITES, Columns, Site, check_positions, check_site, col
 class Context(NamedTuple):
     """What an edit's function may know beside the state.
 
-    site: its name. layer: 0 if it has none; may be traced. positions [B, n]: of the tokens, in the row (-1: there is none).
+    site: its name. layer: None if it has none; may be traced, and in a patching map there is one for each row. positions [B, n]: of the tokens, in the row (-1: there is none).
     """
 
     site: str
@@ -53,7 +53,7 @@ class Edit(struct.PyTreeNode):
         every_step: Every token that is written is edited too, and not only the prompt.
 
     Example:
-        >>> edit = jc.Edit(jc.Site("mlp_out", 2, positions=[-3, -1]), jc.scale(0.0))
+        >>> edit = jc.Edit(jc.Site("mlp_out", 2, positions=[-2, -1]), jc.scale(0.0))
         >>> jc.generate(params, prompts, edits=[edit], max_new_tokens=2).tokens.shape
         (2, 2)
     """

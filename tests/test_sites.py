@@ -5,8 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 import jaxcomm as jc
@@ -22,7 +24,28 @@ POSITIONS = [
     "last", "all", 2, [-3, -1], [0, -2], slice(1, -2), slice(None, None, 2), slice(-4, None), np.array([4, -1, 0]),
     np.array([[0, 5], [-1, 2], [3, -9]]), np.random.default_rng(0).random(REAL.shape) < 0.4,
 ]  # fmt: skip
+LAYOUTS = pytest.mark.parametrize("layout", ["stacked", "unrolled"])
 WRITABLE = [name for name, kind in jc.SITES.items() if kind.writable]
+BROKEN = lambda why: pytest.mark.xfail(strict=True, reason=why)
+
+
+@pytest.fixture
+def unchecked():
+    """As users have it: shapes in annotations are not looked at."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def refused(call, says):
+    """A call that is refused in one clear line."""
+    with pytest.raises(ValueError) as error:
+        call()
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
 
 
 # The oracle ---------------------------------------------------------------------------------------------------------
@@ -65,17 +88,12 @@ class Exact:
         inner = lambda *names: next((getattr(attention, n) for n in names if hasattr(attention, n)), None)
         after = hasattr(block, "post_feedforward_layernorm")
         attn_out = block.post_attention_layernorm if after else attention
+        mlp_out = block.post_feedforward_layernorm if after else block.mlp
         if name == "resid_pre":
             return [entering(block, change)]
-        if name == "resid_post":
-            return [leaving(block, change)]
-        if name == "attn_out":
-            return [leaving(attn_out, change)]
-        if name == "mlp_out":
-            return [leaving(block.post_feedforward_layernorm if after else block.mlp, change)]
-        if (
-            name == "resid_mid"
-        ):  # a variable of the block's forward: attn_out is made such that it becomes what it shall be
+        if name in ("resid_post", "attn_out", "mlp_out"):
+            return [leaving({"resid_post": block, "attn_out": attn_out, "mlp_out": mlp_out}[name], change)]
+        if name == "resid_mid":  # no module's output: attn_out is made such that it becomes what it shall be
             box = {}
 
             def edit(x):
@@ -97,11 +115,12 @@ class Exact:
     def run(self, row, edits=(), grad=False, **how):
         """The model's output for one prompt, under (name, layer, change) edits."""
         handles = [handle for edit in edits for handle in self.hook(*edit)]
-        with torch.set_grad_enabled(grad):
-            out = self.model(torch.tensor([row]), use_cache=False, **how)
-        for handle in handles:
-            handle.remove()
-        return out
+        try:
+            with torch.set_grad_enabled(grad):
+                return self.model(torch.tensor([row]), use_cache=False, **how)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def logits(self, row, edits=()):
         return self.run(row, edits).logits[0].numpy()
@@ -241,19 +260,9 @@ def kept(x, site, row, length, columns):
     if site.name == "pattern":
         found = np.pad(found, [(0, 0)] * (found.ndim - 1) + [(columns - length, 0)])
     p = site.positions
-    if (
-        p == "last"
-        if isinstance(p, str)
-        else isinstance(p, int) or (p.dtype != bool and p.ndim == 1 if hasattr(p, "dtype") else False)
-    ):
-        return found[0]
-    if isinstance(p, str):
-        wide = np.zeros((columns, *found.shape[1:]))
-        wide[[columns - length + i for i in chosen]] = found
-        return wide
-    if isinstance(p, slice) or (hasattr(p, "dtype") and p.dtype == bool):
+    if isinstance(p, slice) or (isinstance(p, str) and p == "all") or getattr(p, "dtype", np.dtype(int)).kind == "b":
         return np.pad(found, [(columns - len(chosen), 0)] + [(0, 0)] * (found.ndim - 1))
-    return found
+    return found if isinstance(p, tuple) or np.ndim(p) == 2 else found[0]
 
 
 def sites_at(exact, turn, names=WRITABLE, layer=2):
@@ -295,8 +304,23 @@ def on(x):
     return torch.tensor(np.asarray(x, np.float64))
 
 
-def plus_of(v):
-    return lambda x: x + on(v)
+def adding(exact, case, sites, vectors, written=()):
+    """Edits that add vectors at some of the sites, (number, layer) in `case`, and nothing at the others; and their hooks.
+
+    written: numbers of the sites of which every token that is written is edited, too.
+    """
+    active = dict(case)
+    placed = [at_layer(s, active.get(n, case[0][1])) for n, s in enumerate(sites)]
+    edits = [
+        jc.Edit(s, plus, v if n in active else np.zeros_like(v), every_step=n in written)
+        for n, (s, v) in enumerate(zip(placed, vectors, strict=True))
+    ]
+
+    def hooks(row, length, total):
+        more = lambda n: range(length, total) if n in written else ()
+        return [at(placed[n], row, length, lambda x, n=n: x + on(vectors[n][row]), more(n)) for n in active]
+
+    return edits, hooks, [placed[n] for n in active]
 
 
 def vectors_for(exact, sites, size=1.0, seed=0, *n):
@@ -315,20 +339,14 @@ def test_adding_at_any_site_equals_hooks_that_add(pair):
     sites = sites_at(exact, list(CONFIGS).index(pair.name))
     vectors = vectors_for(exact, sites)
     alone = [[(n, layer)] for n, s in enumerate(sites) for layer in ((1, exact.layers) if s.layer else (1,))]
-    everything = [(n, 1 + n % exact.layers) for n in range(len(sites))]
-    for case in [*alone, everything]:
-        layers = dict(case)
-        placed = [at_layer(s, layers.get(n, case[0][1])) for n, s in enumerate(sites)]
-        edits = [
-            jc.Edit(s, plus, v if n in layers else np.zeros_like(v))
-            for n, (s, v) in enumerate(zip(placed, vectors, strict=True))
-        ]
+    for case in [*alone, [(n, 1 + n % exact.layers) for n in range(len(sites))]]:
+        edits, hooks, where = adding(exact, case, sites, vectors)
         logits = np.asarray(jc.forward(pair.params, PADDED, edits=edits))
-        last, _ = jc.prefill(unrolled, PADDED, edits=edits)
+        last = jc.prefill(unrolled, PADDED, edits=edits)[0] if pair.name in KINDS else logits[:, -1]
         for row, tokens in enumerate(ROWS):
-            hooks = [at(placed[n], row, len(tokens), plus_of(vectors[n][row])) for n in layers]
-            want, what = exact.logits(tokens, hooks), f"{pair.name}, {[placed[n] for n in layers]}, row {row}"
-            assert_close(logits[row, -len(tokens) :], want, what)
+            n, what = len(tokens), f"{pair.name}, {where}, row {row}"
+            want = exact.logits(tokens, hooks(row, n, n))
+            assert_close(logits[row, -n:], want, what)
             assert_close(last[row], want[-1], f"{what}, prefill")
 
 
@@ -338,9 +356,8 @@ CHANGES = ("add", "scale", "project_out", "replace", "mean")
 def changed(change, site, vector, several):
     """An edit, and for each row what it does to states [n, ...]; messages of several tokens meet the states at their ends."""
     if change in ("add", "scale", "project_out"):
-        v = {"add": vector[0], "scale": vector[0][..., :1], "project_out": vector.reshape(-1, vector.shape[-1])[0]}[
-            change
-        ]
+        one = vector.reshape(-1, vector.shape[-1])[0]
+        v = {"add": vector[0], "scale": vector[0][..., :1], "project_out": one}[change]
         x = on(v)
         does = {
             "add": lambda s: s + x,
@@ -361,75 +378,53 @@ def changed(change, site, vector, several):
 def test_every_change_at_every_site_equals_hooks_that_make_it(pair):
     """All sites at once, each changed in its own way, which is another one in every family; all positions' logits."""
     exact, turn = exact_of(pair), list(CONFIGS).index(pair.name)
-    for shift in (0, 2):
-        sites = sites_at(exact, turn + shift, layer=lambda n, shift=shift: 1 + (n + shift) % exact.layers)
-        single, several = vectors_for(exact, sites), vectors_for(exact, sites, 1.0, 1, 3)
-        how = [CHANGES[(n + turn + shift) % 5] for n in range(len(sites))]
-        how = ["mean" if s.positions is POSITIONS[1] and h == "replace" else h for s, h in zip(sites, how, strict=True)]
-        made = [changed(*x) for x in zip(how, sites, single, several, strict=True)]
-        logits = jc.forward(pair.params, PADDED, edits=[edit for edit, _ in made])
-        for row, tokens in enumerate(ROWS):
-            hooks = [at(s, row, len(tokens), f[row]) for s, (_, f) in zip(sites, made, strict=True)]
-            what = f"{pair.name}, row {row}, {list(zip(how, sites, strict=True))}"
-            assert_close(logits[row, -len(tokens) :], exact.logits(tokens, hooks), what)
+    sites = sites_at(exact, turn + 3, layer=lambda n: 1 + n % exact.layers)
+    how = [CHANGES[(n + turn) % 5] for n in range(len(sites))]
+    how = ["mean" if s.positions is POSITIONS[1] and h == "replace" else h for s, h in zip(sites, how, strict=True)]
+    vectors = vectors_for(exact, sites), vectors_for(exact, sites, 1.0, 1, 3)
+    made = [changed(*x) for x in zip(how, sites, *vectors, strict=True)]
+    logits = jc.forward(pair.params, PADDED, edits=[edit for edit, _ in made])
+    for row, tokens in enumerate(ROWS):
+        hooks = [at(s, row, len(tokens), f[row]) for s, (_, f) in zip(sites, made, strict=True)]
+        what = f"{pair.name}, row {row}, {list(zip(how, sites, strict=True))}"
+        assert_close(logits[row, -len(tokens) :], exact.logits(tokens, hooks), what)
 
 
-@pytest.mark.parametrize("odd", [0, 1])
-def test_generate_with_edits_says_what_a_loop_with_hooks_says(kind, odd):
+def test_generate_with_edits_says_what_a_loop_with_hooks_says(kind):
     """Without a cache: the prompt is edited again in every pass, and at every other site also each token that was written."""
-    exact, steps = exact_of(kind), 4
-    sites = sites_at(exact, KINDS.index(kind.name) + 6 * odd)
-    vectors = vectors_for(exact, sites, 2.0)
-    alone = [[(n, exact.layers if (n + odd) % 3 else 2)] for n in range(len(sites))]
-    every = [(n, 1 + n % exact.layers) for n in range(len(sites))]
-    params = kind.params if odd else kind.params.unroll()
-    said = set()
-    for case in [*alone, every]:
-        layers = dict(case)
-        placed = [at_layer(s, layers.get(n, case[0][1])) for n, s in enumerate(sites)]
-        edits = [
-            jc.Edit(s, plus, v if n in layers else np.zeros_like(v), every_step=n % 2 == odd)
-            for n, (s, v) in enumerate(zip(placed, vectors, strict=True))
-        ]
-        ours = np.asarray(jc.generate(params, PADDED, edits=edits, max_new_tokens=steps).tokens)
+    exact, turn = exact_of(kind), KINDS.index(kind.name)
+    sites, params = sites_at(exact, turn), kind.params if turn % 2 else kind.params.unroll()
+    vectors, written, said = vectors_for(exact, sites, 2.0), range(turn % 2, len(sites), 2), set()
+    alone = [[(n, exact.layers if (n + turn) % 3 else 2)] for n in range(len(sites))]
+    for case in [*alone, [(n, 1 + n % exact.layers) for n in range(len(sites))]]:
+        edits, hooks, where = adding(exact, case, sites, vectors, written)
+        ours = np.asarray(jc.generate(params, PADDED, edits=edits, max_new_tokens=4).tokens).tolist()
         for row, tokens in enumerate(ROWS):
             text = list(tokens)
-            for step in range(steps):
-                written = range(len(tokens), len(tokens) + step)
-                hooks = [
-                    at(
-                        placed[n],
-                        row,
-                        len(tokens),
-                        plus_of(vectors[n][row]),
-                        written if n % 2 == odd else (),
-                    )
-                    for n in layers
-                ]
-                text.append(int(exact.logits(text, hooks)[-1].argmax()))
-            what = f"{kind.name}, {[edits[n] for n in layers]}, row {row}"
-            assert ours[row].tolist() == text[len(tokens) :], what
-            said.add((row, *ours[row].tolist()))
+            while len(text) < len(tokens) + 4:
+                text.append(int(exact.logits(text, hooks(row, len(tokens), len(text)))[-1].argmax()))
+            assert ours[row] == text[len(tokens) :], f"{kind.name}, {where}, row {row}"
+            said.add((row, *ours[row]))
     assert len(said) > 12, "edits change what is said"
 
 
+@pytest.mark.parametrize("kind", ["gemma3_text", "gpt_neox"], indirect=True)
 def test_layers_that_are_traced_do_what_ints_do(kind):
     names = [n for n in exact_of(kind).names(WRITABLE) if jc.SITES[n].layered]
     sites = sites_at(exact_of(kind), 3, names)
     vectors = vectors_for(exact_of(kind), sites)
+    close = functools.partial(jax.tree.map, lambda x, y: assert_close(x, y, kind.name, 1e-6))
     for params in (kind.params, kind.params.unroll()):
 
         def steered(layers, params=params):
             placed = [at_layer(s, layers[n]) for n, s in enumerate(sites)]
             edits = [jc.Edit(s, plus, v) for s, v in zip(placed, vectors, strict=True)]
-            read = [at_layer(s, layers[n]) for n, s in enumerate(sites)]
-            return jc.run_with_cache(params, PADDED, sites=read, edits=edits)
+            return jc.run_with_cache(params, PADDED, sites=placed, edits=edits)
 
         layers = [1 + n % 4 for n in range(len(sites))]
-        traced = jax.jit(steered)
-        want = jax.jit(functools.partial(steered, layers))()
-        jax.tree.map(lambda x, y: assert_close(x, y, kind.name, 1e-6), traced(jnp.asarray(layers)), want)
-        jax.tree.map(lambda x, y: assert_close(x, y, kind.name, 1e-6), steered(layers), want)
+        traced, want = jax.jit(steered), jax.jit(functools.partial(steered, layers))()
+        close(traced(jnp.asarray(layers)), want)
+        close(steered(layers), want)
         for wrong in (0, 5):
             assert np.isnan(traced(jnp.asarray([wrong, *layers[1:]]))[0]).all(), "a layer out of range"
 
@@ -437,44 +432,32 @@ def test_layers_that_are_traced_do_what_ints_do(kind):
 # What changes nothing -----------------------------------------------------------------------------------------------
 
 
-def unchanged(state, message, context):
-    return state
-
-
-def test_edits_and_reads_that_change_nothing_change_no_bit(kind):
-    exact = exact_of(kind)
-    nothing = [jc.Edit(s, unchanged, every_step=True) for s in sites_at(exact, 5)]
-    for params in (kind.params, kind.params.unroll()):
-        for call in (jc.forward, jc.prefill, functools.partial(jc.generate, max_new_tokens=4)):
-            got, want = call(params, PADDED, edits=nothing), call(params, PADDED)
-            jax.tree.map(np.testing.assert_array_equal, got, want)
-        logits, cache = jc.run_with_cache(params, PADDED, sites=exact.names())
-        np.testing.assert_array_equal(logits, jc.forward(params, PADDED))
-        np.testing.assert_array_equal(cache["resid_post"], jc.hidden_states(params, PADDED)[1:])
-        every = jc.run_with_cache(params, PADDED, sites="resid_post", layers=range(5))[1]["resid_post"]
-        np.testing.assert_array_equal(every, jc.hidden_states(params, PADDED))
-
-
-@pytest.mark.parametrize("name", WRITABLE)
-def test_an_edit_that_changes_nothing_at_one_site_changes_no_bit(llama, name):
-    site = jc.Site(name, 2 if jc.SITES[name].layered else None, "all")
-    got = jc.forward(llama.params, PADDED, edits=[jc.Edit(site, unchanged)])
-    np.testing.assert_array_equal(got, jc.forward(llama.params, PADDED))
-
-
-# Composition --------------------------------------------------------------------------------------------------------
-
-LAYOUTS = pytest.mark.parametrize("layout", ["stacked", "unrolled"])
-
-
 def laid_out(pair, layout):
     return pair.params if layout == "stacked" else pair.params.unroll()
 
 
+def unchanged(state, message, context):
+    return state
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt_neox"], indirect=True)
+def test_edits_and_reads_that_change_nothing_change_no_bit(kind):
+    exact, params = exact_of(kind), laid_out(kind, "unrolled" if kind.name == "llama" else "stacked")
+    nothing = [jc.Edit(s, unchanged, every_step=True) for s in sites_at(exact, 5)]
+    for call in (jc.forward, jc.prefill, functools.partial(jc.generate, max_new_tokens=4)):
+        jax.tree.map(np.testing.assert_array_equal, call(params, PADDED, edits=nothing), call(params, PADDED))
+    logits, cache = jc.run_with_cache(params, PADDED, sites=exact.names())
+    np.testing.assert_array_equal(logits, jc.forward(params, PADDED))
+    np.testing.assert_array_equal(cache["resid_post"], jc.hidden_states(params, PADDED))
+    np.testing.assert_array_equal(cache["resid_pre"], cache["resid_post"][:-1])
+
+
+# Composition --------------------------------------------------------------------------------------------------------
+
+
 @LAYOUTS
 def test_vmap_over_steering_vectors_equals_a_loop(llama, layout):
-    params = laid_out(llama, layout)
-    vectors = 3 * jax.random.normal(jax.random.key(0), (4, 48))
+    params, vectors = laid_out(llama, layout), 3 * jax.random.normal(jax.random.key(0), (4, 48))
     edits = lambda v: [jc.Edit(jc.Site("resid_mid", 2, [-2, 0]), jc.add(v), every_step=True)]
     read = lambda v: jc.forward(params, PADDED, edits=edits(v))
     write = lambda v: jc.generate(params, PADDED, edits=edits(v), max_new_tokens=4).tokens
@@ -484,126 +467,132 @@ def test_vmap_over_steering_vectors_equals_a_loop(llama, layout):
     assert len(np.unique(said.reshape(4, -1), axis=0)) == 4
 
 
-TARGETS = np.array([5, 40, 77])
-
-
 @LAYOUTS
 def test_gradients_of_vectors_and_messages_are_torchs(llama, layout):
-    """Of an added vector and of a message; then of a vector added to what the sender reads, through `send` and `receive`."""
-    params, exact = laid_out(llama, layout), exact_of(llama)
-    rng = np.random.default_rng(0)
+    """Of an added vector and of a message; then the same where they change what a sender reads, through `send` and `receive`.
+    (torch's own gradient in float64: finite differences of float32 agree with it to three digits.)"""
+    params, exact, rng, targets = (
+        laid_out(llama, layout),
+        exact_of(llama),
+        np.random.default_rng(0),
+        np.array([5, 40, 77]),
+    )
     v, m = rng.normal(size=48).astype(np.float32), rng.normal(size=(3, 2, 4, 16)).astype(np.float32)
     added, put, sent, got = (
-        jc.Site("mlp_out", 1, "all"),
-        jc.Site("z", 3, [-2, 0]),
-        jc.Site("attn_out", 2, -2),
-        jc.Site("resid_post", 3),
-    )
-    likelihood = lambda logits: jnp.mean(jax.nn.log_softmax(logits[:, -1])[jnp.arange(3), TARGETS])
+        jc.Site("mlp_out", 1), jc.Site("z", 1, [-2, 0]), jc.Site("attn_out", 2, -2), jc.Site("resid_post", 3, "last")
+    )  # fmt: skip
+    likelihood = lambda logits: jnp.mean(jax.nn.log_softmax(logits[:, -1])[jnp.arange(3), targets])
+    edits = lambda v, m: (jc.Edit(added, jc.add(v)), jc.receive(m, put, "mean"))
 
     def direct(v, m):
-        edits = [jc.Edit(added, jc.add(v)), jc.receive(m, put, "mean")]
-        return likelihood(jc.forward(params, PADDED, edits=edits))
+        return likelihood(jc.forward(params, PADDED, edits=edits(v, m)))
 
     def through(v, m):
-        message = jc.send(params, PADDED, sent, edits=(jc.Edit(added, jc.add(v)), jc.receive(m, put_low, "sum")))
+        message = jc.send(params, PADDED, sent, edits=edits(v, m))
         return likelihood(jc.forward(params, PADDED, edits=[jc.receive(message, got, "sum")]))
 
-    put_low = at_layer(put, 1)
-    x, y = on(v).requires_grad_(), on(m).requires_grad_()
-    plain, passed = 0.0, 0.0
+    x, y, plain, passed = on(v).requires_grad_(), on(m).requires_grad_(), 0.0, 0.0
     for row, tokens in enumerate(ROWS):
-        n, score = len(tokens), lambda out, row=row: out.logits[0, -1].log_softmax(-1)[TARGETS[row]] / 3
-        add = at(added, row, n, lambda s: s + x)
-        plain += score(exact.run(tokens, [add, at(put, row, n, lambda s, row=row: (s + y[row]) / 2)], grad=True))
+        n, score = len(tokens), lambda out, row=row: out.logits[0, -1].log_softmax(-1)[targets[row]] / 3
+        made = [at(added, row, n, lambda s: s + x), at(put, row, n, lambda s, row=row: (s + y[row]) / 2)]
         box = {}
         look = ("attn_out", 2, lambda s, box=box: box.update(s=s[0, -2]))
-        exact.run(tokens, [add, at(put_low, row, n, lambda s, row=row: s + y[row]), look], grad=True)
+        plain += score(exact.run(tokens, [*made, look], grad=True))
         passed += score(exact.run(tokens, [at(got, row, n, lambda s, box=box: s + box["s"])], grad=True))
     for ours, theirs, what in ((direct, plain, "direct"), (through, passed, "through send and receive")):
         value, grads = jax.value_and_grad(ours, (0, 1))(v, m)
-        want = torch.autograd.grad(theirs, (x, y))
         assert_close(value, theirs.detach(), what)
-        for gradient, expected in zip(grads, want, strict=True):
-            size = float(expected.abs().max())
+        for gradient, want in zip(grads, torch.autograd.grad(theirs, (x, y), retain_graph=True), strict=True):
+            size = float(want.abs().max())
             assert size > 1e-4
-            assert_close(gradient / size, expected / size, what, 1e-4)
+            assert_close(gradient / size, want / size, what, 1e-4)
         jax.tree.map(lambda a, b: assert_close(a, b, "under jit", 1e-5), jax.jit(jax.grad(ours, (0, 1)))(v, m), grads)
 
 
-@LAYOUTS
-def test_a_functions_context_names_the_place(llama, layout):
+@pytest.mark.parametrize(
+    ("layout", "positions"),
+    [
+        pytest.param("stacked", np.array([0, -1, 2]), marks=BROKEN("reverse mode of a stacked send at arrays of positions")),
+        pytest.param("stacked", REAL, marks=BROKEN("reverse mode of a stacked send at a mask")),
+        ("stacked", (0, -1)), ("stacked", slice(1, None)), ("unrolled", np.array([0, -1, 2])), ("unrolled", REAL),
+    ],
+)  # fmt: skip
+def test_what_is_sent_from_any_positions_has_a_gradient(llama, layout, positions):
+    params, edit = laid_out(llama, layout), lambda v: (jc.Edit(jc.Site("mlp_out", 1), jc.add(v)),)
+    sent = lambda v: jc.send(params, PADDED, jc.Site("resid_post", 2, positions), edits=edit(v)).states
+    gradient = jax.grad(lambda v: jnp.sum(sent(v) ** 2))(ones(48))
+    assert np.isfinite(gradient).all() and np.abs(gradient).min() > 0
+
+
+PLACES = [("resid_post", "all"), ("mlp_out", 2), ("k", slice(1, -2)), ("z", POSITIONS[9]), ("q", POSITIONS[10])]
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [*PLACES, *(pytest.param(n, [-3, -1], marks=BROKEN("context.layer is None, not 0")) for n in ("embed", "logits"))],
+)
+def test_a_functions_context_names_the_place(llama, name, positions):
     """Its numbers are written into the state, and read there."""
-    params, seen = laid_out(llama, layout), []
+    layer, seen = 3 if jc.SITES[name].layered else None, []
 
     def mark(state, message, context):
-        seen.append((context.site, state.shape))
+        seen.append(context.site)
         number = jnp.asarray(100 * context.layer + context.positions, state.dtype)
         return jnp.broadcast_to(number.reshape(*number.shape, *(1,) * (state.ndim - 2)), state.shape)
 
-    for name, positions in zip(
-        ("embed", "resid_post", "mlp_out", "k", "z", "logits"), POSITIONS[1:3] + POSITIONS[3::2], strict=True
-    ):
-        layer = 3 if jc.SITES[name].layered else None
-        site = jc.Site(name, layer, positions, heads=1 if name == "k" else None)
-        edit = jc.Edit(site, mark)
-        seen.clear()
-        _, cache = jc.run_with_cache(params, PADDED, sites=name, layers=[3], edits=[edit])
-        out = np.asarray(cache[name][0] if layer else cache[name])
-        assert {place for place, _ in seen} == {name} and all(shape[0] == 3 for _, shape in seen)
-        for row, tokens in enumerate(ROWS):
-            n = len(tokens)
-            for token in numbers(positions, row, n):
-                state = out[row, 14 - n + token]
-                assert np.all((state[1] if name == "k" else state) == 100 * (layer or 0) + token), (site, row, token)
+    edit = jc.Edit(jc.Site(name, layer, positions, heads=1 if name in HEADS else None), mark)
+    _, cache = jc.run_with_cache(llama.params, PADDED, sites=name, layers=[3], edits=[edit])
+    out = np.asarray(cache[name][0] if layer else cache[name])
+    assert set(seen) == {name}
+    for row, tokens in enumerate(ROWS):
+        for token in numbers(positions, row, len(tokens)):
+            state = out[row, token - len(tokens)]
+            assert np.all((state[1] if name in HEADS else state) == 100 * (layer or 0) + token), (row, token)
 
 
 # Messages -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("turn", [1, 6])
-def test_send_takes_what_run_with_cache_reads(llama, turn):
-    for site in sites_at(exact_of(llama), turn, list(jc.SITES), layer=lambda n: 1 + n % 4):
+def test_send_takes_what_run_with_cache_reads(llama):
+    for site in sites_at(exact_of(llama), 1, list(jc.SITES), layer=lambda n: 1 + n % 4):
         message = jc.send(llama.params, PADDED, site)
-        _, cache = jc.run_with_cache(llama.params, PADDED, sites=site)
-        np.testing.assert_array_equal(message.states, cache[site.name], str(site))
-        assert message.site == site if not isinstance(site.positions, np.ndarray) else message.site.name == site.name
+        np.testing.assert_array_equal(message.states, jc.run_with_cache(llama.params, PADDED, sites=site)[1][site.name])
         if message.valid is not None:
             want = [len(numbers(site.positions, row, len(tokens))) for row, tokens in enumerate(ROWS)]
             assert np.asarray(message.valid).sum(axis=1).tolist() == want
 
 
-def test_a_message_of_a_slice_or_a_mask_goes_to_the_ends_of_the_receivers(llama):
-    """Rows of other lengths: the last tokens of the message meet the last ones that are chosen; the rest stays as it is."""
-    exact = exact_of(llama)
-    for source, target in (
-        (slice(1, 4), slice(-4, None)),
-        (POSITIONS[10], "all"),
-        ("all", POSITIONS[10]),
-        ([0, 2, 1], "last"),
-    ):
-        sent, got = jc.Site("mlp_out", 1, source), jc.Site("resid_mid", 3, target)
-        message = jc.send(llama.params, PADDED, sent)
-        logits = jc.forward(llama.params, PADDED, edits=[jc.receive(message, got)])
-        for row, tokens in enumerate(ROWS):
-            n = len(tokens)
-            taken = on(exact.read(tokens, ["mlp_out"])["mlp_out", 1][numbers(source, row, n)])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (slice(1, 4), slice(-4, None)), (POSITIONS[10], "all"), ("all", POSITIONS[10]), ([0, 2, 1], "last"), (2, "last"),
+        pytest.param(2, "all", marks=BROKEN("replace and mean of one token's message at several tokens")),
+    ],
+)  # fmt: skip
+def test_a_message_goes_to_the_ends_of_what_the_receiver_chose(llama, source, target):
+    """The last tokens of the message meet the last ones that are chosen, the rest stays; one token's goes to each of them."""
+    exact, sent, got = exact_of(llama), jc.Site("mlp_out", 1, source), jc.Site("resid_mid", 3, target)
+    logits = jc.forward(llama.params, PADDED, edits=[jc.receive(jc.send(llama.params, PADDED, sent), got)])
+    for row, tokens in enumerate(ROWS):
+        n = len(tokens)
+        taken = on(exact.read(tokens, ["mlp_out"])["mlp_out", 1][numbers(source, row, n)])
 
-            def put(s, taken=taken):
-                m = min(len(s), len(taken))
-                return torch.cat([s[: len(s) - m], taken[len(taken) - m :]])
+        def put(s, taken=taken):
+            taken = taken.expand(s.shape) if isinstance(source, int) else taken
+            m = min(len(s), len(taken))
+            return torch.cat([s[: len(s) - m], taken[len(taken) - m :]])
 
-            assert_close(
-                logits[row, -n:], exact.logits(tokens, [at(got, row, n, put)]), f"{source} to {target}, row {row}"
-            )
+        assert_close(logits[row, -n:], exact.logits(tokens, [at(got, row, n, put)]), f"row {row}")
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "site",
     [
-        jc.Site("resid_post", 0, 3), jc.Site("z", 2, slice(1, None), (1, 0)), jc.Site("k", 3, POSITIONS[10], 1),
-        jc.Site("q", 1, POSITIONS[9]), jc.Site("embed", positions=[0, -1]), jc.Site("logits", positions="last"),
+        jc.Site("resid_post", 0, 3), jc.Site("k", 3, POSITIONS[10], 1), jc.Site("q", 1, POSITIONS[9]),
+        jc.Site("embed", positions=[0, -1]), jc.Site("logits", positions="last"), jc.Site("v", 2, slice(1, None)),
+        pytest.param(jc.Site("z", 2, "all", (1, 0)), marks=BROKEN("Message.load gives Site a list of heads, not a tuple")),
+        pytest.param(jc.Site("z", 2, [np.int64(1), -1]), marks=BROKEN("JSON of NumPy's integers")),
     ],
 )  # fmt: skip
 def test_messages_survive_a_file_bit_for_bit(llama, tmp_path, site, dtype):
@@ -611,70 +600,66 @@ def test_messages_survive_a_file_bit_for_bit(llama, tmp_path, site, dtype):
     message = jc.send(params, PADDED, site).replace(note="was gesagt wurde: ä")
     message.save(tmp_path / "message")
     again = jc.Message.load(tmp_path / "message")
-    assert again.states.dtype == message.states.dtype and repr(again) == repr(message)
-    for field in ("states", "valid"):
-        assert np.asarray(getattr(again, field)).tobytes() == np.asarray(getattr(message, field)).tobytes()
-    assert (again.sender, again.note) == (message.sender, message.note) and again.sender
-    np.testing.assert_equal((again.site.name, again.site.layer, again.site.heads), (site.name, site.layer, site.heads))
-    if isinstance(site.positions, np.ndarray):
-        np.testing.assert_array_equal(again.site.positions, site.positions)
-        assert again.site.positions.dtype == jnp.asarray(site.positions).dtype
-    else:
-        assert again.site == site
-    edits = lambda message: [jc.receive(message, site)]
-    np.testing.assert_array_equal(
-        jc.forward(params, PADDED, edits=edits(again)), jc.forward(params, PADDED, edits=edits(message))
-    )
     assert [path.name for path in tmp_path.iterdir()] == ["message"], "nothing is left behind"
+    assert (again.sender, again.note, repr(again)) == (message.sender, message.note, repr(message)) and again.sender
+    for got, want in ((again.states, message.states), (again.valid, message.valid)):
+        assert np.asarray(got).tobytes() == np.asarray(want).tobytes() or got is want is None
+    np.testing.assert_equal(again.site.positions, site.positions)
+    assert (again.site.name, again.site.layer, again.site.heads) == (site.name, site.layer, site.heads)
+    logits = [jc.forward(params, PADDED, edits=[jc.receive(m, site)]) for m in (again, message)]
+    np.testing.assert_array_equal(*logits)
 
 
-def test_a_damaged_or_foreign_file_is_one_clear_line(llama, tmp_path):
-    from safetensors.numpy import save_file
+HEADER = {"format": "jaxcomm.message.1", "site": "{}", "sender": "", "note": ""}
 
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {"format": "pt"}]
+    + [
+        pytest.param(header, marks=BROKEN("a header that lacks something, or is no JSON"))
+        for header in ({"format": HEADER["format"]}, {**HEADER, "site": "{"}, {**HEADER, "site": "[1]"})
+    ],
+)
+def test_a_foreign_file_is_one_clear_line(tmp_path, metadata):
+    safetensors.numpy.save_file({"states": np.ones((2, 3))}, tmp_path / "message", metadata=metadata)
+    refused(lambda: jc.Message.load(tmp_path / "message"), "is not a message (jaxcomm.message.1)")
+
+
+def test_a_damaged_file_is_one_clear_line(llama, tmp_path):
     path = tmp_path / "message"
     jc.send(llama.params, PADDED, 2).save(path)
     whole = path.read_bytes()
     for damaged in (b"", b"no message", whole[:9], whole[: len(whole) // 2], whole[:-1], b"\xff" * 8 + whole[8:]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="is not a whole safetensors file") as error:
-            jc.Message.load(path)
-        assert "\n" not in str(error.value) and str(path) in str(error.value)
-    for metadata in (None, {"format": "pt"}):
-        save_file({"states": np.ones((2, 3))}, path, metadata=metadata)
-        with pytest.raises(ValueError, match="is not a message") as error:
-            jc.Message.load(path)
-        assert "\n" not in str(error.value)
-    with pytest.raises(FileNotFoundError, match="there is no such message"):
-        jc.Message.load(tmp_path / "elsewhere")
+        refused(lambda: jc.Message.load(path), f"{path} is not a whole safetensors file")
 
 
 def test_another_model_takes_a_message_through_a_map_or_from_nobody(llama, wide, tmp_path_factory):
     other = make_checkpoint(tmp_path_factory.mktemp("other"), "llama", seed=9).params
     message = jc.send(llama.params, PADDED, 2)
+    forward = lambda params, *how: jc.forward(params, PADDED, edits=[jc.receive(*how)])
     same = jax.tree.map(lambda a: a + 0, llama.params).unroll()
-    want = jc.forward(llama.params, PADDED, edits=[jc.receive(message, 3)])
-    np.testing.assert_allclose(jc.forward(same, PADDED, edits=[jc.receive(message, 3)]), want, 1e-5, 1e-5)
+    assert_close(forward(same, message, 3), forward(llama.params, message, 3), "the same weights", 1e-6)
     for params in (other, wide.params):
         for call in (jc.forward, jc.generate, jc.prefill):
-            with pytest.raises(ValueError, match="this message of width 48 is from model") as error:
-                call(params, PADDED, edits=[jc.receive(message, 3)])
-            assert "\n" not in str(error.value) and message.sender in str(error.value)
+            says = f"this message of width 48 is from model {message.sender}, the receiver is"
+            refused(lambda call=call, params=params: call(params, PADDED, edits=[jc.receive(message, 3)]), says)
         W = jax.random.normal(jax.random.key(0), (params.config.width, 48))
-        got = jc.forward(params, PADDED, edits=[jc.receive(message, 3, jc.Graft(W=W))])
-        mapped = jc.receive(message.states @ W.T, 3)
-        assert_close(got, jc.forward(params, PADDED, edits=[mapped]), "W a", 1e-4)
-        nobody = jc.forward(params, PADDED, edits=[jc.receive(message.anonymous(), 3)])
-        assert np.isfinite(nobody).all() and message.anonymous().sender is None
+        got = forward(params, message, jc.Site("resid_post", 3, "last"), jc.Graft(W=W))
+        assert_close(got, forward(params, message.states @ W.T, 3), "W a", 1e-4)
+        assert np.isfinite(forward(params, message.anonymous(), 3)).all()
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
 
 
-def ones(*shape):
-    return np.ones(shape, np.float32)
+def edit_at(*site, change=jc.scale(1.0), **how):  # noqa: B008
+    return lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site(*site, **how), change)])
 
 
-KEEP = jc.scale(1.0)
+def broken(call, says, why):
+    return pytest.param(call, says, marks=BROKEN(why))
 
 
 @pytest.mark.parametrize(
@@ -683,56 +668,54 @@ KEEP = jc.scale(1.0)
         (lambda p, t: jc.run_with_cache(p, t, sites=["z", "attention"]), "unknown site 'attention': choose one of embed"),
         (lambda p, t: jc.run_with_cache(p, t, sites=["z", "k"], layers=[1, 0]), "layer 0 is out of range: z of this model has layers 1 to 4"),
         (lambda p, t: jc.run_with_cache(p, t, sites=jc.Site("z", 1, 7)), "position 7 is out of range: row 1 has 6 tokens"),
-        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("z", 1, -7), KEEP)]), "position -7 is out of range: row 1 has 6 tokens"),
-        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("z", 1, 0.5), KEEP)]), "positions 0.5: give whole numbers, or a mask"),
-        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("z", 1, ~REAL), KEEP)]), "the mask of positions chooses no token of row 0"),
-        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("z", 1, REAL[:2]), KEEP)]), "positions are (2, 14) for prompts (3, 14)"),
-        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("z", 1.5), KEEP)]), "layer 1.5 is out of range"),
-        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("v", 1, heads=(0, 2)), KEEP)]), "head 2 is out of range: v has heads 0 to 1"),
-        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("z", 1, heads=-1), KEEP)]), "head -1 is out of range"),
-        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("z", 1, heads=h), KEEP) for h in (2, (1, 2))]), "edits 0 and 1 both change z 1"),
-        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("logits"), KEEP)] * 2), "edits 0 and 1 both change logits at position 0 of row 0"),
+        (edit_at("z", 1, -7), "position -7 is out of range: row 1 has 6 tokens"),
+        (edit_at("z", 1, 0.5), "positions 0.5: give whole numbers, or a mask"),
+        (edit_at("z", 1, ~REAL), "the mask of positions chooses no token of row 0"),
+        (edit_at("z", 1, REAL[:2]), "positions are (2, 14) for prompts (3, 14)"),
+        (edit_at("z", 1.5), "layer 1.5 is out of range"),
+        (edit_at("v", 1, heads=(0, 2)), "head 2 is out of range: v has heads 0 to 1"),
+        (edit_at("z", 1, heads=-1), "head -1 is out of range"),
+        (edit_at("q", 1, change=lambda s, m, c: s[..., :1]), "the edit of q returned"),
+        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("z", 1, heads=h), jc.scale(0.0)) for h in (2, (1, 2))]), "edits 0 and 1 both change z 1"),
+        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("logits"), jc.scale(0.0))] * 2), "edits 0 and 1 both change logits at position 0 of row 0"),
         (lambda p, t: jc.forward(p, t, edits=[jc.receive(ones(2, 48), 1)]), "2 messages for 3 prompts: give one for each"),
         (lambda p, t: jc.forward(p, t, edits=[jc.receive(jc.send(p, t[:1], 1), 1)]), "1 messages for 3 prompts"),
         (lambda p, t: jc.forward(p, t, edits=[jc.receive(ones(3, 48), 1, jc.Graft(W=ones(3, 3)))]), "W is (3, 3), but maps from width 48 to width 48"),
-        (lambda p, t: jc.generate(p, t, edits=[jc.Edit(jc.Site("q", 1), lambda s, m, c: s[..., :1])]), "the edit of q returned"),
+        broken(lambda p, t: jc.run_with_cache(p, t, sites=[jc.Site("z", 1), jc.Site("z", 3)]), "z", "the first of two sites of one name is lost"),
+        broken(lambda p, t: jc.run_with_cache(p, t, sites="z", layers=[]), "layer", "an IndexError"),
+        broken(lambda p, t: jc.run_with_cache(p, t, sites="z", layers=[2, 2]), "layer", "the second of two equal layers is NaN"),
+        broken(edit_at("z", 1, slice(None, None, -1)), "step", "a step of -1 is one of 1"),
+        broken(edit_at("z", 1, slice(None, None, 0)), "step", "a step of 0 is taken"),
+        broken(edit_at("z", 1, heads=()), "head", "a TypeError"),
+        broken(edit_at("z", np.array([1, 2])), "layer", "a TypeError"),
+        broken(lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("mlp_out", 1), jc.replace)]), "message", "a TypeError"),
+        broken(lambda p, t: jc.forward(p, t, edits=[jc.receive(ones(3), 1)]), "message", "an IndexError"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_clear_line(llama, call, says):
-    with pytest.raises(ValueError) as error:
-        call(llama.params, PADDED)
-    assert says in str(error.value) and "\n" not in str(error.value)
+def test_bad_input_is_one_clear_line(unchecked, llama, call, says):
+    refused(lambda: call(llama.params, PADDED), says)
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox"], indirect=True)
 def test_a_parallel_family_refuses_resid_mid(kind):
-    site = jc.Site("resid_mid", 1)
-    for call in (
-        lambda: jc.run_with_cache(kind.params, PADDED, sites=["z", "resid_mid"]),
-        lambda: jc.run_with_cache(kind.params, PADDED, sites=site),
-        lambda: jc.send(kind.params, PADDED, site),
-        lambda: jc.forward(kind.params, PADDED, edits=[jc.Edit(site, KEEP)]),
-        lambda: jc.generate(kind.params, PADDED, edits=[jc.Edit(site, KEEP)]),
-    ):
-        with pytest.raises(
-            ValueError, match="this family has no resid_mid: attention and MLP both read resid_pre"
-        ) as error:
-            call()
-        assert "\n" not in str(error.value)
+    p, site = kind.params, jc.Site("resid_mid", 1)
+    says = "this family has no resid_mid: attention and MLP both read resid_pre"
+    refused(lambda: jc.run_with_cache(p, PADDED, sites=["z", "resid_mid"]), says)
+    refused(lambda: jc.run_with_cache(p, PADDED, sites=site), says)
+    refused(lambda: jc.send(p, PADDED, site), says)
+    for call in (jc.forward, jc.prefill, jc.generate):
+        refused(lambda call=call: call(p, PADDED, edits=[jc.Edit(site, unchanged)]), says)
 
 
-def test_a_network_has_no_sites(llama):
+def test_a_network_has_no_sites(unchecked, llama):
     network = init_network(jax.random.key(0), llama.params, widths=(1, 2, 1))
-    logits, cache = jc.prefill(network, PADDED)
-    for name in ("resid_post", "logits"):
-        site = jc.Site(name, 1 if name == "resid_post" else None)
-        edits = [jc.Edit(site, KEEP)]
-        for call in (
-            lambda edits=edits: jc.forward(network, PADDED, edits=edits),
-            lambda edits=edits: jc.prefill(network, PADDED, edits=edits),
-            lambda edits=edits: jc.generate(network, PADDED, edits=edits),
-            lambda edits=edits: jc.decode(network, logits, cache, edits=edits),
-        ):
-            with pytest.raises(ValueError, match="a network has no layers to be read or edited at") as error:
-                call()
-            assert "\n" not in str(error.value)
+    decode, says = (
+        functools.partial(jc.decode, network, *jc.prefill(network, PADDED)),
+        "a network has no layers to be read or edited at",
+    )
+    for site in (jc.Site("resid_post", 1), jc.Site("logits")):
+        for call in (jc.forward, jc.prefill, jc.generate):
+            refused(lambda call=call, site=site: call(network, PADDED, edits=[jc.Edit(site, unchanged)]), says)
+        refused(lambda site=site: decode(edits=[jc.Edit(site, unchanged)]), says)
+        refused(lambda site=site: jc.run_with_cache(network, PADDED, sites=site), says)
+        refused(lambda site=site: jc.send(network, PADDED, site), says)

@@ -225,14 +225,14 @@ def test_the_program_grows_neither_with_layers_nor_with_cells():
             plan = Plan(p, p, tokens, tokens, Grid(range(ks), range(ks)), sizes=Sizes(2, ks * ks, ks), mesh=ONE, **how)
             shared = plan.shared(plan.chunks[0].games)
             edits, at = jnp.zeros((2, ks * ks, 32)), jnp.zeros(ks * ks, jnp.int32)
+            cells = module.Cells(edits[:, :, None], None, at)
             if shared.answers is None:
                 lowered = module.decode_cells.lower(
-                    p, shared.prompt, shared.tokens, edits, at, jnp.full(2, 4), plan.stop_tokens, None, None,
+                    p, shared.prompt, cells, jnp.full(2, 4), module.Drawing(plan.stop_tokens),
                     slots=ks, max_new_tokens=3, mesh=plan.mesh,
                 )  # fmt: skip
             else:
                 targets, tail = shared.answers
-                cells = module.Cells(edits[:, :, None], None, at)
                 lowered = module.score_cells.lower(p, tail, cells, targets, mesh=plan.mesh)
             seen.append(lowered.as_text().count("\n"))
         return seen
@@ -325,9 +325,9 @@ def test_cells_share_the_prompt_they_continue(llama):
         grid = Grid(range(5), range(5))
         plan = Plan(p, p, tokens, tokens, grid, max_new_tokens=2, sizes=Sizes(2, 8, slots), mesh=ONE)
         shared = plan.shared(plan.chunks[0].games)
-        edits = jnp.zeros((2, 8, 48))
+        cells = module.Cells(jnp.zeros((2, 8, 1, 48)), None, jnp.zeros(8, jnp.int32))
         compiled = module.decode_cells.lower(
-            p, shared.prompt, shared.tokens, edits, jnp.zeros(8, jnp.int32), jnp.full(2, 8), plan.stop_tokens, None, None,
+            p, shared.prompt, cells, jnp.full(2, 8), module.Drawing(plan.stop_tokens),
             slots=slots, max_new_tokens=2, mesh=plan.mesh,
         ).compile()  # fmt: skip
         temps.append(compiled.memory_analysis().temp_size_in_bytes)

@@ -24,7 +24,7 @@ from jaxcomm.layer_sweep.programs import Cells, Targets, layers_of, read_tail, s
 from jaxcomm.layer_sweep.sizes import SCORED_ROWS
 from jaxcomm.model import Params, check_room, enter, positions_of, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts
-from jaxcomm.sites import SITES, Columns, Site, check_positions, check_site, columns_of
+from jaxcomm.sites import SITES, Site, check_positions, check_site, columns_of
 
 
 class PatchOptions(TypedDict, total=False):
@@ -93,50 +93,44 @@ def patch(
         >>> found.logprobs.shape
         (2, 5, 2, 2, 1)
     """
-    both, answers, c = (as_prompts(prompts_a), as_prompts(prompts_b)), np.asarray(answers), params_b.config
+    both, answers = (as_prompts(prompts_a), as_prompts(prompts_b)), np.asarray(answers)
     check_games(*both)
-    sites = tuple(options.get("sites", ("resid_post",)))
-    layers = tuple(options.get("layers", range(int("resid_post" not in sites), c.layers + 1)))
-    shortest = min(int(np.sum(whole_mask(p), axis=1).min()) for p in both)
-    positions = tuple(options.get("positions", range(-shortest, 0)))
+    sites, layers, positions = _grid(options, params_b, both)
     _check(params_a, params_b, both, answers, (sites, layers, positions))
-    columns = [[columns_of(at, positions_of(p)) for at in positions] for p in both]
-    columns_a, columns_b = (_joined(x, p.shape[1]) for x, p in zip(columns, both, strict=True))
-    begin = int(columns_b.min())
+    columns = _columns(positions, both)
+    begin, length = int(columns[1].min()), both[1].shape[1] - int(columns[1].min())
     targets = Targets(jnp.asarray(answers), jnp.zeros(answers.shape, bool), jnp.zeros(0, jnp.int32))
-    size = max(1, SCORED_ROWS // (len(answers) * (both[1].shape[1] - begin + answers.shape[1] - 1)))
-    chunks = [
-        (s, [(i, p) for i in part for p in range(len(positions))][n : n + size])
-        for s, site in enumerate(sites)
-        for part in [[i for i, layer in enumerate(layers) if layer or site == "resid_post"]]
-        for n in range(0, len(part) * len(positions), size)
-    ]
-    shape = (len(sites), len(layers), len(positions), len(answers))
+    size = max(1, SCORED_ROWS // (len(answers) * (length + answers.shape[1] - 1)))
+    chunks = [_chunks(site, layers, len(positions), size) for site in sites]
+    shape, done = (len(sites), len(layers), len(positions), len(answers)), 0
     logprobs, exact = np.full((*shape, answers.shape[1]), np.nan, np.float32), np.zeros(shape, bool)
-    read: tuple[int, Any] = -1, None
-    for done, (s, cells) in enumerate(chunks):
-        if read[0] != s:
-            sent = _activations(params_a, both[0], sites[s])
-            read = (
-                s,
-                (
-                    sent,
-                    *read_tail(
-                        params_b, _masked(both[1]), targets.tokens, site=sites[s], length=both[1].shape[1] - begin
-                    ),
-                ),
-            )
-        padded = np.array([*cells, *[cells[-1]] * (size - len(cells))])
-        at = np.array(layers, np.int32)[padded[:, 0]]
-        where = jnp.asarray(columns_a[:, padded[:, 1]]), jnp.asarray(columns_b[:, padded[:, 1]])
-        out = _patch_cells(
-            params_b, read[1], at, where, targets, begin=begin, site=sites[s], change=options.get("change", replace)
-        )
-        for cell, hit, found in zip(cells, *(np.swapaxes(np.asarray(x), 0, 1) for x in out), strict=False):
-            exact[s, *cell], logprobs[s, *cell] = hit, found
-        if (progress := options.get("progress")) is not None:
-            progress(done + 1, len(chunks))
+    for s, site in enumerate(sites):
+        sent = _activations(params_a, both[0], site)
+        read = (sent, *read_tail(params_b, _masked(both[1]), targets.tokens, site=site, length=length))
+        for cells in chunks[s]:
+            at, where = np.array(layers, np.int32)[cells[:, 0]], [jnp.asarray(x[:, cells[:, 1]]) for x in columns]
+            change = options.get("change", replace)
+            found = _patch_cells(params_b, read, at, where, targets, begin=begin, site=site, change=change)
+            exact[s, *cells.T], logprobs[s, *cells.T] = (np.swapaxes(np.asarray(x), 0, 1) for x in found)
+            done += 1
+            options.get("progress", lambda done, all: None)(done, sum(map(len, chunks)))
     return Patching(logprobs, exact, layers, positions)
+
+
+def _grid(options: PatchOptions, params: Params, both: Sequence[Prompts]) -> tuple[tuple, tuple, tuple]:
+    """Sites, layers and positions, as they were asked for or all there are."""
+    sites = tuple(options.get("sites", ("resid_post",)))
+    layers = tuple(options.get("layers", range(int("resid_post" not in sites), params.config.layers + 1)))
+    shortest = min(int(_mask(p).sum(axis=1).min()) for p in both)
+    return sites, layers, tuple(options.get("positions", range(-shortest, 0)))
+
+
+def _chunks(site: str, layers: Sequence[int], positions: int, size: int) -> list[np.ndarray]:
+    """A site's cells, as indices of layer and position, so many at a time; the last ones are filled up with the last."""
+    has = [i for i, layer in enumerate(layers) if layer or site == "resid_post"]
+    cells = np.array([(i, p) for i in has for p in range(positions)])
+    rows = np.minimum(np.arange(-(-len(cells) // size) * size), len(cells) - 1)
+    return list(cells[rows].reshape(-1, size, 2))
 
 
 @functools.partial(jax.jit, static_argnames=("begin", "site", "change"))
@@ -154,7 +148,9 @@ def _patch_cells(params, read, layers, where, targets: Targets, *, begin: int, s
     message, state = at(sent, columns_a), at(own, columns_b)
     flat = lambda x: x.reshape(-1, *x.shape[2:])
     places = jnp.where(columns_b < own.shape[2], columns_b, -1)
-    new = change(flat(state), flat(message), Context(site, jnp.repeat(layers, 1), flat(places))).reshape(state.shape)
+    new = change(flat(state), flat(message), Context(site, jnp.tile(layers, len(state)), flat(places))).reshape(
+        state.shape
+    )
     there = jnp.where((columns_a < sent.shape[2]) & (columns_b < own.shape[2]), columns_b - begin, tail.states.shape[2])
     return score_cells(params, tail, Cells(new.astype(state.dtype), there, layers), targets, site=site)
 
@@ -169,24 +165,30 @@ def _activations(params, prompts: Prompts, site: str):
     return run_blocks(params, h, positions, hook=hook)[2][0]
 
 
-def whole_mask(prompts: Prompts) -> np.ndarray:
+def _mask(prompts: Prompts) -> np.ndarray:
     """Which columns hold a token."""
     return np.ones(prompts.shape, bool) if prompts.mask is None else np.asarray(prompts.mask)
 
 
 def _masked(prompts: Prompts) -> Prompts:
-    return Prompts(jnp.asarray(prompts.tokens), jnp.asarray(whole_mask(prompts)))
+    return Prompts(jnp.asarray(prompts.tokens), jnp.asarray(_mask(prompts)))
 
 
-def _joined(each: Sequence[Columns], width: int) -> np.ndarray:
-    """Columns [G, positions, n] of all positions, aligned at their ends; `width` where there is none."""
-    rows = []
-    for index, valid in each:
-        index = np.broadcast_to(np.arange(width), np.shape(valid)) if index is None else np.asarray(index)
-        rows.append(index if valid is None else np.where(valid, index, width))
-    most = max(row.shape[1] for row in rows)
-    whole = np.stack([np.pad(row, ((0, 0), (most - row.shape[1], 0)), constant_values=width) for row in rows], axis=1)
-    return whole[..., (whole < width).any(axis=(0, 1))]  # no columns that no row has
+def _columns(positions: Sequence[Any], both: Sequence[Prompts]) -> list[np.ndarray]:
+    """Columns [G, positions, n] of A's prompts and of B's, aligned at their ends; their width where there is none."""
+    found = [[_chosen(at, prompts) for at in positions] for prompts in both]
+    most = max(row.shape[1] for rows in found for row in rows)
+    widths = [prompts.shape[1] for prompts in both]
+    pad = lambda row, width: np.pad(row, ((0, 0), (most - row.shape[1], 0)), constant_values=width)
+    whole = [np.stack([pad(row, width) for row in rows], axis=1) for rows, width in zip(found, widths, strict=True)]
+    used = np.logical_and(*((x < width).any(axis=(0, 1)) for x, width in zip(whole, widths, strict=True)))
+    return [x[..., used] for x in whole]
+
+
+def _chosen(positions: Any, prompts: Prompts) -> np.ndarray:
+    index, valid = columns_of(positions, positions_of(prompts))
+    index = np.broadcast_to(np.arange(prompts.shape[1]), prompts.shape) if index is None else np.asarray(index)
+    return index if valid is None else np.where(valid, index, prompts.shape[1])
 
 
 def _check(params_a: Params, params_b: Params, both: Sequence[Prompts], answers: np.ndarray, grid: tuple) -> None:

@@ -21,6 +21,7 @@ from jaxcomm.decoding import Decoding, check_keys
 from jaxcomm.edits import Graft
 from jaxcomm.layer_sweep.programs import (
     Cells,
+    Drawing,
     Targets,
     decode_cells,
     edit_states,
@@ -103,8 +104,6 @@ class Shared:
     sent: Array
     own: Array
     prompt: ReadPrompt
-    tokens: Array
-    """[G] of the prompts' last tokens."""
     keys: Any
     answers: Any
 
@@ -226,27 +225,26 @@ class Plan:
             answers = targets, read_answers(self.params_b, prompt, targets.tokens)
         sent = put(self.mesh, states[np.array(self.grid.ks)], None, "games")
         own = prompt.states[np.array(self.grid.js)]
-        return Shared(sent, own, prompt, prompts_b.tokens[:, -1], keys, answers)
+        return Shared(sent, own, prompt, keys, answers)
 
     def run(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """tokens, logprobs [cells, games, T] and forwarded, or exact [cells, games] and logprobs; on the host."""
         shared = self.shared(chunk.games)
         rows = np.minimum(np.arange(chunk.cells.start, chunk.cells.start + self.sizes.cells), chunk.cells.stop - 1)
-        cells = self.grid.cells[rows]
-        edits = edit_states(self._sent(shared.sent, cells), shared.own, jnp.asarray(cells), grafts=self.grid.grafts)
-        layers = jnp.asarray(np.array(self.grid.js, np.int32)[cells[:, 2]])
-        steps = None
+        named = self.grid.cells[rows]
+        edits = edit_states(self._sent(shared.sent, named), shared.own, jnp.asarray(named), grafts=self.grid.grafts)
+        layers = jnp.asarray(np.array(self.grid.js, np.int32)[named[:, 2]])
+        cells, steps = Cells(edits[:, :, None], None, layers), None
         if shared.answers is None:
             count = np.where(np.arange(self.sizes.games) < len(chunk.games), len(chunk.cells), 0).astype(np.int32)
             tokens, logprobs, steps = decode_cells(
-                self.params_b, shared.prompt, shared.tokens, edits, layers, put(self.mesh, jnp.asarray(count), "games"),
-                self.stop_tokens, self.sampling, shared.keys, slots=self.sizes.slots, max_new_tokens=self.new,
+                self.params_b, shared.prompt, cells, put(self.mesh, jnp.asarray(count), "games"),
+                Drawing(self.stop_tokens, self.sampling, shared.keys), slots=self.sizes.slots, max_new_tokens=self.new,
                 mesh=self.mesh,
             )  # fmt: skip
             out = {"tokens": tokens, "logprobs": logprobs}
         else:
             targets, tail = shared.answers
-            cells = Cells(edits[:, :, None], None, layers)
             exact, logprobs = score_cells(self.params_b, tail, cells, targets, mesh=self.mesh)
             out = {"exact": exact, "logprobs": logprobs}
         trim = lambda a: np.swapaxes(np.asarray(a), 0, 1)[: len(chunk.cells), : len(chunk.games)]

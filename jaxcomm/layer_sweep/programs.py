@@ -38,87 +38,6 @@ class _Slots(struct.PyTreeNode):
     cache: KVCache
 
 
-@functools.partial(jax.jit, static_argnames=("slots", "max_new_tokens", "mesh"))
-def decode_cells(
-    params, prompt: ReadPrompt, last, edits, layers, count, stop_tokens, sampling, keys, *, slots, max_new_tokens, mesh
-):
-    """tokens, logprobs [G, C, T] of the first `count` [G] cells of every game: edits [G, C, D] at layers [C], after
-    prompts whose last tokens are `last` [G]. Also the number of steps."""
-    (G, C), T = edits.shape[:2], max_new_tokens
-    end = prompt.last.positions
-    split = functools.partial(constrain, mesh)
-
-    def step(s: _Slots) -> _Slots:
-        active = s.cell < count[:, None]
-        fresh = active & (s.t == 0)
-        cell = jnp.minimum(s.cell, C - 1)
-        edit = jnp.take_along_axis(edits, cell[..., None], axis=1)
-        at = jnp.where(fresh, layers[cell], -1)
-
-        def graft(site, i, h, state):
-            return split(jnp.where((at == i)[..., None], edit, h), "games", "cells"), state
-
-        # A cell begins with the prompt's last token, read again from its embedding and edited on its way up.
-        ids = jnp.where(fresh, last[:, None], s.token)
-        positions, column = jnp.where(active, end + s.t, -1), s.step % T
-        cleared = jnp.where(fresh[..., None], -1, s.cache.positions)
-        cache = s.cache.replace(positions=cleared).announce(positions, column)
-        h, hook = enter(params, ids, positions, Hook(graft, (), frozenset(["resid_post"])))
-        attended = Attended((prompt.earlier,), cache, column)
-        h, cache, _ = run_blocks(params, h, positions, attended=attended, hook=hook)
-        logits = unembed(params, h)
-
-        drawn = None
-        if keys is not None:
-            drawn = jax.vmap(lambda key, t: jax.vmap(lambda t: jax.random.fold_in(key, t))(t))(keys, s.t)
-        token = jax.vmap(lambda logits, drawn: choose(logits, sampling, drawn))(logits, drawn)
-        chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-        logprob = chosen - top_and_total(logits)[1]
-        write = jax.vmap(lambda out, cell, t, new: out.at[cell, t].set(new, mode="drop"))
-        ended = active & (jnp.isin(token, stop_tokens) | (s.t + 1 == T))
-        return _Slots(
-            step=s.step + 1,
-            cell=jnp.where(ended, s.following[:, None] + jnp.cumsum(ended, axis=1, dtype=jnp.int32) - 1, s.cell),
-            t=jnp.where(ended, 0, s.t + 1),
-            token=token,
-            following=s.following + jnp.sum(ended, axis=1, dtype=jnp.int32),
-            tokens=write(s.tokens, jnp.where(active, s.cell, C), s.t, token),
-            logprobs=write(s.logprobs, jnp.where(active, s.cell, C), s.t, logprob),
-            cache=cache,
-        )
-
-    empty = params.empty_cache(G, T, slots)
-    lead = () if params.unrolled else (None,)
-    by_row = lambda a: split(a, *lead, "games", jax.sharding.PartitionSpec.UNCONSTRAINED, "cells")
-    start = _Slots(
-        step=jnp.int32(0),
-        cell=jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (G, slots)),
-        t=jnp.zeros((G, slots), jnp.int32),
-        token=jnp.zeros((G, slots), jnp.int32),
-        following=jnp.full(G, slots, jnp.int32),
-        tokens=jnp.full((G, C, T), -1, jnp.int32),
-        logprobs=jnp.zeros((G, C, T), jnp.float32),
-        cache=empty.replace(k=jax.tree.map(by_row, empty.k), v=jax.tree.map(by_row, empty.v)),
-    )
-    done = jax.lax.while_loop(lambda s: jnp.any(s.cell < count[:, None]), step, start)
-    return done.tokens, done.logprobs, done.step
-
-
-class Tail(struct.PyTreeNode):
-    """The end of B's prompts and the answers after it, read once, without an edit: U tokens, from the first that any cell
-    edits.
-
-    Attributes:
-        states: [L + 1, G, U, D], their streams h[0] .. h[L].
-        earlier: Keys and values of the tokens before them.
-        positions: [G, U].
-    """
-
-    states: Any
-    earlier: KVCache
-    positions: Any
-
-
 class Cells(struct.PyTreeNode):
     """What is changed in every cell.
 
@@ -140,6 +59,102 @@ class Cells(struct.PyTreeNode):
             (G, C), at = x.shape[:2], self.columns
             new = x.at[jnp.arange(G)[:, None, None], jnp.arange(C)[:, None], at].set(self.edits, mode="drop")
         return jnp.where(active.reshape(-1, *(1,) * (x.ndim - 2)), new, x)
+
+
+class Drawing(struct.PyTreeNode):
+    """How tokens are chosen: greedily without `sampling`, else with a key [G] for every game. stops [S]: tokens that end a text."""
+
+    stops: Any
+    sampling: Any = None
+    keys: Any = None
+
+    def draw(self, logits: Any, t: Any) -> Any:
+        """Of logits [G, R, V], the t-th tokens [G, R] of their texts."""
+        drawn = None
+        if self.keys is not None:
+            drawn = jax.vmap(lambda key, t: jax.vmap(lambda t: jax.random.fold_in(key, t))(t))(self.keys, t)
+        return jax.vmap(lambda logits, drawn: choose(logits, self.sampling, drawn))(logits, drawn)
+
+
+@functools.partial(jax.jit, static_argnames=("slots", "max_new_tokens", "mesh"))
+def decode_cells(params, prompt: ReadPrompt, cells: Cells, count, drawing: Drawing, *, slots, max_new_tokens, mesh):
+    """tokens, logprobs [G, C, T] of the first `count` [G] cells of every game, and the number of steps."""
+    (G, C), T = cells.edits.shape[:2], max_new_tokens
+    end = prompt.last.positions
+    split = functools.partial(constrain, mesh)
+
+    def step(s: _Slots) -> _Slots:
+        active = s.cell < count[:, None]
+        fresh = active & (s.t == 0)
+        cell = jnp.minimum(s.cell, C - 1)
+        edit = jnp.take_along_axis(cells.edits[:, :, 0], cell[..., None], axis=1)
+        at = jnp.where(fresh, cells.layers[cell], -1)
+
+        def graft(site, i, h, state):
+            return split(jnp.where((at == i)[..., None], edit, h), "games", "cells"), state
+
+        # A cell begins with the prompt's last token, read again from its embedding and edited on its way up.
+        ids = jnp.where(fresh, prompt.token[:, None], s.token)
+        positions, column = jnp.where(active, end + s.t, -1), s.step % T
+        cleared = jnp.where(fresh[..., None], -1, s.cache.positions)
+        cache = s.cache.replace(positions=cleared).announce(positions, column)
+        h, hook = enter(params, ids, positions, Hook(graft, (), frozenset(["resid_post"])))
+        attended = Attended((prompt.earlier,), cache, column)
+        h, cache, _ = run_blocks(params, h, positions, attended=attended, hook=hook)
+        logits = unembed(params, h)
+
+        token = drawing.draw(logits, s.t)
+        chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+        logprob = chosen - top_and_total(logits)[1]
+        write = jax.vmap(lambda out, cell, t, new: out.at[cell, t].set(new, mode="drop"))
+        ended = active & (jnp.isin(token, drawing.stops) | (s.t + 1 == T))
+        return _Slots(
+            step=s.step + 1,
+            cell=jnp.where(ended, s.following[:, None] + jnp.cumsum(ended, axis=1, dtype=jnp.int32) - 1, s.cell),
+            t=jnp.where(ended, 0, s.t + 1),
+            token=token,
+            following=s.following + jnp.sum(ended, axis=1, dtype=jnp.int32),
+            tokens=write(s.tokens, jnp.where(active, s.cell, C), s.t, token),
+            logprobs=write(s.logprobs, jnp.where(active, s.cell, C), s.t, logprob),
+            cache=cache,
+        )
+
+    start = _start_slots(params, (G, C), T, slots, split)
+    done = jax.lax.while_loop(lambda s: jnp.any(s.cell < count[:, None]), step, start)
+    return done.tokens, done.logprobs, done.step
+
+
+def _start_slots(params, shape: tuple[int, int], T: int, slots: int, split) -> _Slots:
+    """Every slot at a cell of its own, with nothing written."""
+    G, C = shape
+    empty = params.empty_cache(G, T, slots)
+    lead = () if params.unrolled else (None,)
+    by_row = lambda a: split(a, *lead, "games", jax.sharding.PartitionSpec.UNCONSTRAINED, "cells")
+    return _Slots(
+        step=jnp.int32(0),
+        cell=jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (G, slots)),
+        t=jnp.zeros((G, slots), jnp.int32),
+        token=jnp.zeros((G, slots), jnp.int32),
+        following=jnp.full(G, slots, jnp.int32),
+        tokens=jnp.full((G, C, T), -1, jnp.int32),
+        logprobs=jnp.zeros((G, C, T), jnp.float32),
+        cache=empty.replace(k=jax.tree.map(by_row, empty.k), v=jax.tree.map(by_row, empty.v)),
+    )
+
+
+class Tail(struct.PyTreeNode):
+    """The end of B's prompts and the answers after it, read once, without an edit: U tokens, from the first that any cell
+    edits.
+
+    Attributes:
+        states: [L + 1, G, U, D], their streams h[0] .. h[L].
+        earlier: Keys and values of the tokens before them.
+        positions: [G, U].
+    """
+
+    states: Any
+    earlier: KVCache
+    positions: Any
 
 
 class Targets(struct.PyTreeNode):
