@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxcomm as jc
-from jaxcomm.compiled import check_layer, check_prompts
+from jaxcomm.compiled import check_layer, check_tokens
 from jaxcomm.converters import load_agent
 from jaxcomm.evals.pair import folder
 from jaxcomm.model import run_blocks
@@ -35,7 +35,7 @@ NEW, K, J = 8, 5, 2
 
 def calls(params: jc.Params):
     """name -> (ours, the caller's own), each a function of tokens and mask."""
-    message = jc.send(params, np.ones((1, 4), np.int32), K)
+    message = jc.send(params, np.ones((1, 4), np.int32), K).anonymous()
     words, cache = jc.prefill(params, np.ones((1, 32), np.int32))
     texts = np.ones((1, 4, 3), np.int32)
     functions = {
@@ -44,7 +44,8 @@ def calls(params: jc.Params):
         "prefix": lambda p, t, m, *a: jc.prefix(p, Prompts(t, m), K),
         "suffix": lambda p, t, m, h, *a: jc.suffix(p, h, K, mask=m),
         "send": lambda p, t, m, *a: jc.send(p, Prompts(t, m), K),
-        "answer": lambda p, t, m, h, x, *a: jc.answer(p, Prompts(t, m), x, J, max_new_tokens=NEW),
+        "edits": lambda p, t, m, h, x, *a: jc.generate(p, Prompts(t, m), edits=[jc.receive(x, J)], max_new_tokens=NEW),
+        "run_with_cache": lambda p, t, m, *a: jc.run_with_cache(p, Prompts(t, m), sites="z", layers=(1, 2)),
         "communicate": lambda p, t, m, *a: jc.communicate(
             p, p, Prompts(t, m), Prompts(t, m), k=K, j=J, max_new_tokens=NEW
         ),
@@ -73,14 +74,14 @@ def compiled():
 
 
 def look(params: jc.Params, tokens: np.ndarray, mask: np.ndarray) -> None:
-    check_prompts(params, tokens, mask)
+    check_tokens(params, Prompts(tokens, mask))
     check_layer(params, K)
 
 
-def bare(params: jc.Params, tokens: jax.Array, *, mask: jax.Array) -> jax.Array:
+def bare(params: jc.Params, prompts: Prompts) -> jax.Array:
     """`forward` of a Llama that trusts its input."""
-    positions = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
-    return params.logits(run_blocks(params, params.embed[tokens], positions)[0])
+    positions = jnp.where(prompts.mask, jnp.cumsum(prompts.mask, axis=1, dtype=jnp.int32) - 1, -1)
+    return params.logits(run_blocks(params, params.embed[prompts.tokens], positions)[0])
 
 
 def masked(fn, params: jc.Params, tokens: np.ndarray, mask: np.ndarray):
@@ -110,7 +111,8 @@ def main() -> None:
     for title, (params, repeats) in models.items():
         make = np.random.default_rng(0)
         lengths = make.integers(8, 33, 4 * repeats)
-        prompts = [jc.left_pad([make.integers(1, params.config.vocab, n)], 32) for n in lengths]
+        padded = [jc.left_pad([make.integers(1, params.config.vocab, n)], 32) for n in lengths]
+        prompts = [(p.tokens, p.mask) for p in padded]
         print(f"\n{title}: one prompt of 8 to 32 tokens, {NEW} new ones; medians of {rounds} rounds in turns")
         print(f"{'':20} {'own jit, ms':>12} {'jaxcomm, ms':>12} {'ratio':>6}")
         for name, ours, own in calls(params):

@@ -27,13 +27,13 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxcomm import layer_sweep as sweep_module
 from jaxcomm.communication import communicate, read_prompt
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.converters.hf import abstract_params
+from jaxcomm.layer_sweep.programs import Cells, Drawing, decode_cells
 from jaxcomm.prompts import Prompts
 from jaxcomm.reading import hidden_states, prefix
-from jaxcomm.sharding import grid, shardings
+from jaxcomm.sharding import shardings, sweep_mesh
 
 ROPE = Rope(5e5, "llama3", factor=32.0)
 LLAMA = {
@@ -87,7 +87,7 @@ def programs(a: ModelConfig, b: ModelConfig, mesh: Mesh):
 
     yield CONTROL, lambda: jax.jit(cut).lower(model_b, tokens, mask), (), 0
 
-    spread = grid(mesh, GAMES)
+    spread = sweep_mesh(mesh, GAMES)
     model_a, model_b = placed(a, spread), placed(b, spread)
     tokens, mask = columns(spread, "games")
     last_states = functools.partial(hidden_states, last=True)
@@ -97,13 +97,13 @@ def programs(a: ModelConfig, b: ModelConfig, mesh: Mesh):
     # What B read: laid out as reading leaves it, and the cells of one chunk.
     read = jax.jit(read_prompt).lower(model_b, Prompts(tokens, mask)).compile()
     place = lambda tree, at: jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)
-    prompt = place(jax.eval_shape(read_prompt, Prompts(model_b, mask), tokens), read.output_shardings)
+    prompt = place(jax.eval_shape(read_prompt, model_b, Prompts(tokens, mask)), read.output_shardings)
     cells = LAYERS**2
-    edits = rows(spread, (GAMES, cells, b.width), jnp.bfloat16, "games")
+    edits = rows(spread, (GAMES, cells, 1, b.width), jnp.bfloat16, "games")
     layers, count = rows(spread, (cells,), jnp.int32), rows(spread, (GAMES,), jnp.int32, "games")
-    last, stops = rows(spread, (GAMES,), jnp.int32, "games"), rows(spread, (1,), jnp.int32)
+    drawing = Drawing(rows(spread, (1,), jnp.int32))
     decode = functools.partial(
-        sweep_module._decode.lower, model_b, prompt, last, edits, layers, count, stops, None, None,
+        decode_cells.lower, model_b, prompt, Cells(edits, None, layers), count, drawing,
         slots=cells, max_new_tokens=NEW, mesh=spread,
     )  # fmt: skip
     own = 2 * b.layers * b.kv_heads * b.head_dim * GAMES * cells * NEW * 2 // mesh.size

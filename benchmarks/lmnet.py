@@ -95,6 +95,7 @@ def ours(what: str, single: bool, folder: Path, args):
     from jaxcomm import lmnet
     from jaxcomm.converters import from_hf
     from jaxcomm.model import embed, positions_of
+    from jaxcomm.prompts import Prompts
     from jaxcomm.reading import forward
     from jaxcomm.training import Batch, Everything, begin, losses, make_optimizer, make_step
 
@@ -120,7 +121,7 @@ def ours(what: str, single: bool, folder: Path, args):
         fn, state, rest = (
             jax.jit(jax.value_and_grad(loss)),
             None,
-            (embed(model, tokens, positions_of(tokens.shape)), model),
+            (embed(model, tokens, positions_of(Prompts(tokens))), model),
         )
     else:
         optimizer = make_optimizer(RATE, 1000, warmup=0.0)

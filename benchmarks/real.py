@@ -233,7 +233,8 @@ def beside_hooks(sides, file: str, config) -> None:
     agent, game, wording = load_agent(file, chat=True), draw("countries", 0, GAMES), Wording()
     prompts = wording.prompts_b(game, agent)
     answers = agent.spell(prompts, [item.answer for item in game.items])
-    (ta, ma), (tb, mb) = (agent.tokenize(x) for x in (wording.prompts_a(game, agent), prompts))
+    both = [agent.tokenize(x) for x in (wording.prompts_a(game, agent), prompts)]
+    (ta, ma), (tb, mb) = ((p.tokens, p.mask) for p in both)
     layers = [round(i * config.layers / GRID) for i in range(1, GRID + 1)]
     columns = [layers[i] for i in np.linspace(0, GRID - 1, COLUMNS).round().astype(int)]
     asked = {"ks": layers, "columns": columns} | {

@@ -289,7 +289,7 @@ def check_flops(args) -> None:
     import jax.numpy as jnp
 
     from jaxcomm.flops import blocks_flops, head_flops
-    from jaxcomm.model import init_params, run_blocks, unembed
+    from jaxcomm.model import Attended, init_params, run_blocks, unembed
 
     config = make_config(args)
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), config).unroll())
@@ -297,7 +297,8 @@ def check_flops(args) -> None:
     h, positions = jax.ShapeDtypeStruct((1, 64, config.width), jnp.float32), jax.ShapeDtypeStruct((1, 64), jnp.int32)
 
     def step(params, past, h, positions):
-        return unembed(params, run_blocks(params, h, positions, past=(past,), branches=64)[0])
+        attended = Attended((past,), branches=64)
+        return unembed(params, run_blocks(params, h, positions, attended=attended)[0])
 
     counted = jax.jit(step).lower(params, past, h, positions).compile().cost_analysis()
     by_hand = 64 * (blocks_flops(config, 1, context=63) + head_flops(config))
