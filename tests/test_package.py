@@ -90,6 +90,17 @@ def test_imports_go_one_way_and_neighbours_are_imported_as_such():
         walk(name, ())
 
 
+def test_functions_can_be_seen_whole():
+    """None is longer than 60 lines or takes more than 8 parameters; options of many are declared once (`Unpack`)."""
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                a = node.args
+                count = len([*a.posonlyargs, *a.args, *a.kwonlyargs]) + bool(a.vararg) + bool(a.kwarg)
+                count -= a.args[:1] != [] and a.args[0].arg in ("self", "cls")
+                assert count <= 8 and node.end_lineno - node.lineno < 60, f"{name}.{node.name}"
+
+
 MISSING = f"""
 import sys
 sys.modules.update(dict.fromkeys({ONLY_COMMANDS!r}))

@@ -181,7 +181,7 @@ def _columns(positions: Sequence[Any], both: Sequence[Prompts]) -> list[np.ndarr
     widths = [prompts.shape[1] for prompts in both]
     pad = lambda row, width: np.pad(row, ((0, 0), (most - row.shape[1], 0)), constant_values=width)
     whole = [np.stack([pad(row, width) for row in rows], axis=1) for rows, width in zip(found, widths, strict=True)]
-    used = np.logical_and(*((x < width).any(axis=(0, 1)) for x, width in zip(whole, widths, strict=True)))
+    used = (whole[0] < widths[0]).any(axis=(0, 1)) & (whole[1] < widths[1]).any(axis=(0, 1))
     return [x[..., used] for x in whole]
 
 

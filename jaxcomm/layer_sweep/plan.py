@@ -221,7 +221,8 @@ class Plan:
         keys = None if self.keys is None else put(self.mesh, self.keys[jnp.asarray(rows)], "games")
         answers = None
         if self.answers is not None:
-            targets = Targets(*map(place, self.answers), self.stop_tokens)
+            tokens, ends = map(place, self.answers)
+            targets = Targets(tokens, ends, self.stop_tokens)
             answers = targets, read_answers(self.params_b, prompt, targets.tokens)
         sent = put(self.mesh, states[np.array(self.grid.ks)], None, "games")
         own = prompt.states[np.array(self.grid.js)]
