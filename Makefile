@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-protocols bench-real bench-load bench-lmnet tpu-check clean
+.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-layouts bench-protocols bench-real bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -86,6 +86,14 @@ bench-calls: .venv/.test
 # About half an hour, most of it the other side's.
 bench-sweep: .venv/.test
 	.venv/bin/python benchmarks/sweep.py
+
+# About two minutes: SmolLM2-135M beside a hook loop.
+bench-patching: .venv/.test .venv/.real
+	.venv/bin/python benchmarks/patching.py
+
+# About four minutes.
+bench-layouts: .venv/.test .venv/.real
+	.venv/bin/python benchmarks/layouts.py
 
 # About eight minutes: SmolLM2-135M beside transformers.
 bench-real: .venv/.test .venv/.real .venv-runtime/.runtime
