@@ -73,7 +73,7 @@ lint: .venv/.test
 	.venv/bin/ruff format --check .
 	rm -rf build
 	$(UV) pip install -q --python .venv/bin/python --no-deps --target build/installed .
-	.venv/bin/pyright --pythonpath .venv/bin/python build/installed/jaxcomm
+	cd build/installed && echo '{}' > pyrightconfig.json && ../../.venv/bin/pyright --pythonpath ../../.venv/bin/python jaxcomm
 
 # transformers' side needs torch, ours has an environment without it.
 bench: .venv/.test .venv-runtime/.runtime

@@ -12,7 +12,7 @@ import argparse
 import jax
 import jax.numpy as jnp
 
-from jaxcomm.evals.agents import load
+from jaxcomm.evals.agents import load_agents
 from jaxcomm.evals.sentences import sentences
 from jaxcomm.int8 import quantise
 from jaxcomm.reading import forward
@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     read = jax.jit(forward)
     for name in args.checkpoints:
-        (agent,) = load(name)
+        (agent,) = load_agents(name)
         texts = sentences("statements:countries" if args.text == "statements" else args.text, args.n, seed=0)
         prompts = agent.tokenize(texts)
         mask = prompts.mask

@@ -10,6 +10,8 @@ The first call compiles: no programs are kept between runs.
 from __future__ import annotations
 
 import functools
+import os
+import platform
 import time
 from collections.abc import Callable
 
@@ -82,6 +84,7 @@ def compare(name: str, params: jc.Params) -> None:
 
 def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
+    print(f"jax {jax.__version__}, {platform.machine()}, {os.cpu_count()} cores, float32")
     compare("random, 12 layers", jc.init_params(jax.random.key(0), LLAMA))
     compare("SmolLM2, 30 layers", jc.load_agent("real:smollm2").params)
 

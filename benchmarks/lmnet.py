@@ -10,7 +10,7 @@ off its initialisation, so edges are not zero. Every row of the batch is one tex
     edges step    `make_step` on the edges (AdamW); the vertices stay as they are
     stage 2 step  `make_step` on everything
 
-Layers are one by one, as `jaxcomm lmnet train --unroll` takes them (`--layout stacked`: as it does without), and the network's
+Layers are one by one, as `jaxcomm lmnet train` takes them on CPU in long runs (`--layout stacked`: in short ones), and the network's
 steps make again what lies between matrix products, as that command does; the single vertex' and PyTorch's do not, which is
 faster for them. All sides keep freed memory, as that command does.
 

@@ -2,14 +2,17 @@
 
 Clean and corrupted prompts of one length, the residual stream after every layer at every position (indirect object
 identification, Wang et al. 2023): the log-probability of the right name, clean activation in the corrupted run. The loop reads
-the corrupted prompts again for every cell, in one batch, as a careful user writes it; some of its layers are timed and
-the rest taken to cost the same. Ours is one call, its first (compiling) and its second. Needs `make .venv/.real`.
+the corrupted prompts again for every cell, in one batch, as a careful user writes it; after one layer to warm up it runs once,
+whole. Ours is one call, its first (compiling) and its second. Needs `make .venv/.real`.
 """
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 
+import jax
 import numpy as np
 import torch
 import transformers
@@ -19,7 +22,6 @@ from jaxcomm.converters import hf
 
 NAMES = (("Mary", "John"), ("Anna", "Paul"), ("Lucy", "Mark"), ("Jane", "Tom"))
 TEXT = "When {0} and {1} went to the store, {2} gave a drink to"
-TIMED = 3
 
 
 def hook_loop(model, clean: np.ndarray, corrupted: np.ndarray, answers: np.ndarray, layers: list[int]) -> np.ndarray:
@@ -57,22 +59,25 @@ def main() -> None:
         found = jc.patch(agent.params, agent.params, clean, corrupted, answers, layers=layers)
         return time.perf_counter() - start, found
 
-    (first, found), (second, _), (third, _) = ours(), ours(), ours()
-    again = min(second, third)
+    (first, found), (again, _) = ours(), ours()
     file = hf.locate("real:smollm2")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     ).eval()
-    columns = [layers[i] for i in np.linspace(0, len(layers) - 2, TIMED).round().astype(int)]
-    hook_loop(model, clean, corrupted, answers, columns[:1])
+    hook_loop(model, clean, corrupted, answers, layers[:1])
     start = time.perf_counter()
-    theirs = hook_loop(model, clean, corrupted, answers, columns)
-    loop = (time.perf_counter() - start) * len(layers) / TIMED
-    apart = np.abs(theirs - found.logprobs[0, [layers.index(c) for c in columns], :, :, 0]).max()
+    # After the last layer the loop's stream is behind the final norm, so that layer's cells are compared up to it only.
+    theirs = hook_loop(model, clean, corrupted, answers, layers)
+    loop = time.perf_counter() - start
+    apart = np.abs(theirs - found.logprobs[0, ..., 0])[:-1].max()
+    print(
+        f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, "
+        f"{os.cpu_count()} cores, float32"
+    )
     print(
         f"patching, {len(texts)} games of {clean.shape[1]} tokens, {len(layers)} layers x {clean.shape[1]} positions: {again:.1f} s, "
-        f"its first call, compiling included, {first:.1f} s; hook loop {loop:.0f} s ({TIMED} of its layers timed): "
-        f"{loop / again:.1f} times, {loop / first:.1f} with compiling; log-probabilities within {apart:.1e}"
+        f"its first call, compiling included, {first:.1f} s; hook loop {loop:.0f} s: "
+        f"{loop / again:.1f} times, {loop / first:.1f} with compiling; log-probabilities within {apart:.1e} up to the last layer but one"
     )
     best = np.unravel_index(found.logprobs[0, ..., 0].mean(axis=-1).argmax(), found.logprobs.shape[1:3])
     print(f"most of the right name comes back at layer {found.layers[best[0]]}, position {found.positions[best[1]]}")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -19,12 +18,14 @@ from .hf import DType, commit_of, from_hf, locate, read_config
 
 
 class WeightOptions(TypedDict, total=False):
-    """How weights are read.
+    """Options of reading weights.
 
     Attributes:
-        unroll: The layout of the layers (see `jaxcomm.model`); default: unrolled on CPU, which decodes faster and compiles
-            longer.
-        max_positions, mesh, int8: As `from_hf`'s.
+        unroll: Whether the layers are unrolled (`jaxcomm.model`). Default: on CPU they are, which decodes faster and
+            compiles longer; elsewhere they are stacked.
+        max_positions: As in `from_hf`.
+        mesh: As in `from_hf`.
+        int8: As in `from_hf`.
     """
 
     unroll: bool | None
@@ -44,37 +45,46 @@ def load_agent(
     tokenizer: str | Path | None = None,
     **weights: Unpack[WeightOptions],
 ) -> Agent:
-    """A model and its tokenizer, out of a checkpoint in any form. No code of the checkpoint's is run.
+    """Loads a model and its tokenizer from a checkpoint. No code from the checkpoint is run.
 
-    It stops at every end of sequence that generation_config.json, config.json and the tokenizer name; of a .gguf file, that
-    it names itself, and at ends of turns known by their names (`converters.gguf`).
+    The agent stops at the end-of-sequence tokens named in generation_config.json, config.json and the tokenizer. For a
+    .gguf file it stops at those that the file names, and at known end-of-turn tokens (`converters.gguf`). For a folder
+    written by `checkpoints.save` it stops at the tokens that were saved.
 
     Args:
-        path_or_hub_id: A Hugging Face folder, a .gguf file, a hub id or a real model's name (`from_hf`), or a folder that
-            `jaxcomm convert` has written (`checkpoints.load`).
-        dtype: Of the weights; "auto": the checkpoint's own, on CPU, where XLA is slow in two bytes, float32.
-        revision: Of the hub's repository.
-        chat: Prompts go through the tokenizer's chat template.
-        chat_args: What the template is given besides the conversation, such as {"enable_thinking": False}.
-        name: Of the agent; default: the folder's, or the hub id without its namespace.
-        tokenizer: A folder or hub id whose tokenizer and ends are taken instead of the checkpoint's own.
-        **weights: `WeightOptions`.
+        path_or_hub_id: A Hugging Face folder, a .gguf file, a hub id, the name of a real model such as "real:smollm2"
+            (`hf.locate`), or a folder written by `jaxcomm convert` (`checkpoints.save`).
+        dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere that of the
+            checkpoint.
+        revision: Branch, tag or commit of the hub's repository.
+        chat: Whether prompts go through the tokenizer's chat template.
+        chat_args: Further arguments of the template, such as {"enable_thinking": False}.
+        name: Name of the agent. Default: the last part of the path or of the hub id.
+        tokenizer: Folder or hub id of another tokenizer. Its stop tokens are used, too.
+        **weights: Options of reading weights (`WeightOptions`).
 
     Returns:
         The agent.
 
     Raises:
-        FileNotFoundError, ConnectionError, ValueError: As theirs; or there is no usable tokenizer.
+        FileNotFoundError: There is no such checkpoint.
+        ConnectionError: The checkpoint cannot be downloaded.
+        ValueError: The checkpoint is not supported or is damaged; it has no usable tokenizer.
+
+    Example:
+        >>> from jaxcomm.evals.pair import folder
+        >>> agent = jc.load_agent(folder("b"), name="Bob")
+        >>> agent.name
+        'Bob'
     """
-    if weights.get("unroll") is None:
-        weights["unroll"] = jax.default_backend() == "cpu"
     path = locate(path_or_hub_id, revision)
     saved = checkpoints.is_saved(path)
     if not saved:
         hf.parse_config(path)  # what is no checkpoint has no tokenizer either
     speaking = path if tokenizer is None else locate(tokenizer)
     words = load_tokenizer(speaking)
-    stops = tuple(checkpoints.read_record(path)["stop_tokens"]) if saved else _stop_tokens(speaking, words)
+    kept = checkpoints.is_saved(speaking)
+    stops = tuple(checkpoints.read_record(speaking)["stop_tokens"]) if kept else _stop_tokens(speaking, words)
     read: Any = checkpoints.load if saved else from_hf
     name = name or Path(path_or_hub_id).name
     params = read(path, dtype, **weights)
@@ -82,8 +92,17 @@ def load_agent(
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of a checkpoint folder or a .gguf file. ValueError: there is none that works without code of the
-    checkpoint's."""
+    """Loads the transformers tokenizer of a checkpoint. No code from the checkpoint is run.
+
+    Args:
+        folder: A Hugging Face folder, or a .gguf file.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: There is no tokenizer that works without code from the checkpoint.
+    """
     if gguf.is_gguf(folder):
         return gguf.tokenizer(folder)
     import transformers
@@ -120,7 +139,20 @@ def _names_no_class(folder: Path) -> bool:
 
 
 def architecture(path_or_hub_id: str | Path, revision: str | None = None) -> ModelConfig:
-    """Of a checkpoint in any form; its weights are not read."""
+    """Reads the architecture of a checkpoint, without its weights.
+
+    Args:
+        path_or_hub_id: A checkpoint, as for `load_agent`.
+        revision: Branch, tag or commit of the hub's repository.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ConnectionError: The checkpoint cannot be downloaded.
+        ValueError: The architecture is not supported.
+    """
     folder = locate(path_or_hub_id, revision)
     if checkpoints.is_saved(folder):
         return checkpoints.config_of(checkpoints.read_record(folder), folder)
@@ -128,7 +160,20 @@ def architecture(path_or_hub_id: str | Path, revision: str | None = None) -> Mod
 
 
 def stored_dtype(path_or_hub_id: str | Path, revision: str | None = None) -> np.dtype:
-    """Of a checkpoint's weights, in any form."""
+    """Finds the dtype of a checkpoint's weights, without reading them.
+
+    Args:
+        path_or_hub_id: A checkpoint, as for `load_agent`.
+        revision: Branch, tag or commit of the hub's repository.
+
+    Returns:
+        The dtype that they are stored in.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ConnectionError: The checkpoint cannot be downloaded.
+        ValueError: The checkpoint is not supported or is damaged.
+    """
     folder = locate(path_or_hub_id, revision)
     if checkpoints.is_saved(folder):
         return np.dtype(checkpoints.read_record(folder)["dtype"])

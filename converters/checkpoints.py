@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.fingerprint import fingerprint, fingerprint_of, leaf_digest
 from jaxcomm.int8 import check_not_int8, in_int8
-from jaxcomm.model import Params
+from jaxcomm.model import Params, layers_apart
 from jaxcomm.sharding import shardings
 
 from .hf import DType, abstract_params, chosen_dtype, new_folder, reaching
@@ -35,18 +35,40 @@ FORMAT = 1
 
 
 def is_saved(path: str | Path) -> bool:
-    """Whether it is a folder that `save` has written."""
+    """Whether a folder was written by `save`.
+
+    Args:
+        path: The folder.
+    """
     return (Path(path) / RECORD).is_file()
 
 
 def save(params: Params, out: str | Path, *, tokenizer: Any = None, stop_tokens: Sequence[int] = ()) -> Path:
-    """Writes a model, and a transformers tokenizer if there is one, into a new folder, which is there whole or not at all.
+    """Writes a model, and its tokenizer, into a new folder. Orbax writes the weights.
 
-    Layers that lie one by one are stacked first, which takes a second copy of them.
+    The folder appears whole, or not at all. Unrolled layers are stacked first, which takes memory for a second copy of
+    them.
+
+    Args:
+        params: The model.
+        out: Path of the new folder.
+        tokenizer: A transformers tokenizer to write beside it, or None.
+        stop_tokens: Tokens at which an agent stops.
+
+    Returns:
+        The path of the folder.
 
     Raises:
         FileExistsError: `out` exists.
-        ValueError: Weights are int8, or there are several processes.
+        ValueError: The weights are int8; there are several processes; `out` is a URL.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxcomm.converters import load, save
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     same = load(save(params, f"{place}/model"))
+        >>> bool((same.embed == params.embed).all())
+        True
     """
     import orbax.checkpoint as ocp
 
@@ -76,26 +98,31 @@ def load(
     folder: str | Path,
     dtype: DType = "auto",
     *,
-    unroll: bool = False,
+    unroll: bool | None = None,
     max_positions: int | None = None,
     mesh: Mesh | None = None,
     int8: bool = False,
 ) -> Params:
-    """What `save` wrote.
+    """Loads a model that `save` wrote.
 
     Args:
-        folder: That `save` has written.
-        dtype: Of the weights; "auto": what they were saved in, on CPU float32 (as `from_hf`'s).
-        unroll: A tuple of layers instead of one stack.
-        max_positions: As `from_hf`'s.
-        mesh: What the weights are placed on (`jaxcomm.sharding.shard`); every process reads what its devices hold.
-        int8: Every matrix is quantised as soon as it is there (`jaxcomm.int8`).
+        folder: The folder.
+        dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere that of the saved
+            weights.
+        unroll: Whether the layers are unrolled (`jaxcomm.model`). Default: on CPU they are.
+        max_positions: Largest number of tokens of a text, as in `from_hf`.
+        mesh: Devices to place the weights on, as `jaxcomm.sharding.shard` does. Each process reads only what its own
+            devices hold.
+        int8: Whether every matrix is quantised as soon as it is read (`jaxcomm.int8`).
+
+    Returns:
+        The model.
 
     Raises:
-        ValueError: The folder holds no such model, or is damaged: a weight is not finite, or, where no mesh cuts them, the
-            weights are not those that were saved.
+        ValueError: The folder holds no such model; a weight is not finite in `dtype`; `max_positions` is out of range.
+            Without a mesh also: the weights differ from those that were saved.
     """
-    folder = Path(folder)
+    folder, unroll = Path(folder), layers_apart() if unroll is None else unroll
     record = read_record(folder)
     config = config_of(record, folder)
     stored = np.dtype(record["dtype"])

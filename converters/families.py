@@ -321,17 +321,24 @@ def _write_gpt_neox(c: ModelConfig) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One kind of checkpoint, by the `model_type` of its config.json."""
+    """A kind of checkpoint.
+
+    Attributes:
+        model_type: The value of model_type in its config.json.
+        title: The published models of this kind.
+        read: Reads the architecture from the values of a config.json.
+        write: Writes a config.json of an architecture. None: such checkpoints are read, and written as another kind.
+        layout: The names of its tensors, and how our weights are stored in them.
+        model_class: How the name of transformers' model class ends, after the name of the config's. (transformers' own
+            table of these names needs torch.)
+    """
 
     model_type: str
     title: str
-    """Which published models it covers."""
     read: Callable[[Values], ModelConfig]
     write: Callable[[ModelConfig], dict[str, Any]] | None
-    """None: it is read, and written as another."""
     layout: Layout
     model_class: str = "ForCausalLM"
-    """How the name of transformers' class ends, after that of the config's. (Its own table needs torch.)"""
 
 
 FAMILIES: dict[str, Family] = {

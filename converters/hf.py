@@ -31,7 +31,7 @@ from safetensors.numpy import save_file
 
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.int8 import check_not_int8, in_int8
-from jaxcomm.model import Params, init_params
+from jaxcomm.model import Params, init_params, layers_apart
 from jaxcomm.sharding import shardings
 
 from . import gguf, real
@@ -59,18 +59,23 @@ HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
 
 def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
-    """The folder or the .gguf file of a checkpoint; what is neither is a name on the hub, which is downloaded.
+    """Finds the folder or the .gguf file of a checkpoint, and downloads it from the hub if it is not local.
 
     Args:
-        path_or_hub_id: A folder, a .gguf file, a hub id ("gpt2", "org/name"), a .gguf file of the hub
-            ("org/name/file.gguf"), or a real model of the package index ("real:smollm2"). Those of the hub may end in "@" and a
-            revision.
-        revision: A branch, tag or commit of the hub's repository; default: what the id ends in, else its main branch.
+        path_or_hub_id: A folder, a .gguf file, a hub id ("gpt2", "org/name"), a .gguf file on the hub
+            ("org/name/file.gguf"), or a real model from the package index ("real:smollm2"). A name on the hub may end
+            in "@" and a revision.
+        revision: Branch, tag or commit of the hub's repository. Default: the revision in the id, or else the main
+            branch.
+
+    Returns:
+        The path of the folder or file.
 
     Raises:
         FileNotFoundError: It is none of these, or a real model that is not installed.
-        ConnectionError: It cannot be downloaded.
-        ValueError: Its config is not supported (it is read before the weights are fetched), or there are two revisions.
+        ConnectionError: The checkpoint cannot be downloaded.
+        ValueError: The config is not supported (it is read before the weights are downloaded); two revisions are given;
+            a revision is given for a local checkpoint or a real model.
     """
     if real.is_real(path_or_hub_id):
         if revision is not None:
@@ -126,14 +131,31 @@ def _fetch(asked: str, repository: str, revision: str | None, *files: str) -> Pa
 
 
 def commit_of(path: Path) -> str | None:
-    """The commit that a folder or file in the hub's cache is of; None for others."""
+    """Finds the commit of a checkpoint in the hub's cache.
+
+    Args:
+        path: A folder, or a .gguf file.
+
+    Returns:
+        The commit, or None for other places.
+    """
     near = [path, *path.parents] if path.suffix == ".gguf" else [path]
     return next((folder.name for folder in near if folder.parent.name == "snapshots"), None)
 
 
 def raw_config(folder: Path) -> dict[str, Any]:
-    """What config.json says, or what a .gguf file says in its words. FileNotFoundError: there is none; ValueError: it is no JSON
-    object, or `gguf.config`'s."""
+    """Reads config.json, or the same keys from a .gguf file.
+
+    Args:
+        folder: A Hugging Face folder, or a .gguf file.
+
+    Returns:
+        The keys and values.
+
+    Raises:
+        FileNotFoundError: There is no config.json.
+        ValueError: config.json is not a JSON object; the .gguf file is damaged or not supported.
+    """
     if gguf.is_gguf(folder):
         return gguf.config(folder)
     path = _config_file(folder)
@@ -155,13 +177,17 @@ def _config_file(path: Path) -> Path:
 
 
 def read_config(folder: Path) -> tuple[Family, ModelConfig]:
-    """The family and architecture a config.json describes.
+    """Reads the family and the architecture of a checkpoint. One warning names the config keys that no code reads.
 
-    Keys that are read by nobody are named in one warning.
+    Args:
+        folder: A Hugging Face folder, or a .gguf file.
+
+    Returns:
+        The family and the architecture.
 
     Raises:
         FileNotFoundError: There is no config.json.
-        ValueError: Unknown architecture; a key or value that changes what is computed and is not supported.
+        ValueError: The architecture is unknown; a key or value changes what is computed and is not supported.
     """
     family, config, ignored = parse_config(folder)
     if ignored:
@@ -173,7 +199,18 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
 
 
 def parse_config(folder: Path) -> tuple[Family, ModelConfig, list[str]]:
-    """As `read_config`, and the keys that are read by nobody."""
+    """Reads the family and the architecture of a checkpoint like `read_config`, without a warning.
+
+    Args:
+        folder: A Hugging Face folder, or a .gguf file.
+
+    Returns:
+        The family, the architecture, and the config keys that no code reads.
+
+    Raises:
+        FileNotFoundError: There is no config.json.
+        ValueError: The architecture is unknown; a key or value changes what is computed and is not supported.
+    """
     raw, path = raw_config(folder), _config_file(folder)
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -215,7 +252,14 @@ def _arguments(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored_dtype(folder: Path) -> np.dtype:
-    """Of a checkpoint's weights: what its config says, else the first weight's. float64, which JAX does not have, is float32."""
+    """Finds the dtype of a checkpoint's weights: the config's, or else that of the first tensor.
+
+    Args:
+        folder: A Hugging Face folder, or a .gguf file.
+
+    Returns:
+        The dtype. float64 becomes float32, since JAX has no float64 by default.
+    """
     raw = raw_config(folder)
     configs = [values for values in (raw, raw.get("text_config")) if isinstance(values, dict)]
     named = [str(values.get(key)).removeprefix("torch.") for values in configs for key in ("dtype", "torch_dtype")]
@@ -229,7 +273,15 @@ def stored_dtype(folder: Path) -> np.dtype:
 
 
 def chosen_dtype(dtype: DType, stored: np.dtype) -> np.dtype:
-    """What weights become, stored being theirs."""
+    """Decides the dtype of the loaded weights.
+
+    Args:
+        dtype: The dtype that is asked for, or "auto".
+        stored: The dtype of the checkpoint.
+
+    Returns:
+        The dtype that is asked for. For "auto": float32 on CPU, `stored` elsewhere.
+    """
     if not (isinstance(dtype, str) and dtype == "auto"):
         return np.dtype(dtype)
     return np.dtype(np.float32) if jax.default_backend() == "cpu" else stored
@@ -260,7 +312,15 @@ def _leaf(layout: Layout, root: str, path: tuple, shape: tuple[int, ...]) -> _Le
 
 @functools.cache
 def abstract_params(config: ModelConfig, unroll: bool = False) -> Params:
-    """Shapes of a model, without making one."""
+    """Makes the shapes of a model's weights, without the weights.
+
+    Args:
+        config: Architecture of the model.
+        unroll: Whether the layers are unrolled.
+
+    Returns:
+        `Params` with a `jax.ShapeDtypeStruct` in the place of each weight.
+    """
     made = lambda: init_params(jax.random.key(0), config)
     return jax.eval_shape(lambda: made().unroll() if unroll else made())
 
@@ -337,7 +397,18 @@ class _Source:
 
 
 def reaching(config: ModelConfig, positions: int) -> ModelConfig:
-    """The same for texts of so many positions."""
+    """Sets the number of positions of an architecture.
+
+    Args:
+        config: Architecture of the model.
+        positions: Wanted number of positions.
+
+    Returns:
+        The architecture with `max_positions` set to it.
+
+    Raises:
+        ValueError: The checkpoint has fewer positions; with learned positions, any other number than the checkpoint's.
+    """
     # Model cards of linear scaling go on naming the positions of before (Vicuna 16k).
     most = max(config.max_positions, *(rope.reach for rope in config.ropes))
     if isinstance(config.rope, Rope) and config.rope.kind == "linear":
@@ -352,29 +423,42 @@ def from_hf(
     dtype: DType = "auto",
     *,
     revision: str | None = None,
-    unroll: bool = False,
+    unroll: bool | None = None,
     max_positions: int | None = None,
     mesh: Mesh | None = None,
     int8: bool = False,
 ) -> Params:
-    """A checkpoint as `Params`.
+    """Loads a Hugging Face checkpoint, without torch.
 
-    Besides the weights the host holds one piece of a tensor (`tensors.PIECE`).
+    Weights are read piece by piece. Besides the weights, the host holds one piece of a tensor (`tensors.PIECE`).
 
     Args:
         path_or_hub_id: A folder, a .gguf file, the name of a real model, or a hub id, which is downloaded (`locate`).
-        dtype: Of the weights; "auto": the checkpoint's own, on CPU, where XLA is slow in two bytes, float32.
-        revision: Of the hub's repository.
-        unroll: A tuple of layers instead of one stack (see `jaxcomm.model`).
-        max_positions: How long texts may be; default: as long as the config says, or with longrope as long as its short
-            numbers serve. (Its long ones, which a model of more positions takes, change every answer: transformers takes them
-            once a text is too long for the short ones.)
-        mesh: Weights lie on it as `jaxcomm.sharding.shard` would place them, and of every file this process reads what its
-            own devices hold.
-        int8: Every matrix is quantised as soon as it is there (`jaxcomm.int8`), so that no second model is needed.
+        dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere that of the
+            checkpoint.
+        revision: Branch, tag or commit of the hub's repository.
+        unroll: Whether the layers are unrolled (`jaxcomm.model`). Default: on CPU they are.
+        max_positions: Largest number of tokens of a text. Default: that of the config. With longrope it is the number
+            up to which the short factors apply; a larger number selects the long factors, which change every output
+            (transformers selects them as soon as one text is too long for the short ones).
+        mesh: Devices to place the weights on, as `jaxcomm.sharding.shard` does. Each process reads only what its own
+            devices hold.
+        int8: Whether every matrix is quantised as soon as it is read (`jaxcomm.int8`).
+
+    Returns:
+        The model.
 
     Raises:
-        FileNotFoundError, ConnectionError, ValueError: What is wrong with the checkpoint, and where.
+        FileNotFoundError: There is no such checkpoint.
+        ConnectionError: The checkpoint cannot be downloaded.
+        ValueError: The architecture is not supported; a tensor is missing, unknown, of a wrong shape or not finite;
+            `max_positions` is out of range.
+
+    Example:
+        >>> from jaxcomm.evals.pair import folder
+        >>> model = jc.from_hf(folder("b"), unroll=False)
+        >>> model.unrolled
+        False
     """
     path = locate(path_or_hub_id, revision)
     family, config = read_config(path)
@@ -382,7 +466,7 @@ def from_hf(
         config = reaching(config, max_positions)
     source, dtype = _Source(path, family, config), chosen_dtype(dtype, stored_dtype(path))
     config = source.config
-    abstract = abstract_params(config, unroll)
+    abstract = abstract_params(config, layers_apart() if unroll is None else unroll)
     leaves = jax.tree_util.tree_leaves_with_path(abstract)
     placed = jax.tree.leaves(shardings(abstract, mesh)) if mesh is not None else [None] * len(leaves)
     bar = tqdm.tqdm(
@@ -399,7 +483,18 @@ def from_hf(
 
 
 def family_of(config: ModelConfig, model_type: str | None = None) -> Family:
-    """The first family whose config can say all of this, or the one that is asked for. ValueError if none, or it, cannot."""
+    """Finds a family whose config can describe an architecture.
+
+    Args:
+        config: Architecture of the model.
+        model_type: The family to use (transformers' model_type). Default: the first that fits.
+
+    Returns:
+        The family.
+
+    Raises:
+        ValueError: No family fits, or the wanted one does not.
+    """
     import transformers
 
     for family in FAMILIES.values():
@@ -416,15 +511,32 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> Family:
 
 
 def check_local(path: str | Path) -> None:
-    """ValueError: gs://bucket/run and the like, which would be a folder called gs: here."""
+    """Checks that a path is local, not a URL such as gs://bucket/run.
+
+    Args:
+        path: The path.
+
+    Raises:
+        ValueError: It is a URL.
+    """
     if found := re.match(r"([A-Za-z][\w+.-]+):/+(.*)", str(path)):
         raise ValueError(f"{found[1]}://{found[2]} is not local: name a local folder, and copy it there afterwards")
 
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """A folder that appears at `out` whole, or not at all. FileExistsError if something is there already. ValueError:
-    `check_local`'s."""
+    """Context manager for a folder that appears whole, or not at all.
+
+    Args:
+        out: Path of the new folder.
+
+    Yields:
+        A temporary folder to write into. At the end of the block it is renamed to `out`. After an error it is removed.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError: `out` is a URL.
+    """
     check_local(out)
     out = Path(out)
     if out.exists():
@@ -485,11 +597,34 @@ def to_hf(
     family: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Writes `params` as a checkpoint folder that transformers and `from_hf` load; `tokenizer` (a transformers one) too.
+    """Writes a model as a Hugging Face folder. transformers and `from_hf` can load it.
 
-    `family`: a model_type; default: the first whose config describes the architecture. `dtype` defaults to the weights'; `stop_tokens` to the
-    tokenizer's end of sequence. FileExistsError if `out` exists, ValueError if a weight is not finite in `dtype`, or int8;
-    whatever fails, no half-written folder is left.
+    If anything fails, no half-written folder is left.
+
+    Args:
+        params: The model.
+        out: Path of the new folder.
+        tokenizer: A transformers tokenizer to write beside it, or None.
+        stop_tokens: End-of-sequence tokens for the config. Default: the tokenizer's.
+        dtype: Dtype of the written weights. Default: that of the model.
+        family: transformers' model_type. Default: the first family whose config can describe the architecture.
+        shard_bytes: Largest size of one safetensors file in bytes.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError: The weights are int8; a weight is not finite in `dtype`; no family can describe the architecture;
+            `out` is a URL.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxcomm.converters import to_hf
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     same = jc.from_hf(to_hf(params, f"{place}/model"))
+        >>> bool((same.embed == params.embed).all())
+        True
     """
     import transformers
 

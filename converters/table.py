@@ -19,7 +19,14 @@ TRUE_CONFIGS = Path(__file__).parent.parent / "tests" / "data" / "real_configs.j
 
 
 def table() -> str:
-    """Markdown: what each family's config class describes by default, and whose true config.json a test reads."""
+    """Makes the README's table of families.
+
+    It shows what each family's config class describes by default, and the published checkpoints whose config.json a
+    test reads.
+
+    Returns:
+        The table in Markdown.
+    """
     import transformers
 
     true = json.loads(TRUE_CONFIGS.read_text(encoding="utf-8"))
@@ -33,7 +40,18 @@ def table() -> str:
 
 
 def describe(c: ModelConfig) -> tuple[str, ...]:
-    """Norms, positions, attention, MLP, biases and head of an architecture, in words."""
+    """Describes an architecture in words.
+
+    Args:
+        c: The architecture.
+
+    Returns:
+        Norms, positions, attention, MLP, biases and head.
+
+    Example:
+        >>> describe(params.config)
+        ('RMS', 'rope', 'grouped', 'gated silu', '', 'tied')
+    """
     turning = [rope for rope in c.ropes if rope.kind != "none"]
     positions = "learned" if c.learned_positions else "rope" if len(turning) == 1 else f"{len(turning)} ropes by layer"
     if turning and turning[0].share != 1:

@@ -73,9 +73,14 @@ converted model does. Every other key that the class does not have is read by no
 
 
 class Values:
-    """The values of a config.json with transformers' defaults filled in, which remembers those nobody asked for.
+    """The values of a config.json, with transformers' defaults. It remembers which of them were not read.
 
-    config: transformers'; raw: what its file says, where it was read from one.
+    Args:
+        config: A config of transformers.
+        raw: The JSON of its file, if it was read from one.
+
+    Attributes:
+        ignored: Keys that nothing reads.
     """
 
     def __init__(self, config: Any, raw: Mapping[str, Any] | None = None):
@@ -89,7 +94,14 @@ class Values:
         """Keys that are read by nobody."""
 
     def part(self, key: str) -> Values:
-        """The values of a config within this one."""
+        """The values of a config within this one.
+
+        Args:
+            key: Its key.
+
+        Returns:
+            Its values.
+        """
         self._left.discard(key)
         return Values(getattr(self._config, key), self._raw.get(key))
 
@@ -98,42 +110,93 @@ class Values:
         return key in self._values
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value, which somebody has now asked for."""
+        """Reads a value.
+
+        Args:
+            key: The key.
+            default: What is returned if the config does not have the key.
+
+        Returns:
+            The value.
+        """
         self._left.discard(key)
         return self._values.get(key, default)
 
     def number(self, key: str) -> Any:
-        """As a float, whatever JSON has. ValueError: something else."""
+        """Reads a number.
+
+        Args:
+            key: The key.
+
+        Returns:
+            The number as a float. None: the value is null or missing.
+
+        Raises:
+            ValueError: The value is not a number.
+        """
         value = self.take(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"config key {key} = {value!r} is not a number")
         return None if value is None else float(value)
 
     def positive(self, key: str) -> Any:
-        """The value, by which something is divided. ValueError: it is not a number above 0."""
+        """Reads a number above 0.
+
+        Args:
+            key: The key.
+
+        Returns:
+            The number.
+
+        Raises:
+            ValueError: The value is not a number above 0.
+        """
         value = self.take(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
             raise ValueError(f"config key {key} = {value!r} is not a number above 0")
         return value
 
     def demand(self, key: str, *allowed: Any) -> None:
-        """ValueError unless the key is absent or has one of the values."""
+        """Checks that a key is missing, or has one of the allowed values.
+
+        Args:
+            key: The key.
+            *allowed: The allowed values.
+
+        Raises:
+            ValueError: It has another value.
+        """
         value = self.take(key, allowed[0])
         if value not in allowed:
             raise ValueError(f"config key {key} = {value!r} is not supported, only {' or '.join(map(repr, allowed))}")
 
     def choose(self, key: str, table: Mapping[str, Any]) -> Any:
-        """What the table has for the value. ValueError: nothing."""
+        """Reads a value, and looks it up in a table.
+
+        Args:
+            key: The key.
+            table: The table.
+
+        Returns:
+            What the table has for the value.
+
+        Raises:
+            ValueError: The table does not have the value.
+        """
         value = self.take(key)
         if value not in table:
             raise ValueError(f"config key {key} = {value!r} is not supported, only {', '.join(table)}")
         return table[value]
 
     def finish(self, config: ModelConfig) -> None:
-        """Looks at the keys that are left, once the architecture has been read.
+        """Checks the keys that were not read, after the architecture has been read.
 
-        ValueError: one that transformers' class has and nobody has taken into account, one that says something else than the
-        architecture does (`MEANS`), or two spellings of one fact that differ.
+        Args:
+            config: The architecture.
+
+        Raises:
+            ValueError: transformers' config class has a key that was not read; a key contradicts the architecture
+                (`MEANS`); or two spellings of one key differ.
         """
         has = {field.name for field in dataclasses.fields(self._config)}
         unknown = sorted(self._left & has)
@@ -196,10 +259,19 @@ OPTIONAL = {"beta_fast", "beta_slow", "truncate"}
 
 
 def read_rope(v: Values, settings: Mapping[str, Any], positions: int, *, partial: bool = False) -> Rope:
-    """The dict that transformers makes of either spelling (rope_theta and rope_scaling, or rope_parameters).
+    """Reads the settings of a rotary embedding.
 
-    positions: max_position_embeddings, from which longrope's factor follows. partial: the family's code heeds
-    partial_rotary_factor. Settings that this kind of rope does not read are named in `v.ignored`.
+    Args:
+        v: The values of the config. Settings that this kind of rotary embedding does not use are added to `v.ignored`.
+        settings: The dict that transformers makes of rope_theta and rope_scaling, or of rope_parameters.
+        positions: The value of max_position_embeddings. The factor of longrope follows from it.
+        partial: Whether the family's code uses partial_rotary_factor.
+
+    Returns:
+        The rotary embedding.
+
+    Raises:
+        ValueError: A setting is missing or not supported, or is not a number above 0.
     """
     settings = dict(settings)
     settings.pop("type", None)  # the oldest spelling; transformers has copied it to rope_type
@@ -248,7 +320,17 @@ def _attention_factor(kind: str, factor: float, settings: dict[str, Any]) -> flo
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
-    """rope_parameters. ValueError: no config can say it."""
+    """Writes the settings of a rotary embedding.
+
+    Args:
+        rope: The rotary embedding.
+
+    Returns:
+        The dict rope_parameters.
+
+    Raises:
+        ValueError: No config can say it.
+    """
     if rope.kind not in ROPE_SETTINGS:
         raise ValueError(f"no config can say rope kind {rope.kind!r} of all layers")
     settings = {theirs: getattr(rope, ours) for theirs, ours in ROPE_SETTINGS[rope.kind].items()}
@@ -261,19 +343,54 @@ def write_rope(rope: Rope) -> dict[str, Any]:
 
 
 def one_rope(v: Values, positions: int) -> Rope:
-    """Of all layers, of whole heads."""
+    """Reads one rotary embedding for all layers, over whole heads.
+
+    Args:
+        v: The values of the config.
+        positions: The value of max_position_embeddings.
+
+    Returns:
+        The rotary embedding.
+
+    Raises:
+        ValueError: As for `read_rope`.
+    """
     return read_rope(v, v.take("rope_parameters"), positions)
 
 
 def partial_rope(v: Values, positions: int) -> Rope:
-    """Of all layers, of heads or a part of each."""
+    """Reads one rotary embedding for all layers, over whole heads or a part of each.
+
+    Args:
+        v: The values of the config.
+        positions: The value of max_position_embeddings.
+
+    Returns:
+        The rotary embedding.
+
+    Raises:
+        ValueError: As for `read_rope`.
+    """
     return read_rope(v, v.take("rope_parameters"), positions, partial=True)
 
 
 def read_common(
     v: Values, read_rope: Callable[[Values, int], Rope | None] = one_rope, *, act: str = "hidden_act", eps: str = "rms_norm_eps"
 ) -> dict[str, Any]:  # fmt: skip
-    """What most families spell alike. `read_rope`: None where the caller reads the rope himself."""
+    """Reads what most families spell alike.
+
+    Args:
+        v: The values of the config.
+        read_rope: Reads the rotary embedding. It returns None if the caller reads it later.
+        act: Key of the activation function.
+        eps: Key of the epsilon of norms.
+
+    Returns:
+        Arguments of `ModelConfig`.
+
+    Raises:
+        ValueError: A value is not supported.
+    """
     for key in ("is_encoder_decoder", "is_decoder", "add_cross_attention"):
         v.demand(key, False, None, *([True] if key == "is_decoder" else []))
     width, heads, positions = (
@@ -306,7 +423,16 @@ def read_common(
 
 
 def write_common(c: ModelConfig, act: str = "hidden_act", eps: str = "rms_norm_eps") -> dict[str, Any]:
-    """The other way; a rope by layer is left to the caller."""
+    """Writes what most families spell alike. If rotary embeddings differ by layer, the caller writes them.
+
+    Args:
+        c: The architecture.
+        act: Key of the activation function.
+        eps: Key of the epsilon of norms.
+
+    Returns:
+        The keys and values of a config.json.
+    """
     rope = {"rope_parameters": write_rope(c.rope)} if isinstance(c.rope, Rope) else {}
     return {
         "vocab_size": c.vocab,
@@ -325,7 +451,18 @@ def write_common(c: ModelConfig, act: str = "hidden_act", eps: str = "rms_norm_e
 
 
 def read_windows(v: Values, layers: int) -> tuple[int, ...]:
-    """Where layers differ."""
+    """Reads the windows of attention in families whose layers differ.
+
+    Args:
+        v: The values of the config.
+        layers: Number of layers.
+
+    Returns:
+        The window of each layer in tokens, `FULL` for none. Empty: no layer has one.
+
+    Raises:
+        ValueError: The kinds of layers are not supported, or the window is missing.
+    """
     window, kinds = v.take("sliding_window"), v.take("layer_types")
     table = {"full_attention": FULL, "sliding_attention": window}
     unknown = set(kinds) - set(table)
@@ -337,7 +474,18 @@ def read_windows(v: Values, layers: int) -> tuple[int, ...]:
 
 
 def read_window(v: Values, layers: int) -> tuple[int, ...]:
-    """Of all layers; null means none."""
+    """Reads the window of attention in families that have one for all layers.
+
+    Args:
+        v: The values of the config.
+        layers: Number of layers.
+
+    Returns:
+        The window of each layer in tokens. Empty: there is none.
+
+    Raises:
+        ValueError: The window is below 1.
+    """
     window = v.take("sliding_window")
     if window is not None and window < 1:
         raise ValueError(f"config key sliding_window = {window} is not supported, only null and numbers from 1 on")
@@ -345,10 +493,10 @@ def read_window(v: Values, layers: int) -> tuple[int, ...]:
 
 
 def layer_types(c: ModelConfig) -> list[str]:
-    """The key of that name."""
+    """The value of the key layer_types: the kind of attention of each layer."""
     return ["sliding_attention" if w else "full_attention" for w in c.windows or (FULL,) * c.layers]
 
 
 def write_window(c: ModelConfig) -> int | None:
-    """Of `read_window` and `read_windows`."""
+    """The value of the key sliding_window: the window in tokens, or None if there is none."""
     return max(c.windows, default=None) or None

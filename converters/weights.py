@@ -19,28 +19,64 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """How a weight lies on disk: alone, in a tensor of its own."""
+    """How a weight is stored: by itself, in a tensor of its own.
+
+    Attributes:
+        name: Name of the tensor after the layer's prefix. "{e}" stands for the number of an expert: each has its own
+            tensor.
+    """
 
     name: str
-    """After the layer's prefix; "{e}" in it: a tensor for every expert."""
 
     def shape(self, leaf: tuple[int, ...], c: ModelConfig) -> tuple[int, ...]:
-        """Of the tensor, `leaf` being ours."""
+        """Computes the shape of the tensor.
+
+        Args:
+            leaf: Shape of our weight.
+            c: The architecture.
+
+        Returns:
+            The shape on disk.
+        """
         return leaf
 
     def view(self, tensor: np.ndarray, c: ModelConfig) -> np.ndarray:
-        """Our weight in the tensor: nothing is copied, so that it serves reading and writing. Its first axis may still be
-        several, such as heads and dimensions. (Of a quantised tensor the last axis are bytes, which no view cuts.)"""
+        """Finds our weight in the tensor. Nothing is copied, so the view serves reading and writing.
+
+        The first axis of the weight may still be several axes, such as heads and dimensions. For a quantised tensor the
+        last axis is bytes. No view cuts that axis.
+
+        Args:
+            tensor: The tensor.
+            c: The architecture.
+
+        Returns:
+            The view.
+        """
         return tensor
 
     def values(self, stored: np.ndarray) -> np.ndarray:
-        """Our weight's numbers, of those in the tensor."""
+        """Turns the numbers of the tensor into those of our weight.
+
+        Args:
+            stored: Numbers of the tensor.
+
+        Returns:
+            Numbers of our weight.
+        """
         return stored
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows(Stored):
-    """Beside others, one after another along the outputs. `transposed`: the tensor is [in, out] (GPT-2's Conv1D)."""
+    """How a weight is stored: together with others in one tensor, one after another along the outputs.
+
+    Attributes:
+        name: Name of the tensor.
+        parts: The numbers of outputs of all weights in the tensor.
+        part: Index of this weight among them.
+        transposed: Whether the tensor is [in, out], as in GPT-2's Conv1D.
+    """
 
     parts: Callable[[ModelConfig], tuple[int, ...]]
     part: int
@@ -58,7 +94,12 @@ class Rows(Stored):
 
 @dataclasses.dataclass(frozen=True)
 class Interleaved(Stored):
-    """Queries, keys and values of each head together: [heads, 3, head_dim, ..]."""
+    """How a weight is stored: with queries, keys and values of each head together, [heads, 3, head_dim, ..].
+
+    Attributes:
+        name: Name of the tensor.
+        part: 0 for queries, 1 for keys, 2 for values.
+    """
 
     part: int
 
@@ -71,8 +112,14 @@ class Interleaved(Stored):
 
 @dataclasses.dataclass(frozen=True)
 class PairedRows(Stored):
-    """Queries or keys whose rotary halves are paired, dimension by dimension (GGUF, of families that were Llama's first):
-    [heads, head_dim / 2, 2, ..] of our [heads, 2, head_dim / 2, ..]."""
+    """How queries or keys are stored in GGUF files of the Llama kind: with their two rotary halves in pairs.
+
+    The tensor is [heads, head_dim / 2, 2, ..]; our weight is [heads, 2, head_dim / 2, ..].
+
+    Attributes:
+        name: Name of the tensor.
+        heads: The number of heads of an architecture.
+    """
 
     heads: Callable[[ModelConfig], int]
 
@@ -82,7 +129,7 @@ class PairedRows(Stored):
 
 @dataclasses.dataclass(frozen=True)
 class PlusOne(Stored):
-    """A weight w as 1 + w, in float32 (GGUF's norms of Gemma)."""
+    """How the weight of a norm is stored in GGUF files of Gemma: w as 1 + w, in float32."""
 
     def values(self, stored):
         return stored.astype(np.float32) - np.float32(1)
@@ -97,39 +144,70 @@ Table = dict[Path, Stored]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a checkpoint's tensors are called, and how our weights lie in them."""
+    """The names of a checkpoint's tensors, and how our weights are stored in them.
+
+    Attributes:
+        block: How each weight of a block is stored. Entries for weights that an architecture does not have do not
+            count.
+        layer: What the names of a layer's tensors begin with, after the root.
+        embed: Name of the embedding, after the root.
+        positions: Name of the learned positions, after the root.
+        norm: Name of the last norm, after the root.
+        head: Name of the head, without a root.
+        roots: What all names begin with. Any of these is read; the first one is written.
+        ignored: Names of tensors that are no weights of the model.
+        norm_kind: How the last norm is stored.
+    """
 
     block: Table
-    """Weight of a Block -> how it lies on disk; entries that the config has no weight for do not count."""
     layer: str = "layers.{i}."
-    """What the names of a layer's tensors begin with, after the root."""
     embed: str = "embed_tokens.weight"
     positions: str = "wpe.weight"
     norm: str = "norm"
     head: str = "lm_head.weight"
-    """Not after the root."""
     roots: tuple[str, ...] = ("model.",)
-    """What all names begin with; the first is written, any is read."""
     ignored: re.Pattern = re.compile(r"rotary_emb\.inv_freq$")
-    """Tensors that are no weights of the model."""
     norm_kind: type[Stored] = Stored
-    """How the last norm lies in its tensors."""
 
     def outside(self, path: Path, root: str) -> Stored:
-        """Of a weight outside the blocks, at a path of `Params`."""
+        """Finds how a weight outside the blocks is stored.
+
+        Args:
+            path: Path of the weight in `Params`.
+            root: The root of the checkpoint's names.
+
+        Returns:
+            How it is stored, with its full name.
+        """
         kind, *part = path
         if kind == "norm":
             return self.norm_kind(f"{root}{self.norm}.{part[0]}")
         return Stored(self.head if kind == "head" else root + getattr(self, kind))
 
     def within(self, path: Path, root: str, layer: str) -> Stored:
-        """Of a block's weight, at a path of `jaxcomm.layers.Block`. layer: its number, or "{i}" for all."""
+        """Finds how a weight of a block is stored.
+
+        Args:
+            path: Path of the weight in `jaxcomm.layers.Block`.
+            root: The root of the checkpoint's names.
+            layer: Number of the layer. "{i}": all layers.
+
+        Returns:
+            How it is stored, with its full name.
+        """
         stored = self.block[path]
         return dataclasses.replace(stored, name=root + self.layer.replace("{i}", layer) + stored.name)
 
 
 def alone(*names: tuple[Path, str]) -> Table:
-    """Weight and bias of each."""
+    """Makes a table of weights that are stored by themselves, each with a weight and a bias.
+
+    Args:
+        *names: Pairs of a path in `jaxcomm.layers.Block` and a name on disk.
+
+    Returns:
+        The table.
+    """
     return {(*path, part): Stored(f"{theirs}.{part}") for path, theirs in names for part in ("weight", "bias")}
 
 

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Runs a command; without what commands need beside the library, says in one line how to get it."""
+    """Runs the command that is typed. If a package is missing, one line on stderr says how to install it."""
     try:
         from . import cli
     except ModuleNotFoundError as error:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxcomm.agent import Agent
+from jaxcomm.lmnet import Network
 from jaxcomm.sharding import local_mesh
 
 from ..converters import load_agent
@@ -19,7 +20,7 @@ from . import pair
 from .networks import folders
 
 
-def load(
+def load_agents(
     *names: str,
     dtype: str = "auto",
     chat: bool | Sequence[bool] = False,
@@ -29,19 +30,27 @@ def load(
     tensor: int = 1,
     int8: bool = False,
 ) -> list[Agent]:
-    """An agent for every name, with the same weights for the same.
+    """Loads one agent for every name. Agents of the same name share their weights.
 
     Args:
-        names: What `load_agent` takes (folders, .gguf files, hub ids, real:smollm2), pair:a, pair:b, run folders of networks.
-        dtype: As `load_agent`'s, by name.
-        chat, chat_args: As `load_agent`'s; chat may be one for each.
-        system: The system prompts of the first of them (`Agent.system`).
-        layers: They are worked on layer by layer (stacked; networks cannot be).
-        tensor: Their weights are cut over so many of this process' devices.
-        int8: Their matrices are quantised (networks' cannot be).
+        *names: Each is what `load_agent` takes (a folder, a .gguf file, a hub id, real:smollm2), pair:a, pair:b, or the
+            run folder of a network.
+        dtype: Dtype of the weights, as for `load_agent`.
+        chat: Whether prompts go through the chat template: one value for all agents, or one for each.
+        chat_args: Further arguments of the chat template.
+        system: System prompts of the first agents (`Agent.system`). The others have none.
+        layers: Whether single layers are read or edited. Then the layers are stacked, and networks are refused.
+        tensor: Number of this process' devices that each weight matrix is cut over. Networks are refused if it is above
+            1.
+        int8: Whether weight matrices are quantised to 8 bits. Then networks are refused.
+
+    Returns:
+        The agents, in the order of the names.
 
     Raises:
-        ValueError, OSError: `load_agent`'s, `folders.load`'s.
+        FileNotFoundError: There is no such checkpoint.
+        ConnectionError: A checkpoint cannot be downloaded.
+        ValueError: A checkpoint or network is not supported or is damaged, or an option does not fit a network.
     """
 
     def read(name: str) -> Agent:
@@ -65,16 +74,42 @@ def load(
 
 
 def network(path: str, *, dtype: str) -> Agent:
-    """A network and its tokenizer, out of its run folder; dtype "auto": as it was trained, on CPU float32. ValueError: `folders.load`'s."""
+    """Loads a network and its tokenizer from its run folder.
+
+    Args:
+        path: Run folder of `jaxcomm lmnet train`.
+        dtype: Dtype of the weights. "auto": float32 on CPU; elsewhere the dtype of training.
+
+    Returns:
+        The network as an agent.
+
+    Raises:
+        ValueError: As for `folders.load_network`.
+    """
     names, kept = folders.vertices(path)
-    agent = folders.load(path, load(*names, dtype=kept, layers=True))
+    agent = folders.load_network(path, load_agents(*names, dtype=kept, layers=True))
     cast = lambda a: a.astype(chosen_dtype(dtype, np.dtype(kept)))
-    params = agent.params.replace(models=jax.tree.map(cast, agent.params.models))
-    return dataclasses.replace(agent, params=params)
+    read = agent.params
+    assert isinstance(read, Network)
+    return dataclasses.replace(agent, params=read.replace(models=jax.tree.map(cast, read.models)))
 
 
 def template_args(given: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE, as the command line takes a chat template's arguments; a value is JSON, or else a text. ValueError: no "="."""
+    """Parses arguments of a chat template, as the command line takes them.
+
+    Args:
+        given: Texts of the form NAME=VALUE. A value that is JSON is parsed; any other value is a text.
+
+    Returns:
+        The values by name.
+
+    Raises:
+        ValueError: A text has no "=" or no name.
+
+    Example:
+        >>> template_args(["enable_thinking=false", "date=today"])
+        {'enable_thinking': False, 'date': 'today'}
+    """
     args: dict[str, Any] = {}
     for word in given:
         name, equals, value = word.partition("=")
@@ -88,8 +123,14 @@ def template_args(given: Sequence[str]) -> dict[str, Any]:
 
 
 def read_as(agents: Sequence[Agent]) -> dict[str, Any]:
-    """What a run's record says of its agents besides their names: the dtype their weights have, template arguments, and of
-    hub ids the commit that was read."""
+    """Describes how agents read, for the record of a run.
+
+    Args:
+        agents: The agents. All have the same template arguments.
+
+    Returns:
+        The dtype of their weights; template arguments, system prompts, and the commit of each hub id, if there are any.
+    """
     told: dict[str, Any] = {"dtype": ", ".join(dict.fromkeys(agent.params.dtype.name for agent in agents))}
     if args := agents[0].chat_args:
         told["chat_args"] = dict(args)

@@ -37,22 +37,50 @@ JudgeBy = Literal["text", "likelihood"]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """ask: the judge's prompt. words: what it may say. parse: what it said -> the fact's score, or None if unclear."""
+    """A rule by which a judge scores the facts of a biography.
+
+    Attributes:
+        ask: Template of the judge's prompt, with {person}, {biography} and {fact}.
+        words: The verdicts that the judge may give.
+        parse: Turns what the judge said into the score of the fact, between 0 and 1. None: the verdict is unclear.
+        released: Whether unclear verdicts are dropped, and agents that do not know the person are left out (Du et al.
+            2023, as in their released code).
+    """
 
     ask: str
     words: tuple[str, ...]
     parse: Callable[[str], float | None]
     released: bool
-    """Unclear verdicts are dropped and agents that do not know the person are not asked about (Du et al.)."""
 
 
 def consistent(text: str) -> float | None:
-    """In the order of the authors' code: uncertain, yes, no."""
+    """Parses a verdict of the rule "consistent" (Du et al. 2023).
+
+    As in the authors' code, "uncertain" is looked for first, then "yes", then "no".
+
+    Args:
+        text: What the judge said.
+
+    Returns:
+        1 for yes, 0 for no. None: uncertain, or unclear.
+    """
     said = text.casefold()
     return None if "uncertain" in said else 1.0 if "yes" in said else 0.0 if "no" in said else None
 
 
 def supported(text: str) -> float | None:
+    """Parses a verdict of the rule "supported" (Ramesh & Li 2025).
+
+    Args:
+        text: What the judge said.
+
+    Returns:
+        1 for supported, 0.5 for partially supported, 0 for unsupported. None: unclear.
+
+    Example:
+        >>> supported("Partially supported."), supported("It is not supported."), supported("Hm.")
+        (0.5, 0.0, None)
+    """
     said = text.casefold()
     if "partial" in said:
         return 0.5
@@ -79,15 +107,30 @@ RULES = {
 
 
 def bullets(text: str) -> list[str]:
-    """Lines from their first letter on; those without one are left out."""
+    """Cuts a text into its bullets: each line from its first letter on. Lines without a letter are left out.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The bullets.
+    """
     lines = (re.search(r"[^\W\d_].*", line) for line in text.split("\n"))
     return [line.group().strip() for line in lines if line]
 
 
 def read_people(path: Path) -> dict[str, list[str]]:
-    """name -> facts, from a JSON object like the debate authors' article.json: {"Name (profession)": "- fact\\n- fact"}.
+    """Reads facts about people from a JSON object, as in article.json of Du et al. (2023).
 
-    ValueError: not such an object, or a person without facts; FileNotFoundError.
+    Args:
+        path: The file. It maps "Name (profession)" to a text of bullets, or to a list of facts.
+
+    Returns:
+        The facts about each person, by name without the profession.
+
+    Raises:
+        ValueError: The file is not such an object, a person has no facts, or two people have the same name.
+        FileNotFoundError: There is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give people and facts as JSON, {{name: bullets}}")
@@ -111,14 +154,33 @@ def read_people(path: Path) -> dict[str, list[str]]:
 
 
 def prompt(arm: str, person: str) -> str:
-    """What an agent is asked; debates put it themselves (their form is "biography")."""
+    """Writes what an agent is asked.
+
+    Args:
+        arm: Name of the protocol.
+        person: The person.
+
+    Returns:
+        The request for a biography. For debates only the name: they write the request themselves (the form
+        "biography").
+    """
     return person if arm in ("debate", "cipher") else str(FORMS[TASK_FORM].begin(person))
 
 
 def judge_all(
     judge: Agent, by: str, rule: Rule, questions: Sequence[tuple[str, str, str]]
 ) -> list[tuple[float | None, str]]:
-    """The score of every (person, biography, fact), and what the judge said."""
+    """Lets the judge score facts.
+
+    Args:
+        judge: The judge.
+        by: How a verdict is taken: "text" or "likelihood" (`JudgeBy`).
+        rule: The rule.
+        questions: Triples of person, biography and fact.
+
+    Returns:
+        For each triple the score (None: unclear), and what the judge said.
+    """
     verdicts = []
     for start in range(0, len(questions), JUDGED_AT_ONCE):
         part = questions[start : start + JUDGED_AT_ONCE]
@@ -133,8 +195,18 @@ def judge_all(
 
 
 def judged(judge: Agent, by: str, people: Mapping[str, Sequence[str]], written: Sequence[tuple[str, Sequence[str]]]):
-    """For every (person, the agents' biographies): rule -> agent -> fact -> verdict; None for an agent that does not
-    know the person."""
+    """Lets the judge score biographies by all rules.
+
+    Args:
+        judge: The judge.
+        by: How a verdict is taken: "text" or "likelihood" (`JudgeBy`).
+        people: The facts about each person.
+        written: Pairs of a person and the biographies that the agents wrote.
+
+    Returns:
+        For each pair the verdicts, by rule, agent and fact. The verdicts of an agent are None if it does not know the
+        person and the rule leaves it out.
+    """
     found: list[dict[str, list[Any]]] = [{rule: [None] * len(texts) for rule in RULES} for _, texts in written]
     for name, rule in RULES.items():
         places, questions = [], []
@@ -152,8 +224,18 @@ def judged(judge: Agent, by: str, people: Mapping[str, Sequence[str]], written: 
 
 
 def person_scores(rule: Rule, agents: Sequence[Sequence[Any] | None]) -> tuple[float, int, int]:
-    """Sum and number of the scores of one person's facts, and how many verdicts were unclear. agents: for each, its
-    (score, verdict)s, or None where it does not know the person."""
+    """Adds up the scores of one person.
+
+    If the rule drops unclear verdicts, the sum is over all facts and agents. Otherwise an unclear verdict counts 0, and
+    the score is the mean over an agent's facts, then over the agents.
+
+    Args:
+        rule: The rule.
+        agents: For each agent its pairs of score and verdict, or None if it does not know the person.
+
+    Returns:
+        The sum of the scores, their number, and the number of unclear verdicts.
+    """
     verdicts = [score for own in agents if own is not None for score, _ in own]
     unclear = sum(score is None for score in verdicts)
     kept = [score for score in verdicts if score is not None]
@@ -165,7 +247,15 @@ def person_scores(rule: Rule, agents: Sequence[Sequence[Any] | None]) -> tuple[f
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """rule -> value, interval over people, people, facts judged unclear, biographies not scored."""
+    """Summarises the scores of all people, by each rule.
+
+    Args:
+        records: For each person the verdicts (`judged`).
+
+    Returns:
+        By rule: value (a share) with its 95 % interval over the people, number of people n, number of unclear verdicts
+        (unparsed), and number of biographies that were not scored (skipped).
+    """
     lines = {}
     for name, rule in RULES.items():
         sums = [person_scores(rule, record["verdicts"][name]) for record in records]

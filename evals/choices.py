@@ -19,15 +19,19 @@ from .games import Game
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One item's right answer among its choices.
+    """How likely the right answer of one item is among its choices.
+
+    Calibrated values are taken after each choice's log-probability for B alone is subtracted (Holtzman et al. 2021,
+    domain-conditional PMI).
 
     Attributes:
-        rank: 1: none is likelier; of equals the mean of their ranks.
-        logprob: Of the answer's text, in nats.
-        among: Log-probability of the answer, given that it is one of the choices.
-        calibrated_rank, calibrated_among: The same after each choice's log-probability without the message was taken off. None: of B
-            alone, where nothing is left.
-        choices: How many there are.
+        rank: Rank of the right answer. 1: no choice is likelier. Choices that are equally likely share the mean of
+            their ranks.
+        logprob: Log-probability of the answer's text, in nats.
+        among: Log-probability of the right answer, given that the answer is one of the choices, in nats.
+        calibrated_rank: The calibrated rank. None: the scores are those of B alone.
+        calibrated_among: The calibrated `among`. None: the scores are those of B alone.
+        choices: Number of choices.
     """
 
     rank: float
@@ -44,11 +48,24 @@ class Choice:
 
     @property
     def calibrated_hit(self) -> bool | None:
+        """Whether the right answer has calibrated rank 1. None: the scores are those of B alone."""
         return None if self.calibrated_rank is None else self.calibrated_rank == 1
 
 
 def logprobs(turn: Turn | Panel, game: Game, chat: bool) -> list[np.ndarray]:
-    """Of every item's choices, as B's next words; chat: as a turn begins, else after a space. ValueError: a thought comes first."""
+    """Scores every item's choices as B's next words.
+
+    Args:
+        turn: B's turn, or the turns of a panel.
+        game: The game.
+        chat: Whether B answers in a chat. If so, a choice begins a turn; otherwise it follows a space.
+
+    Returns:
+        For each item the log-probabilities of its choices, in nats.
+
+    Raises:
+        ValueError: B's chat template begins a thought, which would come before the answer.
+    """
     for each in turn.turns if isinstance(turn, Panel) else (turn,):
         if any(map(each.agent.begins_thought, each.rows)):
             raise ValueError(
@@ -59,7 +76,23 @@ def logprobs(turn: Turn | Panel, game: Game, chat: bool) -> list[np.ndarray]:
 
 
 def choose(game: Game, found: Sequence[np.ndarray], prior: Sequence[np.ndarray] | None) -> list[Choice]:
-    """found, prior: `logprobs` of B with the message, and alone (None: they are B's alone)."""
+    """Ranks the right answer among each item's choices.
+
+    Args:
+        game: The game.
+        found: Log-probabilities of each item's choices (`logprobs`).
+        prior: The same for B alone. None: `found` is of B alone, and nothing is calibrated.
+
+    Returns:
+        The result of each item.
+
+    Example:
+        >>> from jaxcomm.evals import games
+        >>> game = games.draw("tip_sheets", n=1)
+        >>> choice, = choose(game, [np.log([0.2, 0.3, 0.5])], None)
+        >>> choice.rank, choice.choices
+        (1.0, 3)
+    """
     made = []
     for i, item in enumerate(game.items):
         at = game.choices(item).index(item.answer)

@@ -43,10 +43,13 @@ def prepare(
 
 
 def check_outputs(command: Any) -> None:
-    """Refuses results that would not be local.
+    """Checks that a command writes to local paths only.
+
+    Args:
+        command: The command.
 
     Raises:
-        ValueError: `files.check_local`'s.
+        ValueError: A path is not local (`files.check_local`).
     """
     from .files import check_local
 
@@ -57,7 +60,10 @@ def check_outputs(command: Any) -> None:
 
 
 def main() -> None:
-    """Runs a command. Exit status 0, or 2 with one line on stderr that says what is wrong and how to mend it."""
+    """Runs the command that is typed.
+
+    The exit status is 0. If something is wrong, it is 2, and one line on stderr says what is wrong and how to mend it.
+    """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     command = tyro.cli(prepare, prog="jaxcomm")
     try:

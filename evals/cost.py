@@ -32,7 +32,19 @@ SETTINGS = ((16, 16, 4), (64, 64, 16), (128, 256, 128), (128, 256, 16))
 
 
 def shape(name: str) -> ModelConfig:
-    """The architecture of one of `SHAPES`, of the embedded pair, or of a checkpoint (its weights are not read)."""
+    """Finds an architecture by name. No weights are read.
+
+    Args:
+        name: A key of `SHAPES`, pair:a, pair:b, or a checkpoint (`converters.agents.architecture`).
+
+    Returns:
+        The architecture.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ConnectionError: The checkpoint cannot be downloaded.
+        ValueError: The architecture is not supported.
+    """
     if name in SHAPES:
         return SHAPES[name]
     return architecture(pair.checkpoint(name))
@@ -40,7 +52,14 @@ def shape(name: str) -> ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """FLOPs of one question. paper: None where the paper has no formula."""
+    """FLOPs of one question under one protocol.
+
+    Attributes:
+        protocol: Name of the protocol.
+        paper: By the formula of Ramesh & Li (2025, section 3.2). None: the paper has no formula for this protocol.
+        exact: Counted for the architecture, with a KV cache (`jaxcomm.flops`).
+        compiled: Counted by XLA for the compiled programs. None: it was not asked for.
+    """
 
     protocol: str
     paper: int | None
@@ -51,10 +70,33 @@ class Count:
 def counts(
     a: ModelConfig, b: ModelConfig, P: int, M: int, T: int, k: int, j: int, *, compiled: bool
 ) -> Iterator[Count]:
-    """ValueError: layers or numbers of tokens that cannot be.
+    """Counts the FLOPs of every protocol.
 
-    P prompt tokens (of each agent), M of a message, T of the answer. Debates are of A and B, two rounds; what each says
-    before has M tokens, and both responses stand before the prompt in the last (the form "harness", without its words)."""
+    A debate has two agents and two rounds. Each agent's response has M tokens in the first round. In the last round
+    both responses stand before the prompt (the form "harness", without its words).
+
+    Args:
+        a: Architecture of the sender.
+        b: Architecture of the receiver.
+        P: Number of tokens of the prompt, for each agent.
+        M: Number of tokens of a message.
+        T: Number of tokens of the answer.
+        k: Layer of A that is sent.
+        j: Layer of B after which it is grafted in.
+        compiled: Whether XLA counts, too. It has to build the programs, which takes seconds.
+
+    Yields:
+        One count for each protocol.
+
+    Raises:
+        ValueError: A layer is out of range, or a number of tokens is below 1.
+
+    Example:
+        >>> llama = SHAPES["llama-3.2-3b"]
+        >>> found = {c.protocol: c for c in counts(llama, llama, 16, 16, 4, 26, 26, compiled=False)}
+        >>> f"{found['activation'].exact / found['message'].exact:.2f}"
+        '0.50'
+    """
     for name, layer, config in (("k", k, a), ("j", j, b)):
         if not 0 <= layer <= config.layers:
             raise ValueError(f"{name} = {layer} is out of range: this model's layers are 0 to {config.layers}")
@@ -83,19 +125,46 @@ def counts(
 
 
 def xla_writing(config: ModelConfig, prompt: int, new: int) -> int:
-    """Reading a prompt, then `new` - 1 steps of the decoding loop over a cache with room for all."""
+    """Counts with XLA the FLOPs of reading a prompt and writing an answer.
+
+    The count is that of the prompt, and of `new` - 1 steps of the decoding loop over a cache with room for all tokens.
+
+    Args:
+        config: The architecture.
+        prompt: Number of tokens of the prompt.
+        new: Number of tokens that are written.
+
+    Returns:
+        FLOPs.
+    """
     read = _layered(config, lambda p: jax.jit(prefill).lower(p, _ints(1, prompt)))
     return read + (new - 1) * _step(config, prompt, new)
 
 
 def xla_mixing(config: ModelConfig) -> int:
-    """One expected embedding."""
+    """Counts with XLA the FLOPs of one expected embedding (CIPHER)."""
     shaped = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, config.vocab), (config.vocab, config.width)))
     return _flops(jax.jit(lambda p, table: jnp.einsum("bv,vd->bd", p, table)).lower(*shaped))
 
 
 def xla_activation(a: ModelConfig, b: ModelConfig, prompt: int, new: int, k: int, j: int, mapped: bool) -> int:
-    """A up to k, B's prompt, the edit, and the edited token's way through B once more."""
+    """Counts with XLA the FLOPs of the protocol "activation".
+
+    The count has five parts: A reads the prompt up to layer k; B reads its prompt; the edit; the edited token passes
+    through B's layers after j once more; B writes the rest of the answer.
+
+    Args:
+        a: Architecture of the sender.
+        b: Architecture of the receiver.
+        prompt: Number of tokens of each prompt.
+        new: Number of tokens that B writes.
+        k: Layer of A.
+        j: Layer of B.
+        mapped: Whether the state goes through a map W.
+
+    Returns:
+        FLOPs.
+    """
     W = jax.ShapeDtypeStruct((b.width, a.width), jnp.float32) if mapped else None
     sent = _layered(a, lambda p: jax.jit(lambda p, t: send(p, t, p.config.layers)).lower(p, _ints(1, prompt)), k)
     read = _layered(b, lambda p: jax.jit(read_prompt).lower(p, _ints(1, prompt)))
@@ -140,7 +209,15 @@ def _flops(lowered) -> int:
 
 
 def table(title: str, found: list[Count]) -> rich.table.Table:
-    """Counts in GFLOPs, and as shares of message's."""
+    """Makes the table of the counts, in GFLOPs and as shares of the protocol "message".
+
+    Args:
+        title: Title of the table.
+        found: The counts. One of them is "message".
+
+    Returns:
+        The table.
+    """
     shown = rich.table.Table(title=title, title_justify="left")
     for name in ("protocol", "paper's formula", "exact, KV cache", "XLA", "of message: paper's", "exact"):
         shown.add_column(name, justify="left" if name == "protocol" else "right")

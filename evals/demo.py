@@ -34,7 +34,14 @@ ANSWER_TOKENS = 8
 
 
 def draw(game: str) -> tuple[Game, Game]:
-    """Games to report, and others to choose the layers on."""
+    """Draws a game to report, and other items of it to choose the layers on.
+
+    Args:
+        game: "countries" or "tip_sheets".
+
+    Returns:
+        The game to report, and a game of 40 other items.
+    """
     report, others = draw_game(game, REPORT), draw_game(game, SELECT, 2 * SELECT_GAMES)
     new = [i for i, item in enumerate(others.items) if item not in report.items]
     return report, others.part(new[:SELECT_GAMES])
@@ -42,19 +49,31 @@ def draw(game: str) -> tuple[Game, Game]:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The layers of one pair that did best in a game on items that are not reported, and how all of them did there."""
+    """The best layers of one pair in one game. They are chosen on items that are not reported.
+
+    Attributes:
+        k: Layer of the sender.
+        j: Layer of B.
+        into: The layer of B that W maps into. None: there is no W.
+        maps: W from every layer of the sender to every layer of B, [L_A + 1, L_B + 1, D_B, D_A]. None: there is no W.
+        accuracies: Share of exact matches at every (k, j) with W into that layer, [L_A, L_B].
+    """
 
     k: int
     j: int
     into: int | None
-    """The layer of B that W maps into, where there is a W."""
     maps: Any
-    """W from every layer of A into every layer of B, or None."""
     accuracies: np.ndarray
-    """At every (k, j), through W into that layer."""
 
     def at(self, into: int | None) -> dict[str, Any]:
-        """k, j, W into a layer of B (None: no W), and that layer."""
+        """The settings of the protocol "activation" at these layers.
+
+        Args:
+            into: The layer of B that W maps into. None: no W is used.
+
+        Returns:
+            k, j, W and `into`.
+        """
         return dict(k=self.k, j=self.j, W=None if into is None else self.maps[self.k, into], into=into)
 
     def __str__(self) -> str:
@@ -62,7 +81,19 @@ class Choice:
 
 
 def search(sender: Agent, b: Agent, game: Game) -> Choice:
-    """Every (k, j); with a W, into each layer of B's upper half: what a statement says has not reached the lower ones."""
+    """Plays every pair of layers, and chooses the best.
+
+    If sender and receiver differ, W into each layer of B's upper half is tried. At the lower layers, the last token
+    does not yet carry what a statement says.
+
+    Args:
+        sender: The sender.
+        b: The receiver.
+        game: The items to choose on.
+
+    Returns:
+        The best layers.
+    """
     if sender is b:
         maps, upper = None, (None,)
     else:
@@ -81,23 +112,36 @@ def search(sender: Agent, b: Agent, game: Game) -> Choice:
 
 @dataclasses.dataclass
 class Results:
-    """Everything that was played with B as the receiver: label of a table row -> one outcome per game."""
+    """Everything that was played, always with B as the receiver.
+
+    Attributes:
+        a: The sender of the pair.
+        b: The receiver.
+        outcomes: By label of a table's row, one outcome for each game.
+        unseen: The same, with people and companies that never occur in training.
+        choices: The chosen layers, by pair and game.
+    """
 
     a: Agent
     b: Agent
     outcomes: dict[str, list[Outcome]] = dataclasses.field(default_factory=dict)
     unseen: dict[str, list[Outcome]] = dataclasses.field(default_factory=dict)
-    """Likewise, with people and companies that never occur in training."""
     choices: dict[str, dict[str, Choice]] = dataclasses.field(default_factory=dict)
-    """pair -> game -> the layers."""
 
     def every(self) -> list[Outcome]:
+        """All outcomes, in the order of the tables."""
         return [o for table in (self.outcomes, self.unseen) for row in table.values() for o in row]
 
 
 def play_everything() -> Results:
-    """B alone and with everything to read; then B -> B and A -> B: the layers chosen on other games, every graft at
-    these layers, every control."""
+    """Plays everything that the demo shows.
+
+    First B plays alone, and with everything to read. Then B sends to itself, and A sends to B: a message, every graft
+    at the layers chosen on other items, and every control.
+
+    Returns:
+        The results.
+    """
     a, b = (load_agent(folder(name), "float32", name=name, unroll=False) for name in ("a", "b"))
     results = Results(a, b)
     draws = {game: draw(game) for game in GAMES}
@@ -134,7 +178,15 @@ def play_everything() -> Results:
 
 
 def accuracy_table(title: str, rows: dict[str, list[Outcome]]) -> rich.table.Table:
-    """Exact match and compute, one line per method."""
+    """Makes a table of accuracy and compute, one row for each method.
+
+    Args:
+        title: Title of the table.
+        rows: By label of the row, one outcome for each game.
+
+    Returns:
+        Exact match in % with 95 % intervals, and MFLOPs of a question for each game.
+    """
     table = rich.table.Table(title=title, title_justify="left")
     table.add_column("method")
     for outcome in next(iter(rows.values())):
@@ -148,7 +200,15 @@ def accuracy_table(title: str, rows: dict[str, list[Outcome]]) -> rich.table.Tab
 
 
 def difference_table(results: Results, pair: str) -> rich.table.Table:
-    """How many points `replace` is above silent and above every control, game by game on the same questions."""
+    """Makes the table that compares `replace` with silence and with every control, paired on the same questions.
+
+    Args:
+        results: What was played.
+        pair: The pair, such as "a -> b".
+
+    Returns:
+        One row for each method: how many points `replace` is above it in each game, with 95 % intervals.
+    """
     ours, choices = results.outcomes[f"{pair}, replace"], results.choices[pair]
     where = "; ".join(f"{game.replace('_', ' ')}: {choice}" for game, choice in choices.items())
     title = f"{pair}, replace, paired: points above ...\n{where} (chosen on other games)"
@@ -162,7 +222,15 @@ def difference_table(results: Results, pair: str) -> rich.table.Table:
 
 
 def transcripts(results: Results, each: int = 2) -> Iterator[str]:
-    """The first games of every pair, word by word."""
+    """Writes transcripts of the first games of every pair.
+
+    Args:
+        results: What was played.
+        each: Number of items of each game.
+
+    Yields:
+        For each item, what A and B read and what B said.
+    """
     for pair in results.choices:
         for outcome in results.outcomes[f"{pair}, replace"]:
             for item, reply, hit in itertools.islice(
@@ -173,7 +241,16 @@ def transcripts(results: Results, each: int = 2) -> Iterator[str]:
 
 
 def run(out: Path, json: Path | None) -> None:
-    """Plays everything, prints the tables, and writes `out`/layers.png, `out`/results.jsonl and `out`/items.jsonl."""
+    """Runs the demo: plays everything, prints the tables, and writes layers.png, results.jsonl and items.jsonl.
+
+    Args:
+        out: Folder for the files.
+        json: A further file for the results, one JSON object on each line. None: there is none.
+
+    Raises:
+        OSError: A file cannot be written.
+        ValueError: A path is not local.
+    """
     check_folder(out)
     check_file(json)
     console = documents.console(112)

@@ -19,13 +19,25 @@ from . import figures
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
+    """A heading.
+
+    Attributes:
+        level: 1 is the title of the document, 2 a section, and so on.
+        text: The text.
+    """
+
     level: int
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """Commands, or what is set in columns."""
+    """Preformatted text, such as commands.
+
+    Attributes:
+        text: The text.
+        columns: Whether it is set in columns. If so, HTML does not break its lines.
+    """
 
     text: str
     columns: bool = False
@@ -33,12 +45,24 @@ class Code:
 
 @dataclasses.dataclass(frozen=True)
 class Items:
+    """A list of items.
+
+    Attributes:
+        texts: The text of each item.
+    """
+
     texts: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """left: so many first columns are text; the others are numbers."""
+    """A table.
+
+    Attributes:
+        columns: Names of the columns.
+        rows: The cells of each row.
+        left: Number of first columns that hold text. The others hold numbers and are aligned to the right.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -47,6 +71,14 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
+    """A picture.
+
+    Attributes:
+        file: Name of its file.
+        png: Its bytes.
+        text: What it shows, for readers who cannot see it.
+    """
+
     file: str
     png: bytes
     text: str
@@ -57,6 +89,22 @@ Block = Heading | Code | Items | Table | Picture | str
 
 
 def markdown(blocks: Iterable[Block]) -> str:
+    """Writes a document as Markdown. A picture is a link to its file.
+
+    Args:
+        blocks: The blocks of the document.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> print(markdown([Heading(2, "Scores"), Table(["protocol", "hits"], [["silent", "3"]])]), end="")
+        ## Scores
+        <BLANKLINE>
+        | protocol | hits |
+        | :-- | --: |
+        | silent | 3 |
+    """
     parts = []
     for block in blocks:
         match block:
@@ -79,7 +127,16 @@ def markdown(blocks: Iterable[Block]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text as Markdown, which reads marks, links, tags and what begins a line, shows it unchanged."""
+    """Escapes a text so that Markdown shows it unchanged.
+
+    Markdown would otherwise read marks, links, tags, and what begins a line.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text with escapes, and with <br> in place of line breaks.
+    """
     escaped = re.sub(r"[\\`*|~$]|\](?=[(\[:])|(?<!\w)_|_(?!\w)", r"\\\g<0>", html.escape(text, quote=False))
     lines = re.split(r"\r\n?|\n", escaped)
     return "<br>".join(re.sub(r"^(\s*\d*)([-+.)](?=\s|$)|#+(?=\s|$)|--+|=+)", r"\1\\\2", line) for line in lines)
@@ -107,7 +164,15 @@ li { margin: 4px 0; font-size: 13px }
 
 
 def page(title: str, blocks: Iterable[Block]) -> str:
-    """One page that needs nothing but itself."""
+    """Writes a document as one HTML page that needs no other file.
+
+    Args:
+        title: Title of the page.
+        blocks: The blocks of the document. Pictures are embedded.
+
+    Returns:
+        The page.
+    """
     parts = []
     for block in blocks:
         match block:
@@ -128,6 +193,14 @@ def page(title: str, blocks: Iterable[Block]) -> str:
 
 
 def html_table(table: Table) -> str:
+    """Writes a table as HTML. A row whose first cell begins with "here, " is highlighted.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The HTML.
+    """
     side = lambda n: "text" if n < table.left else "number"
     lined = lambda text: html.escape(text).replace("\n", "<br>")
     head = "".join(f'<th class="{side(n)}">{html.escape(name)}</th>' for n, name in enumerate(table.columns))
@@ -139,12 +212,24 @@ def html_table(table: Table) -> str:
 
 
 def console(width: int) -> rich.console.Console:
-    """Standard output: as wide as the terminal, or, where it is none, `width`."""
+    """Opens standard output as a console.
+
+    Args:
+        width: Number of columns if the output is not a terminal. A terminal has its own width.
+
+    Returns:
+        The console.
+    """
     return rich.console.Console(width=None if sys.stdout.isatty() else width)
 
 
 def show(blocks: Iterable[Block], console: rich.console.Console) -> None:
-    """Prints all but the pictures."""
+    """Prints a document, without its pictures.
+
+    Args:
+        blocks: The blocks of the document.
+        console: The console.
+    """
     say = lambda text, **how: console.print(text, markup=False, highlight=False, emoji=False, **how)
     for block in blocks:
         match block:

@@ -29,9 +29,14 @@ pre { padding: 12px; overflow-x: auto; font-size: 13px; line-height: 1.4; backgr
 
 @dataclasses.dataclass(frozen=True)
 class LayerMap:
-    """A value at every (k, j) of a sweep.
+    """A value at every pair of layers (k, j) of a sweep.
 
-    values: [K, J], finite.  ks, js: the layers of A [K] and of B [J], ascending.  best: the (k, j) that is marked.
+    Attributes:
+        title: Title of the map.
+        values: Finite values [K, J].
+        ks: Layers of A [K], ascending.
+        js: Layers of B [J], ascending.
+        best: The (k, j) that is marked.
     """
 
     title: str
@@ -42,36 +47,70 @@ class LayerMap:
 
     @property
     def best_value(self) -> float:
+        """The value at the marked pair of layers."""
         k, j = self.best
         return float(self.values[self.ks.index(k), self.js.index(j)])
 
 
 def span(maps: Sequence[LayerMap]) -> tuple[float, float]:
-    """The least and the greatest value of all maps; of equal values, half below and half above them."""
+    """Finds the range of the values of all maps.
+
+    Args:
+        maps: The maps.
+
+    Returns:
+        The smallest and the largest value. If they are equal, 0.5 below and 0.5 above them.
+    """
     low, high = float(min(m.values.min() for m in maps)), float(max(m.values.max() for m in maps))
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def edges(layers: Sequence[int]) -> np.ndarray:
-    """Where the cells of layers [N] end [N + 1]: halfway between neighbours, half a layer beyond the first and last."""
+    """Computes where the cells of a map end.
+
+    Args:
+        layers: Layers [N], ascending.
+
+    Returns:
+        The edges [N + 1]: halfway between neighbours, and half a layer beyond the first and the last.
+
+    Example:
+        >>> edges([2, 4, 8]).tolist()
+        [1.5, 3.0, 6.0, 8.5]
+    """
     middles = np.add(layers[1:], layers[:-1]) / 2
     return np.concatenate([[layers[0] - 0.5], middles, [layers[-1] + 0.5]])
 
 
 def ticks(layers: Sequence[int]) -> list[int]:
-    """At most twelve of the layers."""
+    """Selects at most twelve of the layers, evenly spaced, for the ticks of an axis."""
     return list(layers[:: -(-len(layers) // 12)])
 
 
 def inward(layers: Sequence[int], layer: int) -> int:
-    """+1 or -1: the direction from a layer in which the map is wider, where a label is not cut off."""
+    """Finds the direction in which a label beside a layer has more room.
+
+    Args:
+        layers: The layers of the axis, ascending.
+        layer: One of them.
+
+    Returns:
+        1 (towards higher layers) or -1 (towards lower ones).
+    """
     return 1 if 2 * layer <= layers[0] + layers[-1] else -1
 
 
 def contours(maps: Sequence[LayerMap], *, label: str, columns: int, limits: tuple[float, float] | None = None) -> bytes:
-    """Filled contour maps as in Figure 2 of Ramesh & Li (2025) as a PNG, `columns` in a row, the best cell starred.
+    """Draws filled contour maps, as in Ramesh & Li (2025), Figure 2. The best cell of each map has a star.
 
-    One colour bar serves all; `limits` are its ends, by default the least and the greatest value of all.
+    Args:
+        maps: The maps. They share one colour bar.
+        label: Label of the colour bar.
+        columns: Number of maps in a row.
+        limits: Ends of the colour bar. Default: the smallest and the largest value of all maps.
+
+    Returns:
+        The bytes of a PNG.
     """
     import matplotlib
 
@@ -97,7 +136,14 @@ def contours(maps: Sequence[LayerMap], *, label: str, columns: int, limits: tupl
 
 
 def draw(axis: Axes, layer_map: LayerMap, norm: Normalize, levels: np.ndarray) -> None:
-    """One map with its star: contours, or cells where a single k or j leaves nothing to draw contours between."""
+    """Draws one map with its star. If it has only one k or one j, cells are drawn in place of contours.
+
+    Args:
+        axis: The axes to draw on.
+        layer_map: The map.
+        norm: How values become colours.
+        levels: Values at which the colour changes.
+    """
     ks, js, (k, j) = layer_map.ks, layer_map.js, layer_map.best
     if min(layer_map.values.shape) > 1:
         axis.contourf(js, ks, layer_map.values, levels=levels, norm=norm, cmap="viridis")
@@ -119,9 +165,17 @@ def draw(axis: Axes, layer_map: LayerMap, norm: Normalize, levels: np.ndarray) -
 
 
 def page(title: str, groups: Mapping[str, tuple[str, Sequence[LayerMap]]], text: str) -> str:
-    """One page of HTML that needs no network: `text` as it stands, then the maps of every group side by side.
+    """Writes one HTML page with a text and interactive maps. It needs no network.
 
-    groups[heading] = the colour bar's label and the maps that share it. Pointing at a cell shows its k, j and value.
+    If the pointer is on a cell, its k, j and value are shown.
+
+    Args:
+        title: Title of the page.
+        groups: By heading, the label of the colour bar and the maps that share it.
+        text: Text above the maps.
+
+    Returns:
+        The page.
     """
     parts = [f"<h1>{html.escape(title)}</h1>", f"<pre>{html.escape(text)}</pre>"]
     for index, (heading, (label, maps)) in enumerate(groups.items()):
@@ -138,7 +192,16 @@ def page(title: str, groups: Mapping[str, tuple[str, Sequence[LayerMap]]], text:
 
 
 def document(title: str, style: str, parts: Sequence[str]) -> str:
-    """A page of HTML that needs nothing but itself."""
+    """Puts parts together into one HTML page that needs no other file.
+
+    Args:
+        title: Title of the page.
+        style: Style sheet.
+        parts: HTML of the parts.
+
+    Returns:
+        The page.
+    """
     body = "\n".join(parts)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -151,7 +214,15 @@ def document(title: str, style: str, parts: Sequence[str]) -> str:
 
 
 def heat_maps(label: str, maps: Sequence[LayerMap]) -> Figure:
-    """Interactive heat maps in rows of three, the best cells starred; one colour bar serves all."""
+    """Draws interactive heat maps, three in a row. The best cell of each map has a star.
+
+    Args:
+        label: Label of the colour bar.
+        maps: The maps. They share one colour bar.
+
+    Returns:
+        A figure of plotly.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -202,15 +273,21 @@ def heat_maps(label: str, maps: Sequence[LayerMap]) -> Figure:
 
 
 def markup(text: str) -> str:
-    """Plain text as plotly, which reads tags in titles, shows it unchanged."""
+    """Escapes a text so that plotly, which reads tags in titles, shows it unchanged."""
     return html.escape(text, quote=False).replace("\n", "<br>")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a protocol costs and is worth.
+    """What a protocol costs, and how accurate it is.
 
-    flops: of a question, > 0.  value, low, high: accuracy and its interval, shares.  control: drawn in grey.
+    Attributes:
+        name: Name of the protocol.
+        flops: FLOPs of a question, above 0.
+        value: Accuracy, as a share.
+        low: Lower end of its interval.
+        high: Upper end of its interval.
+        control: Whether it is a control. Controls are drawn in grey.
     """
 
     name: str
@@ -222,9 +299,14 @@ class Cost:
 
 
 def costs(panels: Mapping[str, Sequence[Cost]], *, label: str) -> bytes:
-    """Accuracy against compute as in Figure 3 of Ramesh & Li (2025) as a PNG, a panel for every title.
+    """Draws accuracy against compute, as in Ramesh & Li (2025), Figure 3.
 
-    panels[title]: at least one point.  label: of the accuracies.
+    Args:
+        panels: By title of the panel, its points. Each panel has at least one.
+        label: Label of the accuracy.
+
+    Returns:
+        The bytes of a PNG.
     """
     import matplotlib
 
@@ -248,7 +330,12 @@ def costs(panels: Mapping[str, Sequence[Cost]], *, label: str) -> bytes:
 
 
 def draw_costs(axis: Axes, points: Sequence[Cost]) -> None:
-    """Points with their intervals, per cent over FLOPs; the FLOPs on a log axis."""
+    """Draws points with their intervals. Accuracy is in %; FLOPs are on a logarithmic axis.
+
+    Args:
+        axis: The axes to draw on.
+        points: The points.
+    """
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     colours = itertools.cycle(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))  # the one left out is grey
@@ -270,11 +357,17 @@ def draw_costs(axis: Axes, points: Sequence[Cost]) -> None:
 
 
 def name_points(axis: Axes, points: Sequence[Cost]) -> np.ndarray:
-    """A label beside every point, with a line to it where it is not close by. The nearest place is taken where neither
-    covers a point, an interval, or another label or its line, and no other point is nearer; where there is none, the one
-    where they cover least. Returns where the labels lie, in pixels [points, (left, bottom, right, top)].
+    """Writes a label beside every point. If it is not close to its point, a line connects them.
 
-    The axis must be laid out: room is measured in pixels.
+    A place is free if the label and its line cover no point, no interval and no other label or line, and if no other
+    point is nearer. The nearest free place is taken. If no place is free, the one where least is covered is taken.
+
+    Args:
+        axis: The axes. Their layout must be final, since space is measured in pixels.
+        points: The points.
+
+    Returns:
+        Where the labels are, in pixels: [points, 4] for left, bottom, right and top.
     """
     figure, inside = axis.get_figure(root=True), np.array([axis.get_window_extent().extents])
     assert figure is not None
@@ -318,6 +411,14 @@ def name_points(axis: Axes, points: Sequence[Cost]) -> np.ndarray:
 
 
 def common(some: np.ndarray, others: np.ndarray) -> float:
-    """Area that boxes [n, (left, bottom, right, top)] share with others [m, ..], pair by pair."""
+    """Computes the area that boxes share, summed over all pairs.
+
+    Args:
+        some: Boxes [n, 4]: left, bottom, right, top.
+        others: Boxes [m, 4].
+
+    Returns:
+        The area.
+    """
     low, high = np.maximum(some[:, None, :2], others[:, :2]), np.minimum(some[:, None, 2:], others[:, 2:])
     return float(np.maximum(high - low, 0).prod(axis=-1).sum())

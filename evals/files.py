@@ -14,21 +14,45 @@ from ..converters.hf import check_local
 
 
 def check_folder(path: Path) -> None:
-    """OSError before the work, not after it, if it is a file. ValueError: `check_local`'s."""
+    """Checks that results can be written to a folder, before the work and not after it.
+
+    Args:
+        path: The folder. It need not exist.
+
+    Raises:
+        NotADirectoryError: It is a file.
+        ValueError: It is not a local path (`check_local`).
+    """
     check_local(path)
     if path.is_file():
         raise NotADirectoryError(f"{path} is a file: name a folder")
 
 
 def check_new(path: Path) -> None:
-    """FileExistsError before the work, not after it. ValueError: `check_local`'s."""
+    """Checks that nothing exists at a path, before the work and not after it.
+
+    Args:
+        path: The path.
+
+    Raises:
+        FileExistsError: Something exists there.
+        ValueError: It is not a local path (`check_local`).
+    """
     check_local(path)
     if path.exists():
         raise FileExistsError(f"{path} exists: choose another folder, or remove it first")
 
 
 def check_file(path: Path | None) -> None:
-    """OSError before the work, not after it, if results cannot be written there. ValueError: `check_local`'s."""
+    """Checks that results can be written to a file, before the work and not after it.
+
+    Args:
+        path: The file. It need not exist. None: nothing is checked.
+
+    Raises:
+        IsADirectoryError: It is a folder.
+        ValueError: It is not a local path (`check_local`).
+    """
     if path is None:
         return
     check_local(path)
@@ -37,7 +61,18 @@ def check_file(path: Path | None) -> None:
 
 
 def read_text(path: Path) -> str:
-    """A file of text. ValueError: it is none."""
+    """Reads a text file in UTF-8.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: The file is not UTF-8.
+        OSError: It cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -47,8 +82,20 @@ def read_text(path: Path) -> str:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The object on every line that is not empty, and where it stands. (A line ends at a line feed: JSON lets the other marks that
-    end lines stand within texts.) ValueError: a line is none; FileNotFoundError."""
+    """Reads a file with a JSON object on each line. Empty lines are skipped.
+
+    Only a line feed ends a line, since JSON allows the other marks of line ends within texts.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Where the line stands ("FILE, line N"), and its object.
+
+    Raises:
+        ValueError: A line is not a JSON object, or has a lone surrogate.
+        FileNotFoundError: There is no such file.
+    """
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -65,12 +112,30 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """JSON lines."""
+    """Writes objects as JSON, one on each line. The file exists whole, or as it was before.
+
+    Args:
+        path: The file.
+        lines: The objects.
+
+    Raises:
+        ValueError: The path is not local (`check_local`).
+        OSError: The file cannot be written.
+    """
     write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """A file that is there whole, or as it was before. ValueError: `check_local`'s."""
+    """Writes a file. It exists whole, or as it was before. Missing folders are made.
+
+    Args:
+        path: The file.
+        data: Its bytes.
+
+    Raises:
+        ValueError: The path is not local (`check_local`).
+        OSError: The file cannot be written.
+    """
     check_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

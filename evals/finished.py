@@ -30,7 +30,16 @@ Key = tuple[str, str, str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished `jaxcomm eval`. scores: every question's, of the metrics that are one number per question."""
+    """A finished run of `jaxcomm eval`.
+
+    Attributes:
+        name: Its name in the report, such as "run 1".
+        path: Its folder.
+        command: The command that runs it again.
+        config: The config in run.json.
+        lines: The lines of results.jsonl.
+        scores: The score of each question, for the metrics that have one number per question.
+    """
 
     name: str
     path: Path
@@ -41,12 +50,21 @@ class Run:
 
     @property
     def pair(self) -> str:
+        """Names of the senders and the receiver."""
         return f"{' + '.join((self.config['a'], *self.config['others']))} → {self.config['b']}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
-    """A finished `jaxcomm sweep`, which has written its own report."""
+class FinishedSweep:
+    """A finished run of `jaxcomm sweep`. It has written its own report.
+
+    Attributes:
+        name: Its name in the report, such as "run 1".
+        path: Its folder.
+        command: The command that runs it again.
+        config: The config in run.json.
+        text: Its report.
+    """
 
     name: str
     path: Path
@@ -55,8 +73,19 @@ class Sweep:
     text: str
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run | Sweep]:
-    """Run folders, named "run 1", "run 2" and so on. ValueError, OSError: `read_run`'s; none, or one of them twice."""
+def read_runs(paths: Sequence[Path]) -> list[Run | FinishedSweep]:
+    """Reads run folders. They are named "run 1", "run 2" and so on.
+
+    Args:
+        paths: The folders.
+
+    Returns:
+        The runs, in this order.
+
+    Raises:
+        ValueError: No folder is named, or one of them twice; a folder is not a finished run, or is damaged.
+        FileNotFoundError: A folder does not exist.
+    """
     if not paths:
         raise ValueError("name at least one run folder: jaxcomm report RUN... --out FOLDER")
     places = [path.resolve() for path in paths]
@@ -65,8 +94,20 @@ def read_runs(paths: Sequence[Path]) -> list[Run | Sweep]:
     return [read_run(f"run {n}", path) for n, path in enumerate(paths, 1)]
 
 
-def read_run(name: str, path: Path) -> Run | Sweep:
-    """ValueError: no run folder, not finished, or damaged (the message says where). FileNotFoundError: not there."""
+def read_run(name: str, path: Path) -> Run | FinishedSweep:
+    """Reads a run folder.
+
+    Args:
+        name: Name of the run in the report.
+        path: The folder.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: It is not a run folder, the run is not finished, or a file is damaged. The message says which.
+        FileNotFoundError: The folder does not exist.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     record = path / "run.json"
@@ -76,7 +117,7 @@ def read_run(name: str, path: Path) -> Run | Sweep:
     command, config = kept["command"], kept["config"]
     if "games" in config:
         check_finished(path, command, "results.parquet", "report.txt")
-        return Sweep(name, path, command, config, (path / "report.txt").read_text(encoding="utf-8"))
+        return FinishedSweep(name, path, command, config, (path / "report.txt").read_text(encoding="utf-8"))
     if lacking := [name for name in CONFIG if name not in config]:
         raise ValueError(f"{record} is not of a run of jaxcomm eval or jaxcomm sweep: its config has no {lacking[0]!r}")
     check_finished(path, command, "results.jsonl", "items.parquet")
@@ -91,7 +132,20 @@ def read_run(name: str, path: Path) -> Run | Sweep:
 
 
 def read_json(where: object, text: bytes, needed: Iterable[str], mend: str = "") -> dict[str, Any]:
-    """An object with these keys. ValueError: it is none; the message says where, and how to mend it."""
+    """Parses a JSON object that must have certain keys.
+
+    Args:
+        where: What the text is, for messages.
+        text: The text.
+        needed: The keys.
+        mend: What to do if it is damaged, for messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: It is not a JSON object, or lacks a key.
+    """
     try:
         found = json.loads(text)
     except ValueError as error:  # of JSON, or of UTF-8
@@ -104,12 +158,37 @@ def read_json(where: object, text: bytes, needed: Iterable[str], mend: str = "")
 
 
 def check_finished(path: Path, command: str, *files: str) -> None:
+    """Checks that a run is finished.
+
+    Args:
+        path: The run folder.
+        command: The command that runs it again, for messages.
+        *files: Names of the files that a finished run has.
+
+    Raises:
+        ValueError: A file is missing.
+    """
     if missing := [name for name in files if not (path / name).is_file()]:
         raise ValueError(f"{path} is not finished (no {missing[0]}): go on with {command} --resume")
 
 
 def read_scores(path: Path) -> dict[Key, dict[int, float]]:
-    """items.parquet's metrics. Arrow's errors, OSError, ValueError, KeyError, AttributeError: it is damaged."""
+    """Reads the score of each question from items.parquet.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The scores, by (protocol, task, metric, filter) and number of the question. Metrics that are no numbers are left
+        out.
+
+    Raises:
+        pyarrow.ArrowException: The file is damaged.
+        OSError: The file is damaged, or cannot be read.
+        ValueError: The file is damaged.
+        KeyError: The file is damaged.
+        AttributeError: The file is damaged.
+    """
     scores: dict[Key, dict[int, float]] = {}
     for row in pq.read_table(path, columns=["protocol", "task", "question", "filter", "metrics"]).to_pylist():
         for metric, score in json.loads(row["metrics"]).items():
@@ -123,7 +202,13 @@ def read_scores(path: Path) -> dict[Key, dict[int, float]]:
 
 
 class Above(NamedTuple):
-    """How much better one protocol is than another on the questions that both have a score for."""
+    """How much better one protocol is than another, on the questions that have a score under both.
+
+    Attributes:
+        points: Mean difference with its 95 % interval, as shares (`scores.difference`).
+        p: p-value of the difference (`scores.sign_flip`).
+        pairs: Number of these questions.
+    """
 
     points: Interval
     p: float
@@ -132,9 +217,15 @@ class Above(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of results.jsonl with its comparisons; None: not a mean over questions, or the other one was not run.
+    """A line of results.jsonl with its comparisons.
 
-    best: the control with the highest value, among those that were run in place of this row's activation.
+    Attributes:
+        run: The run.
+        line: The line.
+        single: How much better it is than the protocol "single". None: single was not run, or the metric is not a mean
+            over questions.
+        best: The line of the best control that was run in place of this line's activation. None: there is none.
+        control: How much better it is than that control. None: as for `single`.
     """
 
     run: Run
@@ -145,20 +236,38 @@ class Row:
 
     @property
     def protocol(self) -> str:
+        """Name of the protocol."""
         return self.line["protocol"]
 
 
 def interval(line: Mapping[str, Any]) -> Interval | None:
-    """None: the metric is not a mean over questions."""
+    """Reads the interval of a line.
+
+    Args:
+        line: A line of results.jsonl.
+
+    Returns:
+        The value with its 95 % interval, as shares. None: the metric is not a mean over questions.
+    """
     return None if line["low"] is None else Interval(line["value"], line["low"], line["high"])
 
 
 def key(line: Mapping[str, Any]) -> Key:
+    """The protocol, task, metric and filter of a line."""
     return line["protocol"], line["task"], line["metric"], line["filter"]
 
 
 def above(run: Run, line: Mapping[str, Any], other: str) -> Above | None:
-    """Of a line over another protocol's, question by question (`scores.difference`, `scores.sign_flip`)."""
+    """Compares a line with another protocol, question by question.
+
+    Args:
+        run: The run.
+        line: One of its lines.
+        other: Name of the other protocol.
+
+    Returns:
+        The comparison. None: no question has a score under both, or the line is of that protocol itself.
+    """
     ours, theirs = run.scores.get(key(line), {}), run.scores.get((other, *key(line)[1:]), {})
     both = sorted(set(ours) & set(theirs))
     if not both or line["protocol"] == other:
@@ -168,7 +277,14 @@ def above(run: Run, line: Mapping[str, Any], other: str) -> Above | None:
 
 
 def compare(run: Run) -> Iterator[Row]:
-    """Every line of a run."""
+    """Compares every line of a run with the protocol "single" and with the best control.
+
+    Args:
+        run: The run.
+
+    Yields:
+        One row for each line.
+    """
     for line in run.lines:
         alike = [other for other in run.lines if key(other)[1:] == key(line)[1:] and other["value"] is not None]
         controls = [other for other in alike if other["protocol"].startswith(f"{line['protocol']}, ")]

@@ -43,7 +43,15 @@ template."""
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """What overrides the tasks' own generation settings. sampling: None is greedy, "task" as each says."""
+    """How an evaluation decodes. It overrides the generation settings of the tasks.
+
+    Attributes:
+        seed: Seed of all random draws.
+        batch_size: Largest number of prompts in a batch.
+        max_new_tokens: Largest number of new tokens. None: the task's own number.
+        sampling: How tokens are sampled. None: decoding is greedy. "task": as each task says.
+        truncate: Whether a prompt that is too long loses its first tokens. If not, it is refused.
+    """
 
     seed: int = 0
     batch_size: int = 16
@@ -54,19 +62,29 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One prompt of a task: all that is asked of it. numbers: the requests' places in the harness' list."""
+    """One prompt of a task, with everything that is asked about it.
+
+    Attributes:
+        task: Name of the task.
+        question: Number of the question in the task.
+        doc: The question's record in the data set.
+        prompt: What the answering agent reads.
+        items: The texts to score after the prompt. Empty: a text is to be written.
+        numbers: Indices of its requests in the harness' list.
+        seed: Seed of sampling.
+    """
 
     task: str
     question: int
     doc: Mapping[str, Any]
     prompt: Prompt
     items: tuple[Any, ...]
-    """Texts to score, or none."""
     numbers: tuple[int, ...]
     seed: int
 
     @property
     def prompt_a(self) -> Prompt:
+        """What the sender reads: the record's field `prompt_a`, or else what the answering agent reads."""
         return self.doc.get("prompt_a", self.prompt)
 
 
@@ -85,13 +103,19 @@ beams change nothing where there is one."""
 def generation(
     task: str, kwargs: Mapping[str, Any], decoding: Decoding
 ) -> tuple[tuple[str, ...], int, Sampling | None]:
-    """A task's own settings as they are followed, under what overrides them.
+    """Reads the generation settings of a task, and applies what overrides them.
+
+    Args:
+        task: Name of the task, for messages.
+        kwargs: The task's `generation_kwargs`.
+        decoding: What overrides them.
 
     Returns:
-        Stop strings, tokens, sampling.
+        The stop strings, the largest number of new tokens, and the sampling (None: greedy).
 
     Raises:
-        ValueError: A setting that would change the text and is not followed here, or sampling without a temperature.
+        ValueError: The task samples without a temperature, or has a setting that would change the text and is not
+            followed here.
     """
     how: dict[str, Any] = dict(normalize_gen_kwargs(dict(kwargs)))
     sampling, matters = decoding.sampling, OF_ALL
@@ -111,7 +135,14 @@ def generation(
 
 
 class ProtocolLM(LM):
-    """A protocol as a model of the harness; `records` holds all answers by (task, question)."""
+    """A protocol as a language model of lm-evaluation-harness.
+
+    Attributes:
+        arm: The protocol and its agents.
+        folder: Run folder. Each batch of answers is written there as soon as it is done.
+        decoding: How texts are decoded.
+        records: The answers that were given so far, by task and number of the question.
+    """
 
     def __init__(self, arm: Arm, folder: RunFolder, decoding: Decoding):
         super().__init__()
@@ -121,6 +152,18 @@ class ProtocolLM(LM):
     # What the harness calls ---------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Writes a text for every request.
+
+        Args:
+            requests: The harness' requests: a prompt and generation settings each.
+            disable_tqdm: Not used.
+
+        Returns:
+            The texts, in the order of the requests.
+
+        Raises:
+            ValueError: A generation setting is not supported, or a prompt is too long.
+        """
         groups: dict[str, list[Row]] = defaultdict(list)
         times: Counter[int] = Counter()  # a repeated request comes as the same object again
         for n, request in enumerate(requests):
@@ -136,6 +179,19 @@ class ProtocolLM(LM):
         return texts
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Scores a given continuation of a prompt for every request.
+
+        Args:
+            requests: The harness' requests: a prompt and a continuation each.
+            disable_tqdm: Not used.
+
+        Returns:
+            For each request the log-probability of the continuation in nats, and whether greedy decoding would write
+            it.
+
+        Raises:
+            ValueError: A prompt is too long.
+        """
         together: dict[tuple, list[int]] = defaultdict(list)
         for n, request in enumerate(requests):
             together[request.task_name, request.doc_id, request.args[0]].append(n)
@@ -147,6 +203,21 @@ class ProtocolLM(LM):
         return self._scored(requests, self._answer(rows, self._score, "loglikelihood"))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Scores whole texts without a prompt, such as for perplexity.
+
+        A text that is longer than the model's positions is cut into disjoint windows. Each window is read after one
+        token: the last token of the window before, or for the first window the token that begins a text.
+
+        Args:
+            requests: The harness' requests: a text each.
+            disable_tqdm: Not used.
+
+        Returns:
+            The log-probability of each text, in nats.
+
+        Raises:
+            ValueError: The protocol has more than one agent, so it needs a prompt.
+        """
         if not self.arm.alone:
             raise ValueError(
                 f"{requests[0].task_name} scores texts without a prompt, so there is nothing to communicate: use the protocols single and sender"
@@ -155,17 +226,42 @@ class ProtocolLM(LM):
         return [x for x, _ in self._scored(requests, self._answer(rows, self._roll, "rolling"))]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Packs a conversation into one string, since the harness takes only strings.
+
+        Each agent later renders the conversation in its own chat template.
+
+        Args:
+            chat_history: The turns: role and content.
+            add_generation_prompt: Not used.
+
+        Returns:
+            The conversation as JSON, after a mark.
+        """
         return CHAT + json.dumps(chat_history)
 
     @property
     def tokenizer_name(self) -> str:
+        """A name that the harness writes into its cache of requests."""
         return "jaxcomm"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """What the harness records as the chat template."""
         return "each agent's own"
 
     def biographies(self, people: Mapping[str, Sequence[str]], judge: Agent, by: str) -> dict[str, dict[str, Any]]:
-        """person -> record, with what each agent wrote and the judge's verdicts (`evals.biographies`)."""
+        """Lets the agents write biographies, and lets a judge check them (`evals.biographies`).
+
+        Args:
+            people: The facts about each person.
+            judge: The agent that checks the facts.
+            by: How a verdict is taken: "text" or "likelihood" (`biographies.JudgeBy`).
+
+        Returns:
+            For each person what every agent wrote, the judge's verdicts, and what it cost.
+
+        Raises:
+            ValueError: A prompt is too long.
+        """
         new = self.decoding.max_new_tokens or BIOGRAPHY_TOKENS
         if self.decoding.truncate:
             judge = _keeping(judge, biographies.VERDICT_TOKENS)

@@ -32,9 +32,18 @@ PROBE = "Read this: 1, 2."
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Maps from layers ks of A into layers js of B, and how they were made.
+    """Maps W from layers of A to layers of B, and how they were fitted.
 
-    W [K, J, D_B, D_A]; error [K, J]: as `jaxcomm.Maps` says.
+    Attributes:
+        W: The maps [K, J, D_B, D_A], one matrix for each pair of layers (k, j).
+        error: Error [K, J] on held-out sentences, as in `jaxcomm.Maps`. It has no unit.
+        ks: The layers of A.
+        js: The layers of B.
+        recipe: "ridge" (`jaxcomm.fit_maps`) or "gradient" (`jaxcomm.train_maps`).
+        text: Source of the sentences (`evals.sentences`).
+        seed: Seed of the choice of sentences, and of the recipe.
+        sentences: Number of sentences.
+        sha256: SHA-256 of the sentences, one on each line.
     """
 
     W: np.ndarray
@@ -42,23 +51,39 @@ class Fitted:
     ks: Sequence[int]
     js: Sequence[int]
     recipe: str
-    """ridge (`jaxcomm.fit_maps`) or gradient (`jaxcomm.train_maps`)"""
     text: str
-    """Where the sentences came from (`evals.sentences`)."""
     seed: int
-    """Of the sentences that were drawn, and of the recipe."""
     sentences: int
     sha256: str
-    """Of the sentences, a line each."""
 
     @classmethod
     def of(cls, maps: Maps, sentences: Sequence[str], **how: Any) -> Fitted:
-        """how: ks, js, recipe, text, seed."""
+        """Adds to maps how they were fitted.
+
+        Args:
+            maps: The maps.
+            sentences: The sentences.
+            **how: The fields ks, js, recipe, text and seed.
+
+        Returns:
+            The maps with these facts.
+        """
         digest = hashlib.sha256("\n".join(sentences).encode()).hexdigest()
         return cls(np.asarray(maps.W), np.asarray(maps.error), sentences=len(sentences), sha256=digest, **how)
 
     def at(self, k: int, j: int) -> np.ndarray:
-        """W [D_B, D_A] from h_A[k] into h_B[j]. ValueError: not among those that were fitted."""
+        """Selects one map.
+
+        Args:
+            k: Layer of A.
+            j: Layer of B.
+
+        Returns:
+            W [D_B, D_A] from h_A[k] to h_B[j].
+
+        Raises:
+            ValueError: There is no map for these layers.
+        """
         if k not in self.ks or j not in self.js:
             listed = lambda layers: ", ".join(map(str, layers))
             raise ValueError(
@@ -68,7 +93,18 @@ class Fitted:
 
 
 def save(folder: Path, fitted: Fitted, a: Agent, b: Agent) -> None:
-    """A new folder with the maps of this pair. OSError: it exists, or cannot be written."""
+    """Saves maps in a new folder.
+
+    Args:
+        folder: The folder. It must not exist.
+        fitted: The maps.
+        a: The sender.
+        b: The receiver.
+
+    Raises:
+        OSError: The folder exists, or cannot be written.
+        ValueError: It is not a local path.
+    """
     import orbax.checkpoint as ocp
 
     check_new(folder)
@@ -83,8 +119,21 @@ def save(folder: Path, fitted: Fitted, a: Agent, b: Agent) -> None:
 
 
 def load(folder: Path, a: Agent, b: Agent) -> Fitted:
-    """What was saved for this pair. ValueError: it was for another (other weights, architecture or dtype), or for one that reads
-    otherwise (raw or through a chat template, another tokenizer), or nothing whole is there."""
+    """Loads maps that were saved for a pair of agents.
+
+    Args:
+        folder: The folder.
+        a: The sender.
+        b: The receiver.
+
+    Returns:
+        The maps.
+
+    Raises:
+        ValueError: The folder holds no maps, or not whole ones. The maps are of another pair (other weights,
+            architecture or dtype), or of agents that read otherwise (raw or through a chat template, another
+            tokenizer).
+    """
     import orbax.checkpoint as ocp
 
     def read(**items: Any) -> Any:
@@ -115,7 +164,15 @@ def load(folder: Path, a: Agent, b: Agent) -> Fitted:
 
 
 def show(title: str, ks: Sequence[int], js: Sequence[int], fits: Mapping[str, Maps], alike: Similarity) -> None:
-    """Prints, per (k, j), the held-out error of every recipe and how alike the two spaces are."""
+    """Prints the held-out error of every recipe, and how alike the two spaces are, for every pair of layers.
+
+    Args:
+        title: Title of the table.
+        ks: Layers of A.
+        js: Layers of B.
+        fits: The maps of each recipe.
+        alike: The similarity of the spaces (`jaxcomm.mapping.similarity`).
+    """
     table = rich.table.Table(title=title, title_justify="left")
     errors = {f"error, {recipe}": np.asarray(maps.error) for recipe, maps in fits.items()}
     columns = {**errors, "similarity (B.4)": np.asarray(alike.activation), "CKA": np.asarray(alike.cka)}

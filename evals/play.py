@@ -25,57 +25,80 @@ SENDS = ("message", "debate", "cipher", "activation", "exchange")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One game played by one pair under one protocol: the replies, item by item, and the scores."""
+    """One game, played by one pair of agents under one protocol: the replies to the items, and their scores.
+
+    Attributes:
+        game: The game, with the items that were played.
+        pair: Names of the sender and the receiver, such as "a -> b".
+        protocol: A key of `jaxcomm.protocols.PROTOCOLS`.
+        settings: How the items were drawn and worded, and the protocol's own settings: k, j, graft, control, mapped
+            (whether states went through a W), sampling and others.
+        replies: B's reply to each item.
+        rendered: For each item, the text that the sender read and the texts that the answering agents read, as their
+            tokenizers render them.
+        choices: For each item, how likely the right answer is among the choices. None: the choices were not scored.
+        seconds: Wall time of the whole game in seconds. It includes compilation if no program was compiled before.
+    """
 
     game: Game
     pair: str
     protocol: str
     settings: dict[str, Any]
-    """How the items were drawn and put, and the protocol's own: k, j, graft, control, mapped (through a W), sampling ..."""
     replies: Sequence[Reply]
     rendered: Sequence[Mapping[str, Any]]
-    """Of every item, what the sender was given, and what each of those who answer was, as their tokenizers read it."""
     choices: Sequence[Choice] | None
-    """The right answer among the choices; None: nobody asked."""
     seconds: float
-    """Wall time of the whole game, compilation included where it was the first of its shape."""
 
     @property
     def items(self):
+        """The items that were played."""
         return self.game.items
 
     @property
     def hits(self) -> list[bool]:
-        """Exact match, as the paper's."""
+        """Whether each reply is exactly the answer, as in Ramesh & Li (2025), section 4.1 (`scores.exact_match`)."""
         return [exact_match(r.text, i.answer) for r, i in zip(self.replies, self.items, strict=True)]
 
     @property
     def normalised_hits(self) -> list[bool]:
+        """Whether each reply has the same words as the answer (`scores.normalised_match`)."""
         return [normalised_match(r.text, i.answer) for r, i in zip(self.replies, self.items, strict=True)]
 
     @property
     def found_hits(self) -> list[bool]:
-        """The answer is named in the reply, and none of the other choices before it."""
+        """Whether each reply names the answer, and names no other choice before it (`Game.named`)."""
         return [self.game.named(r.text, i) == i.answer for r, i in zip(self.replies, self.items, strict=True)]
 
     def scored(self, metric: str) -> list[bool]:
-        """Item by item, by one of METRICS."""
+        """Scores every item by one metric.
+
+        Args:
+            metric: A key of `METRICS`: "exact", "found" or "choice".
+
+        Returns:
+            Whether each item is right. The list is empty for "choice" if the choices were not scored.
+        """
         if metric == "choice":
             return [choice.hit for choice in self.choices or ()]
         return {"exact": self.hits, "found": self.found_hits}[metric]
 
     @property
     def accuracy(self) -> Interval:
-        """Of exact match."""
+        """Share of exact matches, with its 95 % interval."""
         return accuracy(self.hits)
 
     @property
     def flops(self) -> float:
-        """Of both models, mean over games. (Scoring choices is not counted: it measures, and says nothing.)"""
+        """FLOPs of both models for one item, as a mean over the items. Scoring the choices is not counted."""
         return float(np.mean([r.flops for r in self.replies]))
 
     def summary(self) -> dict[str, Any]:
-        """One JSON line per result."""
+        """Summarises the outcome as one JSON object.
+
+        Returns:
+            Game, pair, protocol, settings, and each accuracy with its 95 % interval (shares between 0 and 1), the
+            number of items n, the FLOPs of one item, and the seconds of the whole game.
+        """
         intervals = {
             "": self.accuracy,
             "normalised_": accuracy(self.normalised_hits),
@@ -98,7 +121,11 @@ class Outcome:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One JSON line per item: what was read and written."""
+        """Lists the items as JSON objects.
+
+        Returns:
+            One object for each item: what the agents read and wrote, and whether the reply is right.
+        """
         told = [None] * len(self.items) if self.choices is None else list(map(dataclasses.asdict, self.choices))
         fields = zip(
             self.items, self.replies, self.hits, self.normalised_hits, self.found_hits, told, self.rendered, strict=True
@@ -140,7 +167,16 @@ METRICS = {
 
 
 def shown(b: Agent, wording: Wording, examples: int) -> tuple[str, str]:
-    """Which of METRICS a report shows first, and why."""
+    """Chooses the metric that a report shows first.
+
+    Args:
+        b: The receiver.
+        wording: How the game is put to the agents.
+        examples: Number of worked examples before each question.
+
+    Returns:
+        A key of `METRICS`, and the reason in words.
+    """
     if b.chat:
         return "found", "B answers in a chat, where models write sentences"
     if examples:
@@ -155,10 +191,12 @@ class PlaySettings:
     """How a game is played, whatever the protocol.
 
     Attributes:
-        wording: How it is put to the agents.
+        wording: How the game is put to the agents.
         choices: Whether the right answer is also scored among the game's choices.
-        max_new_tokens, sampling, seed: Of the replies.
-        drawn: What else is kept with the result.
+        max_new_tokens: Largest number of tokens of a reply.
+        sampling: How tokens are sampled. None: decoding is greedy.
+        seed: Seed of sampling, and of the protocol's own random draws.
+        drawn: Further facts that are kept with the result.
     """
 
     wording: Wording = dataclasses.field(default_factory=Wording)
@@ -178,15 +216,32 @@ def play(
     prior: Sequence[np.ndarray] | None = None,
     **own: Any,
 ) -> Outcome:
-    """Plays every item once.
+    """Plays every item of a game once.
 
     Args:
-        game: The items.
+        game: The game.
         protocol: A key of `jaxcomm.protocols.PROTOCOLS`.
-        a, b: Sender and receiver.
-        settings: What is the same for every protocol.
-        prior: What B alone makes of the choices (`choices.logprobs` of the protocol silent); default: it is computed.
-        own: The protocol's own settings; they are kept with the result.
+        a: The sender.
+        b: The receiver.
+        settings: The settings that every protocol has.
+        prior: Log-probabilities of each item's choices for B alone, as `alone_with` returns them. Default: they are
+            computed when they are needed.
+        **own: The protocol's own settings, such as k and j. They are kept with the result.
+
+    Returns:
+        The replies and their scores.
+
+    Raises:
+        ValueError: A setting does not fit the protocol or the agents; a prompt is too long; the choices are scored, and
+            B's chat template begins a thought.
+
+    Example:
+        >>> from jaxcomm.evals import games
+        >>> outcome = play(games.draw("countries", n=2), "skyline", agent, agent)
+        >>> [reply.text for reply in outcome.replies]
+        ['Russia', 'Mexico']
+        >>> outcome.hits
+        [True, True]
     """
     start, how = time.perf_counter(), dict(sampling=settings.sampling, seed=settings.seed)
     wording, sends = settings.wording, protocol in SENDS
@@ -234,7 +289,17 @@ def _kept(
 
 
 def alone_with(game: Game, a: Agent, b: Agent, wording: Wording) -> list[np.ndarray]:
-    """What B alone makes of every item's choices."""
+    """Scores every item's choices for B alone, under the protocol "silent".
+
+    Args:
+        game: The game.
+        a: The sender, who says nothing.
+        b: The receiver.
+        wording: How the game is put to B.
+
+    Returns:
+        For each item the log-probabilities of its choices, in nats.
+    """
     return logprobs(PROTOCOLS["silent"](a, b, [], wording.prompts_b(game, b)), game, b.chat)
 
 
@@ -247,12 +312,25 @@ def play_together(
     prior: Sequence[np.ndarray] | None,
     **own: Any,
 ) -> Outcome:
-    """`play`, of which each process (`evals.processes`) does its share; every process returns the whole.
+    """Plays a game as `play` does, in several processes (`evals.processes`).
 
-    Each process has draws of its own, and the control shuffled stays within its share.
+    Each process plays its share of the items, and every process returns the whole outcome. Each process samples with
+    its own seed. The control "shuffled" exchanges activations only within a share.
+
+    Args:
+        game: The game.
+        protocol: A key of `jaxcomm.protocols.PROTOCOLS`.
+        a: The sender.
+        b: The receiver.
+        settings: The settings that every protocol has.
+        prior: As for `play`, for all items.
+        **own: The protocol's own settings.
+
+    Returns:
+        The outcome of all items. Its `seconds` are those of this process.
 
     Raises:
-        ValueError: There are fewer items than processes.
+        ValueError: There are fewer items than processes; otherwise as for `play`.
     """
     count = jax.process_count()
     if len(game.items) < count:

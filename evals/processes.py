@@ -17,10 +17,15 @@ T = TypeVar("T")
 
 
 def join(cluster: str | None) -> None:
-    """Makes this process one of several. None: it is alone. "auto": the surroundings say which (TPU pods, Slurm, Open MPI,
-    Kubernetes). "HOST:PORT,COUNT,INDEX": the first process' address, how many there are, and which this is.
+    """Makes this process one of several. Call it before anything is computed.
 
-    To be called before anything is computed. ValueError: `cluster` says none of these.
+    Args:
+        cluster: "auto": the surroundings say which process this is (TPU pods, Slurm, Open MPI, Kubernetes).
+            "HOST:PORT,COUNT,INDEX": address of the first process, number of processes, and index of this one. None: it
+            is the only one.
+
+    Raises:
+        ValueError: `cluster` is none of these.
     """
     if cluster is None:
         return
@@ -38,17 +43,40 @@ def join(cluster: str | None) -> None:
 
 
 def first() -> bool:
-    """Whether this is the process that writes what is written once, and tells."""
+    """Whether this is the first process. Only the first one prints, and writes what is written once."""
     return jax.process_index() == 0
 
 
 def mine(everything: Sequence[Any]) -> Sequence[Any]:
-    """This process' share, every n-th."""
+    """Selects this process' share: every n-th element, where n is the number of processes.
+
+    Args:
+        everything: The elements.
+
+    Returns:
+        The share.
+
+    Example:
+        >>> mine(["a", "b", "c"])  # the only process has all
+        ['a', 'b', 'c']
+    """
     return everything[jax.process_index() :: jax.process_count()]
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """work(), after which all processes go on. If it fails on one, all end with that line: none waits for one that is gone."""
+    """Does some work in every process, and waits until all have done it.
+
+    If it fails in one process, it fails in all. So no process waits for one that has ended.
+
+    Args:
+        work: The work.
+
+    Returns:
+        What the work returned in this process.
+
+    Raises:
+        ValueError: The work failed in another process; otherwise what the work raises.
+    """
     made, error = None, None
     try:
         made = work()
@@ -64,7 +92,14 @@ def agreed(work: Callable[[], T]) -> T:
 
 
 def together(share: Sequence[Any]) -> list[Any]:
-    """All processes' shares in the order of `mine`, on every process."""
+    """Collects the shares of all processes, in the order of `mine`.
+
+    Args:
+        share: This process' share.
+
+    Returns:
+        All elements, in every process.
+    """
     if jax.process_count() == 1:
         return list(share)
     told = np.frombuffer(pickle.dumps(list(share)), np.uint8)

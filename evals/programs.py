@@ -100,9 +100,13 @@ def _whole(entry: Path) -> bool:
 
 
 def release(share: float = 0.5) -> None:
-    """Forgets all compiled programs once they hold this share of the memory maps that Linux gives a process.
+    """Forgets all compiled programs if they hold too many memory maps. It does nothing where /proc does not exist.
 
-    On CPU a program holds some hundreds, and the compiler crashes when there are no more; tasks of many lengths get there.
+    On CPU a program holds some hundreds of memory maps. Linux limits their number for each process, and the compiler
+    crashes when none is left. Tasks with prompts of many lengths reach this limit.
+
+    Args:
+        share: The share of the limit from which on programs are forgotten.
     """
     held, limit = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
     if limit.exists() and held.read_bytes().count(b"\n") > share * int(limit.read_text()):

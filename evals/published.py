@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import biographies
-from .evaluation.settings import PROTOCOLS
+from .evaluation.options import PROTOCOLS
 from .finished import Run
 from .tasks import OWN
 
@@ -24,8 +24,21 @@ GRAFTS = ("activation", "activation-w", "exchange")
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A published number. protocol: ours, None where we have none like it. variant: what sets it apart from the table's
-    other numbers of this protocol. setting: by `SETUP`'s names; what is not there, or None, our source does not say."""
+    """A published number.
+
+    Attributes:
+        source: Paper and table.
+        about: What the table shows, and where it is published.
+        a: The sender.
+        b: The receiver.
+        protocol: Our name of the protocol. None: we have no such protocol.
+        variant: What distinguishes it from other numbers of this protocol in the table.
+        task: Name of the task.
+        value: The number.
+        error: Its published error. None: there is none.
+        unit: Unit of the number, such as "%".
+        setting: The set-up, by the names in `SETUP`. A value that is missing or None is not known.
+    """
 
     source: str
     about: str
@@ -41,20 +54,27 @@ class Entry:
 
     @property
     def pair(self) -> str:
+        """Names of the sender and the receiver."""
         return f"{self.a} → {self.b}"
 
     @property
     def text(self) -> str:
+        """The number as its source prints it, with its error."""
         digits = 1 if self.unit == "%" else 2
         return f"{self.value:.{digits}f}" + ("" if self.error is None else f" ± {self.error:.{digits}f}")
 
     @property
     def share(self) -> float:
+        """The number as a share, if it is published in %; otherwise the number itself."""
         return round(self.value / 100, 6) if self.unit == "%" else self.value
 
 
 def read_published() -> tuple[dict[str, str], list[Entry]]:
-    """Which published metric each of ours is ("metric, filter" -> the entries' word), and every entry."""
+    """Reads the published numbers from published.json.
+
+    Returns:
+        The published name of each of our metrics ("metric, filter"), and the numbers.
+    """
     found = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     entries = []
     for table in found["tables"]:
@@ -78,7 +98,15 @@ def read_published() -> tuple[dict[str, str], list[Entry]]:
 
 
 def at(value: Any, task: str) -> Any:
-    """A setting that may be given per task, "*" standing for the others."""
+    """Selects a setting for a task.
+
+    Args:
+        value: The setting. If it is a dict, it maps tasks to their settings, and "*" stands for all other tasks.
+        task: Name of the task.
+
+    Returns:
+        The setting of this task.
+    """
     return value.get(task, value.get("*")) if isinstance(value, dict) else value
 
 
@@ -86,12 +114,14 @@ def at(value: Any, task: str) -> Any:
 
 
 def prompts(run: Run, line: Mapping[str, Any]) -> str:
+    """Whose prompts a line of a run was measured with, in the words of published.json."""
     local = ", questions from a local file" if line["task"] in run.config["data"] else ""
     ours = line["task"] in (*OWN, biographies.TASK)
     return ("this package's" if ours else "lm-evaluation-harness's") + local
 
 
 def decoding(run: Run, line: Mapping[str, Any]) -> str:
+    """How a line of a run was decoded, in the words of published.json."""
     temperature, top_p = run.config["temperature"], run.config["top_p"]
     if line["metric"].startswith("acc"):
         return "likelihood of the choices"
@@ -101,16 +131,19 @@ def decoding(run: Run, line: Mapping[str, Any]) -> str:
 
 
 def layers(run: Run, line: Mapping[str, Any]) -> str:
+    """The layers k and j of a line of a run, in the words of published.json."""
     into = run.config.get("into") if line["protocol"] == "activation-w" else None
     where = f"k = {', '.join(map(str, run.config['k']))}, j = {run.config['j']}"
     return where if into is None else f"{where} (W into {into})"
 
 
 def rounds(run: Run, line: Mapping[str, Any]) -> int:
+    """The number of rounds of a debate in a run."""
     return run.config["rounds"] or {"debate": 2, "cipher": 3}[line["protocol"]]
 
 
 def judge(run: Run, line: Mapping[str, Any]) -> str | None:
+    """The judge of a run's biographies. None: the line is of another task, or the run did not record its judge."""
     if line["task"] != biographies.TASK or "judge" not in run.config:
         return None
     return run.config["judge"] or run.config["b"]
@@ -140,9 +173,19 @@ SETUP: dict[str, tuple[Sequence[str], Callable[[Run, Mapping[str, Any]], Any]]] 
 def differences(
     run: Run, lines: Sequence[Mapping[str, Any]], entries: Sequence[Entry], metrics: Mapping[str, str]
 ) -> list[str]:
-    """What differs between a run's lines on a task and published numbers for it, in words; at the end, what is not known.
+    """Lists how the set-up of a run differs from that of published numbers for the same task.
 
-    Where the published ones differ among each other, one like ours is enough."""
+    If the published numbers differ from each other in a setting, a run agrees with them if it agrees with one of them.
+
+    Args:
+        run: The run.
+        lines: Its lines for the task.
+        entries: The published numbers for the task.
+        metrics: The published name of each of our metrics.
+
+    Returns:
+        The differences in words. The last one lists the settings that the sources do not say.
+    """
     found, unknown = [], []
     theirs = list(dict.fromkeys(e.pair for e in entries))
     if run.pair not in theirs:
@@ -161,5 +204,18 @@ def differences(
 
 
 def listed(texts: Sequence[str], most: int = 3) -> str:
+    """Joins texts with "or". If there are more than `most`, the others are only counted.
+
+    Args:
+        texts: The texts.
+        most: Largest number of texts that are written.
+
+    Returns:
+        One text.
+
+    Example:
+        >>> listed(["2", "3", "4", "5"])
+        '2 or 3 or 4, and 1 more'
+    """
     shown = " or ".join(texts[:most])
     return shown if len(texts) <= most else f"{shown}, and {len(texts) - most} more"

@@ -20,9 +20,9 @@ import rich.console
 
 from . import figures
 from .documents import Block, Code, Heading, Items, Picture, Table, markdown, page, show
-from .evaluation.settings import PROTOCOLS
+from .evaluation.options import PROTOCOLS
 from .files import check_folder, write_whole
-from .finished import Above, Row, Run, Sweep, compare, interval, key, read_runs
+from .finished import Above, FinishedSweep, Row, Run, compare, interval, key, read_runs
 from .published import GRAFTS, SETUP, Entry, differences, read_published
 from .scores import Interval
 
@@ -38,9 +38,16 @@ HOW_TO_READ = (
 
 
 def report(paths: Sequence[Path], out: Path, console: rich.console.Console) -> None:
-    """Reads the runs, writes the report and prints its tables.
+    """Reads finished runs, writes report.md, report.html, report.csv and pictures, and prints the tables.
 
-    ValueError, OSError: `read_runs`', `check_folder`'s, or `out` cannot be written.
+    Args:
+        paths: The run folders.
+        out: Folder for the report.
+        console: Where the tables are printed.
+
+    Raises:
+        ValueError: A folder is not a finished run, or is damaged; a folder is named twice; `out` is not local.
+        OSError: A folder does not exist, or `out` cannot be written.
     """
     check_folder(out)
     found = read_runs(paths)
@@ -59,9 +66,22 @@ def report(paths: Sequence[Path], out: Path, console: rich.console.Console) -> N
 
 
 def document(
-    found: Sequence[Run | Sweep], rows: Sequence[Row], metrics: Mapping[str, str], entries: Sequence[Entry]
+    found: Sequence[Run | FinishedSweep], rows: Sequence[Row], metrics: Mapping[str, str], entries: Sequence[Entry]
 ) -> Iterator[Block]:
-    """The runs; then for every pair and task its results, the published ones, how they differ, and a picture; sweeps."""
+    """Writes the report.
+
+    It lists the runs. Then it shows for every pair of models and every task the results, the published numbers, how the
+    set-ups differ, and a picture. The reports of sweeps come last.
+
+    Args:
+        found: The runs.
+        rows: Their lines with comparisons.
+        metrics: The published name of each of our metrics.
+        entries: The published numbers.
+
+    Yields:
+        The blocks of the document.
+    """
     yield Heading(1, "What was run, and what was published")
     yield Heading(2, "Runs")
     yield Table(("run", "folder", "models", "device", "versions"), [about_run(run) for run in found], left=5)
@@ -77,21 +97,34 @@ def document(
             yield from published(those, [e for e in entries if e.task == task], metrics)
             yield from picture(f"pair{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', task)}.png", f"{pair}, {task}", those)
     for sweep in found:
-        if isinstance(sweep, Sweep):
+        if isinstance(sweep, FinishedSweep):
             yield Heading(2, f"{sweep.config['a']} → {sweep.config['b']}, layer sweep, {sweep.name}")
             yield f"The sweep's own report ({sweep.path / 'report.txt'}); its pictures are in {sweep.path / 'sweep.html'}."
             yield Code(sweep.text.strip("\n"), columns=True)
 
 
 def grouped(things: Iterable[T], by: Callable[[T], K]) -> dict[K, list[T]]:
-    """In the order in which groups first appear."""
+    """Groups things. The groups are in the order in which they first appear.
+
+    Args:
+        things: The things.
+        by: A function that returns the group of a thing.
+
+    Returns:
+        The things of each group.
+
+    Example:
+        >>> grouped([3, 1, 4, 1, 5], lambda n: "odd" if n % 2 else "even")
+        {'odd': [3, 1, 1, 5], 'even': [4]}
+    """
     groups: dict[K, list[T]] = {}
     for thing in things:
         groups.setdefault(by(thing), []).append(thing)
     return groups
 
 
-def about_run(run: Run | Sweep) -> tuple[str, ...]:
+def about_run(run: Run | FinishedSweep) -> tuple[str, ...]:
+    """Describes a run: the cells of its row in the table of runs."""
     models = run.pair if isinstance(run, Run) else f"{run.config['a']} → {run.config['b']}, sweep"
     count, device = run.config.get("devices", 1), run.config.get("device", "not recorded")
     versions = ", ".join(f"{name} {run.config[name]}" for name in VERSIONS if name in run.config)
@@ -99,7 +132,16 @@ def about_run(run: Run | Sweep) -> tuple[str, ...]:
 
 
 def results(rows: Sequence[Row]) -> Table:
-    """One task between one pair; runs, and metrics with their filters, are named where there are several."""
+    """Makes the table of one task and one pair of models.
+
+    Runs are named if there are several. So are metrics with their filters.
+
+    Args:
+        rows: The lines with their comparisons.
+
+    Returns:
+        One row for each line. Values are in %, differences in points, with 95 % intervals.
+    """
     run = lambda row: row.run.name
     metric = lambda row: SETUP["metric"][1](row.run, row.line)
     names = [(name, of) for name, of in (("run", run), ("metric", metric)) if len({of(row) for row in rows}) > 1]
@@ -113,6 +155,7 @@ def results(rows: Sequence[Row]) -> Table:
 
 
 def cells(row: Row) -> tuple[str, ...]:
+    """Writes the cells of a line in the table of results."""
     line = row.line
     single = told(row.single)
     if row.single is None and all(other["protocol"] != "single" for other in row.run.lines):
@@ -131,14 +174,29 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def score(x: float | None, interval: Interval | None) -> str:
-    """Per cent; a number as it is where it has no interval."""
+    """Writes a value in per cent with its interval. A value without an interval is written as it is.
+
+    Args:
+        x: The value. None: nothing was scored.
+        interval: The value with its interval, as shares. None: there is none.
+
+    Returns:
+        The text.
+    """
     if interval is None:
         return "none scored" if x is None else f"{x:.4g} (no interval)"
     return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def told(found: Above | None) -> tuple[str, str]:
-    """Points with their interval, and p."""
+    """Writes a comparison.
+
+    Args:
+        found: The comparison. None: there is none.
+
+    Returns:
+        The difference in points with its 95 % interval, and the p-value.
+    """
     if found is None:
         return "", ""
     x = found.points
@@ -146,7 +204,14 @@ def told(found: Above | None) -> tuple[str, str]:
 
 
 def notes(rows: Sequence[Row]) -> Iterator[Block]:
-    """What the numbers of a table do not say by themselves."""
+    """Writes notes on a table, where its numbers could be misunderstood.
+
+    Args:
+        rows: The lines with their comparisons.
+
+    Yields:
+        One paragraph for each note.
+    """
     if any(interval(row.line) is None and row.line["value"] is not None for row in rows):
         yield "No interval and no pairing: the metric is not a mean over questions."
     fewer = [row for row in rows if row.single is not None and row.single.pairs < row.line["n"]]
@@ -159,7 +224,16 @@ def notes(rows: Sequence[Row]) -> Iterator[Block]:
 
 
 def published(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[str, str]) -> Iterator[Block]:
-    """Our values and every published one of the task, protocol by protocol, and how the set-ups differ."""
+    """Puts our values beside all published numbers of the task, by protocol, and lists how the set-ups differ.
+
+    Args:
+        rows: Our lines of the task.
+        entries: The published numbers of the task.
+        metrics: The published name of each of our metrics.
+
+    Yields:
+        The blocks. There are none if nothing is published.
+    """
     if not entries:
         return
     named: set[Any] = {e.protocol for e in entries} | {row.protocol for row in rows}
@@ -184,7 +258,16 @@ def published(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[st
 
 
 def set_ups(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[str, str]) -> Iterator[str]:
-    """For every published table, what differs; run by run where the runs differ in it."""
+    """Describes for every published table how its set-up differs from ours. Runs that differ in it are named.
+
+    Args:
+        rows: Our lines of the task.
+        entries: The published numbers of the task.
+        metrics: The published name of each of our metrics.
+
+    Yields:
+        One sentence for each table.
+    """
     runs = grouped(rows, lambda row: row.run.name)
     for source, own in grouped(entries, lambda e: e.source).items():
         said: dict[str, list[str]] = {}
@@ -196,7 +279,16 @@ def set_ups(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[str,
 
 
 def picture(file: str, title: str, rows: Sequence[Row]) -> Iterator[Picture]:
-    """Accuracy against compute, a panel for every metric that has intervals."""
+    """Draws accuracy against compute, with a panel for every metric that has intervals.
+
+    Args:
+        file: Name of the file.
+        title: What the picture shows.
+        rows: The lines.
+
+    Yields:
+        The picture. There is none if no metric has intervals.
+    """
     several = len({row.run.name for row in rows}) > 1
     panels: dict[str, list[figures.Cost]] = {}
     for row in rows:
@@ -211,7 +303,15 @@ def picture(file: str, title: str, rows: Sequence[Row]) -> Iterator[Picture]:
 
 
 def tidy(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
-    """CSV; accuracies are shares. as_published: the number as its source prints it."""
+    """Writes report.csv: our lines and the published numbers of the same tasks.
+
+    Args:
+        rows: Our lines with their comparisons.
+        entries: The published numbers.
+
+    Returns:
+        The CSV. Accuracies are shares; as_published is the number as its source prints it.
+    """
     lines = [ours(row) for row in rows]
     tasks = {row.line["task"] for row in rows}
     for e in entries:
@@ -230,7 +330,7 @@ def tidy(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
 
 
 def ours(row: Row) -> dict[str, Any]:
-    """A row of `tidy`."""
+    """Turns one of our lines into a record of `tidy`."""
     config = row.run.config
     who = {"a": config["a"], "b": config["b"], "others": " ".join(config["others"])}
     line = {"kind": "run", "source": str(row.run.path)} | who | {"variant": ""} | dict(row.line)

@@ -35,7 +35,14 @@ from .files import check_folder, write_whole
 
 
 def agent_fingerprint(agent: Agent) -> str:
-    """Of the model, and of how its agent reads and stops: tokenizer, chat template, stop tokens."""
+    """Computes a fingerprint of an agent: its model, tokenizer, chat template, stop tokens, and system prompt.
+
+    Args:
+        agent: The agent.
+
+    Returns:
+        16 hexadecimal digits. Agents with the same fingerprint read and write alike.
+    """
     kept = (agent.tokenizer.backend_tokenizer.to_str(), agent.tokenizer.chat_template, agent.stop_tokens, agent.chat)
     kept += (agent.system,) if agent.system else ()
     return hashlib.sha256(repr((fingerprint(agent.params), kept)).encode()).hexdigest()[:16]
@@ -46,29 +53,41 @@ ALSO = ("python", "lm_eval", "optax", "orbax-checkpoint")
 
 
 def surroundings(*others: str) -> dict[str, Any]:
-    """Versions, of other packages too (of `ALSO`), and devices: what may change the last bits of a result."""
+    """Lists the versions and devices of this process. They may change the last bits of a result.
+
+    Args:
+        *others: Further packages whose versions are listed (of `ALSO`).
+
+    Returns:
+        Version of Python and of each package; kind and number of the devices.
+    """
     versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, *others)}
     devices = jax.local_devices()
     return {"python": platform.python_version(), **versions, "device": devices[0].device_kind, "devices": len(devices)}
 
 
 class RunFolder(contextlib.ExitStack):
-    """A folder that belongs to one run, and, as a context, to one process at a time.
+    """The folder of one run. It is a context manager: meanwhile no other process may use the folder.
 
     Args:
-        path: Where; it is made.
-        config: JSON; a folder that holds another is refused. Of versions only the first two numbers are compared.
-        plan: Made once, when the run begins, and the same when it goes on (what depends on the machine's state of that hour,
-            such as chunk sizes).
-        command: What to type to run it again.
-        resume: Go on with what is there.
-        free: Names in config that change no result: kept, not compared.
-        shared: Other processes of this run have the folder, too, and one of them has locked it.
+        path: The folder. It is made if it does not exist.
+        config: What makes the run this run, as JSON values. A folder with another config is refused. Of versions, only
+            the first two numbers are compared.
+        plan: A function that is called once, when the run begins. Its result is kept and used again when the run goes
+            on. It holds what depends on the machine's state at that time, such as sizes of chunks.
+        command: The command that runs it again.
+        resume: Whether to go on with a run that is already in the folder.
+        free: Names in the config that change no result. They are kept and not compared.
+        shared: Whether another process of the same run has locked the folder.
+
+    Attributes:
+        path: The folder.
+        chunks: The subfolder of the finished pieces.
+        plan: What `plan` returned when the run began.
 
     Raises:
-        ValueError: The folder is of a different run, or of this one and `resume` was not asked for, or another process works
-            on it.
-        OSError: It is not writable.
+        ValueError: The folder holds a different run, or this run and `resume` is false; or another process uses it.
+        OSError: The folder cannot be written.
     """
 
     def __init__(
@@ -136,14 +155,34 @@ class RunFolder(contextlib.ExitStack):
         write_whole(record, (json.dumps(kept, indent=1) + "\n").encode())
 
     def done(self, name: str) -> bool:
+        """Whether a piece is finished."""
         return (self.chunks / f"{name}.parquet").exists()
 
     def write(self, name: str, columns: Mapping[str, Any]) -> None:
-        """A finished piece. OSError (a full disk): it is not there, the others are."""
+        """Writes a finished piece as a table.
+
+        Args:
+            name: Name of the piece.
+            columns: The columns of the table, by name.
+
+        Raises:
+            OSError: It cannot be written, for example because the disk is full. Then the piece does not exist; the
+                others do.
+        """
         self.put(f"chunks/{name}.parquet", parquet(pa.table(dict(columns))))
 
     def read(self, name: str) -> pa.Table:
-        """ValueError if the file is not what was written."""
+        """Reads a finished piece.
+
+        Args:
+            name: Name of the piece.
+
+        Returns:
+            The table.
+
+        Raises:
+            ValueError: The file is missing or damaged.
+        """
         path = self.chunks / f"{name}.parquet"
         try:
             return pq.read_table(path)
@@ -151,10 +190,27 @@ class RunFolder(contextlib.ExitStack):
             raise ValueError(f"{path} is damaged ({error}): remove it and add --resume") from error
 
     def put(self, name: str, data: bytes) -> None:
+        """Writes a file into the folder. The file exists whole or not at all.
+
+        Args:
+            name: Path of the file within the folder.
+            data: Its bytes.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         write_whole(self.path / name, data)
 
     def arrays(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """Arrays that are made once and kept in `name`.npz."""
+        """Returns arrays that are costly to make. They are made once, and then read from the folder.
+
+        Args:
+            name: The file is `name`.npz.
+            make: A function that makes the arrays.
+
+        Returns:
+            The arrays, by name.
+        """
         path = self.path / f"{name}.npz"
         if not path.exists():
             file = io.BytesIO()
@@ -165,7 +221,14 @@ class RunFolder(contextlib.ExitStack):
 
 
 def parquet(table: pa.Table) -> bytes:
-    """The same bytes for the same table."""
+    """Packs a table as a Parquet file. The same table gives the same bytes.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The bytes of the file.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()

@@ -17,7 +17,13 @@ Hits = Sequence[bool] | Sequence[float] | np.ndarray
 
 
 class Interval(NamedTuple):
-    """An estimate and its 95 % interval, as shares."""
+    """An estimate and its 95 % interval. For accuracies all three are shares between 0 and 1.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
 
     value: float
     low: float
@@ -25,17 +31,50 @@ class Interval(NamedTuple):
 
 
 def percent(x: Interval) -> str:
-    """An interval as tables show it."""
+    """Writes an interval in per cent, as tables show it.
+
+    Args:
+        x: The interval, as shares.
+
+    Returns:
+        The value and both ends, rounded to whole per cent.
+
+    Example:
+        >>> percent(Interval(0.75, 0.25, 1.0))
+        '75 [25, 100]'
+    """
     return f"{100 * x.value:.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
 
 
 def exact_match(text: str, answer: str) -> bool:
-    """The same string, as in the paper; surrounding space does not count."""
+    """Tests whether a reply is exactly the answer (Ramesh & Li 2025, section 4.1). Surrounding space does not count.
+
+    Args:
+        text: The reply.
+        answer: The right answer.
+
+    Returns:
+        Whether they are the same string.
+    """
     return text.strip() == answer
 
 
 def normalised_match(text: str, answer: str) -> bool:
-    """The same words: case, punctuation and the articles a, an, the do not count, and only the first line is read."""
+    """Tests whether a reply has the same words as the answer.
+
+    Only the first line of either text is read. Case, punctuation and the articles a, an, the do not count.
+
+    Args:
+        text: The reply.
+        answer: The right answer.
+
+    Returns:
+        Whether the words are the same, in the same order.
+
+    Example:
+        >>> normalised_match("the United States.", "United States"), exact_match("the United States.", "United States")
+        (True, False)
+    """
     return _words(text) == _words(answer)
 
 
@@ -45,8 +84,22 @@ def _words(text: str) -> list[str]:
 
 
 def accuracy(hits: Hits, seed: int = 0) -> Interval:
-    """Share of hits, bootstrap interval over the games (1000 resamples, BCa); Wilson's where all are right or all wrong
-    and resampling can say nothing."""
+    """Computes the share of hits with its 95 % interval.
+
+    The interval is a bootstrap interval over the games (1000 resamples, BCa). If all hits are 1, or all are 0,
+    resampling says nothing; then the interval is Wilson's.
+
+    Args:
+        hits: The score of each game: right or wrong, or a share between 0 and 1. There is at least one.
+        seed: Seed of the resamples.
+
+    Returns:
+        The share and its interval.
+
+    Example:
+        >>> accuracy([True, True, False, True])
+        Interval(value=0.75, low=0.25, high=1.0)
+    """
     x = np.asarray(hits, float)
     if x.min() == x.max() and x[0] in (0, 1):
         wilson = scipy.stats.binomtest(int(x.sum()), len(x)).proportion_ci(CONFIDENCE, method="wilson")
@@ -55,14 +108,35 @@ def accuracy(hits: Hits, seed: int = 0) -> Interval:
 
 
 def mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
-    """Of a number for every item, such as a rank or a log-probability, with its bootstrap interval."""
+    """Computes the mean of a number per item, such as a rank or a log-probability, with its 95 % bootstrap interval.
+
+    Args:
+        values: The number of each item. There is at least one.
+        seed: Seed of the resamples.
+
+    Returns:
+        The mean and its interval. If all values are equal, both ends equal the mean.
+    """
     return _bootstrap(np.asarray(values, float), seed)
 
 
 def difference(hits: Hits, others: Hits, seed: int = 0) -> Interval:
-    """How much better one method does than another on the same games: mean paired difference, bootstrap interval.
+    """Computes how much better one method is than another on the same games, with a 95 % bootstrap interval.
 
-    Where the difference is the same in every game, Wilson's interval for a share of all (or none) bounds it.
+    If the difference is the same in every game, the interval reaches as far from it as Wilson's interval for no hits at
+    all.
+
+    Args:
+        hits: The scores of one method, game by game.
+        others: The scores of the other method, on the same games.
+        seed: Seed of the resamples.
+
+    Returns:
+        The mean paired difference and its interval, as shares.
+
+    Example:
+        >>> difference([1, 1, 0, 1], [0, 1, 0, 0])
+        Interval(value=0.5, low=0.0, high=1.0)
     """
     x = np.asarray(hits, float) - np.asarray(others, float)
     if x.min() == x.max():
@@ -73,8 +147,23 @@ def difference(hits: Hits, others: Hits, seed: int = 0) -> Interval:
 
 
 def sign_flip(hits: Hits, others: Hits, seed: int = 0) -> float:
-    """p-value of one method being no better or worse than another on the same games: how often the mean paired
-    difference is as large when every game's sign is drawn anew (two-sided, 9999 draws, or every pattern if fewer)."""
+    """Tests whether two methods differ on the same games, with a two-sided sign-flip test.
+
+    The null hypothesis is that neither method is better. Under it, the sign of each game's paired difference is random.
+    The test draws these signs 9999 times; if there are fewer patterns of signs, it takes each of them once.
+
+    Args:
+        hits: The scores of one method, game by game.
+        others: The scores of the other method, on the same games.
+        seed: Seed of the signs.
+
+    Returns:
+        The p-value: how often the mean difference is at least as large as the one found.
+
+    Example:
+        >>> sign_flip([1, 1, 0, 1], [0, 1, 0, 0])
+        0.5
+    """
     x = np.asarray(hits, float) - np.asarray(others, float)
     if len(x) < 2:  # whichever sign it has, the difference is as large
         return 1.0
@@ -111,15 +200,33 @@ def _bootstrap(x: np.ndarray, seed: int) -> Interval:
 
 
 def over_seeds(values: Sequence[float] | np.ndarray) -> Interval:
-    """Mean of a few runs and Student's interval for it; not clipped, since a difference may lie anywhere."""
+    """Computes the mean over a few runs with Student's 95 % interval.
+
+    Args:
+        values: The result of each run. There are at least two.
+
+    Returns:
+        The mean and its interval. The ends may lie below 0 or above 1, since a difference may lie anywhere.
+    """
     x = np.asarray(values, float)
     half = float(scipy.stats.sem(x) * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1))
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 
 
 def ratio(sums: Sequence[float], counts: Sequence[int], seed: int = 0) -> Interval:
-    """A mean over everything that was counted, with a bootstrap interval over those it was counted of (people), or
-    Wilson's over them where everything counts 0 or everything 1; all not a number if nothing was counted."""
+    """Computes a mean over everything that was counted, such as facts, with an interval over groups, such as people.
+
+    The interval is a 95 % bootstrap interval over the groups. If everything counts 0, or everything counts 1, it is
+    Wilson's over the groups.
+
+    Args:
+        sums: Sum of the scores of each group.
+        counts: Number of scores of each group. Groups with none are left out.
+        seed: Seed of the resamples.
+
+    Returns:
+        The mean and its interval. All three are NaN if nothing was counted.
+    """
     x, n = np.asarray(sums, float), np.asarray(counts, float)
     x, n = x[n > 0], n[n > 0]
     if not len(n):

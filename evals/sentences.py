@@ -37,10 +37,24 @@ INSTEAD = "or name a local file with a sentence per line"
 
 
 def sentences(source: str, n: int | None = None, *, seed: int = 0) -> list[str]:
-    """n sentences from `source` (module docstring). n None: all of a file, the paper's 3072 of what streams.
+    """Reads n sentences from a source.
 
-    seed: which ones. Of a file's, those drawn stay in its order. ValueError, OSError: a source that is not there or has no
-    such field, fewer than n sentences.
+    Args:
+        source: Where they come from: statements:GAME, a file, or hub:NAME:CONFIG:SPLIT:FIELD (see the module
+            docstring).
+        n: Number of sentences. Default: all of a file; for other sources 3072, as in Ramesh & Li (2025).
+        seed: Seed of the choice of sentences. Those of a file stay in its order.
+
+    Returns:
+        The sentences.
+
+    Raises:
+        ValueError: The source has no such field, or fewer than n sentences.
+        OSError: The source does not exist or cannot be read.
+
+    Example:
+        >>> sentences("statements:countries", 2)
+        ['Yasmin is visiting Charles Bridge.', 'Priya is visiting the Hobbiton Movie Set.']
     """
     kind, _, rest = source.partition(":")
     if kind == "statements":
@@ -58,7 +72,18 @@ def sentences(source: str, n: int | None = None, *, seed: int = 0) -> list[str]:
 
 
 def read_both(a: Agent, b: Agent, sentences: Sequence[str]) -> Iterator[tuple[Any, Any]]:
-    """Batches for `jaxcomm.fit_maps` and its like: both models' prompts. Padded alike: one program each."""
+    """Turns sentences into prompts of both agents, in batches of at most 40.
+
+    All batches are padded to the same length, so each model needs one program.
+
+    Args:
+        a: The sender.
+        b: The receiver.
+        sentences: The sentences.
+
+    Yields:
+        The prompts of A and of B [n, P] for the same n sentences, as `jaxcomm.fit_maps` takes them.
+    """
     both = [agent.tokenize(sentences) for agent in (a, b)]
     for rows in np.split(np.arange(len(sentences)), range(BATCH, len(sentences), BATCH)):
         yield both[0][rows], both[1][rows]
@@ -94,7 +119,19 @@ def _field(record: dict[str, Any], field: str, source: str) -> str:
 
 
 def stream(source: str, seed: int) -> Iterator[str]:
-    """Texts of a streamed data set, in an order drawn with `seed`. ValueError, OSError: as `sentences`."""
+    """Streams the texts of a data set of the Hugging Face hub.
+
+    Args:
+        source: The data set, hub:NAME:CONFIG:SPLIT:FIELD.
+        seed: Seed of the order.
+
+    Yields:
+        The texts that are not empty.
+
+    Raises:
+        ValueError: The source is not written in this form, or has no such field; jaxcomm[eval] is not installed.
+        OSError: The data set cannot be read.
+    """
     if source.count(":") != 4:
         raise ValueError(f"{source}: write hub:NAME:CONFIG:SPLIT:FIELD, such as hub:openai/gsm8k:main:train:question")
     _, name, config, split, field = source.split(":")
@@ -104,7 +141,17 @@ def stream(source: str, seed: int) -> Iterator[str]:
 
 
 def revision(source: str) -> str | None:
-    """The commit at which a data set of the hub stands now; None: the source is another. OSError: as `sentences`."""
+    """Finds the commit at which a data set of the hub stands now.
+
+    Args:
+        source: A source of sentences.
+
+    Returns:
+        The commit. None: the source is not on the hub.
+
+    Raises:
+        OSError: The hub cannot be reached, or has no such data set.
+    """
     if not source.startswith("hub:"):
         return None
     import huggingface_hub

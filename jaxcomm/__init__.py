@@ -18,7 +18,7 @@ from jaxcomm.decoding import Generation, Sampling, decode, generate, score
 from jaxcomm.edits import GRAFTS, Context, Edit, Graft, add, apply_graft, project_out, replace, scale
 from jaxcomm.layer_sweep import AnswerSweep, Patching, Sweep, patch, sweep, sweep_answers
 from jaxcomm.mapping import Maps, RidgeMaps, Similarity, fit_maps, similarity, train_maps
-from jaxcomm.messages import Message, receive, send
+from jaxcomm.messages import Message, receive, receive_cache, send, send_cache
 from jaxcomm.model import Params, init_params
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import forward, hidden_states, prefill, prefix, run_with_cache, suffix
@@ -72,11 +72,13 @@ __all__ = [
     "prefix",
     "project_out",
     "receive",
+    "receive_cache",
     "replace",
     "run_with_cache",
     "scale",
     "score",
     "send",
+    "send_cache",
     "shard",
     "shardings",
     "similarity",

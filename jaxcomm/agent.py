@@ -7,12 +7,13 @@ import datetime
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 import jax
 import jinja2
 import numpy as np
 
+from jaxcomm.config import AnyArray
 from jaxcomm.decoding import (
     NEW_TOKENS,
     Decoding,
@@ -23,6 +24,7 @@ from jaxcomm.decoding import (
     start_decoding,
 )
 from jaxcomm.messages import Message
+from jaxcomm.model import LanguageModel, Params
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import prefill
 
@@ -52,6 +54,53 @@ Seed = int | np.integer | Sequence[int] | np.ndarray
 """Of all rows together, or one for each."""
 
 
+class Tokenizer(Protocol):
+    """What an agent asks of a tokenizer. transformers' fast ones have it."""
+
+    bos_token: str | None
+    bos_token_id: int | None
+    eos_token_id: int | None
+    chat_template: str | None
+    all_special_tokens: list[str]
+    backend_tokenizer: Any
+
+    def __call__(self, text: str, **how: Any) -> Mapping[str, Any]:
+        """Ids, and where in the text each token stands."""
+        ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text."""
+        ...
+
+    def decode(self, token_ids: Sequence[int] | AnyArray, skip_special_tokens: bool = False) -> str:
+        """The text of ids."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]:
+        """Each token as it is spelled in the vocabulary."""
+        ...
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Spelled tokens as text."""
+        ...
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token."""
+        ...
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Those that were added to the trained ones."""
+        ...
+
+    def get_chat_template(self) -> str:
+        """The template in use."""
+        ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **how: Any) -> str:
+        """A conversation as text."""
+        ...
+
+
 class TooLong(ValueError):
     """A prompt, with what is to follow it, has more tokens than the model has positions."""
 
@@ -61,8 +110,8 @@ class Agent:
     """A model, its tokenizer, and the tokens it stops at.
 
     Attributes:
-        params: `Params`, or a network (`jaxcomm.model.LanguageModel`).
-        tokenizer: A transformers one. It may know more tokens than the model has: a prompt that has such a token is refused.
+        params: `Params`, or a network (`jaxcomm.lmnet`).
+        tokenizer: A fast one of transformers. It may know more tokens than the model has: a prompt that has such a token is refused.
         stop_tokens: A reply ends at any of them.
         name: What errors and records call it.
         chat: Every prompt goes through the tokenizer's chat template as a user's turn, instead of being read raw.
@@ -77,8 +126,8 @@ class Agent:
         ValueError: `chat` without a template, or `longest` below 1.
     """
 
-    params: Any
-    tokenizer: Any
+    params: LanguageModel
+    tokenizer: Tokenizer
     stop_tokens: tuple[int, ...]
     name: str = "agent"
     chat: bool = False
@@ -94,6 +143,17 @@ class Agent:
             raise ValueError(
                 f"{self.name}: longest = {self.longest} leaves no room for a prompt: ask for fewer new tokens"
             )
+
+    @property
+    def single(self) -> Params:
+        """The model, where layers of it are named.
+
+        Raises:
+            ValueError: It is a network, which has none.
+        """
+        if isinstance(self.params, Params):
+            return self.params
+        raise ValueError(f"{self.name} is a network, which has no layers to be split at: name a single model")
 
     def render(self, prompt: Prompt) -> str:
         """What the tokenizer is given: the raw text (of a conversation, its turns as paragraphs), or the chat template's
@@ -279,7 +339,7 @@ class Agent:
 
     def describe(self, message: Message, count: int = 5) -> str:
         """A message of this agent's model, a line for each prompt: norm, and the tokens its own head finds likeliest there."""
-        nearest, norms = np.asarray(message.nearest(self.params, count)), np.asarray(message.norms)
+        nearest, norms = np.asarray(message.nearest(self.single, count)), np.asarray(message.norms)
         lines = [repr(message)]
         for row, (ids, norm) in enumerate(zip(nearest, norms, strict=True)):
             last = ids.reshape(-1, count)[-1]
@@ -335,14 +395,14 @@ class Agent:
         rows = [row[:n] for row, n in zip(out.tokens, out.lengths, strict=True)]
         return [self.said(row).strip() for row in rows]
 
-    def said(self, ids: Sequence[int] | np.ndarray, after: Sequence[int] = (), until: Sequence[str] = ()) -> str:
+    def said(self, ids: Sequence[int] | AnyArray, after: Sequence[int] = (), until: Sequence[str] = ()) -> str:
         """What tokens that were written after a prompt's say: without thoughts and special tokens, up to the first of the stop
         strings `until`. Nothing, if a thought that was begun is not at its end."""
         ids = self.beyond_thoughts(ids, after)
         before = self.before_stop(ids, until)
         return self.tokenizer.decode(ids, skip_special_tokens=True) if before is None else before
 
-    def beyond_thoughts(self, ids: Sequence[int] | np.ndarray, after: Sequence[int] = ()) -> list[int]:
+    def beyond_thoughts(self, ids: Sequence[int] | AnyArray, after: Sequence[int] = ()) -> list[int]:
         """Tokens after the last thought; none while one goes on that they begin, or the prompt `after` which they stand."""
         ids = [int(i) for i in ids]
         for begin, end in self._thoughts:
@@ -383,7 +443,7 @@ class Agent:
         added = self.tokenizer.get_added_vocab()
         return [(added[begin], added[end]) for begin, end in THOUGHTS.items() if begin in added and end in added]
 
-    def tokens(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+    def tokens(self, ids: Sequence[int] | AnyArray) -> list[str]:
         """Token strings as the tokenizer spells them; a model may have more tokens than its tokenizer (padding)."""
         ids = [int(i) for i in ids]
         spelled = self.tokenizer.convert_ids_to_tokens(ids)

@@ -2,51 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomm.layers import Segment
 
 
 class KVCache(struct.PyTreeNode):
-    """Keys and values of S columns for every layer.
+    """Keys and values of S tokens (columns) for every layer.
 
-    k, v: [L, B, K, S, H], or a tuple of L arrays [B, K, S, H], laid out as the blocks of the `Params` that made them
-    (`jaxcomm.model`). positions: [B, S], the position of the token in each column, -1 where there is none (left
-    padding, columns not yet written). Attention needs nothing else to mask, so the order of columns means nothing.
-    With C branches (`layers.Segment`): [.., K, C, S, H] and [B, C, S].
+    Attention masks by `positions` alone, so the order of the columns has no meaning. In the cache of a network
+    (`jaxcomm.lmnet`), k and v are dicts with an entry for each vertex and edge. `layer` and `write` then apply to the
+    cache of one entry, not to the whole.
 
-    Of a network (`jaxcomm.lmnet`), k and v are trees of such, and `layer` and `write` belong to their parts.
+    Attributes:
+        k: Keys [L, B, K, S, H] of stacked layers, or L arrays [B, K, S, H] of unrolled ones (`jaxcomm.model`). With C
+            branches (`layers.Segment`) the last axes are [.., K, C, S, H].
+        v: Values, in the same shape.
+        positions: Position of the token in each column, [B, S], or [B, C, S] with branches. It is -1 for an empty
+            column: left padding, or a column that is not written yet.
     """
 
-    k: Any
-    v: Any
-    positions: Any
+    k: PyTree[Float[Array, "..."]]
+    v: PyTree[Float[Array, "..."]]
+    positions: Int[Array, "B ..."]
 
     def extend(self, columns: int) -> KVCache:
-        """The same with so many free columns after it."""
+        """Adds empty columns at the end.
+
+        Args:
+            columns: Number of new columns.
+
+        Returns:
+            The longer cache.
+        """
         free = lambda a: jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, columns), (0, 0)])
         positions = jnp.pad(self.positions, [(0, 0)] * (self.positions.ndim - 1) + [(0, columns)], constant_values=-1)
         return KVCache(jax.tree.map(free, self.k), jax.tree.map(free, self.v), positions)
 
     def announce(self, positions: Int[Array, "B T"], column) -> KVCache:
-        """The positions of tokens that are, or are about to be, written into columns `column`.. (of every branch)."""
+        """Enters the positions of tokens whose keys and values are written, or will be written.
+
+        Args:
+            positions: Positions [B, T] of the tokens. With branches, T counts the tokens of all branches.
+            column: First of their columns; the same in every branch.
+
+        Returns:
+            The cache with these positions.
+        """
         new = positions.reshape(*self.positions.shape[:-1], -1)
         return self.replace(positions=jax.lax.dynamic_update_slice_in_dim(self.positions, new, column, axis=-1))
 
     def layer(self, i) -> Segment:
-        """What layer i attends to; i counts from 0 and may be traced if the cache is stacked."""
+        """Returns what one layer attends to.
+
+        Args:
+            i: Number of the layer, from 0. It may be traced if the layers are stacked.
+
+        Returns:
+            Keys, values and positions of the layer.
+        """
         if isinstance(self.k, tuple):
             return self.k[i], self.v[i], self.positions
         index = lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False)
         return index(self.k), index(self.v), self.positions
 
     def write(self, i, k: Array, v: Array, column) -> KVCache:
-        """Layer i's keys and values [B, K, T, H] into columns `column`.. (`announce` says whose)."""
+        """Writes keys and values of one layer. `announce` enters their positions.
+
+        Args:
+            i: Number of the layer, from 0. It may be traced if the layers are stacked.
+            k: Keys [B, K, T, H].
+            v: Values [B, K, T, H].
+            column: First column that is written.
+
+        Returns:
+            The cache with these keys and values.
+        """
         k, v = (a.reshape(*a.shape[:2], *self.positions.shape[1:-1], -1, a.shape[-1]) for a in (k, v))
         if isinstance(self.k, tuple):
             put = lambda old, new: (

@@ -19,7 +19,9 @@ from jaxcomm.cache import KVCache
 from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Sampling, warp
+from jaxcomm.messages import Message
 from jaxcomm.model import Attended, LanguageModel
+from jaxcomm.sites import Site
 
 Stop = Literal["argmax", "nearest", "none"]
 """A response ends where the likeliest token is a stop token (Zhang et al.'s StateDelta), where the token nearest to the
@@ -34,26 +36,54 @@ THRESHOLDS = {"off": 0.0, "entropy": 1.869, "maxprob": 0.2}
 
 
 class Vectors(struct.PyTreeNode):
-    """A response. own [B, T, D]: as its writer reads it; sent: tuple of [B, T, D_r], the same distributions through each
-    receiver's embedding matrix; tokens [B, T]: nearest in the writer's own, -1 after the end; lengths [B]: vectors
-    before the one that stopped it. Vectors after the end are 0."""
+    """A response as vectors. T is the largest number of vectors. Vectors after the end of a row are 0.
 
-    own: Any
-    sent: tuple[Any, ...]
-    tokens: Any
-    lengths: Any
+    Attributes:
+        own: Vectors as the writer reads them, [B, T, D].
+        sent: Vectors for each receiver, [B, T, D_r] each: the same distributions, through the receiver's embedding
+            matrix.
+        tokens: Token [B, T] whose embedding in the writer's matrix is nearest to each vector; -1 after the end.
+        lengths: Number of vectors of each row, [B]. The vector that ended the response is not kept and not counted.
+    """
+
+    own: Float[Array, "B T D"]
+    sent: tuple[Float[Array, "B T _"], ...]
+    tokens: Int[Array, "B T"]
+    lengths: Int[Array, "B"]
+
+    def message(self, receiver: int | None = None) -> Message:
+        """The response as a message, which `messages.receive` puts in the place of embeddings.
+
+        Args:
+            receiver: Which of `sent`; None: as the writer reads it.
+
+        Returns:
+            States [B, T, D] at the site `embed`.
+        """
+        vectors = self.own if receiver is None else self.sent[receiver]
+        return Message(vectors, jnp.arange(vectors.shape[1]) < self.lengths[:, None], Site("embed"))
 
 
 class _State(struct.PyTreeNode):
-    t: Any
-    e: Any
-    done: Any
+    t: Int[Array, ""]
+    e: Float[Array, "B D"]
+    done: Bool[Array, "B"]
     out: Vectors
     cache: KVCache
 
 
 def nearest(vectors: Float[Array, "*n D"], table: Float[Array, "V D"]) -> Int[Array, "*n"]:
-    """The token whose embedding has the largest cosine with each vector (as the authors' code; the paper says nearest)."""
+    """Finds the token whose embedding has the largest cosine with each vector.
+
+    The authors' code uses the cosine; the paper says only "nearest" (Pham et al. 2024, section 3).
+
+    Args:
+        vectors: The vectors [.., D].
+        table: The embedding matrix [V, D].
+
+    Returns:
+        Token ids [..].
+    """
     norm = jnp.linalg.norm(table.astype(jnp.float32), axis=-1)
     products = jnp.einsum("...d,vd->...v", vectors, table, preferred_element_type=jnp.float32)
     return jnp.argmax(products / jnp.maximum(norm, 1e-15), axis=-1).astype(jnp.int32)
@@ -63,16 +93,22 @@ class Mixing(struct.PyTreeNode):
     """How a distribution becomes a vector, and when a response ends.
 
     Attributes:
-        sampling: Temperature, a number or [B], and cuts of p before it is averaged.
-        threshold: Of `partial`; None: the authors'.
-        stop: When it ends.
-        partial: Whether sure steps are mixed, too.
-        reverse: Mix where the model is sure instead.
-        vocab: How many tokens are meant (matrices may be padded); None: the smallest matrix has no others.
+        sampling: Temperature, a number or [B], and the cuts top_k and top_p of the distribution. At temperature 0 the
+            vector is the embedding of the likeliest token.
+        threshold: Threshold for `partial`: in nats for "entropy", a probability for "maxprob". None: the authors' value
+            (`THRESHOLDS`).
+        stop: When a response ends. "argmax": where the likeliest token is a stop token. "nearest": where the token
+            nearest to the vector is one. "none": never (`Stop`).
+        partial: "off": every vector is a mixture. "entropy": only where the entropy of the distribution exceeds the
+            threshold. "maxprob": only where 1 - max p does. Elsewhere the vector is the embedding of the likeliest
+            token.
+        reverse: With `partial`, mix only where the measure does not exceed the threshold.
+        vocab: Number of tokens in the vocabulary, if the embedding matrices are padded. None: the rows of the smallest
+            matrix.
     """
 
     sampling: Sampling
-    threshold: Any = None
+    threshold: float | Array | None = None
     stop: Stop = struct.field(pytree_node=False, default="argmax")
     partial: Partial = struct.field(pytree_node=False, default="off")
     reverse: bool = struct.field(pytree_node=False, default=False)
@@ -80,7 +116,15 @@ class Mixing(struct.PyTreeNode):
 
 
 def mixture(logits: Float[Array, "B V"], how: Mixing) -> Float[Array, "B V"]:
-    """The distribution p whose mean embedding is said; its temperature may be [B], and 0 is the argmax."""
+    """Computes the distribution whose mean embedding is the next vector (Pham et al. 2024, section 3).
+
+    Args:
+        logits: Logits [B, V] of the next token.
+        how: Temperature, cuts, and where to mix.
+
+    Returns:
+        Distribution p [B, V]: one-hot where the vector is not mixed; NaN where the temperature is negative.
+    """
     sampling, partial = how.sampling, how.partial
     threshold = THRESHOLDS[partial] if how.threshold is None else how.threshold
     temperature = jnp.broadcast_to(jnp.asarray(sampling.temperature, jnp.float32), logits.shape[:1])[:, None]
@@ -107,24 +151,34 @@ def cipher(
     max_new_tokens: int,
     stop_tokens: Sequence[Any] | AnyArray = (),
 ) -> Vectors:
-    """Writes vectors after prefilled prompts, all rows in one `while_loop`.
+    """Writes vectors after prefilled prompts (CIPHER, Pham et al. 2024, section 3). All rows run in one `while_loop`.
+
+    At each step the model reads sum_v p[v] E[v], where p is the distribution of the next token and E the embedding
+    matrix.
 
     Args:
         params: The model, or a network.
-        logits: After the prompts, as `prefill` returned them.
-        cache: The prompts' keys and values, likewise.
-        how: How distributions become vectors.
-        tables: Embedding matrices [V_r, D_r] of the receivers, over the same vocabulary. Rows are averaged raw; a model that
-            scales its embeddings scales the mean, once.
-        past: Caches of what was read before, which are only read.
-        max_new_tokens: At most so many vectors.
-        stop_tokens: A response ends with any of them (`Stop`).
+        logits: Logits [B, V] after the prompts, as `prefill` returned them.
+        cache: Keys and values of the prompts, as `prefill` returned them.
+        how: How a distribution becomes a vector, and when a response ends.
+        tables: Embedding matrices [V_r, D_r] of the receivers, over the same vocabulary. Their rows are averaged
+            unscaled. A receiver that scales its embeddings scales the vectors when it reads them.
+        past: Caches of what the model read before the prompts. They are not changed.
+        max_new_tokens: Largest number of vectors, T.
+        stop_tokens: Tokens that end a response (`Mixing.stop`).
 
     Returns:
         The response.
 
     Raises:
-        ValueError: max_new_tokens below 1.
+        ValueError: `max_new_tokens` is below 1.
+
+    Example:
+        >>> from jaxcomm.cipher import Mixing, cipher
+        >>> logits, cache = jc.prefill(params, prompts)
+        >>> response = cipher(params, logits, cache, Mixing(jc.Sampling(temperature=0.7)), max_new_tokens=2)
+        >>> response.own.shape
+        (2, 2, 128)
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")

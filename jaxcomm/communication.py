@@ -135,10 +135,10 @@ class ReadPrompt(struct.PyTreeNode):
         token: [B], its id (or its vector [B, D]).
     """
 
-    states: Any
+    states: Float[Array, "_ B D"]
     earlier: KVCache
     last: KVCache
-    token: Any
+    token: Int[Array, "B"] | Float[Array, "B D"]
 
 
 @compiled(prompts={"prompts": "params"})

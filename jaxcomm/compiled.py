@@ -25,7 +25,7 @@ from flax import struct
 from jax.core import Tracer
 
 from jaxcomm.config import ModelConfig
-from jaxcomm.edits import Graft, checked
+from jaxcomm.edits import Graft, checked, is_number
 from jaxcomm.prompts import Prompts, as_prompts, known
 from jaxcomm.sites import SITES, Site, as_site, check_positions, check_site
 
@@ -95,8 +95,7 @@ def compiled(
                     given[name] = np.int32(layer) if untraced else _Static(layer)
             if "site" in given:
                 given["site"] = _checked_site(given["params"], as_site(given["site"]), given["prompts"], untraced)
-            for site in _as_list(given.get("sites", ())):
-                _check_read(given, site)
+            _check_reads(given)
             if given.get("edits"):
                 given["edits"] = checked(given["params"], given["edits"], given.get("prompts"))
             given |= {name: _fixed(given[name]) for name in static if name in given}
@@ -111,13 +110,25 @@ def _checked_site(params: Any, site: Site, prompts: Prompts, untraced: bool) -> 
     """A site as a program takes it: its layer is an argument, or stays an int in the caller's own program."""
     check_site(params.config, site)
     check_positions(site, prompts)
-    return (
-        site if untraced or jax.tree.leaves(site) != [site.layer] or isinstance(site.layer, Tracer) else _Static(site)
-    )
+    (layer, positions), fixed = site.tree_flatten()
+    if untraced or layer is None or isinstance(layer, Tracer):
+        return site
+    return Site.tree_unflatten(fixed, (_Static(int(layer)), positions))
 
 
-def _as_list(sites: Any) -> Sequence[Any]:
-    return [sites] if isinstance(sites, str | Site) else sites
+def _check_reads(given: Mapping[str, Any]) -> None:
+    """Raises ValueError for sites that cannot be read, and for those that are asked for twice."""
+    sites = given.get("sites", ())
+    sites = [sites] if isinstance(sites, str | Site) else sites
+    names = [site.name if isinstance(site, Site) else site for site in sites]
+    layers = given.get("layers")
+    for what, values in (("sites", names), ("layers", [] if layers is None else [x for x in layers if is_number(x)])):
+        if twice := [value for n, value in enumerate(values) if value in values[:n]]:
+            raise ValueError(f"{what} name {twice[0]} twice: read them in two calls")
+    if layers is not None and not len(layers):
+        raise ValueError("layers are empty: name at least one, or leave them out for all")
+    for site in sites:
+        _check_read(given, site)
 
 
 def _check_read(given: Mapping[str, Any], site: str | Site) -> None:

@@ -25,19 +25,29 @@ from jaxcomm.reading import prefill
 
 
 class Sampling(struct.PyTreeNode):
-    """temperature (0: the likeliest token), then the top_k most likely (0: all), then the smallest set that holds top_p of the
-    mass.
+    """How the next token is drawn. The steps and their order are those of transformers' logits warpers.
 
-    As transformers' logits warpers, in their order. Each field is a number, and the temperature may be one for each row, [B].
-    The fields may be traced: changing them compiles nothing, and a traced one out of range writes no token.
+    The temperature is applied first, then top_k, then top_p. All three may be traced, so a change compiles nothing.
+    With a traced value out of range no token is written.
+
+    Attributes:
+        temperature: Divisor of the logits, a number or one for each row [B]. 0 takes the likeliest token.
+        top_k: Number of likeliest tokens that are kept. 0 keeps all.
+        top_p: The smallest set of likeliest tokens whose probabilities sum to at least top_p is kept. 1 keeps all.
 
     Raises:
-        ValueError: temperature or top_k below 0, top_p not in (0, 1].
+        ValueError: `temperature` or `top_k` is below 0; `top_p` is not in (0, 1].
+
+    Example:
+        >>> sampling = jc.Sampling(temperature=0.7, top_p=0.9)
+        >>> keys = jax.random.split(jax.random.key(0), len(prompts))
+        >>> jc.generate(params, prompts, sampling=sampling, keys=keys, max_new_tokens=2).tokens.shape
+        (2, 2)
     """
 
-    temperature: Any = 1.0
-    top_k: Any = 0
-    top_p: Any = 1.0
+    temperature: float | AnyArray = 1.0
+    top_k: int | AnyArray = 0
+    top_p: float | AnyArray = 1.0
 
     def __post_init__(self):
         for name, low, fits in (
@@ -53,16 +63,21 @@ class Sampling(struct.PyTreeNode):
 
 
 class Generation(struct.PyTreeNode):
-    """tokens [B, T], -1 after a row's end; logprobs [B, T] under the model's own distribution (before temperature and
-    cuts), 0 after the end; lengths [B], the stop token counted.
+    """Tokens that a model wrote. T is `max_new_tokens`.
 
-    A row whose logits were not numbers (an invalid traced value, an overflow) ends there: its tokens are -1, the first of
-    them with a log-probability of NaN.
+    A row ends early if its logits are NaN, after an invalid traced value or an overflow. Its tokens from there on are
+    -1, and the first of them has the log-probability NaN.
+
+    Attributes:
+        tokens: Token ids [B, T]; -1 after the end of a row.
+        logprobs: Log-probability of each token in nats, [B, T], under the model's own distribution, before temperature
+            and cuts. 0 after the end of a row.
+        lengths: Number of tokens of each row, [B]. A stop token counts.
     """
 
-    tokens: Any
-    logprobs: Any
-    lengths: Any
+    tokens: Int[AnyArray, "B T"]
+    logprobs: Float[AnyArray, "B T"]
+    lengths: Int[AnyArray, "B"]
 
 
 def check_finite(out: Generation) -> None:
@@ -74,10 +89,26 @@ def check_finite(out: Generation) -> None:
 
 
 def bucket(length: int, limit: int, smallest: int = 32) -> int:
-    """Columns to pad a prompt of `length` tokens to: 1 for one, else the next of 32, 48, 64, 96, 128, 192, 256, then in steps of an eighth
-    (288, 320, .., 512, 576, ..), at most `limit`: long prompts are where padding costs more than compiling.
+    """Rounds the length of a prompt up, so that prompts of similar lengths share one compiled program.
 
-    Programs compile once per bucket. ValueError if the prompt itself does not fit.
+    The lengths are 1, 32, 48, 64, 96, 128, 192 and 256, then steps of about an eighth: 288, 320, .., 512, 576, .. . The
+    steps are smaller there because padding of long prompts costs more than compiling.
+
+    Args:
+        length: Number of tokens of the prompt.
+        limit: Largest number of columns.
+        smallest: Smallest number of columns for more than one token.
+
+    Returns:
+        Number of columns to pad to, at most `limit`.
+
+    Raises:
+        ValueError: The prompt is longer than `limit`.
+
+    Example:
+        >>> from jaxcomm.decoding import bucket
+        >>> [bucket(length, limit=4096) for length in (1, 5, 100, 300)]
+        [1, 32, 128, 320]
     """
     if length > limit:
         raise ValueError(
@@ -170,15 +201,15 @@ class DecodingState(struct.PyTreeNode):
     and stop_tokens: as `Decoding` has them.
     """
 
-    t: Any
-    token: Any
-    done: Any
+    t: Int[Array, ""]
+    token: Int[Array, "B"]
+    done: Bool[Array, "B"]
     out: Generation
     cache: KVCache
-    begin: Any
+    begin: Int[Array, "B"]
     sampling: Sampling | None
-    keys: Any
-    stop_tokens: Any
+    keys: Key[Array, "B"] | None
+    stop_tokens: Int[Array, "_"]
 
     def emit(self, logits: Float[Array, "B V"]) -> DecodingState:
         """With one more token."""
@@ -189,8 +220,8 @@ class DecodingState(struct.PyTreeNode):
         logprob = jnp.take_along_axis(every, jnp.maximum(token, 0)[:, None], axis=-1)[:, 0]
         logprob, broken = jnp.where(token < 0, jnp.nan, logprob), token < 0
         out = Generation(
-            tokens=self.out.tokens.at[:, t].set(jnp.where(self.done, -1, token)),
-            logprobs=self.out.logprobs.at[:, t].set(jnp.where(self.done, 0.0, logprob)),
+            tokens=jnp.asarray(self.out.tokens).at[:, t].set(jnp.where(self.done, -1, token)),
+            logprobs=jnp.asarray(self.out.logprobs).at[:, t].set(jnp.where(self.done, 0.0, logprob)),
             lengths=self.out.lengths + (~self.done & ~broken).astype(jnp.int32),
         )
         done = self.done | broken | jnp.isin(token, self.stop_tokens)
@@ -296,12 +327,31 @@ def score(
     *,
     past: tuple[KVCache, ...] = (),
 ) -> tuple[Float[Array, "B C T"], Bool[Array, "B C T"]]:
-    """Log-probability of each token of C continuations (-1 after an end) of every prefilled prompt, and whether none is
-    likelier; 0 and True after the end. A continuation without a token, all -1, has NaN and False.
+    """Scores given continuations of prefilled prompts, token by token.
 
-    logits, cache, past: as `decode`'s. The continuations of a row are branches of it: its prompt is read once for all.
+    All C continuations of a prompt share the keys and values of that prompt.
 
-    ValueError: no tokens, continuations for another number of prompts, a token outside the vocabulary or after an end.
+    Args:
+        params: The model, or a network.
+        logits: Logits [B, V] after the prompts, as `prefill` returned them.
+        cache: Keys and values of the prompts, as `prefill` returned them.
+        continuations: Token ids [B, C, T], with -1 after the end of each continuation.
+        past: Caches of what the model read before the prompts. They are not changed.
+
+    Returns:
+        Log-probability of each token in nats, [B, C, T], and whether no token is likelier, [B, C, T]. They are 0 and
+        True after the end of a continuation. They are NaN and False for a continuation without tokens.
+
+    Raises:
+        ValueError: T is 0; `continuations` has another number of prompts; a token is outside the vocabulary, or stands
+            after a -1.
+
+    Example:
+        >>> logits, cache = jc.prefill(params, prompts)
+        >>> texts = np.array([[[7, 8], [9, -1]], [[7, 8], [9, -1]]])
+        >>> logprobs, likeliest = jc.score(params, logits, cache, texts)
+        >>> logprobs.shape
+        (2, 2, 2)
     """
     if continuations.ndim != 3 or len(continuations) != len(logits):
         raise ValueError(
@@ -358,13 +408,19 @@ def token_logprobs(logits: Float[Array, "*#n V"], tokens: Int[Array, "*n"]) -> t
 
 @compiled(static=("max_new_tokens",))
 def generate(
-    params: LanguageModel, prompts: Prompts, *, edits: Sequence[Edit] = (), **decoding: Unpack[Decoding]
+    params: LanguageModel,
+    prompts: Prompts,
+    *,
+    past: Sequence[KVCache] = (),
+    edits: Sequence[Edit] = (),
+    **decoding: Unpack[Decoding],
 ) -> Generation:
     """Reads prompts and writes after them.
 
     Args:
         params: The model, or a network (without edits).
         prompts: What it reads.
+        past: Keys and values of what stands before: its own (`prefill`), or another's (`messages.receive_cache`).
         edits: What is changed on the way: steering, ablation, patching, messages (`jaxcomm.edits`).
         **decoding: `Decoding`.
 
@@ -380,5 +436,5 @@ def generate(
         (2, 2)
     """
     check_room(params, prompts, decoding.get("max_new_tokens", NEW_TOKENS))
-    logits, cache = prefill(params, prompts, edits=edits)
-    return decode(params, logits, cache, edits=edits, **decoding)
+    logits, cache = prefill(params, prompts, past=tuple(past), edits=edits)
+    return decode(params, logits, cache, past=tuple(past), edits=edits, **decoding)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,10 @@ from jaxtyping import Array, Float, Int
 from jaxcomm.config import AnyArray
 from jaxcomm.layers import Hook
 from jaxcomm.prompts import Prompts, known
-from jaxcomm.sites import SITES, Columns, Site, check_positions, check_site, columns_of, read_at
+from jaxcomm.sites import SITES, Columns, Layer, Site, check_positions, check_site, columns_of, read_at
+
+if TYPE_CHECKING:
+    from jaxcomm.messages import Message
 
 
 class Context(NamedTuple):
@@ -32,13 +35,13 @@ class Context(NamedTuple):
     """
 
     site: str
-    layer: Any
+    layer: Layer | None
     positions: Array
 
 
 Change = Callable[[Array, Any, Context], Array]
-"""(state [B, n, ...], message, context) -> state: of n chosen tokens of every row. The message is the edit's own, with axes
-[B, n, ...], or [B, 1, ...] if it is one for all tokens; None if it has none."""
+"""(state [B, n, ...], message [B, n, ...], context) -> state: of n chosen tokens of every row. The message is the edit's own; None if
+it has none."""
 
 
 class Edit(struct.PyTreeNode):
@@ -59,8 +62,8 @@ class Edit(struct.PyTreeNode):
     """
 
     site: Site
-    change: Any
-    message: Any = None
+    change: Change | Graft
+    message: Message | AnyArray | None = None
     every_step: bool = struct.field(pytree_node=False, default=False)
 
     def __post_init__(self):
@@ -136,6 +139,10 @@ GRAFTS: dict[str, Callable[[Array, Array], Array]] = {
 """f(a, b) of Ramesh & Li (2025, section 3.1): a is A's activation, b is B's."""
 
 
+GraftFunction = str | Callable[[Array, Array], Array]
+"""A name in `GRAFTS`, or a function f(a, b) of the aligned parts."""
+
+
 class Graft(struct.PyTreeNode):
     """B's activation b becomes f(a, b), or f(W a, b) (Ramesh & Li 2025, section 3.1).
 
@@ -149,14 +156,14 @@ class Graft(struct.PyTreeNode):
         ValueError: There is no graft of this name; when it is used: W does not map a's width to b's, or f changes their shape.
     """
 
-    f: Any = struct.field(pytree_node=False, default="replace")
-    W: Any = None
+    f: GraftFunction = struct.field(pytree_node=False, default="replace")
+    W: Float[AnyArray, "_ _"] | None = None
 
     def __post_init__(self):
         if not callable(self.f) and self.f not in GRAFTS:
             raise ValueError(f"unknown graft {self.f!r}: choose one of {', '.join(GRAFTS)}, or pass a function f(a, b)")
 
-    def __call__(self, state: Array, message: Array, context: Any = None) -> Array:
+    def __call__(self, state: Array, message: Any, context: Any = None) -> Array:
         return apply_graft(self.f, message, state, self.W)
 
     def flops(self, width_a: int, width_b: int) -> int:
@@ -204,11 +211,9 @@ def apply(edit: Edit, x: Array, *, layer: Any, columns: Columns, places: Int[Arr
     places = places[:, places.shape[1] - x.shape[1] :]
     old = columns.take(x)
     state, valid, message = old[heads], columns.valid, edit.message
-    sent = None
-    if hasattr(message, "states"):
-        message, sent = message.states, message.valid
+    message, sent = _opened(message)
     if message is not None and message.ndim == state.ndim - 1:
-        message = message[:, None]
+        message = jnp.broadcast_to(message[:, None], (len(message), state.shape[1], *message.shape[1:]))
     elif message is not None:
         message, told = _aligned(message, sent, state)
         valid = told if valid is None else valid & told
@@ -222,7 +227,14 @@ def apply(edit: Edit, x: Array, *, layer: Any, columns: Columns, places: Int[Arr
     return columns._replace(valid=valid).put(x, old.at[heads].set(new.astype(x.dtype)))
 
 
-def _aligned(message: Array, sent: Array | None, state: Array) -> tuple[Array, Array]:
+def _opened(message: Message | AnyArray | None) -> tuple[Array | None, AnyArray | None]:
+    """What a message holds, and where it holds something; None: everywhere."""
+    if message is None or isinstance(message, jax.Array | np.ndarray):
+        return None if message is None else jnp.asarray(message), None
+    return jnp.asarray(message.state_array()), message.valid
+
+
+def _aligned(message: Array, sent: AnyArray | None, state: Array) -> tuple[Array, Array]:
     """A message [B, m, ...] for the tokens of a state [B, n, ...], both aligned at their ends, and which tokens got one."""
     n, (B, tokens) = min(message.shape[1], state.shape[1]), state.shape[:2]
     pad = lambda a: jnp.pad(a[:, a.shape[1] - n :], ((0, 0), (tokens - n, 0), *((0, 0),) * (a.ndim - 2)))
@@ -233,7 +245,7 @@ class Read(NamedTuple):
     """What is kept of one site: at the layers [n], which may be traced, at the site's positions and heads."""
 
     site: Site
-    layers: Any
+    layers: Sequence[Layer | None]
 
 
 def hook_of(params: Any, places: Int[Array, "B T"], edits: Sequence[Edit] = (), reads: Sequence[Read] = ()) -> Hook:
@@ -256,6 +268,7 @@ def hook_of(params: Any, places: Int[Array, "B T"], edits: Sequence[Edit] = (), 
             layer = jnp.asarray(edit.site.layer)
             valid &= (layer >= int(edit.site.name != "resid_post")) & (layer <= params.config.layers)
         if edit.site.numbered:
+            assert chosen.valid is not None  # a number may be there or not
             valid &= chosen.valid.all(axis=1)
     return Hook(at, kept, frozenset(x.site.name for x in (*edits, *reads)), valid)
 
@@ -323,6 +336,11 @@ def checked(params: Any, edits: Sequence[Edit], prompts: Prompts | None) -> tupl
         if not isinstance(edit, Edit):
             raise ValueError(f"edit {n} is a {type(edit).__name__}: make it with jaxcomm.Edit(site, change)")
         check_site(params.config, edit.site)
+        changed_by = edit.change.func if isinstance(edit.change, Partial) else edit.change
+        if edit.message is None and (changed_by is replace or isinstance(changed_by, Graft)):
+            raise ValueError(
+                f"edit {n} of {edit.site.name} puts a message in its place and has none: give it Edit(.., message=)"
+            )
     if prompts is not None:
         _check_edits(params, edits, prompts)
     anonymous = lambda message: message.anonymous() if hasattr(message, "states") else message
@@ -335,11 +353,17 @@ def _check_edits(params: Any, edits: Sequence[Edit], prompts: Prompts) -> None:
     for edit in edits:
         check_positions(edit.site, prompts)
         message = edit.message
-        if hasattr(message, "states"):
+        if not (message is None or isinstance(message, jax.Array | np.ndarray) or hasattr(message, "states")):
+            raise ValueError(
+                f"the message is a {type(message).__name__}: give an array with a row for each prompt, or a Message"
+            )
+        if message is not None and not isinstance(message, jax.Array | np.ndarray):
             message.check_fits(params, edit.change)
-            message = message.states
-        if message is not None and (given := np.shape(message)[:1]) != (rows,):
-            raise ValueError(f"{given[0]} messages for {rows} prompts: give one for each")
+        states, _ = _opened(message)
+        if states is not None and states.ndim < 2:
+            raise ValueError(f"the message is {states.shape}: give [prompts, ...], a row for each prompt")
+        if states is not None and len(states) != rows:
+            raise ValueError(f"{len(states)} messages for {rows} prompts: give one for each")
     if real is not None:
         for (m, one), (n, other) in itertools.combinations(enumerate(edits), 2):
             _check_apart(m, one, n, other, real)

@@ -12,17 +12,30 @@ import numpy as np
 
 from jaxcomm.config import ModelConfig
 from jaxcomm.lmnet import Network
-from jaxcomm.model import Params
+from jaxcomm.model import LanguageModel, Params
 
 
-def fingerprint(params: Params | Network) -> str:
-    """Of architecture, dtype and every weight; the same for stacked and unrolled layers."""
+def fingerprint(params: LanguageModel) -> str:
+    """Hashes the architecture, the dtype and every weight of a model.
+
+    Args:
+        params: The model, or a network. Stacked and unrolled layers give the same hash.
+
+    Returns:
+        16 hexadecimal digits of a SHA-256 hash.
+
+    Example:
+        >>> from jaxcomm.fingerprint import fingerprint
+        >>> fingerprint(params.unroll()) == fingerprint(params)
+        True
+    """
     if isinstance(params, Network):
         digest = hashlib.sha256(repr((params.config, params.dtype.name)).encode())
         digest.update("".join(map(fingerprint, params.models)).encode())
         for leaf in jax.tree.leaves((params.edges, params.joints)):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:16]
+    assert isinstance(params, Params)  # there are no others
     layers = [jax.tree.leaves(layer) for layer in params.blocks] if params.unrolled else None
     blocks = [[leaf] for leaf in jax.tree.leaves(params.blocks)] if layers is None else list(zip(*layers, strict=True))
     others = [[leaf] for leaf in jax.tree.leaves((params.embed, params.positions, params.norm, params.head))]
@@ -30,12 +43,28 @@ def fingerprint(params: Params | Network) -> str:
 
 
 def fingerprint_of(config: ModelConfig, dtype: np.dtype, digests: Iterable[bytes]) -> str:
-    """Of a model whose leaves have these digests: those of its blocks, then embedding, positions, norm and head."""
+    """Hashes a model whose weights were hashed one by one before. It gives what `fingerprint` gives.
+
+    Args:
+        config: Architecture of the model.
+        dtype: Dtype of the weights.
+        digests: `leaf_digest` of every leaf: those of the blocks, then embedding, positions, norm and head.
+
+    Returns:
+        16 hexadecimal digits of a SHA-256 hash.
+    """
     return hashlib.sha256(repr((config, dtype.name)).encode() + b"".join(digests)).hexdigest()[:16]
 
 
 def leaf_digest(*parts: jax.Array | np.ndarray) -> bytes:
-    """Of a stack of layers, or of the layers one by one."""
+    """Hashes one leaf of a model.
+
+    Args:
+        *parts: The leaf of stacked layers, or the leaf of each layer in order. Both give the same hash.
+
+    Returns:
+        The SHA-256 hash, 32 bytes.
+    """
     digest = hashlib.sha256()
     for part in parts:
         digest.update(np.ascontiguousarray(part).view(np.uint8).data)
@@ -48,9 +77,18 @@ _IDENTITIES: dict[tuple[int, ...], tuple[list[weakref.ref], str]] = {}
 
 
 def identity(params: Params) -> str:
-    """A short name of a model's architecture and weights, from `SAMPLES` numbers of each of them: quick enough for every
-    message, and the same in every layout of the layers, on every device, in every dtype that holds the weights exactly. (A
-    folder's integrity is `fingerprint`'s matter.)"""
+    """Names a model by its architecture and a sample of its weights.
+
+    The name takes `SAMPLES` numbers of each weight, so it is quick enough for every message. It is the same for stacked
+    and unrolled layers, on every device, and in every dtype that holds the weights exactly. It does not show that a
+    folder is undamaged; `fingerprint` does.
+
+    Args:
+        params: The model.
+
+    Returns:
+        12 hexadecimal digits of a SHA-256 hash.
+    """
     leaves = jax.tree.leaves(params)
     key = tuple(map(id, leaves))
     if key in _IDENTITIES and all(ref() is leaf for ref, leaf in zip(_IDENTITIES[key][0], leaves, strict=True)):

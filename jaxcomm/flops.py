@@ -10,13 +10,27 @@ from jaxcomm.lmnet import edges
 
 
 def block_weights(config: ModelConfig) -> int:
-    """Matrix entries of one block that a token is multiplied by."""
+    """Counts the matrix entries of one block that a token is multiplied by.
+
+    Args:
+        config: Architecture of the model.
+
+    Returns:
+        Entries of the attention matrices, the chosen experts (or the one MLP) and the router.
+    """
     c = config
     return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + mlp_weights(c)
 
 
 def mlp_weights(config: ModelConfig) -> int:
-    """Of its MLP: of the chosen experts and the router, where there are some."""
+    """Counts the matrix entries of one block's MLP that a token is multiplied by.
+
+    Args:
+        config: Architecture of the model.
+
+    Returns:
+        Entries of the MLP, or of the experts that a token uses and of the router.
+    """
     c = config
     return (2 + c.gated) * c.width * c.ff * max(1, c.experts_per_token) + c.experts * c.width
 
@@ -25,8 +39,20 @@ Config = ModelConfig | NetworkConfig
 
 
 def blocks_flops(config: Config, tokens: int, context: int = 0, blocks: int | None = None) -> int:
-    """`blocks` layers (default: all) over `tokens` tokens that follow `context` others; windows are not deducted. Of a network:
-    all of its vertices' blocks, and its edges."""
+    """FLOPs of the blocks over tokens that follow a cached context.
+
+    Attention is counted over the whole context in every layer, also where a sliding window is shorter.
+
+    Args:
+        config: Architecture of the model, or of a network.
+        tokens: Number of tokens that are read.
+        context: Number of tokens already in the cache.
+        blocks: Number of blocks of a model; default: all. A network is always counted whole: the blocks of all
+            vertices, and the edges.
+
+    Returns:
+        FLOPs; a multiply-add counts 2.
+    """
     if isinstance(config, NetworkConfig):
         vertices = sum(g.copies * blocks_flops(config.models[g.model], tokens, context) for g in config.groups.values())
         return vertices + wires_flops(config, tokens, context)
@@ -40,7 +66,16 @@ def _scores_flops(config: ModelConfig, tokens: int, context: int) -> int:
 
 
 def wires_flops(config: NetworkConfig, tokens: int, context: int = 0) -> int:
-    """A network's edges, and the matrices that join them."""
+    """FLOPs of a network's edges, and of the matrices that join them.
+
+    Args:
+        config: Architecture of the network.
+        tokens: Number of tokens that are read.
+        context: Number of tokens already in the cache.
+
+    Returns:
+        FLOPs; a multiply-add counts 2.
+    """
     total, kinds = 0, edges.parts(config.edge)
     for source, target in config.stacks.values():
         c, out = edges.shape(config.models[source.model], config.edge), config.models[target.model].width
@@ -54,8 +89,18 @@ def wires_flops(config: NetworkConfig, tokens: int, context: int = 0) -> int:
 
 
 def reading_flops(config: Config, tokens: int) -> int:
-    """All blocks over a prompt of whose last token alone more than keys and values is asked, so the last block makes no
-    more of the others (`model.run_blocks`, unrolled). Of a network, that is the last vertex' last block."""
+    """FLOPs of the blocks over a prompt, when only the last token's output is needed.
+
+    The last block then computes keys and values of all tokens, but queries and MLP of the last token only
+    (`model.run_blocks` of unrolled layers). In a network this is the last block of the last vertex.
+
+    Args:
+        config: Architecture of the model, or of a network.
+        tokens: Length of the prompt, P.
+
+    Returns:
+        FLOPs without the head; a multiply-add counts 2.
+    """
     if isinstance(config, NetworkConfig):
         saved = blocks_flops(config.writer, tokens) - reading_flops(config.writer, tokens)
         return blocks_flops(config, tokens) - saved
@@ -66,26 +111,72 @@ def reading_flops(config: Config, tokens: int) -> int:
 
 
 def head_flops(config: Config) -> int:
-    """Logits of one token."""
+    """FLOPs of the logits of one token.
+
+    Args:
+        config: Architecture of the model, or of a network.
+
+    Returns:
+        2 D V; a multiply-add counts 2.
+
+    Example:
+        >>> from jaxcomm.flops import head_flops
+        >>> head_flops(params.config)
+        65536
+    """
     if isinstance(config, NetworkConfig):
         return head_flops(config.writer)
     return 2 * config.width * config.vocab
 
 
 def generation_flops(config: Config, prompt: int, new: int) -> int:
-    """Reading `prompt` tokens and writing `new` after them; the last one written is not read again."""
+    """FLOPs of reading a prompt and writing tokens after it, with a cache.
+
+    Args:
+        config: Architecture of the model, or of a network.
+        prompt: Length of the prompt, P.
+        new: Number of tokens that are written, at least 1. The model does not read the last one.
+
+    Returns:
+        FLOPs; a multiply-add counts 2.
+
+    Example:
+        >>> from jaxcomm.flops import generation_flops
+        >>> generation_flops(params.config, prompt=3, new=2)
+        2968064
+    """
     reading = reading_flops(config, prompt) + head_flops(config)
     return reading + blocks_flops(config, new - 1, context=prompt) + (new - 1) * head_flops(config)
 
 
 def scoring_flops(config: Config, prompt: int, texts: Sequence[int]) -> int:
-    """Reading `prompt` tokens, and after them each of several texts of so many tokens, the last of which is not read."""
+    """FLOPs of reading a prompt once and scoring several texts after it.
+
+    Args:
+        config: Architecture of the model, or of a network.
+        prompt: Length of the prompt, P.
+        texts: Number of tokens of each text, at least 1. The model does not read the last token of a text.
+
+    Returns:
+        FLOPs; a multiply-add counts 2.
+    """
     after = sum(blocks_flops(config, n - 1, context=prompt) + (n - 1) * head_flops(config) for n in texts)
     return reading_flops(config, prompt) + head_flops(config) + after
 
 
 def graft_flops(config_a: ModelConfig, config_b: ModelConfig, mapped: bool) -> int:
-    """The edit of one state: W a if there is a map; the sum, mean or copy itself is O(D) and counted as D."""
+    """FLOPs of one edit of B's state with A's.
+
+    The sum, mean or copy counts as D_B FLOPs. A map W adds 2 D_A D_B.
+
+    Args:
+        config_a: Architecture of the sender A.
+        config_b: Architecture of the receiver B.
+        mapped: Whether A's state goes through a map W.
+
+    Returns:
+        FLOPs of one state.
+    """
     return config_b.width + (2 * config_a.width * config_b.width if mapped else 0)
 
 
@@ -94,20 +185,60 @@ def graft_flops(config_a: ModelConfig, config_b: ModelConfig, mapped: bool) -> i
 
 
 def paper_layer(config: ModelConfig, n: int) -> int:
-    """8 n D K H + 4 n^2 K H + 3 H n^2 + 4 n D F."""
+    """FLOPs of one layer over n tokens, as printed in Ramesh & Li (2025, section 3.2).
+
+    The formula is 8 n D K H + 4 n^2 K H + 3 H n^2 + 4 n D F. In the paper's letters K is the size of a head and H the
+    number of heads.
+
+    Args:
+        config: Architecture of the model.
+        n: Number of tokens.
+
+    Returns:
+        FLOPs.
+    """
     D, K, H, F = config.width, config.head_dim, config.heads, config.ff
     return 8 * n * D * K * H + 4 * n * n * K * H + 3 * H * n * n + 4 * n * D * F
 
 
 def paper_message(a: ModelConfig, b: ModelConfig, prompt: int, message: int, answer: int) -> int:
-    """M (4 P V D + L layer(P)) + T (4 (P + M) V D + L layer(P + M)), the first in A's letters, the second in B's."""
+    """FLOPs of communication by text, as printed in Ramesh & Li (2025, section 3.2).
+
+    The formula is M (4 P V D + L layer(P)) + T (4 (P + M) V D + L layer(P + M)): A writes a message, then B answers.
+    There is no cache.
+
+    Args:
+        a: Architecture of the sender A. The first term uses its sizes.
+        b: Architecture of the receiver B. The second term uses its sizes.
+        prompt: Length of the prompt, P.
+        message: Number of tokens of the message, M.
+        answer: Number of tokens of the answer, T.
+
+    Returns:
+        FLOPs.
+    """
     told = prompt + message
     writing = message * (4 * prompt * a.vocab * a.width + a.layers * paper_layer(a, prompt))
     return writing + answer * (4 * told * b.vocab * b.width + b.layers * paper_layer(b, told))
 
 
 def paper_activation(a: ModelConfig, b: ModelConfig, prompt: int, answer: int, k: int, mapped: bool) -> int:
-    """2 P V D + k layer(P) + T (4 P V D + L layer(P)) + F(D), the first two terms in A's letters."""
+    """FLOPs of communication by activations, as printed in Ramesh & Li (2025, section 3.2).
+
+    The formula is 2 P V D + k layer(P) + T (4 P V D + L layer(P)) + F(D): A reads its prompt up to layer k, then B
+    answers. F(D) is the cost of the edit (`graft_flops`). There is no cache.
+
+    Args:
+        a: Architecture of the sender A. The first two terms use its sizes.
+        b: Architecture of the receiver B. The third term uses its sizes.
+        prompt: Length of the prompt, P.
+        answer: Number of tokens of the answer, T.
+        k: Layer after which A is read, 0 .. L_A.
+        mapped: Whether A's state goes through a map W.
+
+    Returns:
+        FLOPs.
+    """
     sending = 2 * prompt * a.vocab * a.width + k * paper_layer(a, prompt)
     answering = answer * (4 * prompt * b.vocab * b.width + b.layers * paper_layer(b, prompt))
     return sending + answering + graft_flops(a, b, mapped)

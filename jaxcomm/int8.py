@@ -17,16 +17,37 @@ from jaxcomm.model import Params
 
 
 def quantise(params: Params) -> Params:
-    """The model with its matrices in int8, where they lay. (`load_agent(.., int8=True)` quantises each as it is read, and so
-    never holds two models.)
+    """Turns the matrices of a model into int8, on the devices where they lie.
 
-    ValueError: qwix is missing.
+    The original model must fit into memory beside the new one. `load_agent(.., int8=True)` quantises each matrix as it
+    is read, and never holds both.
+
+    Args:
+        params: The model.
+
+    Returns:
+        The model with the matrices of its blocks, and its separate head, in int8. Embeddings, norms and biases stay as
+        they are.
+
+    Raises:
+        ValueError: The package qwix is missing.
     """
     return jax.tree_util.tree_map_with_path(in_int8, params)
 
 
 def in_int8(path: tuple, leaf: jax.Array) -> Any:
-    """A leaf of a model, quantised if it is a matrix of its blocks, or its head. ValueError: qwix is missing."""
+    """Quantises one leaf of a model if it is a matrix of the blocks, or the separate head.
+
+    Args:
+        path: The leaf's path in `Params`, as `jax.tree_util.tree_map_with_path` gives it.
+        leaf: The weight.
+
+    Returns:
+        The int8 matrix (`quantise_matrix`), or the leaf as it is.
+
+    Raises:
+        ValueError: The package qwix is missing.
+    """
     if importlib.util.find_spec("qwix") is None:
         raise ValueError("int8 weights need qwix: pip install 'jaxcomm[int8]'")
     part = getattr(path[0], "name", getattr(path[0], "key", None))
@@ -38,20 +59,39 @@ NOT_SAVED = "int8 weights cannot be saved: save the model they were made of, and
 
 
 def check_not_int8(params: Params, why: str = NOT_SAVED) -> None:
-    """Raises ValueError, which says why, if some of the weights are int8."""
+    """Checks that no weight of a model is int8.
+
+    Args:
+        params: The model.
+        why: Message of the error.
+
+    Raises:
+        ValueError: A weight is int8.
+    """
     matrix = lambda leaf: hasattr(leaf, "qvalue")
     if any(map(matrix, jax.tree.leaves(params, is_leaf=matrix))):
         raise ValueError(why)
 
 
 def is_matrix(path: tuple) -> bool:
-    """Whether the leaf of a block's tree is one that is multiplied by: not a norm's weight, nor a bias."""
+    """Whether a leaf of a block is a matrix, not a norm's weight or a bias.
+
+    Args:
+        path: The leaf's path.
+    """
     return path[-1].key == "weight" and not path[-2].key.endswith("norm")
 
 
 @jax.jit
 def quantise_matrix(weight: jax.Array) -> Any:
-    """[.., out, in] as qwix's QArray: int8 of that shape, and scales [.., out, 1] of the weight's dtype."""
+    """Quantises a matrix, with one scale for each output.
+
+    Args:
+        weight: The matrix [.., out, in].
+
+    Returns:
+        qwix's QArray: int8 values [.., out, in], and scales [.., out, 1] in the weight's dtype.
+    """
     import qwix  # optional
 
     with jax.numpy_dtype_promotion("standard"):

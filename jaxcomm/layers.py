@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomm.config import ModelConfig, Rope
 
@@ -36,9 +36,9 @@ class Hook(NamedTuple):
     """
 
     at: Callable[[str, Any, Array, Any], tuple[Array, Any]] = lambda site, layer, x, state: (x, state)
-    state: Any = ()
+    state: PyTree = ()
     sites: frozenset[str] = frozenset()
-    valid: Any = True
+    valid: bool | Bool[Array, "B"] = True
 
     def __call__(self, site: str, layer: Any, x: Array) -> tuple[Array, Hook]:
         """x, and the hook with its new state, after a site."""

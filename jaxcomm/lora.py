@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxcomm.int8 import check_not_int8
 from jaxcomm.model import Params
@@ -16,17 +16,30 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 class LoRA(struct.PyTreeNode):
-    """W + alpha / r * up down, of every linear weight [out, in] of the blocks named in `TARGETS`.
+    """Low-rank updates of the blocks' linear weights: W + (alpha / r) up down (Hu et al. 2022, section 4.1).
 
-    factors: a dict by the path of each weight, of {"down": [.., r, in], "up": [.., out, r]}, float32, with the axes that its
-    layers are stacked along.
+    Attributes:
+        factors: For each weight [.., out, in] named in `TARGETS`, by its path in the blocks: {"down": [.., r, in],
+            "up": [.., out, r]}, float32. The leading axes are those of stacked layers and experts.
+        alpha: Scale of the update. It has no unit.
     """
 
-    factors: Any
+    factors: dict[str, dict[str, Float[Array, "*_ _ _"]]]
     alpha: float = struct.field(pytree_node=False)
 
     def join(self, frozen: Params) -> Params:
-        """The model with its weights moved. ValueError: its layers are stacked and these factors' are not, or the reverse."""
+        """Adds the updates to a model.
+
+        Args:
+            frozen: The model that the factors were made for, with its layers in the same layout.
+
+        Returns:
+            The model with updated weights.
+
+        Raises:
+            ValueError: The layers of the model are stacked and those of the factors are unrolled, or the reverse; the
+                model has int8 weights.
+        """
         if strange := self.factors.keys() - {jax.tree_util.keystr(path) for path, _ in _targets(frozen)}:
             raise ValueError(
                 f"the model has no {min(strange)}: its layers must be laid out as those the factors were made for (stack, unroll)"
@@ -43,8 +56,28 @@ class LoRA(struct.PyTreeNode):
 
 
 def init_lora(key: Array, params: Params, rank: int, alpha: float | None = None) -> LoRA:
-    """`up` begins at 0, so the model begins as it is; `down` is normal with variance 1 / in. alpha: default 2 r (the factor
-    is then 2). ValueError: a rank below 1."""
+    """Makes LoRA factors for a model. The model's output does not change at first.
+
+    `up` begins at 0. `down` is normal with variance 1 / in.
+
+    Args:
+        key: Random key.
+        params: The model.
+        rank: The rank r, at least 1.
+        alpha: Scale of the update. Default: 2 r, so that alpha / r is 2.
+
+    Returns:
+        The factors, for all weights named in `TARGETS`.
+
+    Raises:
+        ValueError: The rank is below 1; the model has int8 weights.
+
+    Example:
+        >>> from jaxcomm.lora import init_lora
+        >>> lora = init_lora(jax.random.key(0), params, rank=2)
+        >>> bool(jnp.allclose(jc.forward(lora.join(params), prompts), jc.forward(params, prompts)))
+        True
+    """
     if rank < 1:
         raise ValueError(f"rank {rank}: LoRA needs at least 1")
     factors = {}
@@ -56,7 +89,18 @@ def init_lora(key: Array, params: Params, rank: int, alpha: float | None = None)
 
 
 def rank_of_size(params: Params, numbers: int) -> int:
-    """The rank at which the factors hold most nearly so many numbers, at least 1."""
+    """Finds the rank at which the LoRA factors have about a given size.
+
+    Args:
+        params: The model.
+        numbers: Wanted number of entries in all factors together.
+
+    Returns:
+        The rank whose factors come closest to this number, at least 1.
+
+    Raises:
+        ValueError: The model has int8 weights.
+    """
     each = sum(
         weight.size // weight.shape[-1] // weight.shape[-2] * sum(weight.shape[-2:]) for _, weight in _targets(params)
     )

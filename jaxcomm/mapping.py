@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,28 +67,55 @@ def _final_states(
 
 
 class Maps(struct.PyTreeNode):
-    """W [K, J, D_B, D_A] from each of K layers of A to each of J layers of B, fitted on all sentences; error [K, J]: of a
-    fit without the held-out sentences on these, as a share of the mean square of h_B[j]."""
+    """Linear maps from layers of A to layers of B. K is the number of A's layers, J the number of B's.
 
-    W: Any
-    error: Any
+    Attributes:
+        W: The maps [K, J, D_B, D_A], one matrix for each pair of layers (k, j). They are fitted on all sentences.
+        error: Error [K, J] on the held-out sentences: the mean square of W h_A[k] - h_B[j], divided by the mean square
+            of h_B[j]. It has no unit. It belongs to a fit that did not use the held-out sentences.
+    """
+
+    W: Float[Array, "K J DB DA"]
+    error: Float[Array, "K J"]
 
 
 class RidgeMaps(Maps):
-    """Maps in closed form; ridge [K, J]: the one chosen."""
+    """Maps in closed form, as `fit_maps` returns them.
 
-    ridge: Any
+    Attributes:
+        W: As in `Maps`.
+        error: As in `Maps`. The ridge is chosen on the same held-out sentences, so on average the error is slightly too
+            low.
+        ridge: The chosen ridge [K, J]. It has no unit (`fit_maps`).
+    """
+
+    ridge: Float[Array, "K J"]
 
 
 class Moments(struct.PyTreeNode):
-    """Sums over n sentences: aa [K, D_A, D_A], ab [K, J, D_A, D_B], bb [J] (of squares)."""
+    """Sums over n sentences. They are all that the closed form needs.
 
-    aa: Any
-    ab: Any
-    bb: Any
+    Attributes:
+        aa: Sum of a a^T for each layer of A, [K, D_A, D_A].
+        ab: Sum of a b^T for each pair of layers, [K, J, D_A, D_B].
+        bb: Sum of the squares of b for each layer of B, [J].
+    """
+
+    aa: Float[Array, "K DA DA"]
+    ab: Float[Array, "K J DA DB"]
+    bb: Float[Array, "J"]
 
     @classmethod
     def of(cls, a: Float[Array, "K n DA"], b: Float[Array, "J n DB"]) -> Moments:
+        """Sums the products of the states of one batch.
+
+        Args:
+            a: States of A, [K, n, D_A].
+            b: States of B for the same sentences, [J, n, D_B].
+
+        Returns:
+            The sums over the n sentences.
+        """
         return cls(jnp.einsum("knd,kne->kde", a, a), jnp.einsum("knd,jne->kjde", a, b), jnp.einsum("jnd,jnd->j", b, b))
 
 
@@ -138,14 +165,38 @@ def fit_maps(
     js: Sequence[int],
     ridges: Sequence[float] = RIDGES,
 ) -> RidgeMaps:
-    """W[k, j] = argmin_W sum_n ||W a_n - b_n||^2 + r ||W||^2 for every (k, j), from one pass over the text.
+    """Fits W for every pair of layers (k, j) in closed form, by ridge regression, in one pass over the text.
 
-    batches: as `Batches` says. r = ridge x the mean square of A's states per dimension x sentences, so `ridge` has no
-    unit. It is chosen for each (k, j) on every tenth sentence, after fitting on the others; W is then fitted on all.
+    W[k, j] minimises sum_n ||W a_n - b_n||^2 + r ||W||^2, where a_n is h_A[k] and b_n is h_B[j] at the last token of
+    sentence n. Ramesh & Li (2025, section 3.1) minimise the first term by gradient descent (`train_maps`).
 
-    Memory: one batch's states, and five times K D_A^2 + K J D_A D_B float32 numbers (two sums, a batch's own two, the
-    result): for large models take few layers at a time. ValueError: a layer out of range, no ridge, fewer than ten
-    sentences, batches of unequal numbers of sentences.
+    The penalty is r = ridge x n x (mean square of A's states per dimension), so the ridge has no unit. Every tenth
+    sentence is held out. For each (k, j) the ridge with the smallest error on the held-out sentences is chosen. W is
+    then fitted on all sentences.
+
+    Memory: the states of one batch, and five times K D_A^2 + K J D_A D_B float32 numbers. For large models, fit a few
+    layers at a time.
+
+    Args:
+        params_a: The sender A.
+        params_b: The receiver B.
+        batches: Pairs of prompts: the same n sentences in A's tokens and in B's tokens, [n, P] each.
+        ks: Layers of A, 0 .. L_A each.
+        js: Layers of B, 0 .. L_B each.
+        ridges: Values of the ridge to choose from.
+
+    Returns:
+        The maps, their errors and their ridges.
+
+    Raises:
+        ValueError: A layer is out of range; `ks`, `js` or `ridges` is empty; there are fewer than ten sentences; a
+            batch has different numbers of sentences for A and B.
+
+    Example:
+        >>> sentences = jc.left_pad([[n, n + 1] for n in range(20)])
+        >>> maps = jc.fit_maps(params, params, [(sentences, sentences)], ks=[2], js=[2, 3])
+        >>> maps.W.shape, maps.error.shape
+        ((1, 2, 128, 128), (1, 2))
     """
     if not len(ridges):
         raise ValueError("ridges needs at least one value")
@@ -205,7 +256,13 @@ def _errors(
 
 
 class Recipe(NamedTuple):
-    """Of `train_maps`: how often over the sentences, how many at a time, and Adam's rate."""
+    """Settings of `train_maps`.
+
+    Attributes:
+        epochs: Number of passes over the sentences.
+        batch: Number of sentences per step.
+        learning_rate: Adam's learning rate.
+    """
 
     epochs: int = 10
     batch: int = 32
@@ -222,14 +279,36 @@ def train_maps(
     key: Array,
     recipe: Recipe | None = None,
 ) -> Maps:
-    """W for every (k, j) by the recipe of Ramesh & Li, section 3.1: Xavier initialisation (uniform), mean squared error
-    between W h_A[k] and h_B[j], `epochs` times over the sentences in a new order, `batch` at a time, with Adam.
+    """Trains W for every pair of layers (k, j) by gradient descent, with the recipe of Ramesh & Li (2025, section 3.1).
 
-    batches: as `Batches` says; the last batch of an epoch has what is left. A map depends on `key` and its own (k, j),
-    not on which others are trained with it. `epochs=0` is the initialisation.
+    W begins with Xavier initialisation (uniform). Adam minimises the mean squared error between W h_A[k] and h_B[j] at
+    the last token of the same sentences. Each epoch takes the sentences in a new order; its last batch holds the rest.
+    A map depends only on `key` and on its own (k, j), not on the other layers in `ks` and `js`. `epochs=0` returns the
+    initialisation.
 
-    Memory: all states, K n D_A + J n D_B float32 numbers, on the host and on the device; there also the result and about five
-    matrices of the size of W. ValueError: as `fit_maps`; epochs below 0, batch below 1.
+    Memory: all states, K n D_A + J n D_B float32 numbers, on the host and on the device. The device also holds the
+    result and about five matrices of the size of one W.
+
+    Args:
+        params_a: The sender A.
+        params_b: The receiver B.
+        batches: Pairs of prompts: the same n sentences in A's tokens and in B's tokens, [n, P] each.
+        ks: Layers of A, 0 .. L_A each.
+        js: Layers of B, 0 .. L_B each.
+        key: Random key for the initialisation and the order of the sentences.
+        recipe: Epochs, batch size and learning rate. Default: `Recipe()`.
+
+    Returns:
+        The maps and their errors.
+
+    Raises:
+        ValueError: As for `fit_maps`; `epochs` is below 0 or `batch` is below 1.
+
+    Example:
+        >>> sentences = jc.left_pad([[n, n + 1] for n in range(20)])
+        >>> maps = jc.train_maps(params, params, [(sentences, sentences)], ks=[2], js=[3], key=jax.random.key(0))
+        >>> maps.W.shape
+        (1, 1, 128, 128)
     """
     epochs, batch, learning_rate = recipe or Recipe()
     if epochs < 0 or batch < 1:
@@ -249,35 +328,61 @@ def train_maps(
 
 
 class Similarity(struct.PyTreeNode):
-    """X [n, D_A] and Y [n, D_B]: h_A[k] and h_B[j] at the last token of n sentences; both numbers lie in 0 .. 1, neither
-    changes when a space is rotated or scaled.
+    """How alike the activations of A and B are, for every pair of layers (k, j).
 
-    activation [K, J]: ||Y^T X||_F^2 / (||X||_F^2 ||Y||_F^2) (Ramesh & Li, appendix B.4). Not 1 for X = Y unless all
-    sentences point in one direction: a large common mean raises it.
-    cka [K, J]: linear centred kernel alignment (Kornblith et al. 2019), ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) with the
-    mean over sentences taken off X and Y; 1 for X = Y. NaN where a state is the same for all sentences.
+    X [n, D_A] holds h_A[k] and Y [n, D_B] holds h_B[j] at the last token of n sentences. Both measures lie between 0
+    and 1. Neither changes when one space is rotated or scaled.
+
+    Attributes:
+        activation: Similarity [K, J] of Ramesh & Li (2025, appendix B.4): ||Y^T X||_F^2 / (||X||_F^2 ||Y||_F^2). It is
+            1 for X = Y only if all sentences point in one direction. A large common mean raises it.
+        cka: Linear centred kernel alignment [K, J] (Kornblith et al. 2019): ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F),
+            after the mean over the sentences is subtracted from X and from Y. It is 1 for X = Y. It is NaN where a
+            state is the same for all sentences.
     """
 
-    activation: Any
-    cka: Any
+    activation: Float[Array, "K J"]
+    cka: Float[Array, "K J"]
 
 
 class Centred(struct.PyTreeNode):
-    """n sentences: means (a [K, D_A], b [J, D_B]), and the products of what is left without them, summed: aa
-    [K, D_A, D_A], ab [K, J, D_A, D_B], bb [J, D_B, D_B]. (Where means are large, float32 could not tell these from sums
-    of raw products.)"""
+    """Means over n sentences, and sums of products of the states without these means.
 
-    n: Any
-    means: tuple[Any, Any]
-    products: tuple[Any, Any, Any]
+    float32 could not recover such products from sums of raw products where the means are large.
+
+    Attributes:
+        n: Number of sentences.
+        means: Means of a [K, D_A] and of b [J, D_B].
+        products: Sums of the centred products: aa [K, D_A, D_A], ab [K, J, D_A, D_B] and bb [J, D_B, D_B].
+    """
+
+    n: Float[Array, ""]
+    means: tuple[Array, Array]
+    products: tuple[Array, Array, Array]
 
     @classmethod
     def of(cls, a: Float[Array, "K n DA"], b: Float[Array, "J n DB"]) -> Centred:
+        """Computes the means and products of one batch.
+
+        Args:
+            a: States of A, [K, n, D_A].
+            b: States of B for the same sentences, [J, n, D_B].
+
+        Returns:
+            The means and products of the n sentences.
+        """
         means = a.mean(axis=1), b.mean(axis=1)
         return cls(jnp.float32(a.shape[1]), means, _products(a - means[0][:, None], b - means[1][:, None]))
 
     def join(self, other: Centred) -> Centred:
-        """Of both's sentences (Chan, Golub & LeVeque 1979)."""
+        """Combines two sets of sentences (Chan, Golub & LeVeque 1979).
+
+        Args:
+            other: Means and products of other sentences, for the same layers.
+
+        Returns:
+            Means and products of all sentences together.
+        """
         n = self.n + other.n
         off = jax.tree.map(jnp.subtract, other.means, self.means)
         between = _products(off[0][:, None], off[1][:, None])
@@ -322,10 +427,29 @@ def _compare(sums: Centred) -> Similarity:
 def similarity(
     params_a: Params, params_b: Params, batches: Batches, *, ks: Sequence[int], js: Sequence[int]
 ) -> Similarity:
-    """How alike h_A[k] and h_B[j] are over the sentences, for every (k, j), from one pass over the text.
+    """Measures how alike h_A[k] and h_B[j] are, for every pair of layers (k, j), in one pass over the text.
 
-    batches: as `Batches` says. Memory: one batch's states, and three times K D_A^2 + K J D_A D_B + J D_B^2 float32
-    numbers. ValueError: as `fit_maps`.
+    Memory: the states of one batch, and three times K D_A^2 + K J D_A D_B + J D_B^2 float32 numbers.
+
+    Args:
+        params_a: The model A.
+        params_b: The model B.
+        batches: Pairs of prompts: the same n sentences in A's tokens and in B's tokens, [n, P] each.
+        ks: Layers of A, 0 .. L_A each.
+        js: Layers of B, 0 .. L_B each.
+
+    Returns:
+        The similarity of Ramesh & Li (2025, appendix B.4) and linear CKA (Kornblith et al. 2019), [K, J] each.
+
+    Raises:
+        ValueError: A layer is out of range; `ks` or `js` is empty; there are fewer than ten sentences; a batch has
+            different numbers of sentences for A and B.
+
+    Example:
+        >>> sentences = jc.left_pad([[n, n + 1] for n in range(20)])
+        >>> alike = jc.similarity(params, params, [(sentences, sentences)], ks=[2], js=[2])
+        >>> round(float(alike.cka[0, 0]), 3)
+        1.0
     """
     sums = None
     for a, b, _ in _final_states(params_a, params_b, batches, ks, js):

@@ -1,11 +1,13 @@
-"""Messages: what one model reads out of itself for another, as a value that can be printed, saved and sent.
+"""Messages: what one model hands to another, as a value that can be printed, saved and sent.
 
-    read       send(params, prompts, site) -> Message
+    read       send(params, prompts, site), send_cache(params, prompts) -> Message
     deliver    sharding.deliver(message, params_b), or save and load
-    receive    receive(message, site, graft) -> Edit, for generate, forward and all that take edits
+    receive    receive(message, site, graft) -> Edit, for generate, forward and all that take edits;
+               receive_cache(message, params_b) -> KVCache, for `past`
 
-A message knows the model it is from. Another model takes it only through a map W, as nothing else says what its numbers
-mean there. (`communicate` follows the paper's rule for unequal models, which asks nothing.)
+One format holds states at a site, expected embeddings (CIPHER), keys and values, and text. A message knows the model it is
+from. Another model takes it only through a map W, as nothing else says what its numbers mean there. (`communicate` follows the
+paper's rule for unequal models, which asks nothing.)
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from jaxcomm.cache import KVCache
 from jaxcomm.compiled import UNTRACED, compiled, trace_state
@@ -28,101 +31,158 @@ from jaxcomm.edits import Edit, Graft, Read, as_graft, hook_of, is_number
 from jaxcomm.fingerprint import identity
 from jaxcomm.model import Attended, Params, check_room, enter, positions_of, run, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts, known
+from jaxcomm.reading import prefill
 from jaxcomm.sites import Site, as_site, columns_of
 
 FORMAT = "jaxcomm.message.1"
 
 
 class Message(struct.PyTreeNode):
-    """What a model held at one site of its prompts.
+    """What a model hands over, for B prompts.
 
     Attributes:
-        states: [B, ...] of a single position, else [B, n, ...], 0 where a row has fewer.
-        valid: [B, n], False there; None: nowhere.
-        site: Where they were read; for embeddings that are said (CIPHER), `embed`.
-        sender: `fingerprint.identity` of the model; None: nobody asks.
-        note: Anything else that is to be kept with it, such as the text it is of.
+        states: Of a single position [B, ...]; of n positions [B, n, ...], 0 where a row has fewer; keys and values of every
+            token (`send_cache`); None: there is only text.
+        valid: [B, n], False where a row has no state; None: every row has all.
+        site: Where the states were read; of embeddings that are said (CIPHER), `embed`.
+        sender: `fingerprint.identity` of the model; None: it is not checked.
+        text: One for each prompt, where the message says something in words.
+        note: Anything else that is to be kept with it.
 
     Example:
         >>> message = jc.send(params, prompts, jc.Site("resid_post", 3, "last"))
-        >>> message.states.shape
-        (2, 128)
+        >>> message.states.shape, message.bytes
+        ((2, 128), 1024)
     """
 
-    states: Any
-    valid: Any = None
-    site: Any = None
+    states: Float[AnyArray, "B *n"] | KVCache | None = None
+    valid: Bool[AnyArray, "B n"] | None = None
+    site: Site | None = None
     sender: str | None = struct.field(pytree_node=False, default=None)
+    text: tuple[str, ...] | None = struct.field(pytree_node=False, default=None)
     note: str = struct.field(pytree_node=False, default="")
+
+    def __len__(self) -> int:
+        """For how many prompts it is."""
+        if isinstance(self.states, KVCache):
+            return len(self.states.positions)
+        return len(self.text or ()) if self.states is None else len(self.states)
+
+    @property
+    def bytes(self) -> int:
+        """What has to be sent: states without padding, or of text its UTF-8."""
+        if self.states is None:
+            return sum(len(text.encode()) for text in self.text or ())
+        if isinstance(self.states, KVCache):
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves((self.states.k, self.states.v)))
+            there = np.asarray(self.states.positions) >= 0
+        else:
+            size, there = self.states.nbytes, np.ones(1) if self.valid is None else np.asarray(self.valid)
+        return round(size * float(there.mean()))
 
     @property
     def norms(self) -> Array:
-        """Length of every state, [B] or [B, n]: over all axes of one token."""
-        wide = jnp.asarray(self.states, jnp.float32)
+        """Length of every state, [B] or [B, n]: over all axes of one token.
+
+        Raises:
+            ValueError: It holds no states.
+        """
+        wide = jnp.asarray(self.state_array(), jnp.float32)
         first = 1 if self.valid is None and self.site is not None and self.site.single else 2
         return jnp.sqrt(jnp.sum(wide**2, axis=tuple(range(first, wide.ndim))))
 
+    def state_array(self) -> AnyArray:
+        """The states of a message that an edit can put somewhere.
+
+        Raises:
+            ValueError: It holds keys and values, or text.
+        """
+        if isinstance(self.states, KVCache):
+            raise ValueError("this message holds keys and values: take it with receive_cache, not at a site")
+        if self.states is None:
+            raise ValueError("this message holds text: put it into the receiver's prompt, not at a site")
+        return self.states
+
     def __repr__(self) -> str:
-        shape, dtype = tuple(self.states.shape), self.states.dtype
-        at = (
-            ""
-            if self.site is None
-            else f"{self.site.name} {'' if self.site.layer is None else self.site.layer} at {self.site.positions}, "
-        )
-        norms = known(self.norms) if known(self.states) is not None else None
-        length = "" if norms is None else f", norm {norms.min():.1f} to {norms.max():.1f}"
-        return f"Message({at}{dtype}{list(shape)}{length}, from {self.sender or 'nobody named'})"
+        told = []
+        if self.site is not None:
+            layer = "" if self.site.layer is None else f" {self.site.layer}"
+            told.append(f"{self.site.name}{layer} at {self.site.positions}")
+        if isinstance(self.states, KVCache):
+            leaf = jax.tree.leaves(self.states.k)[0]
+            told.append(f"keys and values, {leaf.dtype}{list(leaf.shape)} each")
+        elif self.states is not None:
+            told.append(f"{self.states.dtype}{list(self.states.shape)}")
+            if (norms := known(self.states)) is not None and (norms := known(self.norms)) is not None:
+                told.append(f"norm {norms.min():.1f} to {norms.max():.1f}")
+        told += [repr(text[:60]) for text in (self.text or ())[:3]]
+        return f"Message({', '.join(told)}, from {self.sender or 'nobody named'})"
 
     def anonymous(self) -> Message:
-        """The same, from nobody in particular: any model takes it, by the rule for unequal widths (`Graft`)."""
+        """The same states, from nobody in particular: any model takes them, by the rule for unequal widths (`Graft`)."""
         return Message(self.states, self.valid)
 
     def check_fits(self, params: Any, change: Any) -> None:
         """Raises ValueError unless a model can take it: it sent it, or there is a map W."""
+        width = self.state_array().shape[-1]
         if self.sender is None or (isinstance(change, Graft) and change.W is not None):
             return
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
             return
         if (own := identity(params)) != self.sender:
             raise ValueError(
-                f"this message of width {self.states.shape[-1]} is from model {self.sender}, the receiver is {own}, of width "
+                f"this message of width {width} is from model {self.sender}, the receiver is {own}, of width "
                 f"{params.config.width}: give a map (Graft(f, W)), or send message.anonymous() to try it as it is"
             )
 
     def nearest(self, params: Params, count: int = 5) -> Array:
-        """The tokens that a stream means most to the sender's own head (logit lens): ids [B, count], or [B, n, count]."""
-        flat = jnp.asarray(self.states).reshape(-1, 1, self.states.shape[-1])
-        found = jax.lax.top_k(params.logits(flat)[:, 0], count)[1]
-        return found.reshape(*self.states.shape[:-1], count)
+        """The tokens that a stream means most to the sender's own head (logit lens).
+
+        Args:
+            params: The sender.
+            count: How many.
+
+        Returns:
+            Ids, the likeliest first, [B, count] or [B, n, count].
+        """
+        states = jnp.asarray(self.state_array())
+        found = jax.lax.top_k(params.logits(states.reshape(-1, 1, states.shape[-1]))[:, 0], count)[1]
+        return found.reshape(*states.shape[:-1], count)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file, whose header says where the states were read, and whose they are."""
+        """Writes a safetensors file, whose header says where the states were read, and whose they are.
+
+        Args:
+            path: The file; one that is there is replaced, whole.
+        """
         from safetensors.flax import save_file
 
-        site = self.site
-        arrays = {"states": jnp.asarray(self.states)} | (
-            {} if self.valid is None else {"valid": jnp.asarray(self.valid)}
-        )
-        where = (
-            {} if site is None else {"name": site.name, "layer": site.layer if site.layer is None else int(site.layer)}
-        )
-        if site is not None:
-            p = site.positions
-            if hasattr(p, "dtype"):
-                arrays["positions"] = jnp.asarray(p)
-            where |= {
-                "heads": site.heads,
-                "positions": [p.start, p.stop, p.step] if isinstance(p, slice) else None if hasattr(p, "dtype") else p,
-                "slice": isinstance(p, slice),
-            }
-        header = {"format": FORMAT, "site": json.dumps(where), "sender": self.sender or "", "note": self.note}
+        arrays: dict[str, Any] = {"valid": self.valid}
+        if isinstance(self.states, KVCache):
+            arrays |= {"k": self.states.k, "v": self.states.v, "columns": self.states.positions}
+        else:
+            arrays |= {"states": self.states}
+        about: dict[str, Any] = {"sender": self.sender, "text": self.text, "note": self.note, "site": None}
+        if (site := self.site) is not None:
+            at = site.positions
+            fixed = {"slice": [at.start, at.stop, at.step]} if isinstance(at, slice) else {"fixed": at}
+            if hasattr(at, "dtype"):
+                arrays, fixed = arrays | {"positions": at}, {}
+            about["site"] = {"name": site.name, "layer": site.layer, "heads": site.heads, **fixed}
         part = Path(f"{path}.part")
-        save_file(arrays, part, metadata=header)
+        there = {name: jnp.asarray(array) for name, array in arrays.items() if array is not None}
+        save_file(there, part, metadata={"format": FORMAT, "about": json.dumps(about, default=int)})
         os.replace(part, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Message:
         """Reads what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The message.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -137,13 +197,26 @@ class Message(struct.PyTreeNode):
                 header, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-        if header.get("format") != FORMAT or "states" not in arrays:
-            raise ValueError(f"{path} is not a message ({FORMAT}): write one with Message.save")
-        where, site = json.loads(header["site"]), None
-        if where:
-            p = slice(*where["positions"]) if where["slice"] else arrays.get("positions", where["positions"])
-            site = Site(where["name"], where["layer"], p, where["heads"])
-        return cls(arrays["states"], arrays.get("valid"), site, header["sender"] or None, header["note"])
+        try:
+            if header["format"] != FORMAT:
+                raise ValueError(header["format"])
+            about = json.loads(header["about"])
+            states = arrays.get("states")
+            if "k" in arrays:
+                states = KVCache(arrays["k"], arrays["v"], arrays["columns"])
+            text = None if about["text"] is None else tuple(about["text"])
+            site = None if about["site"] is None else _site_of(about["site"], arrays.get("positions"))
+            return cls(states, arrays.get("valid"), site, about["sender"], text, about["note"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a message ({FORMAT}): write one with Message.save") from error
+
+
+def _site_of(told: dict[str, Any], positions: AnyArray | None) -> Site:
+    """A site as `Message.save` tells it; positions: of one whose positions are an array."""
+    fixed = slice(*told["slice"]) if "slice" in told else positions if positions is not None else told["fixed"]
+    return Site(
+        told["name"], told["layer"], fixed, tuple(told["heads"]) if isinstance(told["heads"], list) else told["heads"]
+    )
 
 
 def send(
@@ -213,3 +286,55 @@ def receive(message: Message | AnyArray, site: Any, graft: Any = "replace") -> E
         (2, 2)
     """
     return Edit(as_site(site), as_graft(graft), message)
+
+
+def send_cache(params: Params, prompts: Prompts | AnyArray, *, past: tuple[KVCache, ...] = ()) -> Message:
+    """Reads prompts, and takes their keys and values in every layer for a message.
+
+    Args:
+        params: The sender.
+        prompts: What it reads.
+        past: Caches of what stands before (`prefix`).
+
+    Returns:
+        The message, with the sender's identity (under your own jit without it).
+
+    Raises:
+        ValueError: No or too many tokens, invalid prompts.
+
+    Example:
+        >>> told = jc.send_cache(params, prompts)
+        >>> jc.generate(params, prompts, past=[jc.receive_cache(told, params)], max_new_tokens=2).tokens.shape
+        (2, 2)
+    """
+    cache = prefill(params, as_prompts(prompts), past=past)[1]
+    stacked = lambda layers: jnp.stack(layers) if isinstance(layers, tuple) else layers
+    message = Message(cache.replace(k=stacked(cache.k), v=stacked(cache.v)))
+    return message if trace_state() != UNTRACED else message.replace(sender=identity(params))
+
+
+def receive_cache(message: Message, params: Params) -> KVCache:
+    """The keys and values of a message, for a receiver's `past`: it goes on as if it had read the sender's prompt.
+
+    Args:
+        message: What `send_cache` returned.
+        params: The receiver.
+
+    Returns:
+        What `prefill`, `decode` and `generate` take in `past`.
+
+    Raises:
+        ValueError: The message holds no keys and values, or is from another model.
+    """
+    if not isinstance(cache := message.states, KVCache):
+        raise ValueError("this message holds no keys and values: make it with send_cache")
+    if message.sender not in (None, own := identity(params)):
+        raise ValueError(
+            f"these keys and values are from model {message.sender}, the receiver is {own}: send from the same model"
+        )
+    c, found = params.config, jax.tree.leaves(cache.k)[0].shape
+    if (found[0], found[2], found[4]) != (c.layers, c.kv_heads, c.head_dim):
+        raise ValueError(
+            f"keys are {list(found)}, the receiver has {c.layers} layers of {c.kv_heads} heads of {c.head_dim}: send from the same model"
+        )
+    return cache

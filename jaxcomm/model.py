@@ -25,7 +25,7 @@ from flax import struct
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import FULL, AnyArray, ModelConfig, Remat
@@ -35,56 +35,112 @@ from jaxcomm.prompts import Prompts
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What reads and writes need of a model: `Params` (one decoder), or a network of them (`jaxcomm.lmnet.Network`).
+    """What reading and writing need of a model. `Params` (one decoder) and `jaxcomm.lmnet.Network` (several) have it.
 
-    A pytree with `embed` [V, D] (rows of its input tokens), `config` (vocab, width, max_positions) and `dtype`.
+    It is a pytree.
+
+    Attributes:
+        embed: Embedding matrix of the input tokens, [V, D].
+        config: Architecture. It has vocab, width and max_positions.
+        dtype: Dtype of the weights.
     """
 
-    embed: Any
     config: Any
+
+    @property
+    def embed(self) -> Float[Array, "V D"]: ...
 
     @property
     def dtype(self) -> Any: ...
 
     def empty_cache(self, batch: int, columns: int, *branches: int) -> KVCache:
-        """Room for so many tokens' keys and values."""
+        """Makes an empty cache.
+
+        Args:
+            batch: Number of rows, B.
+            columns: Number of tokens that it has room for, S.
+            *branches: Number of branches, C, if there are any (`layers.Segment`).
+
+        Returns:
+            The cache.
+        """
         ...
 
-    def read(self, tokens: Array | np.ndarray, positions: Array, **how: Any) -> tuple[Float[Array, "B _ D"], Any]:
-        """The stream before the final norm, of tokens [B, T] or vectors [B, T, D], and the cache if there is one. how:
-        `run_blocks`' attended, last and training."""
+    def read(
+        self,
+        tokens: AnyArray,
+        positions: Array,
+        *,
+        attended: Attended = ...,
+        last: bool = ...,
+        training: Training = ...,
+    ) -> tuple[Float[Array, "B _ D"], Any]:
+        """Reads tokens.
+
+        Args:
+            tokens: Token ids [B, T], or vectors [B, T, D] in the place of their embeddings.
+            positions: Positions [B, T]; -1 on padding.
+            attended: Caches to attend to, and the cache to write.
+            last: Return only the last token's stream, [B, 1, D].
+            training: Settings of a pass whose gradient is taken.
+
+        Returns:
+            The stream [B, T, D] before the final norm, and the cache, or None without one.
+        """
         ...
 
     def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Of what `read` returned, float32."""
+        """Computes logits from what `read` returned.
+
+        Args:
+            h: The stream before the final norm.
+
+        Returns:
+            Logits [B, T, V], float32.
+        """
         ...
 
 
 class Params(struct.PyTreeNode):
     """Weights and architecture of one model.
 
-    embed [V, D]; positions: [max_positions, D] if they are learned, else None; norm: the final norm's tree; head [V, D], or
-    None when it is the embedding; blocks: the tree of `Block`, every leaf [L, ...], or a tuple of L such trees (module
-    docstring).
+    Attributes:
+        embed: Embedding matrix [V, D].
+        positions: Vectors of learned positions [max_positions, D], or None without them.
+        blocks: Weights of the blocks. Stacked: one tree whose arrays are [L, ...]. Unrolled: a tuple of L trees.
+        norm: Weights of the final norm.
+        head: Matrix [V, D] of the head, or None if the head is the embedding matrix.
+        config: The architecture.
     """
 
-    embed: Any
-    positions: Any
-    blocks: Any
-    norm: Any
-    head: Any
+    embed: Float[Array, "V D"]
+    positions: Float[Array, "_ D"] | None
+    blocks: PyTree
+    norm: PyTree
+    head: Float[Array, "V D"] | None
     config: ModelConfig = struct.field(pytree_node=False)
 
     @property
     def dtype(self):
+        """Dtype of the weights."""
         return self.embed.dtype
 
     @property
     def unrolled(self) -> bool:
+        """Whether the blocks are a tuple of L trees, not one stack."""
         return isinstance(self.blocks, tuple)
 
     def empty_cache(self, batch: int, columns: int, *branches: int) -> KVCache:
-        """Room for so many tokens' keys and values, laid out as the blocks are."""
+        """Makes an empty cache, with its layers stacked or unrolled as the blocks are.
+
+        Args:
+            batch: Number of rows, B.
+            columns: Number of tokens that it has room for, S.
+            *branches: Number of branches, C, if there are any (`layers.Segment`).
+
+        Returns:
+            The cache.
+        """
         c = self.config
         shape = (batch, c.kv_heads, *branches, columns, c.head_dim)
         if self.unrolled:
@@ -96,28 +152,78 @@ class Params(struct.PyTreeNode):
     def read(
         self, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], positions: Int[Array, "B T"], **how: Any
     ) -> tuple[Float[Array, "B _ D"], Any]:
-        """h[L], and the cache (`LanguageModel`)."""
+        """Reads tokens (`LanguageModel`).
+
+        Args:
+            tokens: Token ids [B, T], or vectors [B, T, D] in the place of their embeddings.
+            positions: Positions [B, T]; -1 on padding.
+            **how: `attended`, `last` and `training` of `run_blocks`.
+
+        Returns:
+            h[L], and the cache, or None without one.
+        """
         return run_blocks(self, embed(self, tokens, positions), positions, **how)[:2]
 
     def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Computes logits from h[L].
+
+        Args:
+            h: h[L], the stream before the final norm.
+
+        Returns:
+            Logits [B, T, V], float32.
+        """
         return unembed(self, h)
 
     def unroll(self) -> Params:
-        """The same model with a tuple of layers: what decoding on CPU wants. Costs a second copy while it is made."""
+        """Returns the same model with unrolled blocks. They decode faster on CPU.
+
+        The weights are in memory twice while the blocks are copied.
+
+        Example:
+            >>> len(params.unroll().blocks)
+            4
+        """
         if self.unrolled:
             return self
         layers = range(self.config.layers)
         return self.replace(blocks=tuple(jax.tree.map(operator.itemgetter(i), self.blocks) for i in layers))
 
     def stack(self) -> Params:
-        """The same model with one stack of layers."""
+        """Returns the same model with stacked blocks."""
         return self.replace(blocks=jax.tree.map(lambda *a: jnp.stack(a), *self.blocks)) if self.unrolled else self
 
 
-def init_params(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
-    """Random weights, stacked: normal with variance 1 / fan-in, residual outputs / sqrt(2 L), norms at identity.
+def layers_apart() -> bool:
+    """Whether a model is loaded with unrolled blocks by default.
 
-    (A fixed 0.02 is made for widths in the thousands: at width 128 attention scores start near 0.)
+    They are unrolled on CPU, where decoding with stacked blocks takes up to 1.6 times as long (ARCHITECTURE.md,
+    decision 4).
+    """
+    return jax.default_backend() == "cpu"
+
+
+def init_params(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
+    """Draws random weights, with stacked blocks.
+
+    Matrices are normal with variance 1 / fan-in. The output matrices of attention and MLP are divided by sqrt(2 L).
+    Norms begin as the identity. The usual fixed deviation of 0.02 suits widths in the thousands; at width 128,
+    attention scores would begin near 0.
+
+    Args:
+        key: Random key.
+        config: Architecture of the model.
+        dtype: Dtype of the weights.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> config = jc.ModelConfig(
+        ...     vocab=256, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ff=128, max_positions=64
+        ... )
+        >>> jc.init_params(jax.random.key(0), config).embed.shape
+        (256, 64)
     """
     keys = jax.random.split(key, 2 + config.layers)
     embed_key, head_key = keys[0], keys[1]
@@ -146,7 +252,16 @@ INVALID = -2
 
 
 def check_room(params: LanguageModel, prompts: Prompts, new: int = 0) -> None:
-    """Raises ValueError if there is no token, or if the columns and `new` more do not fit the model's positions."""
+    """Checks that prompts and new tokens fit the model's positions.
+
+    Args:
+        params: The model, or a network.
+        prompts: What it reads.
+        new: Number of tokens that are written after them.
+
+    Raises:
+        ValueError: The prompts have no token; their columns and the new tokens exceed the model's positions.
+    """
     length, limit = prompts.shape[1], params.config.max_positions
     if not length:
         raise ValueError("empty prompt: a model needs at least one token to read")
@@ -159,8 +274,16 @@ def check_room(params: LanguageModel, prompts: Prompts, new: int = 0) -> None:
 
 
 def positions_of(prompts: Prompts, past: tuple[KVCache, ...] = ()) -> Int[Array, "B P"]:
-    """0, 1, 2, ... over the real tokens of each row, after those of `past`; -1 on padding, which is on the left: a row that
-    ends in padding is `INVALID`."""
+    """Numbers the tokens of prompts.
+
+    Args:
+        prompts: The prompts.
+        past: Caches of what was read before them.
+
+    Returns:
+        Positions [B, P]: consecutive over the real tokens of each row, from the position that follows `past`; -1 on
+        padding. All are `INVALID` in a row that ends in padding.
+    """
     begin, mask = after(past), prompts.mask
     if mask is None:
         return jnp.broadcast_to(begin + jnp.arange(prompts.shape[1], dtype=jnp.int32), prompts.shape)
@@ -169,16 +292,30 @@ def positions_of(prompts: Prompts, past: tuple[KVCache, ...] = ()) -> Int[Array,
 
 
 def after(caches: tuple[KVCache, ...]) -> Int[Array, "B 1"] | int:
-    """The position that follows everything in the caches; B is 1 where they are of one row, which all rows share."""
+    """Finds the position that follows everything in caches.
+
+    Args:
+        caches: The caches. A cache with one row is shared by all rows.
+
+    Returns:
+        Positions [B, 1] (B is 1 if all caches have one row), or 0 without caches.
+    """
     return functools.reduce(jnp.maximum, [c.positions.max(axis=-1, keepdims=True) + 1 for c in caches], 0)
 
 
 def embed(
     params: Params, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], positions: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-    """h[0]: of token ids, or of vectors that stand in for rows of the embedding matrix, at their positions.
+    """Computes h[0], the stream that enters the first block.
 
-    NaN for an id outside the vocabulary, unless it is padding, and at positions that are `INVALID`.
+    Args:
+        params: The model.
+        tokens: Token ids [B, T], or vectors [B, T, D] in the place of rows of the embedding matrix.
+        positions: Positions [B, T]; -1 on padding.
+
+    Returns:
+        h[0], [B, T, D]. It is NaN where the position is `INVALID`, and for a token id outside the vocabulary that is
+        not padding.
     """
     return enter(params, tokens, positions)[0]
 
@@ -189,7 +326,17 @@ def enter(
     positions: Int[Array, "B T"],
     hook: Hook = NO_HOOK,
 ) -> tuple[Float[Array, "B T D"], Hook]:
-    """h[0] (`embed`) as a hook leaves it, and the hook with its new state."""
+    """Computes h[0] like `embed`, and calls a hook at the sites on the way.
+
+    Args:
+        params: The model.
+        tokens: Token ids [B, T], or vectors [B, T, D].
+        positions: Positions [B, T]; -1 on padding.
+        hook: What happens at the sites.
+
+    Returns:
+        h[0] after the hook, and the hook with its new state.
+    """
     tokens, valid = jnp.asarray(tokens), positions != INVALID
     if tokens.ndim == 3:
         h = tokens
@@ -204,19 +351,43 @@ def enter(
 
 
 def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """Final norm, head and soft-cap: float32 logits of h[L]."""
+    """Computes logits from h[L]: final norm, head and soft-cap.
+
+    Args:
+        params: The model.
+        h: h[L], [B, T, D].
+
+    Returns:
+        Logits [B, T, V], float32.
+    """
     return project_head(params, final_norm(params, h))
 
 
 def final_norm(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """What Hugging Face calls the last hidden state."""
+    """Applies the final norm. The result is what Hugging Face calls the last hidden state.
+
+    Args:
+        params: The model.
+        h: h[L], [B, T, D].
+
+    Returns:
+        The normalised stream [B, T, D].
+    """
     c = params.config
     normed: Any = norm_of(c).apply({"params": params.norm}, h)
     return normed
 
 
 def project_head(params: Params, normed: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """Head and soft-cap: float32 logits of what the final norm made."""
+    """Computes logits after the final norm: head and soft-cap.
+
+    Args:
+        params: The model.
+        normed: What `final_norm` returned, [B, T, D].
+
+    Returns:
+        Logits [B, T, V], float32.
+    """
     cap = params.config.logit_softcap
     logits = project(params.embed if params.head is None else params.head, normed, jnp.float32)
     return logits if cap is None else jnp.tanh(logits / cap) * cap
@@ -235,7 +406,7 @@ class Attended(NamedTuple):
 
     past: tuple[KVCache, ...] = ()
     cache: KVCache | None = None
-    column: Any = None
+    column: int | Int[Array, ""] | None = None
     branches: int | None = None
 
     def segments(self, layer: Any, positions: Int[Array, "B T"]) -> Callable:
@@ -270,7 +441,7 @@ class Training(NamedTuple):
         mesh: Rows lie over all of its devices, and a block's weights are fetched whole when they are needed.
     """
 
-    documents: Any = None
+    documents: Int[Array, "B T"] | None = None
     remat: Remat = "off"
     mesh: Mesh | None = None
 
@@ -306,10 +477,21 @@ PLAIN = Training()
 
 
 def fold_blocks(params: Params, fn: Callable, carry, start, stop):
-    """carry = fn(carry, i, block i's weights) for i = start .. stop - 1, blocks counted from 0.
+    """Applies a function to the blocks in order: carry = fn(carry, i, weights of block i).
 
-    Bounds may be traced. Traced bounds compile once for all of them; int bounds stay reverse-differentiable in both
-    layouts, traced ones only in the unrolled. The stack is indexed whole, never cut: `stack[:k]` inside jit copies.
+    Blocks count from 0 here. Traced bounds share one program for all values. With int bounds the loop has reverse-mode
+    gradients in both layouts; with traced bounds only unrolled blocks have them. The stack is indexed whole, never cut:
+    `stack[:k]` in a program copies it.
+
+    Args:
+        params: The model.
+        fn: The function.
+        carry: A pytree that the function receives and returns.
+        start: First block, an int or traced.
+        stop: The block after the last, an int or traced.
+
+    Returns:
+        The last carry.
     """
     traced = isinstance(start, Tracer) or isinstance(stop, Tracer)
     if not params.unrolled and not traced and (start, stop) == (0, params.config.layers):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import struct
 from jax.core import Tracer
+from jaxtyping import Bool, Float, Int
 
 from jaxcomm.config import AnyArray
 
@@ -36,8 +37,8 @@ class Prompts(struct.PyTreeNode):
                [0, 1, 5]], dtype=int32)
     """
 
-    tokens: Any
-    mask: Any = None
+    tokens: Int[AnyArray, "B P"] | Float[AnyArray, "B P D"]
+    mask: Bool[AnyArray, "B P"] | None = None
 
     def __post_init__(self):
         if not isinstance(self.tokens, jax.Array | np.ndarray):
@@ -66,7 +67,7 @@ class Prompts(struct.PyTreeNode):
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return self.tokens.shape[:2]
+        return self.tokens.shape[0], self.tokens.shape[1]
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxcomm.cache import KVCache
@@ -78,7 +79,7 @@ def suffix(
 @compiled(layers={"k": "params"})
 def _suffix(params: Params, prompts: Prompts, k: Any) -> Float[Array, "B P V"]:
     check_room(params, prompts)
-    return unembed(params, run_blocks(params, prompts.tokens, positions_of(prompts), (k, None))[0])
+    return unembed(params, run_blocks(params, jnp.asarray(prompts.tokens), positions_of(prompts), (k, None))[0])
 
 
 @compiled()

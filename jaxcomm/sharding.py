@@ -36,8 +36,22 @@ _MATRICES = {
 
 
 def logical_axes(params: Params) -> Params:
-    """The names of every weight's axes, as a `PartitionSpec` in its place: layers, experts, vocab, positions, width, heads,
-    kv_heads (both times head_dim), head_dim, ff. Of the weights or their shapes, in either layout."""
+    """Names the axes of every weight.
+
+    The names are layers, experts, vocab, positions, width, heads, kv_heads, head_dim and ff. An axis called heads or
+    kv_heads counts all dimensions of all heads (N H or K H).
+
+    Args:
+        params: The model, or the shapes of its weights. Its layers may be stacked or unrolled.
+
+    Returns:
+        The same tree, with a `PartitionSpec` of names in the place of each weight.
+
+    Example:
+        >>> from jaxcomm.sharding import logical_axes
+        >>> tuple(logical_axes(params).embed)
+        ('vocab', 'width')
+    """
 
     def name(path, leaf):
         keys: list[Any] = [getattr(key, "name", getattr(key, "key", None)) for key in path]
@@ -64,10 +78,25 @@ def logical_axes(params: Params) -> Params:
 
 
 def shardings(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> Params:
-    """Where every weight (or its shape) lies on a mesh, by the rules.
+    """Says where every weight lies on a mesh.
 
-    What an axis does not divide (4 key heads on 8 devices) is whole on every device. Of the mesh only the devices and the
-    axes' names count: types are set to Auto, and "fsdp" and "tensor" come last, whatever they were.
+    An axis of a weight is cut along the mesh axis that `rules` names for it. It stays whole if the number of devices
+    there does not divide the number of its pieces (for example 4 key/value heads on 8 devices).
+
+    Args:
+        params: The model, or the shapes of its weights.
+        mesh: The devices. Weights are cut along the axes "fsdp" and "tensor"; all other axes are for data. The result
+            has a new mesh (data, fsdp, tensor) of the same devices with axis types Auto.
+        rules: Which mesh axis cuts each logical axis (`RULES`).
+
+    Returns:
+        The same tree, with a `NamedSharding` in the place of each weight.
+
+    Example:
+        >>> from jaxcomm.sharding import local_mesh
+        >>> places = jc.shardings(params, local_mesh())
+        >>> jax.device_put(params, places).embed.shape
+        (256, 128)
     """
     mesh = Mesh(_weights_last(mesh), (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
     units = _units(params.config)
@@ -90,12 +119,34 @@ def _units(c: ModelConfig) -> dict[Any, int]:
 
 
 def shard(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> Params:
-    """Weights on the devices of `mesh` (`shardings`)."""
+    """Places the weights of a model on the devices of a mesh.
+
+    Args:
+        params: The model.
+        mesh: The devices (`shardings`).
+        rules: Which mesh axis cuts each logical axis (`RULES`).
+
+    Returns:
+        The same model on these devices. Functions of jaxcomm take it as any other model.
+
+    Example:
+        >>> from jaxcomm.sharding import local_mesh
+        >>> placed = jc.shard(params, local_mesh(fsdp=1, tensor=1))
+        >>> placed.embed.sharding.mesh.axis_names
+        ('data', 'fsdp', 'tensor')
+    """
     return jax.tree.map(jax.device_put, params, shardings(params, mesh, rules))
 
 
 def mesh_of(params: LanguageModel) -> Mesh | None:
-    """The mesh the weights were placed on; of one device if they were put there; None if nobody said where they live."""
+    """Finds the mesh that a model was placed on.
+
+    Args:
+        params: The model, or a network.
+
+    Returns:
+        Its mesh; a mesh of one device if the weights were put on one device; None if they were never placed.
+    """
     sharding = getattr(params.embed, "sharding", None)
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
         return sharding.mesh
@@ -105,14 +156,40 @@ def mesh_of(params: LanguageModel) -> Mesh | None:
 
 
 def deliver(x: Any, params: LanguageModel) -> Any:
-    """x, whole, on every device that the model lives on. Within a program nothing happens: it has one set of devices."""
+    """Copies arrays to the devices of a model, whole on every device.
+
+    It brings a message from the sender's devices to the receiver's. Inside a compiled program it does nothing, because
+    a program has one set of devices.
+
+    Args:
+        x: A pytree of arrays, such as a `Message`.
+        params: The receiver: a model, or a network.
+
+    Returns:
+        x on the receiver's devices, or x itself if the receiver was never placed.
+
+    Example:
+        >>> from jaxcomm.sharding import local_mesh
+        >>> receiver = jc.shard(params, local_mesh())
+        >>> jc.deliver(jnp.ones(3), receiver).sharding.is_fully_replicated
+        True
+    """
     if isinstance(x, Tracer) or isinstance(params.embed, Tracer):
         return x
     return put(mesh_of(params), x)
 
 
 def by_rows(params: LanguageModel, tree: Any) -> Any:
-    """Arrays whose rows are cut over the data axis of the model's mesh, if it divides them; else as they are."""
+    """Spreads the rows of arrays over the data axis of a model's mesh.
+
+    Args:
+        params: The model, or a network.
+        tree: A pytree of arrays [B, ...].
+
+    Returns:
+        The same tree. An array is left as it is if the data axis does not divide its rows, or if the model has no such
+        axis.
+    """
     mesh = mesh_of(params)
     if mesh is None or DATA not in mesh.shape:
         return tree
@@ -120,9 +197,20 @@ def by_rows(params: LanguageModel, tree: Any) -> Any:
 
 
 def move(params: Params, mesh: Mesh) -> Params:
-    """The same buffers under another mesh of the same devices in the same order. (jit takes one mesh at a time.)
+    """Relabels the weights of a model with another mesh of the same devices in the same order. No data is copied.
 
-    ValueError: they lie on other devices, or are cut along an axis that is not for weights.
+    `jax.jit` takes one mesh at a time, so two models in one program must have the same mesh.
+
+    Args:
+        params: The model, placed by `shard`.
+        mesh: The new mesh. It must have the axes that the weights are cut along.
+
+    Returns:
+        The same model under the new mesh.
+
+    Raises:
+        ValueError: The weights were never placed, lie on other devices, or are cut along an axis other than "fsdp" and
+            "tensor".
     """
     old = mesh_of(params)
     if old is None or tuple(old.devices.flat) != tuple(mesh.devices.flat):
@@ -139,13 +227,30 @@ def move(params: Params, mesh: Mesh) -> Params:
 
 
 def spread(params: Params) -> Params:
-    """Whole on every device of this process; as they are if there is one device, or they have been placed already."""
+    """Copies a model to every device of this process.
+
+    Args:
+        params: The model.
+
+    Returns:
+        The model, whole on every device; the same object if there is one device, or if the model was already placed.
+    """
     return params if mesh_of(params) else put(all_devices(), params)
 
 
 def sweep_mesh(mesh: Mesh, games: int) -> Mesh:
-    """The same devices as (games, cells, fsdp, tensor): as many of the data devices for the games as divide their number,
-    the rest for the cells, so that no device waits for want of a game."""
+    """Arranges the devices of a mesh for a layer sweep, as (games, cells, fsdp, tensor).
+
+    The games get the largest number of data devices that divides both the number of data devices and `games`. The cells
+    get the rest. No device then waits for a game.
+
+    Args:
+        mesh: The devices.
+        games: Number of games that are computed at once.
+
+    Returns:
+        A mesh of the same devices.
+    """
     devices = _weights_last(mesh)
     rows = int(np.gcd(games, len(devices)))
     names = ("games", "cells", FSDP, TENSOR)
@@ -160,7 +265,18 @@ def _weights_last(mesh: Mesh) -> np.ndarray:
 
 
 def local_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """All devices of this process as (data, fsdp, tensor). ValueError: fsdp x tensor does not divide them."""
+    """Makes a mesh (data, fsdp, tensor) of all devices of this process.
+
+    Args:
+        fsdp: Number of pieces that the width of weights is cut into.
+        tensor: Number of pieces that heads, feed-forward width and vocabulary are cut into.
+
+    Returns:
+        The mesh. The data axis gets the remaining factor of the number of devices.
+
+    Raises:
+        ValueError: fsdp x tensor does not divide the number of devices.
+    """
     devices = np.array(jax.local_devices())
     if len(devices) % (fsdp * tensor):
         raise ValueError(f"weights cannot be cut over {fsdp * tensor} of {len(devices)} devices: name a divisor")
@@ -168,14 +284,32 @@ def local_mesh(fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 
 def put(mesh: Mesh | None, tree: Any, *spec) -> Any:
-    """Every leaf on the mesh with its first axes cut as `spec` says; as it is without a mesh."""
+    """Places every array of a pytree on a mesh.
+
+    Args:
+        mesh: The devices, or None.
+        tree: A pytree of arrays.
+        *spec: The mesh axis that cuts the first, second, ... axis of every array. The other axes are not cut.
+
+    Returns:
+        The tree on the mesh, or the tree itself if `mesh` is None.
+    """
     if mesh is None:
         return tree
     return jax.device_put(tree, NamedSharding(mesh, P(*spec)))
 
 
 def constrain(mesh: Mesh | None, x: jax.Array, *spec) -> jax.Array:
-    """Inside jit: x with its first axes cut as `spec` says, the others left to XLA."""
+    """Inside a compiled program, says along which mesh axes an array is cut.
+
+    Args:
+        mesh: The devices, or None.
+        x: The array.
+        *spec: The mesh axis that cuts the first, second, ... axis of x. XLA chooses for the other axes.
+
+    Returns:
+        x with this constraint, or x itself if `mesh` is None.
+    """
     if mesh is None:
         return x
     free = (P.UNCONSTRAINED,) * (x.ndim - len(spec))
@@ -183,10 +317,18 @@ def constrain(mesh: Mesh | None, x: jax.Array, *spec) -> jax.Array:
 
 
 def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
-    """For every leaf (an array, or its shape): cut along the longest axis that the mesh's "fsdp" axis divides, else whole.
+    """Says where the arrays of any pytree lie in fully sharded training.
 
-    Only the last two axes are looked at: those before them are of a stack, and a loop over it would have to fetch every
-    step's.
+    Each array is cut along the longer of its last two axes that the mesh axis "fsdp" divides. It is whole if "fsdp"
+    divides neither. Earlier axes are never cut: they count stacked layers, and a loop over them would have to fetch
+    every layer from another device.
+
+    Args:
+        tree: A pytree of arrays, or of their shapes.
+        mesh: A mesh with the axis "fsdp".
+
+    Returns:
+        The same tree, with a `NamedSharding` in the place of each array.
     """
     n = mesh.shape[FSDP]
 
@@ -200,6 +342,10 @@ def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
 
 @functools.cache
 def all_devices() -> Mesh | None:
-    """Every device of this process as one data axis; None if there is only one."""
+    """Makes a mesh of all devices of this process with one axis, "data".
+
+    Returns:
+        The mesh, or None if there is only one device.
+    """
     devices = np.array(jax.local_devices())
     return Mesh(devices, ("data",), axis_types=(AxisType.Auto,)) if len(devices) > 1 else None

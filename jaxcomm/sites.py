@@ -12,15 +12,22 @@ resid_pre of layer i is resid_post of layer i - 1; resid_post of layer 0 is what
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jaxcomm.config import ModelConfig
+from jaxcomm.config import AnyArray, ModelConfig
 from jaxcomm.prompts import Prompts, known
+
+Layer = int | np.integer | Int[AnyArray, ""]
+"""Counted from 1; 0 is what enters the first block. May be traced."""
+
+Positions = str | int | np.integer | Sequence[int | np.integer] | slice | Int[AnyArray, "B *n"] | Bool[AnyArray, "B P"]
+"""Which tokens of every row (`Site`)."""
 
 
 class Kind(NamedTuple):
@@ -75,9 +82,9 @@ class Site:
     """
 
     name: str
-    layer: Any = None
-    positions: Any = "all"
-    heads: int | tuple[int, ...] | None = None
+    layer: Layer | None = None
+    positions: Positions = "all"
+    heads: int | Sequence[int] | None = None
 
     def __post_init__(self):
         kind = SITES.get(self.name)
@@ -85,14 +92,22 @@ class Site:
             raise ValueError(f"unknown site {self.name!r}: choose one of {', '.join(SITES)}")
         if kind.layered == (self.layer is None):
             raise ValueError(f"{self.name} " + ("needs a layer" if kind.layered else "has no layers: leave it out"))
+        if np.ndim(self.layer):  # pyright: ignore[reportArgumentType]
+            raise ValueError(f"the layer of {self.name} is {self.layer}: give one number, and a site for each layer")
         if self.heads is not None and self.name not in HEADS:
             raise ValueError(f"{self.name} has no heads: they are of {', '.join(HEADS)}")
+        if self.heads is not None and not np.size(self.heads):
+            raise ValueError(f"heads of {self.name} are empty: name at least one, or leave them out")
         if isinstance(self.heads, list | range):
             object.__setattr__(self, "heads", tuple(self.heads))
-        if isinstance(self.positions, list | range):
-            object.__setattr__(self, "positions", tuple(self.positions))
+        if isinstance(self.positions, list | tuple | range):
+            plain = tuple(int(p) if isinstance(p, np.integer) else p for p in self.positions)
+            object.__setattr__(self, "positions", plain)
         if isinstance(self.positions, str) and self.positions not in ("last", "all"):
             raise ValueError(f"unknown positions {self.positions!r}: choose 'last' or 'all', or give numbers")
+        step = self.positions.step if isinstance(self.positions, slice) else None
+        if step is not None and step < 1:
+            raise ValueError(f"positions {self.positions}: a slice's step must be at least 1")
 
     def tree_flatten(self):
         fixed, array = self.positions, None
@@ -120,13 +135,18 @@ class Site:
     def single(self) -> bool:
         """Whether it is at one position of a row, so that what is read has no axis for them."""
         p = self.positions
-        return p == "last" if isinstance(p, str) else self.numbered and np.ndim(p) < 1 + hasattr(p, "dtype")
+        return p == "last" if isinstance(p, str) else self.numbered and np.ndim(p) < 1 + _is_array(p)  # pyright: ignore[reportArgumentType]
 
     @property
     def numbered(self) -> bool:
         """Whether its positions are numbers, which every row must have."""
         p = self.positions
-        return not isinstance(p, str | slice) and not (hasattr(p, "dtype") and p.dtype == bool)
+        return not isinstance(p, str | slice) and not (_is_array(p) and p.dtype == bool)
+
+
+def _is_array(positions: Any) -> TypeGuard[AnyArray]:
+    """Whether positions are an array, or one of NumPy's numbers."""
+    return hasattr(positions, "dtype")
 
 
 def as_site(place: Any) -> Site:
@@ -140,8 +160,8 @@ class Columns(NamedTuple):
     index [B, n]: their columns; None: all of them, as they stand. valid [B, n]: whether there is one; None: everywhere.
     """
 
-    index: Any
-    valid: Any
+    index: Int[Array, "B n"] | None  # pyright: ignore[reportIncompatibleMethodOverride] (tuples have an `index`)
+    valid: Bool[Array, "B n"] | None
 
     def since(self, first: int) -> Columns:
         """The same columns of an array that begins at column `first`."""
@@ -256,7 +276,7 @@ def check_positions(site: Site, prompts: Prompts) -> None:
     lengths = None if real is None else real.sum(axis=1)
     if isinstance(p, str | slice):
         return
-    if hasattr(p, "dtype") and np.ndim(p):
+    if _is_array(p) and np.ndim(p):
         wanted_shape = (rows, columns) if p.dtype == bool else (rows, *np.shape(p)[1:2])
         if np.shape(p) != wanted_shape:
             raise ValueError(f"positions are {np.shape(p)} for prompts {(rows, columns)}: give every row its own")
@@ -271,7 +291,7 @@ def check_positions(site: Site, prompts: Prompts) -> None:
         raise ValueError(f"positions {p!r}: give whole numbers, or a mask")
     each = (
         values.reshape(rows, -1)
-        if np.ndim(p) and hasattr(p, "dtype")
+        if _is_array(p) and np.ndim(p)
         else np.broadcast_to(values.reshape(1, -1), (rows, values.size))
     )
     wrong = (each >= lengths[:, None]) | (each < -lengths[:, None])

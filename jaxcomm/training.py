@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomm.config import AnyArray, Remat
 from jaxcomm.model import LanguageModel, Training
@@ -30,36 +30,77 @@ Document = tuple[Sequence[int], Sequence[float]]
 
 
 class Everything(struct.PyTreeNode):
-    """The whole model is trained."""
+    """Trains the whole model; nothing is frozen.
 
-    model: Any
+    Attributes:
+        model: The model, or a network.
+    """
+
+    model: LanguageModel
 
     def join(self, frozen: None) -> Any:
+        """Makes the model of what is trained and what is not.
+
+        Args:
+            frozen: None, since nothing is frozen.
+
+        Returns:
+            The model.
+        """
         return self.model
 
 
 class Batch(struct.PyTreeNode):
-    """tokens [.., B, T]; documents [.., B, T]: which text of its row each belongs to, -1 on padding; weights [.., B, T] in the
-    loss, 0 on the first token of a text, which nothing predicts."""
+    """Texts packed into rows.
 
-    tokens: Any
-    documents: Any
-    weights: Any
+    Attributes:
+        tokens: Token ids [.., B, T].
+        documents: Number of the text that each token belongs to, counted from 0 in each row; -1 on padding. [.., B, T].
+        weights: Weight of each token in the loss, [.., B, T]. It is 0 on padding and on the first token of a text,
+            which no token predicts.
+    """
+
+    tokens: Int[AnyArray, "*A B T"]
+    documents: Int[AnyArray, "*A B T"]
+    weights: Float[AnyArray, "*A B T"]
 
 
 class State(struct.PyTreeNode):
-    """step: how many have been made; trained: float32; moments: the optimizer's."""
+    """State of training between two steps.
 
-    step: Any
-    trained: Any
-    moments: Any
+    Attributes:
+        step: Number of steps made.
+        trained: What is trained, float32: `Everything`, `lora.LoRA` or `lmnet.Wires`.
+        moments: State of the optimizer.
+    """
+
+    step: Int[Array, ""]
+    trained: PyTree[Float[Array, "..."]]
+    moments: PyTree
 
 
 def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tuple[Batch, int]]:
-    """Batches [rows, columns], each text whole in the first row that has room, and how many texts are in them so far.
+    """Packs texts into batches of rows.
 
-    A batch ends at the first text that does not fit, which begins the next one: who resumes skips so many texts.
-    ValueError: a text without two tokens, or longer than a row.
+    Each text goes whole into the first row that has room. A batch ends at the first text that fits into no row. That
+    text begins the next batch.
+
+    Args:
+        documents: Texts: the token ids of each, and the weight of each token in the loss.
+        rows: Rows of a batch, B.
+        columns: Columns of a batch, T.
+
+    Yields:
+        A batch with arrays [B, T], and the number of texts in all batches so far. To resume, skip this number of texts.
+
+    Raises:
+        ValueError: A text has fewer than two tokens, or more than `columns`.
+
+    Example:
+        >>> from jaxcomm.training import pack
+        >>> batch, texts = next(pack([([5, 6, 7], [1.0, 1.0, 1.0]), ([8, 9], [1.0, 1.0])], rows=1, columns=6))
+        >>> batch.documents
+        array([[ 0,  0,  0,  1,  1, -1]], dtype=int32)
     """
     batch, room, count = _blank(rows, columns), [columns] * rows, 0
     for ids, weights in documents:
@@ -86,7 +127,14 @@ def _blank(rows: int, columns: int) -> Batch:
 
 
 def positions_in(documents: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
-    """0, 1, 2, ... over each text of a row; -1 on padding."""
+    """Computes the positions of packed tokens.
+
+    Args:
+        documents: Number of the text of each token, [B, T]; -1 on padding (`Batch`).
+
+    Returns:
+        Positions [B, T]: 0, 1, 2, ... within each text, -1 on padding.
+    """
     column = jnp.arange(documents.shape[1], dtype=jnp.int32)
     new = jnp.concatenate([jnp.ones_like(documents[:, :1], bool), documents[:, 1:] != documents[:, :-1]], axis=1)
     begin = jax.lax.cummax(jnp.where(new, column, 0), axis=1)
@@ -94,7 +142,18 @@ def positions_in(documents: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
 
 
 def losses(model: LanguageModel, batch: Batch, remat: Remat = "off", mesh: Mesh | None = None) -> Float[Array, "B T"]:
-    """Weighted cross-entropy, nats, of every token given those before it in its text."""
+    """Computes the next-token cross-entropy of packed texts.
+
+    Args:
+        model: The model, or a network.
+        batch: Texts, with arrays [B, T].
+        remat: What the backward pass computes again instead of keeping it (`config.Remat`).
+        mesh: Devices that the rows are spread over, or None.
+
+    Returns:
+        Weighted losses [B, T] in nats. Column t holds the loss of the token in column t + 1, given the tokens before it
+        in its text, times that token's weight. The last column is 0.
+    """
     training = Training(jnp.asarray(batch.documents), remat, mesh)
     h, _ = model.read(batch.tokens, positions_in(batch.documents), training=training)
     after = lambda a: jnp.concatenate([jnp.asarray(a)[:, 1:], jnp.zeros_like(a[:, :1])], axis=1)
@@ -111,8 +170,20 @@ def losses(model: LanguageModel, batch: Batch, remat: Remat = "off", mesh: Mesh 
 def make_optimizer(
     learning_rate: float, steps: int, *, warmup: float = 0.03, weight_decay: float = 0.1, clip: float = 1.0
 ) -> optax.GradientTransformation:
-    """AdamW (0.9, 0.95) after clipping to a global norm; the rate rises over a share `warmup` of the steps (at least one) and
-    falls as a cosine to a tenth at the last. Only matrices decay."""
+    """Makes AdamW (Loshchilov & Hutter 2019) with warm-up, cosine decay and gradient clipping.
+
+    Adam's betas are 0.9 and 0.95. Weight decay applies to matrices only, not to norms, biases and scales.
+
+    Args:
+        learning_rate: Largest learning rate.
+        steps: Number of steps. At the last step the rate is a tenth of the largest.
+        warmup: Share of the steps over which the rate rises from 0. The rise takes at least one step.
+        weight_decay: AdamW's decay.
+        clip: Largest global norm of the gradient. Larger gradients are scaled down to it.
+
+    Returns:
+        The optimizer.
+    """
     risen = max(1, round(warmup * steps))
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, risen, max(steps, risen + 1), learning_rate / 10)
     adam = optax.adamw(
@@ -130,7 +201,15 @@ def _matrices(tree: Any) -> Any:
 
 
 def begin(trained: Any, optimizer: optax.GradientTransformation) -> State:
-    """Before the first step."""
+    """Makes the state before the first step.
+
+    Args:
+        trained: What is trained: `Everything`, `lora.LoRA` or `lmnet.Wires`, with float32 leaves.
+        optimizer: The optimizer, such as `make_optimizer`'s.
+
+    Returns:
+        State with step 0.
+    """
     with jax.numpy_dtype_promotion("standard"):
         return State(jnp.int32(0), trained, optimizer.init(trained))
 
@@ -138,10 +217,30 @@ def begin(trained: Any, optimizer: optax.GradientTransformation) -> State:
 def make_step(
     optimizer: optax.GradientTransformation, *, remat: Remat = "off", dtype: Any = None, mesh: Mesh | None = None
 ) -> Callable[[State, Any, Batch], tuple[State, dict[str, Array]]]:
-    """step(state, frozen, batch) -> state and {"loss": nats per weight, "norm": of the gradient}; to be jitted.
+    """Makes the function that computes one training step. Put it under `jax.jit`.
 
-    batch: [A, B, T], whose A parts are read one after the other and their gradients added up. dtype: of the computation, if
-    not of the weights. mesh: rows are spread over all of its devices (place state and frozen by `sharding.fsdp_shardings`).
+    Args:
+        optimizer: The optimizer.
+        remat: What the backward pass computes again instead of keeping it (`config.Remat`).
+        dtype: Dtype of the computation. Default: that of the weights.
+        mesh: Devices that the rows are spread over. Place the state and the frozen weights by
+            `sharding.fsdp_shardings`.
+
+    Returns:
+        step(state, frozen, batch) -> (state, metrics). `frozen` is the part that is not trained, as
+        `state.trained.join` takes it (None for `Everything`). `batch` has arrays [A, B, T]: the step reads its A parts
+        one after the other and adds up their gradients. `metrics` holds "loss", the mean loss in nats with the batch's
+        weights, and "norm", the global norm of the gradient.
+
+    Example:
+        >>> from jaxcomm.training import Everything, begin, make_optimizer, make_step, pack
+        >>> batch, _ = next(pack([([5, 6, 7], [1.0, 1.0, 1.0])], rows=1, columns=4))
+        >>> parts = jax.tree.map(lambda a: a[None], batch)
+        >>> optimizer = make_optimizer(1e-3, steps=10)
+        >>> step = jax.jit(make_step(optimizer))
+        >>> state, metrics = step(begin(Everything(params), optimizer), None, parts)
+        >>> int(state.step), sorted(metrics)
+        (1, ['loss', 'norm'])
     """
 
     def step(state: State, frozen: Any, batch: Batch):

@@ -22,6 +22,7 @@ import dataclasses
 import gc
 from pathlib import Path
 
+import flax.struct
 import jax
 import jax.monitoring
 import numpy as np
@@ -41,6 +42,7 @@ ANNOTATED = [
     if "jaxtyping" in path.read_text(encoding="utf-8")
 ]
 """Modules with shapes in their annotations. (Checked everywhere, the calls that make a million sentences take minutes.)"""
+flax.struct.PyTreeNode.__no_type_check__ = True  # its transformations put other things in the place of a tree's arrays
 install_import_hook(ANNOTATED, "beartype.beartype")
 
 import tokenizers
@@ -160,7 +162,7 @@ def make_checkpoint(folder: Path, name: str, seed: int, **changes) -> Pair:
                 # Or the stream is ten times as large as in the other families, and so is all rounding, transformers' too.
                 weight.sub_(0.75)
     model.save_pretrained(folder)
-    return Pair(name, model, from_hf(folder), folder)
+    return Pair(name, model, from_hf(folder, unroll=False), folder)
 
 
 WORDS = ["who", "is", "where", "alice", "bob", "rome", "paris", "the", "at", ".", "?", "user", "assistant", ":", "says"]

@@ -61,21 +61,35 @@ def test_weights_are_those_of_transformers_bit_for_bit(both):
         assert value.numpy().tobytes() in ours, key
 
 
+def distance(logits: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    """Root mean square, and the largest."""
+    return np.sqrt(np.mean((logits - exact) ** 2)), np.abs(logits - exact).max()
+
+
 def test_logits_of_600_tokens_are_near_float64_and_choose_the_same_tokens(both):
-    tokens = np.array([both.agent.encode(PAGE[:4000])[:600]], np.int32)
-    assert tokens.shape == (1, 600)
-    got, theirs = np.asarray(read(both.agent.params, tokens), np.float64), logits(both.torch, tokens)
-    exact = logits(
-        torch.nn.Module.double(copy.deepcopy(both.torch)), tokens
-    )  # (its own .double() is for models of no file)
-    rms = lambda logits: np.sqrt(np.mean((logits - exact) ** 2))
-    worst = np.abs(got - exact).max()
-    print(
-        f"{both.name}: logits from float64: RMS {rms(got):.2g}, largest {worst:.2g}; transformers in float32: RMS {rms(theirs):.2g}, largest {np.abs(theirs - exact).max():.2g}"
-    )
-    # The order of sums is the machine's: between 0.9 and 1.8 times theirs were seen, by machine and text.
-    assert rms(got) <= 2.5 * rms(theirs) and worst <= 1e-5 * np.abs(exact).max()
-    np.testing.assert_array_equal(got.argmax(-1), exact.argmax(-1))
+    """Of a licence, of lines in many scripts, and of tokens drawn at random."""
+    drawn = np.random.default_rng(0).integers(both.agent.params.config.vocab, size=600)
+    pages = {
+        "licence": both.agent.encode(PAGE),
+        "scripts": both.agent.encode(" ".join(gguf_files.texts())),
+        "random": drawn,
+    }
+    exactly = torch.nn.Module.double(copy.deepcopy(both.torch))  # (its own .double() is for models of no file)
+    for name, page in pages.items():
+        tokens = np.array([page[:600]], np.int32)
+        assert tokens.shape == (1, 600)
+        got, theirs = np.asarray(read(both.agent.params, tokens), np.float64), logits(both.torch, tokens)
+        exact = logits(exactly, tokens)
+        (ours, worst), (other, worst_other) = distance(got, exact), distance(theirs, exact)
+        print(
+            f"{both.name}, {name}: logits from float64: RMS {ours:.2g}, largest {worst:.2g}; transformers in float32: "
+            f"RMS {other:.2g}, largest {worst_other:.2g}; RMS {ours / other:.2f} times theirs"
+        )
+        # 0.9 to 1.8 times theirs were seen; the same code and text gave 1.45 on one machine and 1.75 on another.
+        assert ours <= 2.5 * other and worst <= 4 * worst_other
+        chosen = np.take_along_axis(exact, got.argmax(-1)[..., None], -1)[..., 0]
+        assert (exact.max(-1) - chosen).max() <= 2 * worst, "another token, and not for a tie"
+        assert np.mean(got.argmax(-1) == exact.argmax(-1)) > 0.995
 
 
 def test_64_greedy_tokens(both):

@@ -56,7 +56,7 @@ def speaker(where, family: str, seed: int, words=WORDS) -> Speaker:
                 weight.mul_(2).add_(2 if family == "gemma2" else 0)
         model.get_output_embeddings().weight[BOS] *= 0.05  # nobody says <s>, which text would lose
     model.save_pretrained(where)
-    return Speaker(model, Agent(from_hf(where), tokenizer, (EOS,), name=family))
+    return Speaker(model, Agent(from_hf(where, unroll=False), tokenizer, (EOS,), name=family))
 
 
 def ids(text: str, words=WORDS) -> list[int]:

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 
 from jaxcomm.converters import from_hf, load, load_agent, save
 from jaxcomm.converters.agents import architecture
-from jaxcomm.evals.agents import load as load_by_name
+from jaxcomm.evals.agents import load_agents
 from jaxcomm.evals.commands.convert import Convert
 from jaxcomm.evals.pair import folder
 from jaxcomm.fingerprint import fingerprint
@@ -31,7 +31,7 @@ def saved(kind, tmp_path_factory):
 
 
 def test_what_is_loaded_is_what_was_saved_in_both_layouts(kind, saved):
-    for again in (load(saved), load(saved, unroll=True).stack()):
+    for again in (load(saved, unroll=False), load(saved, unroll=True).stack()):
         equal(again, kind.params)
         assert again.config == kind.params.config and again.dtype == kind.params.dtype
     assert load(saved, unroll=True).unrolled
@@ -54,19 +54,21 @@ def test_another_dtype_and_another_mesh(kind, saved):
 
 def test_a_cut_model_is_saved_whole(llama, tmp_path):
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
-    equal(load(save(shard(llama.params.unroll(), mesh), tmp_path / "cut")), llama.params)
+    equal(load(save(shard(llama.params.unroll(), mesh), tmp_path / "cut"), unroll=False), llama.params)
 
 
 def test_every_command_takes_either_form(tmp_path):
     """The loader that all of them call gives the same agent, and `cost` the same architecture."""
     Convert("pair:b", tmp_path / "orbax", "float32").run()
     Convert(str(tmp_path / "orbax"), tmp_path / "hf", "float32", "hf").run()
-    agents = [*load_by_name("pair:b", str(tmp_path / "orbax")), load_agent(tmp_path / "hf", name="hf")]
+    agents = [*load_agents("pair:b", str(tmp_path / "orbax")), load_agent(tmp_path / "hf", name="hf")]
     for agent in agents[1:]:
         equal(agent.params, agents[0].params)
         assert agent.stop_tokens == agents[0].stop_tokens
         assert agent.encode("Alice is at Big Ben.") == agents[0].encode("Alice is at Big Ben.")
         assert agent.tokenizer.chat_template == agents[0].tokenizer.chat_template
+    other = save(agents[0].single, tmp_path / "other", tokenizer=agents[0].tokenizer, stop_tokens=(3,))
+    assert load_agent(tmp_path / "orbax", tokenizer=other).stop_tokens == (3,)
     assert architecture(tmp_path / "orbax") == architecture(folder("b")) == agents[0].params.config
     with pytest.raises(FileExistsError, match="exists: choose another folder"):
         Convert(str(folder("b")), tmp_path / "orbax").run()
@@ -136,5 +138,5 @@ for turn, delay in enumerate((0.3, 0.9, 1.6)):
         begun += len(list(out.iterdir()))
         for kept in out.iterdir():
             if not kept.name.startswith("."):
-                equal(load(kept), llama.params)
+                equal(load(kept, unroll=False), llama.params)
     assert begun

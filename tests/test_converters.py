@@ -32,17 +32,18 @@ def edit_config(folder, **changes):
 def test_a_sharded_checkpoint_loads_like_a_single_file(pair, tmp_path):
     out = to_hf(pair.params, tmp_path / "shards", shard_bytes=20_000)
     assert (out / "model.safetensors.index.json").is_file() and len(list(out.glob("*.safetensors"))) > 2
-    jax.tree.map(np.testing.assert_array_equal, from_hf(out), pair.params)
+    jax.tree.map(np.testing.assert_array_equal, from_hf(out, unroll=False), pair.params)
     pair.torch.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
-    jax.tree.map(np.testing.assert_array_equal, from_hf(tmp_path / "theirs"), pair.params)
+    jax.tree.map(np.testing.assert_array_equal, from_hf(tmp_path / "theirs", unroll=False), pair.params)
 
 
-def test_unrolled_loading_equals_unrolling(pair):
-    jax.tree.map(np.testing.assert_array_equal, from_hf(pair.folder, unroll=True), pair.params.unroll())
+def test_unrolled_loading_equals_unrolling_and_is_what_a_cpu_gets(pair):
+    jax.tree.map(np.testing.assert_array_equal, from_hf(pair.folder), pair.params.unroll())
+    assert from_hf(pair.folder).unrolled
 
 
 def test_bfloat16_survives_a_round_trip_bit_for_bit(pair, tmp_path):
-    half = from_hf(pair.folder, jnp.bfloat16)
+    half = from_hf(pair.folder, jnp.bfloat16, unroll=False)
     again = from_hf(to_hf(half.unroll(), tmp_path / "half"), jnp.bfloat16)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(jnp.float32), b.astype(jnp.float32)), half, again)
     assert {a.dtype for a in load_file(tmp_path / "half" / "model.safetensors").values()} == {jnp.dtype(jnp.bfloat16)}
@@ -158,7 +159,7 @@ def test_keys_that_hub_checkpoints_carry_are_understood(name, extra, tmp_path):
     config = {k: v for k, v in (json.loads(path.read_text()) | extra).items() if v is not None}
     config.pop("layer_types", None)
     path.write_text(json.dumps(config))
-    loaded = from_hf(checkpoint.folder)
+    loaded = from_hf(checkpoint.folder, unroll=False)
     theirs = type(checkpoint.torch).from_pretrained(checkpoint.folder, dtype=torch.float32, attn_implementation="eager")
     tokens = prompts(2, 40)
     with torch.no_grad():
@@ -194,7 +195,7 @@ def test_a_failed_conversion_leaves_no_folder_and_an_existing_one_alone(llama, t
 def test_tied_checkpoints_may_carry_the_head_twice(llama, copy):
     embedding = load_file(copy / "model.safetensors")["model.embed_tokens.weight"]
     change_tensor(copy, **{"lm_head.weight": embedding})
-    jax.tree.map(np.testing.assert_array_equal, from_hf(copy), llama.params)
+    jax.tree.map(np.testing.assert_array_equal, from_hf(copy, unroll=False), llama.params)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

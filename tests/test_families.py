@@ -61,7 +61,7 @@ def test_every_config_key_changed_is_followed_or_refused(name, tmp_path):
         try:
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
-                loaded = from_hf(pair.folder)
+                loaded = from_hf(pair.folder, unroll=False)
             odd = "surprise" in repr((key, value)) and value is not None
             assert odd == any("surprise" in str(w.message) for w in warned), "what nobody reads is named"
         except ValueError as error:
@@ -119,7 +119,7 @@ def test_old_spellings_mean_what_transformers_says(name, tmp_path):
     config = {key: value for key, value in json.loads(path.read_text()).items() if key != "rope_parameters"}
     old = OLD_SPELLINGS[name]
     path.write_text(json.dumps({key: value for key, value in (config | old).items() if old.get(key, 0) is not None}))
-    loaded, tokens = from_hf(checkpoint.folder), prompts(2, 40)
+    loaded, tokens = from_hf(checkpoint.folder, unroll=False), prompts(2, 40)
     assert loaded.config != checkpoint.params.config
     with torch.no_grad():
         want = load(checkpoint.folder, torch.float32)(torch.from_numpy(tokens).long()).logits
@@ -136,7 +136,7 @@ def test_longrope_takes_its_long_numbers_where_the_model_has_more_positions_than
     short = prompts(2, 16)
     states, logits = reference(pair, short)
     assert_close(read(pair.params, short), logits, "short")
-    long, tokens = from_hf(pair.folder, max_positions=4096), prompts(2, 700)
+    long, tokens = from_hf(pair.folder, max_positions=4096, unroll=False), prompts(2, 700)
     states, logits = reference(pair, tokens)
     ours = jax.jit(hidden_states)(long, tokens)
     for k, state in enumerate(states):
@@ -165,7 +165,7 @@ def test_the_text_part_of_a_gemma_3_that_reads_images(tmp_path):
             renamed = {re.sub(r"^language_model\.model\.", prefix, name): value for name, value in weights.items()}
             assert renamed.keys() != weights.keys()
             save_file(renamed, tmp_path / "gemma3" / "model.safetensors")
-        assert_close(read(from_hf(tmp_path / "gemma3"), tokens), want, str(prefix))
+        assert_close(read(from_hf(tmp_path / "gemma3", unroll=False), tokens), want, str(prefix))
     alone = to_hf(from_hf(tmp_path / "gemma3"), tmp_path / "out", family="gemma3_text")
     assert json.loads((alone / "config.json").read_text())["model_type"] == "gemma3_text"
 
@@ -181,7 +181,7 @@ def test_gpt2_as_it_lies_on_the_hub(tmp_path):
             f"h.{i}.attn.masked_bias": np.float32([-1e4]),
         }
     save_file(weights, path)
-    jax.tree.map(np.testing.assert_array_equal, from_hf(pair.folder), pair.params)
+    jax.tree.map(np.testing.assert_array_equal, from_hf(pair.folder, unroll=False), pair.params)
 
 
 @pytest.mark.parametrize("name", ONE_EACH)

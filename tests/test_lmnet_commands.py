@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomm.evals.agents import load
+from jaxcomm.evals.agents import load_agents
 from jaxcomm.evals.networks import compare, wires
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.lmnet import Network, forward
@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_finished_run_is_an_agent(trained, tmp_path, monkeypatch, capsys):
-    (agent,) = load(str(trained))
+    (agent,) = load_agents(str(trained))
     assert isinstance(agent.params, Network) and agent.params.config.widths == (1, 2, 1)
     settings = json.loads((trained / "run.json").read_text())
     assert settings["command"].startswith("jaxcomm lmnet train --steps 4 --every 2 --edge attention")
@@ -49,7 +49,7 @@ def test_a_finished_run_is_an_agent(trained, tmp_path, monkeypatch, capsys):
 def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tmp_path, monkeypatch, capsys):
     low = tmp_path / "low"  # of bfloat16 vertices; the second stage trains float32 ones
     jaxcomm("lmnet", "train", "--edge", "attention", "--steps", 1, "--dtype", "bfloat16", "--out", low)
-    (agent,) = load(str(low), dtype="bfloat16")
+    (agent,) = load_agents(str(low), dtype="bfloat16")
     assert {m.dtype.name for m in agent.params.models} == {"bfloat16"}
     assert {a.dtype.name for a in jax.tree.leaves(agent.params.edges)} == {"float32"}
     words = ("--edge", "attention", "--steps", 1, "--train", "all", "--start", low, "--out", tmp_path / "all")
@@ -57,8 +57,8 @@ def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tm
     again = ("--edge", "attention", "--steps", 1, "--start", tmp_path / "all", "--out", tmp_path / "x")
     capsys.readouterr()  # a run of edges would forget how the vertices moved
     assert "go on with --train all" in refused(capsys, "lmnet", "train", *again)
-    (first,), (second,) = load(str(trained)), load(str(tmp_path / "all"))
-    (vertex,) = load("pair:b", layers=True)
+    (first,), (second,) = load_agents(str(trained)), load_agents(str(tmp_path / "all"))
+    (vertex,) = load_agents("pair:b", layers=True)
     same = lambda x, y: [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)]
     assert all(same(first.params.models[0], vertex.params)) and not any(same(second.params.models[0], vertex.params))
     assert fingerprint(first.params) != fingerprint(second.params)
@@ -72,13 +72,13 @@ def test_vertices_that_share_nothing_move_apart_and_a_moved_run_goes_on(tmp_path
     shutil.rmtree(tmp_path / "there" / "checkpoints" / "2")
     jaxcomm("lmnet", "train", *words, "--resume", "--out", tmp_path / "there")
     assert (tmp_path / "there" / "metrics.jsonl").read_bytes() == lines
-    (agent,) = load(str(tmp_path / "there"))
+    (agent,) = load_agents(str(tmp_path / "there"))
     reader, writer = (jax.tree.leaves(model) for model in agent.params.models)
     assert not any(np.array_equal(x, y) for x, y in zip(reader[1:], writer[1:], strict=True))
 
 
 def test_what_wires_carry(trained, tmp_path, monkeypatch):
-    (agent,) = load(str(trained))
+    (agent,) = load_agents(str(trained))
     reading = wires.read(agent, PROMPT)
     tokens = np.asarray([agent.encode(PROMPT)], np.int32)
     last = jax.nn.softmax(forward(agent.params, tokens)[0, -1])
@@ -196,4 +196,4 @@ def test_a_network_of_other_vertices_is_refused(trained, tmp_path):
     record["config"]["vertices"] = ["pair:a"]
     (copy / "run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="was made of other vertices than pair:a"):
-        load(str(copy))
+        load_agents(str(copy))

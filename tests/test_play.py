@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from jaxcomm import forward
 from jaxcomm.agent import Agent
 from jaxcomm.converters import load_agent
-from jaxcomm.evals import arms, cli
+from jaxcomm.evals import cli, conditions
 from jaxcomm.evals.choices import Choice, choose, logprobs
-from jaxcomm.evals.commands.options import command_line
 from jaxcomm.evals.commands.play import Play
 from jaxcomm.evals.games import GAMES, PRESETS, Game, Item, Wording, draw
 from jaxcomm.evals.games.world import world
+from jaxcomm.evals.options import command_line
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.play import Outcome, PlaySettings, play
 from jaxcomm.protocols import activation, silent, skyline
@@ -823,11 +823,11 @@ def test_the_interval_of_what_is_no_share_stays_where_its_values_can_be(b, value
 
 def test_the_interval_of_a_difference_in_nats_holds_it(b):
     """Of one item, too."""
-    every = arms.arms(("silent", "activation"), {"activation": dict(k=5, j=2)}, ())
+    every = conditions.conditions(("silent", "activation"), {"activation": dict(k=5, j=2)}, ())
     outcomes = [play(WHERE, arm.protocol, b, b, PlaySettings(max_new_tokens=1), **arm.settings) for arm in every]
     alike = [Choice(1, x, x, None, None, 5) for x in (-4.0, -1.0)]
     outcomes = [dataclasses.replace(o, choices=[x]) for o, x in zip(outcomes, alike, strict=True)]
-    ((*_, nats, _),) = arms.differences(every, outcomes, "exact").rows
+    ((*_, nats, _),) = conditions.differences(every, outcomes, "exact").rows
     value, low, high = map(float, re.findall(r"-?[\d.]+", nats))
     assert low <= value <= high and value == 3
 

@@ -16,7 +16,7 @@ import rich.console
 
 from jaxcomm.evals import figures
 from jaxcomm.evals.documents import Code, markdown, plain
-from jaxcomm.evals.evaluation.settings import PROTOCOLS
+from jaxcomm.evals.evaluation.options import PROTOCOLS
 from jaxcomm.evals.finished import read_run
 from jaxcomm.evals.published import PUBLISHED, SETUP, differences, read_published
 from jaxcomm.evals.report import report

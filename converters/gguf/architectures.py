@@ -22,9 +22,21 @@ Config = dict[str, Any]
 
 
 class Metadata:
-    """The values of one architecture, which remembers those that nobody asked for.
+    """The metadata of one architecture. It remembers which values were not read.
 
-    metadata: of the whole file; tensors: its tensors, by name.
+    Args:
+        path: The file, for messages.
+        metadata: Metadata of the whole file.
+        tensors: The tensors by name.
+
+    Attributes:
+        path: The file.
+        tensors: The tensors by name.
+        whole: Metadata of the whole file.
+        name: The value of general.architecture. Keys below are without it.
+
+    Raises:
+        ValueError: The file does not name its architecture.
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]):
@@ -38,7 +50,18 @@ class Metadata:
         self._left = set(self._values)
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value, which somebody has now asked for; of a list of equal ones, one for each layer, the one."""
+        """Reads a value. If it is a list with one equal value for each layer, that value is returned.
+
+        Args:
+            key: The key.
+            default: What is returned if there is no such key.
+
+        Returns:
+            The value.
+
+        Raises:
+            ValueError: The value differs by layer.
+        """
         value = self.listed(key, default)
         if isinstance(value, list):
             if len(set(value)) != 1:
@@ -47,26 +70,62 @@ class Metadata:
         return value
 
     def listed(self, key: str, default: Any = None) -> Any:
-        """The value, which may be a list."""
+        """Reads a value, which may be a list.
+
+        Args:
+            key: The key.
+            default: What is returned if there is no such key.
+
+        Returns:
+            The value.
+        """
         self._left.discard(key)
         return self._values.get(key, default)
 
     def need(self, key: str) -> Any:
-        """The value. ValueError: there is none."""
+        """Reads a value that must exist.
+
+        Args:
+            key: The key.
+
+        Returns:
+            The value.
+
+        Raises:
+            ValueError: There is no such key, or the value differs by layer.
+        """
         value = self.take(key)
         if value is None:
             raise ValueError(f"{self.path} lacks {self.name}.{key}: convert the model again")
         return value
 
     def count(self, key: str) -> int:
-        """A number of something. ValueError: it is none."""
+        """Reads a whole number above 0.
+
+        Args:
+            key: The key.
+
+        Returns:
+            The number.
+
+        Raises:
+            ValueError: There is no such key, or the value is not a whole number above 0.
+        """
         value = self.need(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{self.path}: {self.name}.{key} = {value!r} is not a whole number above 0")
         return value
 
     def demand(self, key: str, *allowed: Any) -> None:
-        """ValueError unless the key is absent or has one of the values."""
+        """Checks that a key is missing, or has one of the allowed values.
+
+        Args:
+            key: The key.
+            *allowed: The allowed values.
+
+        Raises:
+            ValueError: It has another value.
+        """
         value = self.take(key, allowed[0])
         if value not in allowed:
             raise ValueError(
@@ -74,15 +133,20 @@ class Metadata:
             )
 
     def has(self, tensor: str) -> bool:
+        """Whether the file has the tensor."""
         return tensor in self.tensors
 
     def values(self, tensor: str) -> list[float]:
-        """A small tensor's."""
+        """The numbers of a small tensor."""
         stored, decode = mapped(self.tensors[tensor]), self.tensors[tensor].decode
         return np.asarray(stored if decode is None else decode(stored), np.float64).tolist()
 
     def finish(self) -> None:
-        """ValueError: a key is left that nobody has taken into account."""
+        """Checks that every key was read.
+
+        Raises:
+            ValueError: A key was not read, so it is not known what it changes.
+        """
         if self._left:
             told = ", ".join(f"{self.name}.{key} = {self._values[key]!r:.40}" for key in sorted(self._left))
             raise ValueError(
@@ -127,7 +191,7 @@ def _common(m: Metadata, *, eps: str = "rms_norm_eps", theirs: str = "layer_norm
 
 
 def tied(m: Metadata) -> bool:
-    """Whether the head is the embedding. (Old files have it twice.)"""
+    """Whether the head is the embedding. Old files hold it twice."""
     head, embed = m.tensors.get("output.weight"), m.tensors.get("token_embd.weight")
     return head is None or (embed is not None and same(head, embed))
 
@@ -406,14 +470,27 @@ _OUTSIDE: dict[str, Any] = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One `general.architecture`."""
+    """One value of general.architecture.
+
+    Attributes:
+        config: Turns the metadata into the keys and values of a config.json.
+        block: How each weight of a block is stored.
+        gemma: Whether norms are stored as in Gemma (`PlusOne`).
+    """
 
     config: Callable[[Metadata], Config]
-    """Its metadata in the words of a config.json."""
     block: Table
     gemma: bool = False
 
     def layout(self, tensors: Mapping[str, Tensor]) -> Layout:
+        """Finds how the weights of a file are stored.
+
+        Args:
+            tensors: The tensors of the file, by name.
+
+        Returns:
+            The layout.
+        """
         block = self.block
         if "blk.0.ffn_gate_exps.weight" in tensors:
             block = block | _EXPERTS
@@ -446,9 +523,18 @@ def _open(path: Path) -> tuple[Architecture, Metadata]:
 
 
 def config(path: Path) -> Config:
-    """What the file's checkpoint would have as config.json.
+    """Translates a file's metadata into the config.json of its checkpoint.
 
-    ValueError: an unknown architecture, a key that is missing, unknown or has a value that is not supported; `file.read`'s.
+    Args:
+        path: A .gguf file.
+
+    Returns:
+        The keys and values of the config.json.
+
+    Raises:
+        FileNotFoundError: One of several files is missing.
+        ValueError: The architecture is not supported; a key is missing or not known; a value is not supported; or the
+            file is damaged.
     """
     architecture, m = _open(path)
     try:
@@ -466,7 +552,15 @@ _ENDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
 def dtype_of(tensors: Mapping[str, Tensor]) -> str:
-    """Of a file's matrices; where they are quantised, bfloat16, which holds more than they do."""
+    """Chooses a dtype for a file's weights.
+
+    Args:
+        tensors: The tensors of the file, by name.
+
+    Returns:
+        The dtype of its matrices: "float32", "float16" or "bfloat16". If they are quantised: "bfloat16", which is more
+        precise than they are.
+    """
     kinds = {tensor.dtype for tensor in tensors.values() if len(tensor.shape) > 1}
     if kinds <= {"F32", "F64"}:
         return "float32"
@@ -474,6 +568,17 @@ def dtype_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def tensors(path: Path) -> tuple[Layout, dict[str, Tensor]]:
-    """Where its weights lie."""
+    """Finds the weights of a file.
+
+    Args:
+        path: A .gguf file.
+
+    Returns:
+        How they are stored, and the tensors by name.
+
+    Raises:
+        FileNotFoundError: One of several files is missing.
+        ValueError: The architecture is not supported, or the file is damaged.
+    """
     architecture, m = _open(path)
     return architecture.layout(m.tensors), dict(m.tensors)

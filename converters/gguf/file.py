@@ -23,14 +23,19 @@ SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 class File(NamedTuple):
-    """What a .gguf file says before its weights."""
+    """What a .gguf file says before its weights.
+
+    Attributes:
+        metadata: The metadata by key.
+        tensors: The tensors by name.
+    """
 
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether it is such a file, by its name or its first bytes."""
+    """Whether a path is a .gguf file, by its name or by its first bytes."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -39,16 +44,34 @@ def is_gguf(path: str | Path) -> bool:
 
 
 def all_files(name: str) -> str:
-    """A pattern of the files that a model lies in, one of which has this name."""
+    """Makes a pattern of all files of a model.
+
+    Args:
+        name: Name of one of the files.
+
+    Returns:
+        A glob pattern. For a model in one file it is the name.
+
+    Example:
+        >>> all_files("llama-00001-of-00003.gguf"), all_files("llama.gguf")
+        ('llama-?????-of-00003.gguf', 'llama.gguf')
+    """
     return SPLIT.sub(r"-?????-of-\2.gguf", name)
 
 
 def read(path: str | Path) -> File:
-    """Metadata and tensors; of a model in several files those of all. Weights are not read.
+    """Reads metadata and tensors, without the weights. For a model in several files, all files are read.
+
+    Args:
+        path: The file, or one of several.
+
+    Returns:
+        The metadata of the first file, and the tensors of all files.
 
     Raises:
-        FileNotFoundError: One of several files is missing.
-        ValueError: It is no such file, of another version, big-endian, cut short, or it has a tensor of a kind that cannot be read.
+        FileNotFoundError: A file is missing.
+        ValueError: It is not a .gguf file; it is of another version, big-endian, or cut short; a tensor is of an
+            unknown type.
     """
     path = Path(path)
     stat = path.stat()

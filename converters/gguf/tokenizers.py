@@ -35,14 +35,17 @@ _GPT4O = (
 
 
 class Pre(NamedTuple):
-    """How texts are cut before merges begin."""
+    """How texts are cut into pieces before merges begin.
+
+    Attributes:
+        patterns: Regular expressions. Each one cuts the pieces of the one before.
+        whole_words: Whether a piece that is a token is taken as it is, without merges.
+        begins: Whether a text begins with the token for the beginning of a text, unless the file says otherwise.
+    """
 
     patterns: tuple[str, ...]
-    """One after another, each within the pieces of the one before."""
     whole_words: bool = False
-    """A piece that is a token is not made by merges."""
     begins: bool = False
-    """Texts begin with the token that begins texts, unless the file says otherwise."""
 
 
 PRE: dict[str, Pre] = {
@@ -68,7 +71,22 @@ _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad
 
 
 class Vocabulary:
-    """What a file says of its tokenizer."""
+    """What a file says about its tokenizer.
+
+    Args:
+        path: A .gguf file.
+
+    Attributes:
+        path: The file.
+        template: The chat template. None: there is none.
+        architecture: The value of general.architecture.
+        longest: Largest number of tokens of a text. None: the file does not say.
+        tokens: The tokens.
+        kinds: The kind of each token (tokenizer.ggml.token_type).
+
+    Raises:
+        ValueError: The file has no tokenizer, or its lists have different lengths.
+    """
 
     def __init__(self, path: Path):
         values = read(path).metadata
@@ -89,11 +107,21 @@ class Vocabulary:
                 )
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of tokenizer.ggml.`key`."""
+        """The value of tokenizer.ggml.`key`, or the default if there is none."""
         return self._values.get(key, default)
 
     def number(self, name: str) -> int | None:
-        """Of a special token. ValueError: there are fewer tokens."""
+        """Finds the number of a special token.
+
+        Args:
+            name: Its name in the file, such as "bos" or "eos".
+
+        Returns:
+            The number. None: the file names no such token.
+
+        Raises:
+            ValueError: The number is not below the number of tokens.
+        """
         number = self.get(f"{name}_token_id")
         if number is None or number in (-1, 2**32 - 1):
             return None
@@ -104,18 +132,34 @@ class Vocabulary:
         return number
 
     def token(self, name: str) -> str | None:
-        """A special token."""
+        """Finds a special token.
+
+        Args:
+            name: Its name in the file, such as "bos" or "eos".
+
+        Returns:
+            The token. None: the file names no such token.
+
+        Raises:
+            ValueError: Its number is not below the number of tokens.
+        """
         number = self.number(name)
         return None if number is None else self.tokens[number]
 
 
 def tokenizer(path: Path) -> Any:
-    """A transformers tokenizer with the file's chat template.
+    """Builds the tokenizer that a file describes, with its chat template.
 
-    Accents are read as they are written: files do not say that Qwen's own tokenizer composes them first (NFC).
+    Accents are read as they are written. Qwen's own tokenizer first composes them (NFC), but files do not say so.
+
+    Args:
+        path: A .gguf file.
+
+    Returns:
+        A transformers tokenizer.
 
     Raises:
-        ValueError: There is none, of a kind or with a `tokenizer.ggml.pre` that is not known here, or it is damaged.
+        ValueError: The file has no tokenizer; its kind or its `tokenizer.ggml.pre` is not known; or it is damaged.
     """
     import transformers
     from tokenizers import AddedToken
@@ -225,7 +269,17 @@ _KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}
 
 
 def stop_tokens(path: Path) -> tuple[int, ...]:
-    """Every end of sequence and of a turn: those the file names first, then those known by their names."""
+    """Finds the tokens that end a text or a turn.
+
+    Args:
+        path: A .gguf file.
+
+    Returns:
+        Their numbers: first those that the file names, then those whose names are known (`ENDS`).
+
+    Raises:
+        ValueError: The file has no tokenizer, or it is damaged.
+    """
     v = Vocabulary(path)
     named = [v.number(name) for name in ("eos", "eot", "eom")]
     known = [i for i, token in enumerate(v.tokens) if token in ENDS and v.kinds[i] in (CONTROL, USER_DEFINED)]

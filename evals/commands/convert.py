@@ -11,7 +11,7 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Read a checkpoint, check every tensor, and write it again: as JAX keeps models (Orbax), which every command takes, or as a
+    """Read a checkpoint, check every tensor, and write it again: in JAX' own form (Orbax), which every command takes, or as a
     Hugging Face folder.
 
     Example: jaxcomm convert meta-llama/Llama-3.2-3B-Instruct --out llama
@@ -24,15 +24,21 @@ class Convert:
     out: Path
     """New folder; it must not exist."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: what the checkpoint has."""
+    """auto: the checkpoint's own."""
     to: Literal["orbax", "hf"] = "orbax"
-    """orbax: read in parallel, straight to where it stays; hf: safetensors, for transformers."""
+    """orbax: read in parallel, straight onto the devices; hf: safetensors, for transformers."""
     max_positions: int | None = None
-    """How long texts may be; default: as long as the config says, with longrope as its short numbers serve."""
+    """Longest text in tokens; default: what the config says, and for longrope what its short factors cover."""
     tokenizer: str | None = None
     """A folder or hub id whose tokenizer is written instead of the checkpoint's own."""
 
     def run(self) -> None:
+        """Reads the checkpoint and writes it in the other form.
+
+        Raises:
+            ValueError: The checkpoint is not supported or is damaged.
+            OSError: The checkpoint does not exist, or the new folder exists or cannot be written.
+        """
         import rich
 
         from ...converters import load_agent, save, to_hf
@@ -45,5 +51,5 @@ class Convert:
         source = pair.checkpoint(self.source)
         agent = load_agent(source, stored_dtype(source) if self.dtype == "auto" else self.dtype, **how)
         write = save if self.to == "orbax" else to_hf
-        write(agent.params, self.out, tokenizer=agent.tokenizer, stop_tokens=agent.stop_tokens)
+        write(agent.single, self.out, tokenizer=agent.tokenizer, stop_tokens=agent.stop_tokens)
         rich.print(f"{self.source} -> {self.out}, {agent.params.dtype.name}: {agent.params.config}")

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from . import options
+from .. import options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FitMap:
     js: tuple[int, ...]
     """B's layers; there is a W for every k and j."""
     text: str
-    """statements:countries or statements:tip_sheets (what A reads there), a file with a sentence per line, FILE.jsonl or
+    """statements:countries or statements:tip_sheets (what A reads in that game), a file with a sentence per line, FILE.jsonl or
     FILE.jsonl:FIELD, or a hub's data set, hub:NAME:CONFIG:SPLIT:FIELD."""
     out: Path
     """New folder for W; it must not exist."""
@@ -35,27 +35,33 @@ class FitMap:
     recipe: Literal["ridge", "gradient"] = "ridge"
     """Which W is kept."""
     seed: int = 0
-    """Which sentences are drawn, and how gradient descent begins and shuffles."""
+    """Seed of the sentences, and of the start and the order of gradient descent."""
     chat: bool = False
     """Put sentences through each tokenizer's chat template instead of reading them raw."""
     chat_args: options.ChatArgs = ()
     dtype: options.Dtype = "auto"
 
     def run(self) -> None:
+        """Fits the maps, saves one of them, and prints the errors.
+
+        Raises:
+            ValueError: An agent, a layer or the text is not as it should be.
+            OSError: A file or checkpoint does not exist, or the new folder exists or cannot be written.
+        """
         import jax
         import rich
 
         from jaxcomm.mapping import fit_maps, similarity, train_maps
 
         from .. import maps
-        from ..agents import load, template_args
+        from ..agents import load_agents, template_args
         from ..files import check_new
         from ..sentences import read_both, sentences
 
         check_new(self.out)
         text = sentences(self.text, self.n, seed=self.seed)
         told: dict[str, Any] = dict(dtype=self.dtype, chat=self.chat, chat_args=template_args(self.chat_args))
-        a, b = load(self.a, self.b, layers=True, **told)
+        a, b = load_agents(self.a, self.b, layers=True, **told)
         at = dict(ks=self.ks, js=self.js)
         on = lambda function, **more: function(a.params, b.params, read_both(a, b, text), **at, **more)
         fits = {"ridge": on(fit_maps), "gradient": on(train_maps, key=jax.random.key(self.seed))}

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from .. import options
 from ..networks.settings import Recipe, Shape
-from . import options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,29 +27,35 @@ class Train(Shape, Recipe):
     """two-places or two-hop (questions about the embedded pair's world), a file with texts between empty lines, FILE.jsonl with "text", or
     with "prompt" and "answer", or hub:NAME:CONFIG:SPLIT:FIELD."""
     examples: int | None = None
-    """Only so many texts, again and again."""
+    """Number of texts, which are used again and again; default: all."""
     train: Literal["edges", "all"] = "edges"
     """The paper's first stage, or its second."""
     start: Path | None = None
     """Begin from this run's network (the second stage from the first)."""
     seed: int = 0
     """Order of the texts."""
-    unroll: bool = False
-    """The program takes the vertices' layers one by one: on CPU a step is faster, and takes some three times as long to compile."""
     resume: options.Resume = False
 
     def run(self) -> None:
+        """Trains the network in the run folder.
+
+        Raises:
+            ValueError: A setting, a vertex or the text is not as it should be, or the folder holds another run.
+            OSError: A file or checkpoint does not exist, or the folder cannot be written.
+            FloatingPointError: The loss or the gradient is not a finite number.
+        """
         import rich
 
-        from jaxcomm.lmnet import size
+        from jaxcomm.lmnet import Network, size
 
-        from ..agents import load, network
+        from ..agents import load_agents, network
         from ..networks.folders import train_network, vertex_dtype
         from ..networks.training import keep_freed_memory
 
         keep_freed_memory()
-        agents = load(*self.vertices, dtype=vertex_dtype(self.train, self.dtype), layers=True)
+        agents = load_agents(*self.vertices, dtype=vertex_dtype(self.train, self.dtype), layers=True)
         start = None if self.start is None else network(str(self.start), dtype="float32").params
+        assert start is None or isinstance(start, Network)
         made = train_network(self, agents, words=options.command_line(self), start=start)
         edges = size(made.edges) + size(made.joints)
         rich.print(
@@ -71,24 +77,31 @@ class Compare(Shape, Recipe):
     text: str = "two-places"
     """two-places, two-hop, or FILE.jsonl with a "prompt" and an "answer" per line."""
     test: Path | None = None
-    """FILE.jsonl of questions to be tested on; the first two have their own."""
+    """FILE.jsonl of test questions; two-places and two-hop have their own."""
     questions: int = 200
-    """So many to choose the learning rate on, and as many others to report."""
+    """Number of questions to choose the learning rate on; as many others are reported."""
     examples: int | None = None
-    """Learn from only so many."""
+    """Number of texts to learn from; default: all."""
     learning_rates: tuple[float, ...] = ()
-    """Each is tried with every seed, for both; the best on the first questions is reported on the others. Default: the one."""
+    """Both methods are trained at each rate with every seed. The rate is chosen on the first questions and reported on the others.
+    Default: --learning-rate."""
     seeds: int = 5
-    """Of how edges and adapters begin, and of the order of the texts."""
+    """Number of seeds, of the new edges and adapters and of the order of the texts."""
     resume: options.Resume = False
 
     def run(self) -> None:
-        from ..agents import load
+        """Compares edges with LoRA in the run folder, and prints the report.
+
+        Raises:
+            ValueError: A setting, a vertex or the text is not as it should be, or the folder holds another run.
+            OSError: A file or checkpoint does not exist, or the folder cannot be written.
+        """
+        from ..agents import load_agents
         from ..networks import compare
         from ..networks.training import keep_freed_memory
 
         keep_freed_memory()
-        compare.run(self, load(*self.vertices, dtype=self.dtype, layers=True), words=options.command_line(self))
+        compare.run(self, load_agents(*self.vertices, dtype=self.dtype, layers=True), words=options.command_line(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,16 +119,22 @@ class Show:
     out: Path = Path("wires")
     """Folder for wires.txt and wires.png."""
     words: int = 3
-    """So many of each wire."""
+    """Number of words for each wire."""
     chat: bool = False
 
     def run(self) -> None:
-        from ..agents import load
+        """Prints the words on the wires, and writes wires.txt and wires.png.
+
+        Raises:
+            ValueError: The folder holds no network, or the prompt is too long.
+            OSError: A file cannot be written.
+        """
+        from ..agents import load_agents
         from ..documents import console
         from ..files import write_whole
         from ..networks import wires
 
-        (agent,) = load(str(self.network), chat=self.chat)
+        (agent,) = load_agents(str(self.network), chat=self.chat)
         read = wires.read(agent, self.prompt, self.words)
         out, text = console(160), wires.text(read)
         out.print(text, markup=False, highlight=False)
@@ -139,4 +158,5 @@ class Lmnet:
     ]
 
     def run(self) -> None:
+        """Runs the command that is asked for."""
         self.do.run()

@@ -24,6 +24,7 @@ class Demo:
     """Also write one JSON line per result here."""
 
     def run(self) -> None:
+        """Runs the demo."""
         from ..demo import run
 
         run(self.out, self.json)
@@ -43,10 +44,11 @@ class TrainPair:
     out: Path
     """New folder for the checkpoint; it must not exist."""
     steps: int | None = None
-    """Default: what the shipped model was trained for."""
+    """Number of steps; default: as for the shipped model."""
     seed: int = 0
 
     def run(self) -> None:
+        """Trains the model, and writes its checkpoint."""
         from ..pair.train import train_and_save
 
         train_and_save(self.model, self.out, steps=self.steps, seed=self.seed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from . import options
+from .. import options
 
 if TYPE_CHECKING:  # commands load nothing before they run
     from ..documents import Block
@@ -35,31 +35,31 @@ class Play(options.GameOptions):
     graft: options.Graft = "replace"
     """How B's state b and A's state a are combined."""
     control: options.Controls = ()
-    """Also graft these instead of A's activation."""
+    """Also run with these in place of A's activation."""
     n: int | None = None
     """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
-    """Which games are drawn, and how sampling and noise fall."""
+    """Seed of the games, of sampling, and of noise."""
     names: options.Names = "seen"
     choices: bool = True
-    """Also score the right answer among the game's choices; nothing is decoded for it."""
+    """Also score the right answer among the game's choices; this decodes nothing."""
     temperature: float = 0.0
     """0 decodes greedily."""
     top_p: options.TopP = 1.0
     ask: str = "{prompt}"
-    """message: what A reads before it writes. Real models want asking: "{prompt} Tell your partner what you know." """
+    """message: what A reads before it writes. Real models have to be asked, such as: "{prompt} Tell your partner what you know." """
     tell: str = "{message} {prompt}"
     """message: what B reads."""
     turns: int = 1
-    """message: how often A writes; between two of its messages B writes back."""
+    """message: number of A's messages; after each but the last, B writes back."""
     form: Literal["harness", "plain"] = "plain"
     """debate, cipher: words around the prompts."""
     rounds: int | None = None
-    """debate, cipher: answers of each; default: 2, 3."""
+    """debate, cipher: number of answers of each agent; default: 2 (debate), 3 (cipher)."""
     temperatures: tuple[float, float] = (0.4, 0.1)
-    """cipher: of A, and of B, whose must be lower: it answers."""
+    """cipher: the temperatures of A and of B. B answers, so its temperature must be lower."""
     max_message_tokens: int = 48
-    """How much A may write."""
+    """Largest number of tokens of a message."""
     max_new_tokens: int = 16
     dtype: options.Dtype = "auto"
     tensor: options.Tensor = 1
@@ -73,15 +73,16 @@ class Play(options.GameOptions):
     """Write one JSON line per game here: what was rendered, tokens read and written, positions, norms."""
 
     def run(self) -> None:
-        """Plays, prints the tables, and writes what is asked for.
+        """Plays the game, prints the tables, and writes the files that are asked for.
 
         Raises:
-            ValueError, OSError: Options that mean nothing, or what is said of an agent, a game or a file.
+            ValueError: An option, an agent or a game is not as it should be.
+            OSError: A file or checkpoint does not exist, or a file cannot be written.
         """
         from jaxcomm.decoding import Sampling
 
-        from .. import arms, processes
-        from ..agents import load, read_as
+        from .. import conditions, processes
+        from ..agents import load_agents, read_as
         from ..files import check_file, check_folder
         from ..games import draw
         from ..play import PlaySettings
@@ -91,17 +92,20 @@ class Play(options.GameOptions):
             check_file(path)
         if self.out is not None:
             check_folder(self.out)
-        wording, every = self.game_wording(), arms.arms(self.protocol, self._protocol_settings(), self.control)
+        wording, every = (
+            self.game_wording(),
+            conditions.conditions(self.protocol, self._protocol_settings(), self.control),
+        )
         game = draw(self.game, self.seed, self.n, names=self.names, examples=self.examples)
         if "shuffled" in self.control and len(game.items) < 2:
             raise ValueError("--control shuffled needs at least two games")
-        a, b = load(self.a, self.b, dtype=self.dtype, tensor=self.tensor, int8=self.int8, **self.agent_options())
+        a, b = load_agents(self.a, self.b, dtype=self.dtype, tensor=self.tensor, int8=self.int8, **self.agent_options())
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
         drawn = {"int8": self.int8} | read_as((a, b))
         settings = PlaySettings(wording, self.choices, self.max_new_tokens, sampling, self.seed, drawn)
-        outcomes = list(arms.play_all(game, every, a, b, settings))
+        outcomes = list(conditions.play_all(game, every, a, b, settings))
         if processes.first():
-            self._report(outcomes, arms.blocks(every, outcomes, a, b, wording))
+            self._report(outcomes, conditions.blocks(every, outcomes, a, b, wording))
 
     def _report(self, outcomes: Sequence[Outcome], blocks: list[Block]) -> None:
         """Prints the blocks, and writes them and the results where they are asked for."""

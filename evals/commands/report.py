@@ -21,10 +21,15 @@ class Report:
     out: Path
     """Folder for report.md, report.html, report.csv and the pictures."""
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Run folders of jaxcomm eval; of jaxcomm sweep, too, whose own report is put in."""
+    """Run folders of jaxcomm eval and jaxcomm sweep. A sweep's own report is included."""
 
     def run(self) -> None:
-        """Reports. ValueError, OSError: `report.report`'s."""
+        """Writes and prints the report.
+
+        Raises:
+            ValueError: A folder is not a finished run, or is damaged.
+            OSError: A folder does not exist, or the report cannot be written.
+        """
         from ..documents import console
         from ..report import report
 
@@ -47,10 +52,15 @@ class Cost:
     k: int = 26
     j: int = 26
     tokens: tuple[int, int, int] | None = None
-    """Of the prompt, of a message, of the answer; default: four settings."""
+    """Number of tokens of the prompt, of a message, and of the answer; default: four settings."""
 
     def run(self) -> None:
-        """Prints a table for every setting. ValueError: an unknown model."""
+        """Prints a table for every setting.
+
+        Raises:
+            ValueError: A model is unknown, or a layer or number of tokens is out of range.
+            FileNotFoundError: There is no such checkpoint.
+        """
         from .. import cost
         from ..documents import console
 

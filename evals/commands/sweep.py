@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
-from . import options
+from .. import options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,31 +32,33 @@ class Sweep(options.GameOptions):
     """B's layers, likewise."""
     grafts: tuple[options.Graft, ...] = ("replace",)
     decode: int | None = None
-    """Also write so many tokens in every cell, and count the texts that are right; else only the answer's tokens are read."""
+    """Also decode this many tokens in every cell, and count the texts that are right. Default: only the answer's tokens are scored."""
     text: str | None = None
-    """Fit a map W for every (k, j) on this file, one sentence per line, or on "statements": the games' own, of no game."""
+    """Fit a map W for every (k, j) on this file, one sentence per line, or on "statements": sentences like those of the games,
+    but of none of their items."""
     into: int | None = None
-    """Fit W into this layer of B instead of the one it is grafted at; needs --text."""
+    """Fit W into this layer of B instead of j; needs --text."""
     n: int | None = None
     """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
-    """Which games are drawn, and how they are halved."""
+    """Seed of the games, and of their halves."""
     names: options.Names = "seen"
     memory: float | None = None
-    """GiB a device may use beside the weights; default: what is free where the device tells, else 1. A run may go on with less."""
+    """GiB that a device may use beside the weights; default: what is free, or 1 if the device does not tell. A run may go on with less."""
     dtype: options.Dtype = "auto"
     tensor: options.Tensor = 1
     int8: options.Int8 = False
     cluster: options.Cluster = None
 
     def run(self) -> None:
-        """Sweeps into the run folder.
+        """Sweeps into the run folder, and prints the report.
 
         Raises:
-            ValueError, OSError: `sweeps.run.run`'s, what is said of an agent, and options that mean nothing.
+            ValueError: An option, an agent or a game is not as it should be, or the folder holds another run.
+            OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
         from .. import processes
-        from ..agents import load, read_as
+        from ..agents import load_agents, read_as
         from ..sweeps import run
         from ..sweeps.grid import layers
         from ..sweeps.parts import SweepSettings
@@ -67,7 +69,7 @@ class Sweep(options.GameOptions):
         if self.decode is not None and self.decode < 1:
             raise ValueError(f"--decode {self.decode}: it must be at least 1")
         reading, wording = self.agent_options(), self.game_wording()
-        a, b = load(self.a, self.b, dtype=self.dtype, layers=True, tensor=self.tensor, int8=self.int8, **reading)
+        a, b = load_agents(self.a, self.b, dtype=self.dtype, layers=True, tensor=self.tensor, int8=self.int8, **reading)
         settings = SweepSettings(
             games=self.games,
             ks=tuple(sorted(self.ks)) if self.ks is not None else tuple(layers(a)),

@@ -20,11 +20,11 @@ class Team:
     """The agents of an evaluation.
 
     Attributes:
-        a: Who sends.
-        b: Who answers.
-        others: More who send, or debate.
-        judge: Who checks the facts of biographies; None: b.
-        maps: W of each sender, for activation-w.
+        a: The sender.
+        b: The agent that answers.
+        others: Further senders or debaters.
+        judge: The agent that checks the facts of biographies. None: it is `b`.
+        maps: The map W of each sender, [D_B, D_A] each, for "activation-w". None: there is none.
     """
 
     a: Agent
@@ -35,10 +35,12 @@ class Team:
 
     @property
     def senders(self) -> tuple[Agent, ...]:
+        """The agents that send: `a` and the others."""
         return (self.a, *self.others)
 
     @property
     def checker(self) -> Agent:
+        """The agent that checks the facts of biographies."""
         return self.b if self.judge is None else self.judge
 
 
@@ -47,10 +49,11 @@ class Batch:
     """Questions of one task that an arm is asked at once.
 
     Attributes:
-        agents: Those it is between, the one that answers last.
-        prompts_a, prompts_b: What those who send read, and what the one who answers does.
-        task: Its name.
-        writing: until, sampling and seed of what they write.
+        agents: The agents of the arm. The last one answers.
+        prompts_a: What the senders read, for each question.
+        prompts_b: What the answering agent reads, for each question.
+        task: Name of the task.
+        writing: Settings of what the agents write: until (stop strings), sampling, and seed.
     """
 
     agents: Sequence[Agent]
@@ -62,28 +65,41 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One protocol among these agents, as it is evaluated."""
+    """One arm of an evaluation: a protocol among these agents.
+
+    Attributes:
+        name: Its name in the results, such as "activation, zero".
+        agents: The agents. The last one answers.
+        converse: Lets the agents read and communicate, up to the turn in which the answer is written or scored.
+        message_tokens: Largest number of tokens that an agent may write before its answer, and another has to read.
+        alone: Whether there is only one agent. Then a text can be scored without a prompt.
+        draws: Whether texts can be sampled. They cannot if everything is said in vectors.
+        shuffled: Whether A reads what belongs to another question of the task (the control "shuffled").
+        reads: What the sender reads (`games.wording.Reads`). None: no agent sends.
+    """
 
     name: str
     agents: tuple[Agent, ...]
     converse: Callable[[Batch], Turn | Panel]
     message_tokens: int = 0
-    """What an agent may write besides its answer, and another has to read."""
     alone: bool = False
-    """Only the one that answers hears anything, so it can score a text without a prompt."""
     draws: bool = True
-    """Texts can be sampled; what says everything in vectors cannot."""
     shuffled: bool = False
-    """A reads what it is given in another question of the task, whatever the batch."""
     reads: str | None = None
-    """What the sender reads (`games.wording.Reads`); None: nobody sends."""
 
 
 def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
-    """One for every protocol and control.
+    """Makes one arm for every protocol, and one for every control of an activation.
+
+    Args:
+        settings: The settings of the evaluation.
+        team: The agents.
+
+    Yields:
+        The arms.
 
     Raises:
-        ValueError: `settings.check`'s.
+        ValueError: The settings do not make sense (`settings.check`).
     """
     check(settings, len(team.senders), team.maps is not None)
     pair, everybody = (team.a, team.b), (*team.senders, team.b)

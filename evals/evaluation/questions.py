@@ -22,10 +22,10 @@ class Questions:
     """What every arm is asked.
 
     Attributes:
-        tasks: lm-eval's, by name.
-        groups: Names of their tasks, of every group that was asked for by name.
-        chosen: Which questions of each task; None: all.
-        people: Facts about everybody whose biography is to be written.
+        tasks: The tasks of lm-evaluation-harness, by name.
+        groups: Names of the tasks of each group that was asked for by name.
+        chosen: Numbers of the chosen questions of each task. None: all questions.
+        people: Facts about each person whose biography is to be written.
     """
 
     tasks: Mapping[str, Any]
@@ -35,10 +35,18 @@ class Questions:
 
 
 def read_questions(settings: EvalSettings) -> Questions:
-    """All that is asked for.
+    """Loads everything that is asked.
+
+    Args:
+        settings: The settings of the evaluation.
+
+    Returns:
+        The tasks, their chosen questions, and the people of biographies.
 
     Raises:
-        ValueError: `tasks.load_tasks`' and `biographies.read_people`'s.
+        ValueError: A task is unknown or its data cannot be reached (`tasks.load_tasks`); the people of biographies are
+            missing or not as they should be (`biographies.read_people`).
+        FileNotFoundError: A file of data does not exist.
     """
     names = [name for name in settings.tasks if name != biographies.TASK]
     data = {name: path for name, path in settings.data.items() if name != biographies.TASK}
@@ -51,7 +59,16 @@ def read_questions(settings: EvalSettings) -> Questions:
 
 
 def subset(tasks: Mapping[str, Any], n: int | None, seed: int) -> dict[str, list[int]] | None:
-    """n random questions of every task, or all."""
+    """Chooses n random questions of every task.
+
+    Args:
+        tasks: The tasks, by name.
+        n: Number of questions of each task. None: all.
+        seed: Seed of the choice.
+
+    Returns:
+        The numbers of the chosen questions of each task, ascending. None: all questions.
+    """
     if n is None:
         return None
     draw = lambda size: np.random.default_rng([seed, SUBSET]).permutation(size)[:n]

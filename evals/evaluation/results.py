@@ -25,7 +25,18 @@ UNPARSED = "[invalid]"
 def arm_results(
     lm: ProtocolLM, scored: Mapping[str, Any], questions: Questions, settings: EvalSettings
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Lines and rows of an arm, of what the harness made of its answers (`scored`)."""
+    """Turns what the harness made of an arm's answers into lines and rows.
+
+    Args:
+        lm: The arm as a language model of the harness, with its records.
+        scored: What the harness returned.
+        questions: What was asked.
+        settings: The settings of the evaluation.
+
+    Returns:
+        The lines of results.jsonl (one for each task or group, metric and filter), and the rows of items.parquet (one
+        for each question and filter).
+    """
     lines, rows = [], []
     for task in questions.tasks:
         lines += _task_lines(lm, task, scored)
@@ -76,7 +87,17 @@ def _released(kind: str, items: Sequence[Mapping[str, Any]], line: Mapping[str, 
 
 
 def group_lines(groups: Mapping[str, Sequence[str]], lines: Sequence[Mapping[str, Any]], rows, arm: str):
-    """A line for every group of tasks that was asked for by name (mmlu), over all its questions together."""
+    """Makes the lines of the groups of tasks that were asked for by name, such as mmlu.
+
+    Args:
+        groups: Names of the tasks of each group.
+        lines: The lines of the tasks.
+        rows: The rows of their questions.
+        arm: Name of the arm.
+
+    Yields:
+        For each group, metric and filter one line. Its value and its 95 % interval are over all questions of the group.
+    """
     for name, tasks in groups.items():
         own = [x for x in lines if x["protocol"] == arm and x["task"] in tasks]
         for metric, filtered in dict.fromkeys((x["metric"], x["filter"]) for x in own):
@@ -96,7 +117,15 @@ def group_lines(groups: Mapping[str, Sequence[str]], lines: Sequence[Mapping[str
 
 
 def biography_lines(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each rule by which facts are counted. records: by person."""
+    """Makes the lines of an arm's biographies, one for each rule of scoring (`biographies.RULES`).
+
+    Args:
+        arm: Name of the arm.
+        records: What was written about each person, with the judge's verdicts.
+
+    Returns:
+        The lines of results.jsonl.
+    """
     base = {"protocol": arm, "task": biographies.TASK, "metric": "facts"}
     spent = _spent([[record] for record in records.values()]) | {"version": None, "few_shot": 0}
     return [
@@ -105,7 +134,15 @@ def biography_lines(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[
 
 
 def biography_rows(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for every person and rule. records: by person."""
+    """Makes the rows of an arm's biographies, one for each person and rule of scoring (`biographies.RULES`).
+
+    Args:
+        arm: Name of the arm.
+        records: What was written about each person, with the judge's verdicts.
+
+    Returns:
+        The rows of items.parquet.
+    """
     rows = []
     for question, (person, record) in enumerate(records.items()):
         for name, rule in biographies.RULES.items():

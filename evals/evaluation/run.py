@@ -23,22 +23,23 @@ from .settings import EvalSettings, check_layers
 def run(
     settings: EvalSettings, team: Team, out: Path, *, resume: bool, command: str, recorded: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Asks every question under every protocol.
+    """Asks every question under every protocol, in a run folder.
 
     Args:
-        settings: What is asked for.
+        settings: The settings of the evaluation.
         team: The agents.
-        out: Run folder.
-        resume: Go on with the run in the folder.
-        command: What to type to run it again.
-        recorded: What else makes this run what it is.
+        out: The run folder.
+        resume: Whether to go on with the run in the folder.
+        command: The command that runs it again.
+        recorded: Further facts that make this run what it is.
 
     Returns:
         The lines of results.jsonl.
 
     Raises:
-        ValueError: `arms`', `read_questions`', a layer that is not there, and a prompt too long for an agent.
-        OSError: `RunFolder`'s.
+        ValueError: The settings do not make sense; the questions cannot be read (`read_questions`); an agent has no
+            such layer; a prompt is too long for an agent; the folder holds another run; jaxcomm[eval] is not installed.
+        OSError: A file does not exist, or the folder cannot be written.
     """
     try:
         from lm_eval.tasks import TaskManager

@@ -12,77 +12,54 @@ from jaxcomm.compiled import check_layer
 from jaxcomm.decoding import Sampling
 from jaxcomm.protocols.text import check_message
 
-from ..games.wording import Reads, Wording
-
-PROTOCOLS = (
-    "single", "sender", "skyline", "message", "debate", "cipher", "activation", "activation-w", "exchange",
-)  # fmt: skip
+from ..games.wording import Wording
+from .options import EvalOptions
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalSettings:
-    """An evaluation as it is asked for (`jaxcomm eval --help` says what the fields mean)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSettings(EvalOptions):
+    """The settings of an evaluation.
+
+    Attributes:
+        tasks: Names of tasks, of lm-evaluation-harness or of this project.
+        data: Local records of a task: a file, or a folder with one file for each split.
+    """
 
     tasks: tuple[str, ...]
-    protocols: tuple[str, ...] = ("single",)
-    controls: tuple[str, ...] = ()
     data: Mapping[str, Path] = dataclasses.field(default_factory=dict)
-    n: int | None = None
-    seed: int = 0
-    names: str = "seen"
-    wording: str = "paper"
-    instruction: str | None = None
-    sender_reads: Reads = "statement"
-    few_shot: int | None = None
-    k: tuple[int, ...] = ()
-    j: int | None = None
-    k_back: int | None = None
-    j_back: int | None = None
-    graft: str = "replace"
-    where: str = "last"
-    think: int = 0
-    rounds: int | None = None
-    form: str = "harness"
-    answer: str | None = None
-    tie: Literal["first", "last"] = "first"
-    temperatures: tuple[float, ...] = ()
-    stop: Literal["argmax", "nearest", "none"] = "argmax"
-    partial: Literal["off", "entropy", "maxprob"] = "off"
-    ask: str = "{prompt}"
-    tell: str = "{message}\n\n{prompt}"
-    max_message_tokens: int = 256
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float = 1.0
-    batch_size: int = 16
-    truncate: bool = False
-    released_scoring: bool = False
-    judge_by: str = "text"
 
     @property
     def sampling(self) -> Sampling | Literal["task"] | None:
-        """None is greedy."""
+        """How tokens are sampled. None: decoding is greedy. "task": as each task says."""
         if self.temperature is None:
             return "task"
         return Sampling(self.temperature, 0, self.top_p) if self.temperature else None
 
 
 def answer_kind(settings: EvalSettings, task: str) -> str:
-    """How a debate's votes are counted: numbers in GSM8K, letters in MMLU, else the first line as it stands."""
+    """Chooses how the votes of a debate are counted.
+
+    Args:
+        settings: The settings of the evaluation. Their `answer` comes first.
+        task: Name of the task.
+
+    Returns:
+        "numeric" for GSM8K (numbers), "choice" for MMLU (letters), else "text" (the first line as it stands).
+    """
     kinds = {"gsm": "numeric", "mmlu": "choice"}
     return settings.answer or next((kind for name, kind in kinds.items() if task.startswith(name)), "text")
 
 
 def check(settings: EvalSettings, senders: int, mapped: bool) -> None:
-    """Says what is missing, or means nothing, before anything is loaded or computed.
+    """Checks the settings of an evaluation before anything is loaded or computed.
 
     Args:
-        settings: What is asked for.
-        senders: How many agents send.
-        mapped: Whether there is a W.
+        settings: The settings.
+        senders: Number of agents that send.
+        mapped: Whether there is a map W.
 
     Raises:
-        ValueError: One line about the first such thing.
+        ValueError: A setting is missing, or means nothing beside the others. The message names the first one.
     """
     Wording(settings.wording, settings.instruction, settings.sender_reads)
     activates = [p for p in settings.protocols if p in ("activation", "activation-w", "exchange")]
@@ -119,10 +96,15 @@ def check(settings: EvalSettings, senders: int, mapped: bool) -> None:
 
 
 def check_layers(settings: EvalSettings, senders: Sequence[Agent], b: Agent) -> None:
-    """Looks for every layer that is named, before anything is computed.
+    """Checks that the agents have the layers that the settings name, before anything is computed.
+
+    Args:
+        settings: The settings of the evaluation.
+        senders: The agents that send.
+        b: The agent that answers.
 
     Raises:
-        ValueError: An agent does not have it.
+        ValueError: An agent does not have the layer.
     """
     for sender, k in zip(senders, settings.k * (len(senders) // max(len(settings.k), 1)), strict=False):
         check_layer(sender.params, k)

@@ -11,7 +11,14 @@ from ..scores import Interval, percent
 
 
 def tables(lines: Sequence[Mapping[str, Any]]) -> Iterator[rich.table.Table]:
-    """A table for every task and metric, a row for every protocol."""
+    """Makes the printed tables of an evaluation.
+
+    Args:
+        lines: The lines of results.jsonl.
+
+    Yields:
+        A table for each task, metric and filter, with a row for each protocol. Values are in %, with 95 % intervals.
+    """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         filtered = "" if line["filter"] == "none" else f", {line['filter']}"

@@ -37,7 +37,14 @@ CATCH = (
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """A tip sheet and the part each company plays in it."""
+    """A tip sheet, and the role of each company in it.
+
+    Attributes:
+        text: The news of all three companies.
+        buy: The company with good news only. It is the answer.
+        watch: The company with good news and a catch.
+        sell: The company with bad news.
+    """
 
     text: str
     buy: str
@@ -46,17 +53,34 @@ class Sheet:
 
     @property
     def companies(self) -> tuple[str, str, str]:
+        """The three companies: to buy, to watch, to sell."""
         return self.buy, self.watch, self.sell
 
 
 def draw_companies(rng: np.random.Generator, names: str = "seen") -> list[str]:
-    """Three companies with different first words."""
+    """Draws the names of three companies. Their first words differ.
+
+    Args:
+        rng: Random generator.
+        names: "seen" or "new" first words (`World.stems`).
+
+    Returns:
+        The three names.
+    """
     stems = rng.choice(world().stems[names], 3, replace=False)
     return [f"{stem} {rng.choice(world().suffixes)}" for stem in stems]
 
 
 def write_sheet(rng: np.random.Generator, companies: list[str]) -> Sheet:
-    """News of three companies, roles drawn at random."""
+    """Writes the news of three companies, whose roles are drawn at random.
+
+    Args:
+        rng: Random generator.
+        companies: The three names.
+
+    Returns:
+        The tip sheet.
+    """
     buy, watch, sell = (companies[i] for i in rng.permutation(3))
     number = lambda: int(rng.integers(2, 100))
     pick = lambda options: options[rng.integers(len(options))]
@@ -76,7 +100,28 @@ def write_sheet(rng: np.random.Generator, companies: list[str]) -> Sheet:
 
 
 def tip_sheets(seed: int = 0, n: int = 70, names: str = "seen") -> list[Item]:
-    """n games over triples of companies that no training text brings together. `names`: "seen" or "new" companies."""
+    """Draws items of the game Tip Sheets (Ramesh & Li 2025, section 4.1).
+
+    The three companies of an item never occur together in the training text of the embedded pair (`held_out`).
+
+    Args:
+        seed: Seed of the items.
+        n: Number of items. Default: 70, as in the paper.
+        names: "seen": companies of which the embedded pair has read; "new": other companies.
+
+    Returns:
+        The items. Each names its three companies as choices.
+
+    Raises:
+        ValueError: There is no such group of names.
+
+    Example:
+        >>> item, = tip_sheets(n=1)
+        >>> item.choices
+        ('Bluewater LLC', 'Mossgate Systems', 'Whistledown Partners')
+        >>> item.answer
+        'Whistledown Partners'
+    """
     rng, items = np.random.default_rng([seed, 2]), []
     if names not in world().stems:
         raise ValueError(f"unknown group of names {names!r}: choose one of {', '.join(world().stems)}")

@@ -34,17 +34,17 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-    """Items to play, and how answers to them are read.
+    """A game: the items to play, and how answers to them are read.
 
     Attributes:
         name: "countries", "tip_sheets", or the name of a file without its ending.
-        items: What is played.
-        examples: Other items, to be shown with their answers.
-        answers: All that may be answered to an item that names no choices of its own.
-        instruction: What a chat model is told of the answer's form.
-        hint: What KVComm's wording adds to its instruction.
-        spellings: answer -> what it is called besides.
-        source: How the items came about, for records.
+        items: The items that are played.
+        examples: Other items. They are shown to the agents with their answers, and are not played.
+        answers: The choices of every item that names no choices of its own.
+        instruction: What a chat model is told about the form of the answer.
+        hint: What the wording "kvcomm" adds to its instruction.
+        spellings: Further names of an answer.
+        source: How the items were drawn, for records.
     """
 
     name: str
@@ -57,14 +57,26 @@ class Game:
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def choices(self, item: Item) -> tuple[str, ...]:
-        """What may be answered to an item."""
+        """The choices of an item: its own, or else the answers of the game."""
         return item.choices or self.answers
 
     def named(self, text: str, item: Item) -> str | None:
-        """Which of the item's choices a text names first, in any spelling; None: it names none.
+        """Finds the choice that a text names first, in any of its spellings.
 
-        Case does not count, but in spellings that are all capitals ("US"). Where two begin at the same letter, the longer one
-        is meant.
+        Case does not count, except in spellings that are all capitals ("US"). If two spellings begin at the same
+        letter, the longer one counts.
+
+        Args:
+            text: The text, such as a reply.
+            item: The item whose choices are looked for.
+
+        Returns:
+            The choice. None: the text names no choice.
+
+        Example:
+            >>> game = draw("countries", n=1)
+            >>> game.named("It is in Holland, not in Spain.", game.items[0])
+            'Netherlands'
         """
         found = []
         for choice in self.choices(item):
@@ -75,23 +87,42 @@ class Game:
         return min(found)[2] if found else None
 
     def part(self, indices: Sequence[int] | np.ndarray) -> Game:
-        """The same game with some of the items."""
+        """Selects some of the items.
+
+        Args:
+            indices: Indices of the items, in the order in which they are played.
+
+        Returns:
+            The same game with these items only.
+        """
         return dataclasses.replace(self, items=tuple(self.items[i] for i in indices))
 
 
 def draw(name: str, seed: int = 0, n: int | None = None, *, names: str = "seen", examples: int = 0) -> Game:
-    """A game of n items.
+    """Draws a game of n items.
 
     Args:
-        name: "countries", "tip_sheets", or a file of one's own: a JSON object per line with the fields of `FIELDS`.
-        seed: Which items are drawn.
-        n: How many; default: the paper's 100 and 70, all of a file.
-        names: "seen" or "new" people and companies (those of a file are its own).
-        examples: How many items are drawn besides, to be shown with their answers; none of them is played.
+        name: "countries", "tip_sheets", or a file FILE.jsonl of your own. Each line of the file is a JSON object with
+            the fields in `FIELDS`; choices may be left out.
+        seed: Seed of the items.
+        n: Number of items. Default: 100 (countries) and 70 (tip_sheets), as in the paper; for a file, all of its items
+            that are not examples.
+        names: "seen" or "new" people and companies. A file has its own.
+        examples: Number of further items that are shown with their answers. None of them is played.
+
+    Returns:
+        The game.
 
     Raises:
-        ValueError: There is no such game, there are fewer items, or the file is not such a game: what is wrong, and in which line.
+        ValueError: There is no such game; there are fewer items than asked for; a line of the file is not an item.
         FileNotFoundError: There is no such file.
+
+    Example:
+        >>> game = draw("countries", n=2, examples=1)
+        >>> game.items[1].prompt_a, game.items[1].prompt_b, game.items[1].answer
+        ('Adam is at Chichen Itza.', 'Which country is Adam located in?', 'Mexico')
+        >>> len(game.examples), len(game.answers)
+        (1, 47)
     """
     if (n is not None and n < 1) or examples < 0:
         raise ValueError(f"n = {n}, examples = {examples}: play at least 1 item, after 0 examples or more")
@@ -141,7 +172,18 @@ def _own(path: Path, seed: int, n: int | None, examples: int) -> Game:
 
 
 def read_items(path: Path) -> list[Item]:
-    """One's own game. ValueError: a line that is none of its items; FileNotFoundError."""
+    """Reads the items of a game of your own.
+
+    Args:
+        path: A file with a JSON object on each line. Its fields are those in `FIELDS`; choices may be left out.
+
+    Returns:
+        The items, in the order of the file.
+
+    Raises:
+        ValueError: A line is not an item, or the file has none.
+        FileNotFoundError: There is no such file.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist: name a game's file, with the fields {', '.join(FIELDS)} in every line"

@@ -12,8 +12,27 @@ QUESTION = "Which country is {person} located in?"
 
 
 def countries(seed: int = 0, n: int = 100, names: str = "seen") -> list[Item]:
-    """n games, no landmark twice while there are enough. `names`: "seen" people, or "new" ones the embedded pair has
-    never read of. ValueError for another group."""
+    """Draws items of the game Countries (Ramesh & Li 2025, section 4.1).
+
+    A landmark is used again only when all landmarks have been used. The person and the landmark of an item never occur
+    together in the training text of the embedded pair (`held_out`).
+
+    Args:
+        seed: Seed of the items.
+        n: Number of items. Default: 100, as in the paper.
+        names: "seen": people of whom the embedded pair has read; "new": other people.
+
+    Returns:
+        The items. They name no choices of their own.
+
+    Raises:
+        ValueError: There is no such group of names.
+
+    Example:
+        >>> item, = countries(n=1)
+        >>> item.prompt_a, item.prompt_b, item.answer
+        ("Giulia is at Saint Basil's Cathedral.", 'Which country is Giulia located in?', 'Russia')
+    """
     w, rng = world(), np.random.default_rng([seed, 1])
     if names not in w.names:
         raise ValueError(f"unknown group of names {names!r}: choose one of {', '.join(w.names)}")

@@ -16,12 +16,19 @@ _KVCOMM = "Instruction: Directly answer the question based on the context passag
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Templates of what A and B read: {statement}, {question}, and the game's own {instruction} and {hint}."""
+    """Templates of what A and B read.
+
+    A template may contain {statement}, {question}, and the game's own {instruction} and {hint}.
+
+    Attributes:
+        sender: Template of what A reads.
+        receiver: Template of what B reads.
+        told: A description of the preset, for reports.
+    """
 
     sender: str
     receiver: str
     told: str
-    """What it is."""
 
 
 PRESETS: dict[str, Preset] = {
@@ -41,15 +48,24 @@ PRESETS: dict[str, Preset] = {
 
 @dataclasses.dataclass(frozen=True)
 class Wording:
-    """How a game is put.
+    """How a game is put to the agents.
+
+    If the game has worked examples (`Game.examples`), B reads each of them as statement, question and answer. A reads
+    them, too, if it reads the question.
 
     Attributes:
-        preset: A key of PRESETS.
-        instruction: Instead of the game's own, which one's own games do not have.
-        reads: What A reads in protocols that send.
+        preset: A key of `PRESETS`.
+        instruction: An instruction in place of the game's own. Games from a file have none of their own.
+        reads: What A reads in protocols in which it sends: the statement, or the statement and B's question.
 
-    Worked examples are the game's (`Game.examples`): B reads each as statement, question and answer; so does A where it reads
-    the question.
+    Raises:
+        ValueError: There is no such preset; the preset has no place for an instruction; `reads` is neither of the two.
+
+    Example:
+        >>> from jaxcomm.evals import games
+        >>> game = games.draw("countries", n=1)
+        >>> Wording("instructed").asked(game, game.items[0])
+        "Which country is Giulia located in? Answer with the country's name only."
     """
 
     preset: str = "paper"
@@ -65,11 +81,33 @@ class Wording:
             raise ValueError(f"the sender reads {self.reads!r}: choose one of {', '.join(get_args(Reads))}")
 
     def told(self, game: Game, item: Item) -> str:
-        """The statement, as A reads it."""
+        """Writes the statement of an item, as A reads it.
+
+        Args:
+            game: The game.
+            item: One of its items.
+
+        Returns:
+            The text.
+
+        Raises:
+            ValueError: The preset needs an instruction, and there is none.
+        """
         return self._fill(PRESETS[self.preset].sender, game, item)
 
     def asked(self, game: Game, item: Item) -> str:
-        """The question, as B reads it."""
+        """Writes the question of an item, as B reads it.
+
+        Args:
+            game: The game.
+            item: One of its items.
+
+        Returns:
+            The text.
+
+        Raises:
+            ValueError: The preset needs an instruction, and there is none.
+        """
         return self._fill(PRESETS[self.preset].receiver, game, item)
 
     def _fill(self, template: str, game: Game, item: Item) -> str:
@@ -82,17 +120,51 @@ class Wording:
         return template.format(statement=item.prompt_a, question=item.prompt_b, instruction=instruction, hint=hint)
 
     def prompts_a(self, game: Game, a: Agent, *, sends: bool = True) -> list[Prompt]:
-        """What A reads. sends: by a protocol whose sender may read the question (not the skyline, where B reads both)."""
+        """Writes what A reads.
+
+        Args:
+            game: The game.
+            a: The agent A.
+            sends: Whether A sends something of its own. If it does, it may read the question (`reads`). It does not
+                under the protocol "skyline", where B reads the statement itself.
+
+        Returns:
+            The prompt of each item.
+
+        Raises:
+            ValueError: The preset needs an instruction, and there is none.
+        """
         if not sends or self.reads == "statement":
             return [_conversation([], self.told(game, item), a) for item in game.items]
         return [_conversation(self._examples(game), self._both(game, item), a) for item in game.items]
 
     def prompts_b(self, game: Game, b: Agent) -> list[Prompt]:
-        """What B reads of its own."""
+        """Writes what B reads.
+
+        Args:
+            game: The game.
+            b: The agent B.
+
+        Returns:
+            The prompt of each item: the worked examples, if there are any, and the question.
+
+        Raises:
+            ValueError: The preset needs an instruction, and there is none.
+        """
         return [_conversation(self._examples(game), self.asked(game, item), b) for item in game.items]
 
     def writer(self, game: Game, agent: Agent) -> Agent:
-        """The agent, as it writes: after raw worked examples, which are a line each, to the end of a line."""
+        """Sets where an agent stops writing.
+
+        A raw worked example takes one line. If there are such examples, the agent also stops at the end of a line.
+
+        Args:
+            game: The game.
+            agent: The agent.
+
+        Returns:
+            The agent, with further stop tokens where they are needed.
+        """
         if agent.chat or not game.examples:
             return agent
         return dataclasses.replace(agent, stop_tokens=tuple(dict.fromkeys((*agent.stop_tokens, *agent.line_ends))))

@@ -15,8 +15,14 @@ from importlib import resources
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One game: A reads prompt_a, B reads prompt_b, and B should say `answer`. `choices`: what B may pick from, if its
-    prompt names it."""
+    """One item of a game. A reads `prompt_a`, B reads `prompt_b`, and B should say `answer`.
+
+    Attributes:
+        prompt_a: What A knows.
+        prompt_b: The question to B.
+        answer: The right answer.
+        choices: The answers that B's prompt names. Empty: it names none.
+    """
 
     prompt_a: str
     prompt_b: str
@@ -26,6 +32,16 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Landmark:
+    """A landmark and where it is.
+
+    Attributes:
+        name: Its name, without an article.
+        article: Whether the name takes "the".
+        city: Its city.
+        country: Its country.
+        continent: Its continent.
+    """
+
     name: str
     article: bool
     city: str
@@ -34,22 +50,32 @@ class Landmark:
 
     @property
     def phrase(self) -> str:
+        """The name with its article, as sentences use it."""
         return f"the {self.name}" if self.article else self.name
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
+    """The facts that both games and the training text of the embedded pair are made of.
+
+    Attributes:
+        landmarks: All landmarks.
+        names: Given names in two groups. "seen" names occur in the training text, "new" names never do.
+        stems: First words of company names, in the same two groups.
+        suffixes: Last words of company names.
+        filler: Sentences about something else.
+    """
+
     landmarks: tuple[Landmark, ...]
     names: dict[str, tuple[str, ...]]
-    """Given names: "seen" ones occur in the pair's training text, "new" ones never do."""
     stems: dict[str, tuple[str, ...]]
-    """First words of company names, likewise."""
     suffixes: tuple[str, ...]
     filler: tuple[str, ...]
 
 
 @functools.cache
 def world() -> World:
+    """Reads the facts in world.json, once for each process."""
     data = json.loads(resources.files("jaxcomm.evals.games").joinpath("world.json").read_text(encoding="utf-8"))
     tuples = lambda groups: {kind: tuple(values) for kind, values in groups.items()}
     return World(
@@ -62,5 +88,14 @@ def world() -> World:
 
 
 def held_out(*parts: str) -> bool:
-    """True for a fifth of all combinations (order does not matter): those of the games, never those of training."""
+    """Tests whether a combination, such as a person and a landmark, belongs to the games.
+
+    About a fifth of all combinations do. They occur in no training text of the embedded pair.
+
+    Args:
+        *parts: The names. Their order does not matter.
+
+    Returns:
+        True: the combination may occur in a game. False: it may occur in training.
+    """
     return zlib.crc32("|".join(sorted(parts)).encode()) % 5 == 0

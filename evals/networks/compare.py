@@ -42,9 +42,20 @@ ARMS = {ALONE: False, NEW: False, LORA: True, EDGES: True}
 
 
 def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, Any]]:
-    """Trains and asks what is not done yet in the folder, reports, and returns the lines of results.jsonl.
+    """Compares the edges of a network with LoRA: trains and asks what is not done yet in the folder, and reports.
 
-    command: `evals.commands.lmnet.Compare`. ValueError, OSError: `RunFolder`'s, `source`'s and `build`'s.
+    Args:
+        command: The settings (`evals.commands.lmnet.Compare`).
+        agents: The vertices: one that all share, or one for each. LoRA adapts the last one.
+        words: The command that runs it again.
+
+    Returns:
+        The lines of results.jsonl.
+
+    Raises:
+        ValueError: A setting, a text or the shape of the network is not as it should be (`texts.source`,
+            `folders.build`), or the folder holds another run.
+        OSError: A file does not exist, or the folder cannot be written.
     """
     shape, recipe, agent = pick(Shape, command), pick(Recipe, command), agents[-1]
     rates = command.learning_rates or (command.learning_rate,)
@@ -56,7 +67,7 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
     asked = _questions(command)
     wires = jax.eval_shape(lambda: build(shape, agents).split()[0])
     check(recipe, wires, min(a.params.config.max_positions for a in agents))
-    rank = lora.rank_of_size(agent.params, lmnet.size(wires))
+    rank = lora.rank_of_size(agent.single, lmnet.size(wires))
     config = identity(command) | {"rank": rank, "fingerprints": [agent_fingerprint(a) for a in agents]}
     config |= surroundings("optax")
     config = json.loads(json.dumps(config, default=str))
@@ -110,11 +121,22 @@ def _begin(arm: str, shape: Shape, agents: Sequence[Agent], rank: int, seed: int
     """What is trained and what is not, as `jaxcomm.training` says."""
     if arm in (EDGES, NEW):
         return build(dataclasses.replace(shape, network_seed=shape.network_seed + seed), agents).split()
-    return lora.init_lora(jax.random.key(seed), agents[-1].params, rank), agents[-1].params
+    return lora.init_lora(jax.random.key(seed), agents[-1].single, rank), agents[-1].single
 
 
 def answers(agent: Agent, asked: Sequence[Text], rows: int = 50) -> list[str]:
-    """What the agent answers, greedily, in as many tokens as the longest answer takes, and one more to stop."""
+    """Lets an agent answer questions, greedily.
+
+    An answer may have as many tokens as the longest right answer, and one more to stop.
+
+    Args:
+        agent: The agent.
+        asked: The questions, with their right answers.
+        rows: Number of questions in a batch.
+
+    Returns:
+        The answers.
+    """
     said, room = [], 1 + max(len(agent.follow(q.prompt, f" {q.answer}")) for q in asked)
     for at in range(0, len(asked), rows):
         turn = start_turn(agent, [q.prompt for q in asked[at : at + rows]])
@@ -125,8 +147,21 @@ def answers(agent: Agent, asked: Sequence[Text], rows: int = 50) -> list[str]:
 def summary(
     done: Mapping[tuple[str, float, int], Mapping[str, Any]], sizes: Mapping[str, int], n: int, rank: int
 ) -> list[dict[str, Any]]:
-    """A line per arm at its best rate. accuracy: mean over seeds on the second half of the questions; low, high: 95 % interval
-    over the seeds (over the questions where there is one seed). The last line is the difference of the two, paired by seed."""
+    """Summarises the comparison, one line for each arm at its best learning rate.
+
+    The learning rate is chosen on the first half of the questions; accuracy is reported on the second half.
+
+    Args:
+        done: The finished trainings, by arm, learning rate and seed.
+        sizes: Number of trained numbers of each arm.
+        n: Number of questions in the first half.
+        rank: Rank of LoRA.
+
+    Returns:
+        The lines of results.jsonl. accuracy is the mean over the seeds, as a share; low and high are its 95 % interval
+        over the seeds (over the questions if there is only one seed). The last line is the difference between edges and
+        LoRA, paired by seed.
+    """
     lines, values = [], {}
     for arm in ARMS:
         rates = sorted({rate for kind, rate, _ in done if kind == arm})
@@ -163,7 +198,16 @@ def summary(
 def report(
     folder: RunFolder, lines: Sequence[Mapping[str, Any]], done: Mapping, agents: Sequence[Agent], shape: Shape, n: int
 ) -> None:
-    """The table, on the console and as report.txt, and the picture."""
+    """Prints the table of the comparison, and writes report.txt and curves.png.
+
+    Args:
+        folder: The run folder.
+        lines: The lines of results.jsonl.
+        done: The finished trainings, by arm, learning rate and seed.
+        agents: The vertices.
+        shape: The shape of the network.
+        n: Number of questions that are reported.
+    """
     widths = "-".join(map(str, shape.widths))
     table = rich.table.Table(
         title=f"{', '.join(a.name for a in agents)}: {widths}, {shape.edge} edges; {n} questions", title_justify="left"
@@ -197,7 +241,18 @@ def report(
 def curves(
     lines: Sequence[Mapping[str, Any]], done: Mapping[tuple[str, float, int], Mapping[str, Any]], window: int = 20
 ) -> bytes:
-    """PNG: the loss of what is trained by step, mean of up to `window` steps, every seed thin and their mean thick."""
+    """Draws the loss of edges and of LoRA against the step, smoothed over `window` steps.
+
+    Thin lines are single seeds; the thick line is their mean.
+
+    Args:
+        lines: The lines of results.jsonl.
+        done: The finished trainings, by arm, learning rate and seed.
+        window: Largest number of steps in a running mean.
+
+    Returns:
+        The bytes of a PNG. The loss is in nats per token, on a logarithmic axis.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -14,7 +14,7 @@ import jax
 from jaxcomm import lmnet
 from jaxcomm.agent import Agent
 from jaxcomm.fingerprint import fingerprint
-from jaxcomm.model import Params
+from jaxcomm.model import Params, layers_apart
 from jaxcomm.training import Everything
 
 from ..runs import RunFolder, agent_fingerprint, surroundings
@@ -23,16 +23,31 @@ from .settings import Recipe, Shape, pick
 from .texts import source
 from .training import check, damaged, manager, train
 
+LONG = 1000
+"""Steps from which a run on CPU takes its vertices' layers one by one: a step is then up to a fifth faster, and its program
+compiles up to three times as long (ARCHITECTURE.md, decision 47)."""
+
 
 def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
-    """A new network. agents: of the vertices, one or one for each. ValueError: `lmnet.init`'s; tokenizers that differ."""
+    """Builds a new network.
+
+    Args:
+        shape: Its shape.
+        agents: The vertices: one that all share, or one for each, layer by layer.
+
+    Returns:
+        The network, with new edges.
+
+    Raises:
+        ValueError: The tokenizers of the vertices differ, or the shape is not possible (`jaxcomm.lmnet.init_network`).
+    """
     words = agents[0].tokenizer.get_vocab()
     for agent in agents:
         if agent.tokenizer.get_vocab() != words:
             raise ValueError(
                 f"{agent.name} has another vocabulary than {agents[0].name}: vertices must share the output's"
             )
-    models = agents[0].params if len(agents) == 1 else [agent.params for agent in agents]
+    models = agents[0].single if len(agents) == 1 else [agent.single for agent in agents]
     if not shape.share:
         count = sum(shape.widths)
         models = [model.replace() for model in ([models] * count if isinstance(models, Params) else models)]
@@ -42,10 +57,22 @@ def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
 def train_network(
     command: Any, agents: Sequence[Agent], *, words: str, start: lmnet.Network | None = None
 ) -> lmnet.Network:
-    """Trains the network that a command asks for (`evals.commands.lmnet.Train`), in its folder, and returns it.
+    """Trains the network that a command asks for, in its run folder.
 
-    start: the network of `command.start`. ValueError, OSError: `RunFolder`'s, `source`'s and `check`'s, another shape or other
-    vertices than the start's, before anything is computed.
+    Args:
+        command: The settings (`evals.commands.lmnet.Train`).
+        agents: The vertices: one that all share, or one for each.
+        words: The command that runs it again.
+        start: The network of `command.start`, from which training begins. None: it begins from a new network.
+
+    Returns:
+        The trained network.
+
+    Raises:
+        ValueError: A setting, a text or the shape is not as it should be; `start` has another shape or other vertices;
+            the folder holds another run. It is raised before training, unless the texts end too early.
+        OSError: A file does not exist, or the folder cannot be written.
+        FloatingPointError: The loss or the gradient is not a finite number.
     """
     shape, recipe = pick(Shape, command), pick(Recipe, command)
     network = build(shape, agents)
@@ -69,12 +96,23 @@ def train_network(
     check(recipe, trained, network.config.max_positions)
     config, title = json.loads(json.dumps(config, default=str)), f"{command.out}, {command.train}"
     with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
-        state = train(trained, frozen, texts, recipe, folder.path, title=title, unroll=command.unroll)
+        apart = layers_apart() and recipe.steps >= LONG
+        state = train(trained, frozen, texts, recipe, folder.path, title=title, unroll=apart)
     return state.trained.join(frozen)
 
 
 def identity(command: Any) -> dict[str, Any]:
-    """What makes a command's run this one: its settings, and what its files hold; where they lie does not matter."""
+    """Lists what makes a command's run this run: its settings, and hashes of its files. Paths of folders do not count.
+
+    Args:
+        command: The settings (`evals.commands.lmnet`).
+
+    Returns:
+        The settings as JSON values.
+
+    Raises:
+        OSError: A data set of the hub cannot be reached.
+    """
     told = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
     for name in ("out", "start", "resume"):
         told.pop(name, None)
@@ -84,25 +122,52 @@ def identity(command: Any) -> dict[str, Any]:
 
 
 def is_network(path: str | Path) -> bool:
-    """Whether it is a run folder that holds one."""
+    """Whether a path is a run folder that holds a network."""
     return (Path(path) / "run.json").is_file() and (Path(path) / "checkpoints").is_dir()
 
 
 def vertices(path: str | Path) -> tuple[tuple[str, ...], str]:
-    """Names of the checkpoints it was made of, and the dtype they had then."""
+    """Reads which vertices a network was made of.
+
+    Args:
+        path: Run folder of `jaxcomm lmnet train`.
+
+    Returns:
+        The names of their checkpoints, and the dtype in which they were loaded.
+
+    Raises:
+        ValueError: The folder holds no network.
+    """
     config = _config(Path(path))
     return tuple(config["vertices"]), vertex_dtype(config["train"], config["dtype"])
 
 
 def vertex_dtype(trained: str, dtype: str) -> str:
-    """What is trained is float32."""
+    """Chooses the dtype in which vertices are loaded: float32 if they are trained.
+
+    Args:
+        trained: What is trained: "edges" or "all".
+        dtype: Dtype of the computation.
+
+    Returns:
+        Name of the dtype.
+    """
     return "float32" if trained == "all" else dtype
 
 
-def load(path: str | Path, agents: Sequence[Agent]) -> Agent:
-    """The newest network of a folder as an agent, of the vertices it was made of; reads and stops as the last one does.
+def load_network(path: str | Path, agents: Sequence[Agent]) -> Agent:
+    """Loads the newest network of a run folder as an agent.
 
-    ValueError: the folder holds no finished checkpoint, or the vertices are others (weights, dtype, tokenizer).
+    Args:
+        path: Run folder of `jaxcomm lmnet train`.
+        agents: The vertices that the network was made of.
+
+    Returns:
+        The agent. It reads and stops as the last vertex does.
+
+    Raises:
+        ValueError: The folder holds no finished checkpoint, or the vertices are others (their weights, dtype or
+            tokenizers differ).
     """
     path = Path(path)
     config = _config(path)

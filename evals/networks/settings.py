@@ -24,17 +24,17 @@ class Shape:
     zero_init: bool = True
     """Edges begin by passing on what they get."""
     scale: float | None = 1.0
-    """Where an edge's trainable factor begins, over the number of edges that are summed; None: there is neither."""
+    """Initial value of an edge's trainable factor; it is divided by the number of edges that are summed. None: no factor, no division."""
     aggregate: Literal["sum", "mean", "concat"] = "sum"
     norm: bool = True
     """Interior vertices keep their model's final norm."""
     share: bool = True
-    """Vertices of one checkpoint share its weights; if not, training all of the network moves each vertex by itself."""
+    """Vertices of one checkpoint share its weights. If not, --train all trains each vertex by itself."""
     network_seed: int = 0
-    """How edges begin."""
+    """Seed of the new edges."""
 
     def options(self) -> dict[str, Any]:
-        """As `jaxcomm.lmnet.init` takes them."""
+        """The settings as arguments of `jaxcomm.lmnet.init_network`."""
         from jaxcomm.config import EdgeConfig
 
         edge = EdgeConfig(self.edge, self.attention, self.residual, self.zero_init, self.scale)
@@ -56,15 +56,15 @@ class Recipe:
     warmup: float = 0.03
     """Share of the steps in which the rate rises; afterwards it falls as a cosine, to a tenth."""
     weight_decay: float = 0.0
-    """Of matrices."""
+    """Weight decay of matrices."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     remat: Literal["off", "products", "all"] = "products"
-    """What the gradient makes again instead of keeping it: nothing, what lies between the matrix products, or all of a block."""
+    """What is computed again for the gradient instead of kept: nothing, what lies between the matrix products, or whole blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; what is trained is float32."""
+    """Dtype of the computation; what is trained is float32."""
     fsdp: int = 1
-    """Devices that weights and moments are cut over; batches are spread over all."""
+    """Number of devices that weights and moments are cut over; batches are spread over all devices."""
     every: int = 100
     """Steps between checkpoints."""
 
@@ -77,5 +77,13 @@ class Recipe:
 
 
 def pick(kind: type, settings: Any) -> Any:
-    """The part of a command's settings that is a `Shape`, or a `Recipe`."""
+    """Picks the part of a command's settings that belongs to one class.
+
+    Args:
+        kind: `Shape` or `Recipe`.
+        settings: The settings of the command.
+
+    Returns:
+        An object of that class.
+    """
     return kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)})

@@ -26,7 +26,12 @@ from ..sentences import stream
 
 
 class Text(NamedTuple):
-    """A text to be learned, or one to be learned after a prompt."""
+    """A text to be learned, or an answer to be learned after a prompt.
+
+    Attributes:
+        answer: The text that is learned.
+        prompt: What stands before it and is not learned. Empty: nothing does.
+    """
 
     answer: str
     prompt: str = ""
@@ -37,11 +42,25 @@ Source = Callable[[int], Iterator[Document]]
 
 
 def source(name: str, agent: Agent, columns: int, *, n: int | None = None, seed: int = 0) -> Source:
-    """Texts by the agent's tokenizer, cut into pieces of at most `columns` tokens, in an order drawn with `seed`; when all
-    were read, again in another (the same n of a hub's: in the same). n: only so many of them.
+    """Opens a source of texts, and turns its texts into tokens.
 
-    ValueError, OSError: a source that is not there, has no such field, holds nothing or, a file, fewer than n; a prompt and its answer,
-    which are not cut, longer than `columns`.
+    Texts are cut into pieces of at most `columns` tokens. Their order is drawn with `seed`. When all texts were read,
+    they are read again in another order; n texts of the hub are read again in the same order.
+
+    Args:
+        name: "two-places" or "two-hop" (questions of this module), a file, or hub:NAME:CONFIG:SPLIT:FIELD.
+        agent: The agent whose tokenizer is used.
+        columns: Largest number of tokens of a piece.
+        n: Number of texts that are used. None: all of them.
+        seed: Seed of the order, and of the questions.
+
+    Returns:
+        A function of n that yields the tokens from the n-th text on. It yields the same each time.
+
+    Raises:
+        ValueError: The source has no such field, holds nothing, or holds fewer than n texts; a prompt with its answer
+            is longer than `columns`, since these are not cut.
+        OSError: The source does not exist or cannot be read.
     """
     if name.startswith("hub:"):
         if next(_endless(name, agent, columns, n, seed), None) is None:
@@ -72,14 +91,36 @@ def source(name: str, agent: Agent, columns: int, *, n: int | None = None, seed:
 
 
 def two_places(seed: int, n: int, *, test: bool = False) -> Text:
-    """The n-th question about two people at once: the countries of both, in order."""
+    """Writes the n-th question about two people at once: in which countries are they?
+
+    Args:
+        seed: Seed of the questions.
+        n: Number of the question.
+        test: Whether it is a test question. Who is where in a test occurs in no training question.
+
+    Returns:
+        The question and its answer, both countries in order.
+
+    Example:
+        >>> two_places(0, 0).answer
+        'Italy and India'
+    """
     people, places, _ = _two_statements(seed, n, test)
     told = " ".join(f"{person} is at {place.phrase}." for person, place in zip(people, places, strict=False))
     return Text(f"{places[0].country} and {places[1].country}", f"{told} Which countries are they located in?")
 
 
 def two_hop(seed: int, n: int, *, test: bool = False) -> Text:
-    """The n-th question about somebody who is with one of two people whose places are told."""
+    """Writes the n-th question about somebody who is with one of two people. The places of these two are told.
+
+    Args:
+        seed: Seed of the questions.
+        n: Number of the question.
+        test: Whether it is a test question. Who is where in a test occurs in no training question.
+
+    Returns:
+        The question and its answer, a country.
+    """
     people, places, which = _two_statements(seed, n, test)
     told = " ".join(f"{person} is at {place.phrase}." for person, place in zip(people, places, strict=False))
     asked = f"{people[2]} is with {people[which]}. Which country is {people[2]} located in?"
@@ -102,7 +143,18 @@ def _two_statements(seed: int, n: int, test: bool) -> tuple[list[str], list[Land
 
 
 def questions(name: str) -> list[Text]:
-    """Of a file of prompts and answers. ValueError, OSError: as `source`; a text without a prompt."""
+    """Reads a file of questions.
+
+    Args:
+        name: FILE.jsonl with a "prompt" and an "answer" on each line.
+
+    Returns:
+        The questions, in the order of the file.
+
+    Raises:
+        ValueError: A line is not such an object, or the file has none.
+        FileNotFoundError: There is no such file.
+    """
     texts = _file(name)
     if not texts or not all(text.prompt for text in texts):
         raise ValueError(f'{name} must hold questions: a "prompt" and an "answer" per line, as .jsonl')

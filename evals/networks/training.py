@@ -41,7 +41,17 @@ KEPT = 2
 
 
 def batches(source: Source, recipe: Recipe, start: int = 0) -> Iterator[tuple[Batch, int]]:
-    """Batches [A, B, T] from the text `start` on, and how many texts were read by then."""
+    """Packs texts into batches.
+
+    Args:
+        source: The texts (`texts.source`).
+        recipe: Rows, columns and accumulation of a batch.
+        start: Number of the first text.
+
+    Yields:
+        A batch whose arrays are [A, B, T] (A accumulated parts of B rows with T tokens), and the number of texts that
+        have been read by then.
+    """
     rows = recipe.rows * recipe.accumulate
     for batch, count in pack(source(start), rows, recipe.columns):
         yield jax.tree.map(lambda a: a.reshape(recipe.accumulate, recipe.rows, -1), batch), start + count
@@ -57,15 +67,27 @@ def train(
     losses: list | None = None,
     unroll: bool = False,
 ) -> State:
-    """The state after all steps. trained, frozen: as `jaxcomm.training` says; neither is changed.
+    """Trains, and goes on from the newest checkpoint if the folder has one.
 
-    source: the texts from the n-th on (of an iterable: lambda n: itertools.islice(texts, n, None)). folder: where checkpoints
-    and metrics are kept, and gone on from. losses: every step's is appended. unroll: models of stacked layers are trained with a
-    tuple of them (`Params.unroll`); checkpoints and what is returned are of stacks. Not for `LoRA`, whose
-    factors are laid out as their model is.
+    Args:
+        trained: What is trained, as `jaxcomm.training` defines it. It is not changed.
+        frozen: What is not trained.
+        source: A function of n that yields the texts from the n-th on. For an iterable:
+            lambda n: itertools.islice(texts, n, None).
+        recipe: Steps, batches and optimizer.
+        folder: Where checkpoints and metrics are kept. None: nothing is kept.
+        title: What the progress bar calls it.
+        losses: A list to which the loss of each step is appended, in nats per token.
+        unroll: Whether stacked layers are unrolled during training (`Params.unroll`). Checkpoints and the result are
+            stacked all the same. Not for `LoRA`, whose factors are laid out as their model is.
 
-    ValueError: `check`'s, a checkpoint of something else, texts that end too early. FloatingPointError: the loss or the
-    gradient is not a number. The last checkpoint stays in any case.
+    Returns:
+        The state after all steps.
+
+    Raises:
+        ValueError: Nothing can be trained (`check`), a checkpoint belongs to something else, or the texts end too
+            early.
+        FloatingPointError: The loss or the gradient is not a finite number. The last checkpoint is kept.
     """
     mesh = check(recipe, trained, trained.join(frozen).config.max_positions)
     optimizer = make_optimizer(
@@ -105,14 +127,33 @@ def train(
 
 
 def laid_out(layout: Callable[[Params], Params], tree: Any) -> Any:
-    """The tree with every model in it laid out so."""
+    """Changes the layout of every model in a tree.
+
+    Args:
+        layout: The change, such as `Params.unroll`.
+        tree: A pytree that may hold models.
+
+    Returns:
+        The tree with the changed models.
+    """
     is_model = lambda x: isinstance(x, Params)
     return jax.tree.map(lambda x: layout(x) if is_model(x) else x, tree, is_leaf=is_model)
 
 
 def check(recipe: Recipe, trained: Any, positions: int) -> Mesh | None:
-    """The devices to train on. ValueError: nothing to train, rows longer than the model's positions, or that do not spread over
-    the devices."""
+    """Checks that training is possible, and chooses its devices.
+
+    Args:
+        recipe: The recipe.
+        trained: What is trained.
+        positions: Largest number of tokens that the model can read.
+
+    Returns:
+        The devices as a mesh. None: there is one device only.
+
+    Raises:
+        ValueError: There is nothing to train; rows are longer than `positions`; rows cannot be spread over the devices.
+    """
     mesh = local_mesh(recipe.fsdp)
     mesh = mesh if mesh.size > 1 else None
     if not jax.tree.leaves(trained):
@@ -135,7 +176,11 @@ def _progress() -> rich.progress.Progress:
 
 
 class Records(contextlib.ExitStack):
-    """Checkpoints and metrics of a run; of none, if there is no folder."""
+    """Checkpoints and metrics of a training. It is a context manager.
+
+    Args:
+        folder: The run folder. None: nothing is kept.
+    """
 
     def __init__(self, folder: Path | None):
         super().__init__()
@@ -146,7 +191,17 @@ class Records(contextlib.ExitStack):
             self.callback(self.manager.wait_until_finished)
 
     def latest(self, state: State) -> tuple[State, int]:
-        """The newest checkpoint's state, and how many texts it had read; the one given and 0 if there is none."""
+        """Reads the newest checkpoint, and opens the files of metrics.
+
+        Args:
+            state: The state to begin with, if there is no checkpoint.
+
+        Returns:
+            The state, and the number of texts that had been read by then.
+
+        Raises:
+            ValueError: The checkpoint is damaged or belongs to another model.
+        """
         if self.folder is None:
             return state, 0
         import tensorboardX
@@ -164,7 +219,19 @@ class Records(contextlib.ExitStack):
         return state, read
 
     def note(self, step: int, metrics: dict[str, np.ndarray], speed: float) -> float:
-        """Keeps a step's numbers, and how many tokens a second it read; returns its loss. FloatingPointError."""
+        """Writes the metrics of a step.
+
+        Args:
+            step: Number of the step.
+            metrics: Loss and norm of the gradient, and further numbers.
+            speed: Tokens per second.
+
+        Returns:
+            The loss.
+
+        Raises:
+            FloatingPointError: A number is not finite.
+        """
         values = {name: float(value) for name, value in sorted(metrics.items())}
         if not all(map(math.isfinite, values.values())):
             kept = None if self.folder is None else self.manager.latest_step()
@@ -180,6 +247,13 @@ class Records(contextlib.ExitStack):
         return values["loss"]
 
     def keep(self, step: int, state: State, read: int) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            step: Number of the step.
+            state: The state after it.
+            read: Number of texts that have been read.
+        """
         if self.folder is None:
             return
         import orbax.checkpoint as ocp
@@ -193,7 +267,15 @@ class Records(contextlib.ExitStack):
 
 
 def manager(folder: Path, *, clean: bool = True):
-    """Of a folder's checkpoints. clean: half-written ones go; not where a run may still be writing one."""
+    """Opens the checkpoints of a run folder with Orbax. It keeps the newest two.
+
+    Args:
+        folder: The run folder.
+        clean: Whether half-written checkpoints are removed. They must not be while a run may still write one.
+
+    Returns:
+        Orbax' checkpoint manager.
+    """
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=clean)
@@ -201,7 +283,20 @@ def manager(folder: Path, *, clean: bool = True):
 
 
 def restore(folder: Path, manager, step: int, state: State) -> tuple[State, int]:
-    """What was kept at a step, placed as `state` is. ValueError: it is damaged, or of another model."""
+    """Reads a checkpoint.
+
+    Args:
+        folder: The run folder, for messages.
+        manager: Its checkpoint manager.
+        step: Number of the step.
+        state: A state of the same structure. The result is placed on the same devices.
+
+    Returns:
+        The state, and the number of texts that had been read by then.
+
+    Raises:
+        ValueError: The checkpoint is damaged or belongs to another model.
+    """
     import orbax.checkpoint as ocp
 
     rest = {"step": state.step, "moments": state.moments}
@@ -214,10 +309,12 @@ def restore(folder: Path, manager, step: int, state: State) -> tuple[State, int]
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed. XLA on CPU takes a program's temporaries anew at every call, gigabytes in training, and
-    the kernel may spend as long on their pages as the step on its products. Where there is no glibc nothing happens.
+    """Tells glibc to keep memory that is freed. Without glibc nothing happens.
 
-    To be called before the first computation: threads that have a heap of their own keep it.
+    On CPU, XLA allocates a program's temporary arrays anew at every call; in training these are gigabytes. The kernel
+    may spend as much time on their pages as the step spends on its matrix products.
+
+    Call it before the first computation, since threads that already have a heap of their own keep it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -226,7 +323,12 @@ def keep_freed_memory() -> None:
 
 
 class damaged:
-    """Turns what Orbax raises of a checkpoint, which is of many kinds and long, into one line."""
+    """A context manager that turns Orbax' errors about a checkpoint into a ValueError of one line.
+
+    Args:
+        folder: The run folder.
+        step: The step of the checkpoint.
+    """
 
     def __init__(self, folder: Path, step: int):
         self.line = f"{folder}/checkpoints/{step} is damaged or of another network"

@@ -26,8 +26,12 @@ from jaxcomm.prompts import Prompts
 class Wire:
     """What one wire carries at the last token.
 
-    layer, index: of the vertex it leaves, or, of an edge, arrives at; source: the vertex an edge leaves, None for a vertex's own
-    wire; words: the likeliest, with their probability; norm: length of the vector.
+    Attributes:
+        layer: Layer of the vertex that the wire leaves; for an edge, of the vertex at which it arrives.
+        index: Number of that vertex within its layer.
+        source: Number of the vertex that an edge leaves. None: the wire is a vertex's own.
+        words: The likeliest words, with their probabilities.
+        norm: Norm of the vector.
     """
 
     layer: int
@@ -38,6 +42,7 @@ class Wire:
 
     @property
     def name(self) -> str:
+        """Name of the wire, such as "vertex 1.0" or "edge 0.0 -> 1.1"."""
         if self.source is None:
             return f"vertex {self.layer}.{self.index}"
         return f"edge {self.layer - 1}.{self.source} -> {self.layer}.{self.index}"
@@ -45,7 +50,13 @@ class Wire:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """All wires of a network after one prompt. Vertices are numbered within their layer, groups one after the other."""
+    """All wires of a network after one prompt. Vertices are numbered within their layer, group by group.
+
+    Attributes:
+        prompt: The prompt.
+        widths: Number of vertices in each layer.
+        wires: The wires, layer by layer.
+    """
 
     prompt: str
     widths: tuple[int, ...]
@@ -53,15 +64,31 @@ class Reading:
 
 
 def carried(network: Network, tokens: Any) -> dict[str, jax.Array]:
-    """Every wire of a network that reads tokens [B, T], by the names of `NetworkConfig`: vertices' [M, B, T, D], edges' [I, J,
-    B, T, D]."""
+    """Reads tokens with a network, and keeps what every wire carries.
+
+    Args:
+        network: The network.
+        tokens: Tokens [B, T].
+
+    Returns:
+        Vectors by the names of `NetworkConfig`: of vertices [M, B, T, D], of edges [I, J, B, T, D].
+    """
     seen: dict[str, jax.Array] = {}
     network.read(jnp.asarray(tokens), positions_of(Prompts(tokens)), see=seen.__setitem__)
     return seen
 
 
 def words_of(network: Network, name: str, x: jax.Array) -> jax.Array:
-    """Log-probabilities [.., V] of the words that a wire's vectors [.., D] are nearest to."""
+    """Computes which words the vectors of a wire stand for: the de-embedding of the LMNet paper (section 4).
+
+    Args:
+        network: The network.
+        name: Name of the wire's group of vertices or edges.
+        x: Vectors [.., D].
+
+    Returns:
+        Log-probabilities of the words [.., V], in nats.
+    """
     config = network.config
     group = config.groups[name] if name in config.groups else config.stacks[name][1]
     model, flat = network.models[group.model], x.reshape(1, -1, x.shape[-1])
@@ -71,7 +98,20 @@ def words_of(network: Network, name: str, x: jax.Array) -> jax.Array:
 
 
 def read(agent: Agent, prompt: str, words: int = 3) -> Reading:
-    """Which words every wire carries at the prompt's last token. ValueError: the agent is no network, or cannot read it."""
+    """Finds the words that every wire carries at the prompt's last token.
+
+    Args:
+        agent: A network as an agent.
+        prompt: The prompt.
+        words: Number of words for each wire.
+
+    Returns:
+        The wires with their words.
+
+    Raises:
+        ValueError: The agent is not a network; `words` is below 1 or above the size of the vocabulary; the prompt is
+            too long.
+    """
     network = agent.params
     if not 1 <= words <= agent.params.config.vocab:
         raise ValueError(f"words = {words}: name at least 1, and no more than the vocabulary has")
@@ -106,7 +146,7 @@ def _first(config: NetworkConfig, group: Group) -> int:
 
 
 def text(reading: Reading) -> str:
-    """A line per wire, from the first layer to the last."""
+    """Writes a reading as text, one line for each wire, from the first layer to the last."""
     width = max(len(wire.name) for wire in reading.wires)
     say = lambda wire: "   ".join(f"{word.strip()!r} {p:.0%}" for word, p in wire.words)
     lines = [f"{wire.name:{width}}  |x| {wire.norm:7.1f}   {say(wire)}" for wire in reading.wires]
@@ -114,7 +154,17 @@ def text(reading: Reading) -> str:
 
 
 def picture(reading: Reading) -> bytes:
-    """PNG: vertices by layer with the words they carry; edges as wide as their share of what arrives, with the likeliest."""
+    """Draws a reading.
+
+    Vertices are drawn by layer, with the words that they carry. The width of an edge is its share of the norms that
+    arrive at a vertex; its likeliest word is written on it.
+
+    Args:
+        reading: The reading.
+
+    Returns:
+        The bytes of a PNG.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -10,12 +10,36 @@ NAMES = ("a", "b")
 
 
 def folder(name: str) -> Path:
-    """Where the checkpoint of model "a" (the sender, wider and deeper) or "b" (the receiver) lies. ValueError for other names."""
+    """Finds the checkpoint of a model of the embedded pair.
+
+    Args:
+        name: "a" (the sender, wider and deeper) or "b" (the receiver).
+
+    Returns:
+        Its folder.
+
+    Raises:
+        ValueError: There is no model of this name.
+
+    Example:
+        >>> folder("b").name
+        'b'
+    """
     if name not in NAMES:
         raise ValueError(f"the embedded pair has no model {name!r}, only {' and '.join(NAMES)}")
     return Path(str(resources.files("jaxcomm.evals.pair").joinpath(name)))
 
 
 def checkpoint(name: str) -> str | Path:
-    """What a command's name of a model stands for: pair:a and pair:b for the embedded pair, anything else for itself."""
+    """Resolves the name of a model, as commands take it.
+
+    Args:
+        name: pair:a or pair:b for the embedded pair, or the name of another checkpoint.
+
+    Returns:
+        The folder of the pair's model. Any other name is returned as it is.
+
+    Raises:
+        ValueError: The embedded pair has no such model.
+    """
     return folder(name.removeprefix("pair:")) if name.startswith("pair:") else name

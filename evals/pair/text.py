@@ -61,7 +61,21 @@ INVEST = (
 
 
 def arrange(rng: np.random.Generator, statement: str, reply: str, question: str, answer: str, guess: str) -> Document:
-    """One of the kinds of document, with a sentence about something else before it now and then."""
+    """Arranges one document of a kind that is drawn at random.
+
+    One document in five begins with a sentence about something else.
+
+    Args:
+        rng: Random generator.
+        statement: The statement.
+        reply: What follows from it.
+        question: A question about it.
+        answer: The right answer.
+        guess: An answer to the question without the statement.
+
+    Returns:
+        The document: pieces of text with their weights in the loss.
+    """
     document: Document = []
     if rng.random() < 0.2:
         document.append((str(rng.choice(world().filler)), CONTEXT))
@@ -82,7 +96,14 @@ def arrange(rng: np.random.Generator, statement: str, reply: str, question: str,
 
 
 def place_statement(rng: np.random.Generator) -> tuple[str, str, Landmark]:
-    """Who is where: the sentence, the person and the landmark."""
+    """Draws a sentence that says where somebody is. The person and the place belong to no game.
+
+    Args:
+        rng: Random generator.
+
+    Returns:
+        The sentence, the person, and the landmark.
+    """
     w = world()
     landmark = w.landmarks[rng.integers(len(w.landmarks))]
     person = str(rng.choice(_visitors(landmark.name)))
@@ -96,7 +117,7 @@ def _visitors(place: str) -> np.ndarray:
 
 
 def company_statement(rng: np.random.Generator) -> Sheet:
-    """News of three companies."""
+    """Draws a tip sheet about three companies that no game brings together."""
     while True:
         companies = draw_companies(rng)
         if not held_out(*companies):
@@ -104,7 +125,7 @@ def company_statement(rng: np.random.Generator) -> Sheet:
 
 
 def place_document(rng: np.random.Generator) -> Document:
-    """Somebody is somewhere; country, city and continent follow."""
+    """Draws a document in which somebody is somewhere. Country, city and continent follow from it."""
     statement, person, landmark = place_statement(rng)
     facts = [landmark.country, landmark.city, landmark.continent]
     order = rng.permutation(3) if rng.random() < 0.5 else [0, *(1 + rng.permutation(2))]
@@ -121,7 +142,7 @@ def place_document(rng: np.random.Generator) -> Document:
 
 
 def company_document(rng: np.random.Generator) -> Document:
-    """News of three companies; what to buy, to watch and to sell follows."""
+    """Draws a document with the news of three companies. What to buy, to watch and to sell follows from it."""
     sheet = company_statement(rng)
     rest = [f"{sheet.watch} to watch", f"{sheet.sell} to sell"]
     return arrange(
@@ -135,7 +156,16 @@ def company_document(rng: np.random.Generator) -> Document:
 
 
 def echo_document(rng: np.random.Generator) -> Document:
-    """Somebody repeats what was said: the plainest text in which looking back pays, and how copying is learned first."""
+    """Draws a document in which somebody repeats what was said.
+
+    It is the simplest text in which attention to earlier tokens pays. From it the model learns to copy.
+
+    Args:
+        rng: Random generator.
+
+    Returns:
+        The document.
+    """
     while True:
         companies = [
             f"{stem} {rng.choice(world().suffixes)}" for stem in rng.choice(world().stems["seen"], 4, replace=False)
@@ -149,19 +179,35 @@ DOCUMENTS = {"places": place_document, "companies": company_document, "echo": ec
 
 
 def documents(kind: str, seed: int) -> Iterator[Document]:
-    """An endless stream of one kind of document."""
+    """Draws documents of one kind without end.
+
+    Args:
+        kind: A key of `DOCUMENTS`.
+        seed: Seed of the documents.
+
+    Yields:
+        The documents.
+    """
     rng = np.random.default_rng([seed, list(DOCUMENTS).index(kind)])
     while True:
         yield DOCUMENTS[kind](rng)
 
 
 def statements(game: str, seed: int) -> Iterator[str]:
-    """What people say to begin with, of the kind A reads in a game: the sentences a map W is fitted on."""
+    """Draws statements of the kind that A reads in a game, without end. None of them belongs to an item of a game.
+
+    Args:
+        game: "countries" or "tip_sheets".
+        seed: Seed of the statements.
+
+    Yields:
+        The statements.
+    """
     rng = np.random.default_rng([seed, 9])
     while True:
         yield place_statement(rng)[0] if game == "countries" else company_statement(rng).text
 
 
 def plain(document: Document) -> str:
-    """The document as running text."""
+    """Joins the pieces of a document into one text."""
     return " ".join(text for text, _ in document)

@@ -47,7 +47,15 @@ WARMUP = 200
 
 
 def make_tokenizer(vocab: int = 4096, sample: int = 20_000) -> tokenizers.Tokenizer:
-    """Byte-level BPE learned from the training text; begins every text with BOS."""
+    """Learns a byte-level BPE tokenizer from the training text. Every text begins with BOS.
+
+    Args:
+        vocab: Largest size of the vocabulary.
+        sample: Number of documents of each kind.
+
+    Returns:
+        The tokenizer.
+    """
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.normalizer = tokenizers.normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
@@ -69,6 +77,15 @@ def make_tokenizer(vocab: int = 4096, sample: int = 20_000) -> tokenizers.Tokeni
 
 
 def make_config(model: str, vocab: int) -> ModelConfig:
+    """The architecture of a model of the pair.
+
+    Args:
+        model: "a" or "b".
+        vocab: Size of the vocabulary.
+
+    Returns:
+        The architecture.
+    """
     shape = SHAPES[model]
     return ModelConfig(
         vocab=vocab,
@@ -85,8 +102,15 @@ def make_config(model: str, vocab: int) -> ModelConfig:
 
 
 def batches(tokenizer: tokenizers.Tokenizer, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Documents of all kinds, bucketed by length: tokens [B, T], right-padded with EOS, and the weight [B, T] of each
-    token in the loss."""
+    """Draws documents of all kinds, and puts documents of about one length into a batch.
+
+    Args:
+        tokenizer: The tokenizer.
+        seed: Seed of the documents.
+
+    Yields:
+        Tokens [B, T], padded with EOS on the right, and the weight of each token in the loss [B, T].
+    """
     vocabulary = tokenizer.get_vocab()
     bos, eos = vocabulary[BOS], vocabulary[EOS]
 
@@ -118,13 +142,29 @@ def batches(tokenizer: tokenizers.Tokenizer, seed: int) -> Iterator[tuple[np.nda
 
 
 def loss(params: Params, tokens: Int[Array, "B T"], weights: Float[Array, "B T"]) -> Array:
-    """Weighted next-token cross-entropy."""
+    """Computes the weighted next-token cross-entropy.
+
+    Args:
+        params: The model.
+        tokens: Tokens [B, T].
+        weights: Weight of each token [B, T]. That of the first token is not used.
+
+    Returns:
+        The mean loss, in nats per unit of weight.
+    """
     losses = optax.softmax_cross_entropy_with_integer_labels(forward(params, Prompts(tokens))[:, :-1], tokens[:, 1:])
     return jnp.sum(losses * weights[:, 1:]) / jnp.sum(weights[:, 1:])
 
 
 def make_optimizer(schedule) -> optax.GradientTransformation:
-    """Muon for the matrices of the blocks, Adam for embeddings and norms."""
+    """Makes the optimizer: Muon for the matrices of the blocks, Adam for embeddings and norms.
+
+    Args:
+        schedule: Learning rate by step.
+
+    Returns:
+        The optimizer.
+    """
 
     def matrices(params: Any) -> Any:
         def kind(path, leaf):
@@ -141,8 +181,21 @@ def make_optimizer(schedule) -> optax.GradientTransformation:
 
 
 def cycle(params: Params, tokenizer: tokenizers.Tokenizer, steps: int, seed: int, label: str) -> Params:
-    """One warm-up and cosine decay with a fresh optimizer, on the documents of `seed`. FloatingPointError: the loss is
-    not a number any more."""
+    """Trains for one cycle of the learning rate (warm-up and cosine decay) with a new optimizer.
+
+    Args:
+        params: The model to begin with.
+        tokenizer: The tokenizer.
+        steps: Number of steps.
+        seed: Seed of the documents.
+        label: What the progress bar calls it.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        FloatingPointError: The loss is not a finite number.
+    """
     optimizer = make_optimizer(
         optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, min(WARMUP, steps // 2), steps, LEARNING_RATE / 50)
     )
@@ -165,7 +218,19 @@ def cycle(params: Params, tokenizer: tokenizers.Tokenizer, steps: int, seed: int
 
 
 def train(model: str, cycles: tuple[int, ...], seed: int) -> tuple[Params, tokenizers.Tokenizer]:
-    """Weights (stacked, representable in float16) and tokenizer, after cycles of so many steps."""
+    """Trains a model of the pair from scratch.
+
+    Args:
+        model: "a" or "b".
+        cycles: Number of steps of each cycle.
+        seed: Seed of the weights and of the documents.
+
+    Returns:
+        The weights (stacked, float32, with values that float16 can represent), and the tokenizer.
+
+    Raises:
+        FloatingPointError: The loss is not a finite number.
+    """
     tokenizer = make_tokenizer()
     params = init_params(jax.random.key(seed), make_config(model, tokenizer.get_vocab_size()))
     if jax.default_backend() == "cpu":
@@ -177,7 +242,18 @@ def train(model: str, cycles: tuple[int, ...], seed: int) -> tuple[Params, token
 
 
 def train_and_save(model: str, out: Path, *, steps: int | None = None, seed: int = 0) -> None:
-    """Trains and writes the checkpoint, float16, as a new folder. FileExistsError if `out` exists."""
+    """Trains a model of the pair, and writes it as a Hugging Face checkpoint in float16.
+
+    Args:
+        model: "a" or "b".
+        out: New folder for the checkpoint. It must not exist.
+        steps: Number of steps. Default: as many as the shipped model was trained for.
+        seed: Seed of the weights and of the documents.
+
+    Raises:
+        FileExistsError: `out` exists.
+        FloatingPointError: The loss is not a finite number.
+    """
     import transformers
 
     check_new(out)

@@ -18,8 +18,16 @@ from .parts import Job, SweepSettings
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """One game, [grafts, ks, js, questions]: exact match and log-probability of the answers, and of what was written, if
-    anything was, the hits by each metric of `play.METRICS`."""
+    """The results of one game at every cell. A cell is a graft and a layer pair (k, j).
+
+    Arrays are [grafts, K, J, questions], where K and J are the numbers of layers k and j.
+
+    Attributes:
+        exact: Whether greedy decoding would write the tokens of the answer.
+        logprob: Log-probability of the answer, in nats.
+        written: By metric ("exact", "found"), whether the decoded text is right. None: nothing was decoded.
+        metric: The metric that is reported.
+    """
 
     exact: np.ndarray
     logprob: np.ndarray
@@ -28,11 +36,20 @@ class Cells:
 
     @property
     def hits(self) -> np.ndarray:
-        """By the metric that is reported; where nothing was written, of the answers' tokens."""
+        """The hits that are reported, [grafts, K, J, questions]: of decoded texts, or else of the answers' tokens."""
         return self.exact if self.written is None else self.written[self.metric]
 
     def best(self, graft: int, questions: Any = slice(None)) -> tuple[int, int]:
-        """The (k, j), as indices, with most hits on these questions; of equals the one that finds the answers likeliest."""
+        """Finds the best cell of a graft.
+
+        Args:
+            graft: Index of the graft.
+            questions: Indices of the questions that count. Default: all.
+
+        Returns:
+            Indices of the k and j with most hits. Of equal cells, the one with the highest log-probability of the
+            answers.
+        """
         hits = self.hits[graft][..., questions].mean(axis=-1)
         likely = np.where(hits == hits.max(), self.logprob[graft][..., questions].mean(axis=-1), -np.inf)
         k, j = np.unravel_index(np.argmax(likely), likely.shape)
@@ -42,7 +59,20 @@ class Cells:
 def collect(
     folder: RunFolder, jobs: Sequence[Job], games: Mapping[str, Game], metric: str
 ) -> tuple[pa.Table, dict[str, Cells]]:
-    """All finished chunks: one table, answers and decoded side by side, and per game its cells."""
+    """Reads all finished chunks of a sweep.
+
+    Args:
+        folder: The run folder.
+        jobs: The jobs of the sweep. All of their chunks are finished.
+        games: The games, by name.
+        metric: The metric that is reported.
+
+    Returns:
+        One table with a row for each cell and question, and the cells of each game.
+
+    Raises:
+        ValueError: A chunk is missing or damaged.
+    """
     tables, cells = [], {}
     for game in games:
         own = [job for job in jobs if job.part.game == game]
@@ -72,7 +102,16 @@ def collect(
 
 
 def best_table(settings: SweepSettings, cells: Mapping[str, Cells], most: int = 3) -> rich.table.Table:
-    """The best cells of every game and graft, on all questions."""
+    """Makes the table of the best cells of every game and graft, on all questions.
+
+    Args:
+        settings: The settings of the sweep.
+        cells: The cells of each game.
+        most: Number of cells for each game and graft.
+
+    Returns:
+        The table. Hits are in %, with 95 % intervals.
+    """
     table = rich.table.Table()
     for column in ("game", "graft", "k", "j", "hits", "mean log-probability of the answer"):
         table.add_column(column, justify="left" if column in ("game", "graft") else "right")
@@ -87,7 +126,14 @@ def best_table(settings: SweepSettings, cells: Mapping[str, Cells], most: int = 
 
 
 def agreement(cells: Mapping[str, Cells]) -> Iterable[str]:
-    """How often decoding and the argmax test give the same verdict."""
+    """Says how often decoding and the exact match of the answer's tokens agree.
+
+    Args:
+        cells: The cells of each game.
+
+    Yields:
+        One sentence for each game that was decoded.
+    """
     for game, found in cells.items():
         if found.written is not None:
             same = found.written["exact"] == found.exact

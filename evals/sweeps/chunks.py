@@ -22,7 +22,17 @@ from .parts import GameSweep, Job
 
 
 def columns(sweep: GameSweep, job: Job, chunk: Chunk, result: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A finished chunk as a table: one row per cell and question."""
+    """Turns a finished chunk into a table.
+
+    Args:
+        sweep: The sweep.
+        job: The job of the chunk.
+        chunk: The chunk: a range of cells and a range of games.
+        result: Arrays [cells, games, ..] of the chunk (`Job.run`).
+
+    Returns:
+        The columns of the table, by name. It has one row for each cell and question.
+    """
     plan, part, games = job.plan, job.part, list(chunk.games)
     questions = part.questions[games]
     g, k, j = np.repeat(plan.grid.cells[chunk.cells.start : chunk.cells.stop], len(games), axis=0).T
@@ -71,10 +81,19 @@ def _compiling() -> list[float]:
 
 
 def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> None:
-    """Computes every chunk that is not in the folder yet and is this process' to do.
+    """Computes the chunks that are not finished yet and belong to this process' share.
 
-    The time left is the work left at the median speed of the
-    chunks of its kind that this process has done, compiling not counted; "?" while a kind has none."""
+    A bar shows the time left. It is the work left, at the median speed of this process' chunks of the same kind; time
+    spent compiling does not count. The bar shows "?" until every kind has a finished chunk.
+
+    Args:
+        folder: The run folder.
+        sweep: The sweep.
+        jobs: The jobs of the sweep.
+
+    Raises:
+        OSError: A chunk cannot be written.
+    """
     every = [(job, i, chunk) for job in jobs for i, chunk in enumerate(job.chunks)]
     work = {job.name(i): job.plan.work(chunk) for job, i, chunk in every}
     todo = processes.mine([(job, i, chunk) for job, i, chunk in every if not folder.done(job.name(i))])

@@ -16,20 +16,48 @@ STATEMENTS = "statements"
 
 
 def fit(a: Agent, b: Agent, sentences: Sequence[str], ks: Sequence[int], js: Sequence[int]) -> Maps:
-    """W from layers ks of A to layers js of B, from the states at the last token of the sentences."""
-    return fit_maps(a.params, b.params, read_both(a, b, sentences), ks=ks, js=js)
+    """Fits W from layers of A to layers of B in closed form (`jaxcomm.fit_maps`).
+
+    Args:
+        a: The sender.
+        b: The receiver.
+        sentences: At least ten sentences. W is fitted on the states at their last tokens.
+        ks: Layers of A, 0 .. L_A each.
+        js: Layers of B, 0 .. L_B each.
+
+    Returns:
+        The maps W [K, J, D_B, D_A] and their errors.
+    """
+    return fit_maps(a.single, b.single, read_both(a, b, sentences), ks=ks, js=js)
 
 
 def own_statements(game: str) -> list[str]:
-    """What A reads in a game, but none of its games: the paper's in-distribution text (appendix B.3)."""
+    """Draws 1000 statements of the kind that A reads in a game.
+
+    None of them belongs to an item of the game. This is the in-distribution text of Ramesh & Li (2025, appendix B.3).
+
+    Args:
+        game: "countries" or "tip_sheets".
+
+    Returns:
+        The statements.
+    """
     return sentences(f"{STATEMENTS}:{game}", SENTENCES, seed=FIT)
 
 
 def read_text(text: str | None, game: str) -> list[str] | None:
-    """The sentences to fit W on: none, the game's own, or another source's (`evals.sentences`).
+    """Reads the sentences that W is fitted on.
+
+    Args:
+        text: `STATEMENTS`: the game's own statements; otherwise a source of sentences (`evals.sentences`). None: no W.
+        game: Name of the game, as for `games.draw`.
+
+    Returns:
+        The sentences. None: there is no W to fit.
 
     Raises:
-        ValueError: The game has no statements of its own, or there are too few sentences.
+        ValueError: The game has no statements of its own, or there are fewer than ten sentences.
+        OSError: The source does not exist or cannot be read.
     """
     if text is None:
         return None

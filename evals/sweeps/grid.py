@@ -18,12 +18,25 @@ PLAIN = Wording()
 
 
 def layers(agent: Agent) -> list[int]:
-    """1 .. L."""
+    """The layers of an agent's model, 1 .. L."""
     return list(range(1, agent.params.config.layers + 1))
 
 
 def plan_game(game: Game, a: Agent, b: Agent, *, max_new_tokens: int | None, wording: Wording = PLAIN, **how) -> Plan:
-    """A sweep over a game: decoded if there is a number of tokens to write, else the exact match of its answers."""
+    """Plans a sweep of a game over layer pairs.
+
+    Args:
+        game: The game.
+        a: The sender.
+        b: The receiver.
+        max_new_tokens: Number of tokens to decode in each cell. None: nothing is decoded, and the tokens of the answers
+            are scored.
+        wording: How the game is put to the agents.
+        **how: The layers `ks` and `js`, the `grafts`, the maps W as `maps`, and further arguments of `Plan`.
+
+    Returns:
+        The plan (`jaxcomm.layer_sweep.Plan`).
+    """
     a, b = (wording.writer(game, agent) for agent in (a, b))
     prompts_b = wording.prompts_b(game, b)
     answers = None if max_new_tokens else b.spell(prompts_b, [i.answer for i in game.items])
@@ -31,36 +44,83 @@ def plan_game(game: Game, a: Agent, b: Agent, *, max_new_tokens: int | None, wor
     both = a.tokenize(wording.prompts_a(game, a)), b.tokenize(prompts_b, room)
     cells = Grid(how.pop("ks"), how.pop("js"), how.pop("grafts", ("replace",)), how.pop("maps", None))
     how |= dict(max_new_tokens=max_new_tokens or 1, stop_tokens=b.stop_tokens)
-    return Plan(a.params, b.params, *both, cells, answers, **how)
+    return Plan(a.single, b.single, *both, cells, answers, **how)
 
 
 def answer_groups(game: Game, b: Agent, wording: Wording) -> list[np.ndarray]:
-    """Questions whose answers have about as many tokens."""
+    """Groups the questions of a game whose answers have about as many tokens (`layer_sweep.by_length`).
+
+    Args:
+        game: The game.
+        b: The receiver, whose tokens count.
+        wording: How the game is put to B.
+
+    Returns:
+        Indices of the questions of each group.
+    """
     b = wording.writer(game, b)
     return by_length(b.spell(wording.prompts_b(game, b), [item.answer for item in game.items]))
 
 
 def texts(b: Agent, tokens: np.ndarray) -> np.ndarray:
-    """What tokens [.., T] say, as strings [..]. Cells say the same few things: each is put together once."""
+    """Turns tokens into texts. Equal rows are decoded only once.
+
+    Args:
+        b: The agent whose tokens they are.
+        tokens: Tokens [.., T]; -1 after the end of a text.
+
+    Returns:
+        The texts, an array of strings [..].
+    """
     rows, back = np.unique(tokens.reshape(-1, tokens.shape[-1]), axis=0, return_inverse=True)
-    said = b.text(Generation(rows, np.zeros(rows.shape, np.float32), (rows >= 0).sum(axis=-1)))
+    said = b.text(Generation(rows, np.zeros(rows.shape, np.float32), (rows >= 0).sum(axis=-1, dtype=np.int32)))
     return np.array(said, object)[back.reshape(tokens.shape[:-1])]
 
 
 def right(said: np.ndarray, game: Game, indices: Iterable[int], metric: str) -> np.ndarray:
-    """Whether texts [.., items] answer these of a game's items, by a metric of `play.METRICS`. Cells say the same few things: each
-    is judged once."""
+    """Tests whether texts are right answers. Equal texts are tested only once.
+
+    Args:
+        said: Texts [.., items].
+        game: The game.
+        indices: Indices of the items that the last axis runs over.
+        metric: "exact" or "found" (`play.METRICS`).
+
+    Returns:
+        Whether each text is right, [.., items].
+    """
     judged = functools.cache(lambda text, i: hit(game, text, game.items[i], metric))
     return np.vectorize(judged, otypes=[bool])(said, np.array(list(indices)))
 
 
 def hit(game: Game, text: str, item: Item, metric: str) -> bool:
-    """Whether a reply is right, by exact or found match."""
+    """Tests whether a reply is right.
+
+    Args:
+        game: The game.
+        text: The reply.
+        item: The item that it answers.
+        metric: "exact": exact match; otherwise found match (`play.METRICS`).
+
+    Returns:
+        Whether it is right.
+    """
     return exact_match(text, item.answer) if metric == "exact" else game.named(text, item) == item.answer
 
 
 def layer_map(game: Game, a: Agent, b: Agent, *, maps=None, max_new_tokens: int = 16) -> np.ndarray:
-    """Exact match, decoded, of `replace` at every k = 1 .. L_A (rows) and j = 1 .. L_B (columns). maps: as `sweep`'s."""
+    """Plays a game at every layer pair, decoded, with the graft "replace".
+
+    Args:
+        game: The game.
+        a: The sender.
+        b: The receiver.
+        maps: Maps W [K, J, D_B, D_A], or [K, 1, D_B, D_A] if all j share one. None: there is no W.
+        max_new_tokens: Largest number of tokens of a reply.
+
+    Returns:
+        Share of exact matches [L_A, L_B], for k = 1 .. L_A and j = 1 .. L_B.
+    """
     ks, js = layers(a), layers(b)
     plan = plan_game(game, a, b, ks=ks, js=js, maps=maps, max_new_tokens=max_new_tokens)
     tokens = plan.gather([plan.run(chunk) for chunk in plan.chunks])["tokens"][0]

@@ -23,24 +23,44 @@ from .parts import GameSweep
 
 @dataclasses.dataclass(frozen=True)
 class Halved:
-    """A cell chosen on one half of a game's questions and played, decoded, on the other; hits are question by question."""
+    """A cell that was chosen on one half of a game's questions, and played on the other half.
+
+    Attributes:
+        game: Name of the game.
+        graft: The graft.
+        k: Layer of A.
+        j: Layer of B.
+        chosen_on: Indices of the questions that the cell was chosen on.
+        flattering: The cell's hits on these questions, which are too good on average.
+        reported: Indices of the other questions.
+        ours: The cell's hits on `reported`, of decoded replies.
+        silent: Hits of B alone on `reported`.
+        controls: Hits of each control on `reported`.
+    """
 
     game: str
     graft: str
     k: int
     j: int
     chosen_on: np.ndarray
-    """Which questions; there, `flattering` are its hits."""
     flattering: np.ndarray
     reported: np.ndarray
-    """Which questions; there, `ours` are its hits, and those of silence and of each control."""
     ours: list[bool]
     silent: list[bool]
     controls: dict[str, list[bool]]
 
 
 def halve(sweep: GameSweep, cells: Mapping[str, Cells], maps: Mapping[str, np.ndarray]) -> Iterator[Halved]:
-    """For every game and graft: the layers that are best on half of the questions, on the other half. maps: W, by game."""
+    """Chooses the best layers on one half of the questions, and plays the other half with them.
+
+    Args:
+        sweep: The sweep.
+        cells: The cells of each game.
+        maps: The maps W by game, [K, J, D_B, D_A] or [K, 1, D_B, D_A]. Games that have none are not in it.
+
+    Yields:
+        The result for each game and graft.
+    """
     settings, a, b = sweep.settings, sweep.a, sweep.b
     metric = shown(b, settings.wording, settings.examples)[0]
     how = PlaySettings(settings.wording, max_new_tokens=settings.decode or 16)
@@ -62,7 +82,15 @@ def halve(sweep: GameSweep, cells: Mapping[str, Cells], maps: Mapping[str, np.nd
 
 
 def halves_table(halves: Iterable[Halved]) -> rich.table.Table:
-    """Both halves, and on the reported one how far the cell is above silence and above the best control."""
+    """Makes the table of both halves.
+
+    Args:
+        halves: The results of `halve`.
+
+    Returns:
+        Hits in % with 95 % intervals on both halves. On the half that is reported: how many points the cell is above
+        silence and above the best control, with p-values by sign flips.
+    """
     columns = "game, graft, k, j, half chosen on, other half, silent, +, p, best control, +, p"
     table = rich.table.Table(*columns.split(", "))
     for h in halves:

@@ -17,58 +17,98 @@ from .grid import PLAIN, answer_groups, plan_game
 
 @dataclasses.dataclass(frozen=True)
 class SweepSettings:
-    """A sweep as it is asked for (`jaxcomm sweep --help` says what the fields mean). With the models' fingerprints and the
-    versions it makes a run what it is."""
+    """The settings of a sweep. `jaxcomm sweep --help` explains them.
+
+    Attributes:
+        games: Names of the games, as for `games.draw`.
+        ks: Layers of A, ascending.
+        js: Layers of B, ascending.
+        grafts: The grafts.
+        decode: Number of tokens to decode in every cell. None: only the answers' tokens are scored.
+        text: What the maps W are fitted on: `fitting.STATEMENTS`, or a source of sentences (`evals.sentences`). None:
+            there is no W.
+        into: The layer of B that W maps into. None: the layer at which it is grafted in.
+        n: Number of items of each game. None: the game's own number.
+        seed: Seed of the items and of the halves.
+        names: "seen" or "new" people and companies.
+        memory: Bytes that a device may use beside the weights. None: what is free, if the device tells; otherwise 1
+            GiB.
+        wording: How the games are put to the agents.
+        examples: Number of worked examples.
+    """
 
     games: tuple[str, ...]
     ks: tuple[int, ...]
     js: tuple[int, ...]
     grafts: tuple[str, ...]
     decode: int | None
-    """Also write so many tokens in every cell."""
     text: str | None
-    """W per cell: `fitting.STATEMENTS`, or a file with a sentence per line. None: no W."""
     into: int | None
-    """The layer of B that W maps into, if it is not the one it is grafted at."""
     n: int | None
     seed: int
     names: str
     memory: int | None
-    """Bytes."""
     wording: Wording = PLAIN
     examples: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Questions of one game that are scored in one way."""
+    """Questions of one game that are scored in one way.
+
+    Attributes:
+        game: Name of the game.
+        kind: "answers": the tokens of the answers are scored; "decoded": replies are decoded.
+        group: Number of the group. Answers are scored in groups of about one length (`layer_sweep.by_length`).
+        questions: Indices of the questions.
+    """
 
     game: str
     kind: Literal["answers", "decoded"]
     group: int
     questions: np.ndarray
-    """Answers are scored in groups of about one length (`layer_sweep.by_length`)."""
 
     @property
     def name(self) -> str:
+        """Name of the part, unique in its sweep."""
         return f"{self.game} {self.kind} {self.group}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A part as it is computed."""
+    """A part of a sweep, ready to be computed.
+
+    Attributes:
+        part: The part.
+        plan: Its plan.
+        chunks: The chunks, as they were cut when the run began; each is one file. If the run goes on with less memory,
+            the plan computes a chunk in smaller pieces.
+    """
 
     part: Part
     plan: Plan
     chunks: tuple[Chunk, ...]
-    """As they were cut when the run began: a file each. The plan's own are smaller if it goes on with less memory."""
 
     def name(self, index: int) -> str:
-        """Of a chunk's file."""
+        """Names the file of a chunk.
+
+        Args:
+            index: Index of the chunk.
+
+        Returns:
+            The name, without its ending.
+        """
         return f"{self.part.game}-{self.part.kind}-{self.part.group}-{index:05d}"
 
     def run(self, chunk: Chunk) -> dict[str, np.ndarray]:
-        """`Plan.run`'s arrays [cells, games, ..] of one of the chunks."""
+        """Computes one of the chunks.
+
+        Args:
+            chunk: The chunk.
+
+        Returns:
+            The arrays of `Plan.run`, [cells, games, ..], by name.
+        """
         found: dict[str, np.ndarray] = {}
         for piece in chunk.cut(self.plan.sizes):
             for name, value in self.plan.run(piece).items():
@@ -84,7 +124,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class GameSweep:
-    """Two agents and the games they play at every layer pair."""
+    """Two agents, and the games that they play at every layer pair.
+
+    Attributes:
+        settings: The settings of the sweep.
+        a: The sender.
+        b: The receiver.
+        games: The games, by name.
+    """
 
     settings: SweepSettings
     a: Agent
@@ -92,7 +139,7 @@ class GameSweep:
     games: Mapping[str, Game]
 
     def parts(self) -> list[Part]:
-        """Every game in every way it is scored."""
+        """Lists every game in every way in which it is scored."""
         found = []
         for name, game in self.games.items():
             groups = answer_groups(game, self.b, self.settings.wording)
@@ -102,7 +149,15 @@ class GameSweep:
         return found
 
     def plan(self, part: Part, **more: Any) -> Plan:
-        """How a part is computed. more: `Plan`'s W, sizes and memory."""
+        """Plans a part.
+
+        Args:
+            part: The part.
+            **more: Further arguments of `plan_game`: the maps W as `maps`, sizes, memory.
+
+        Returns:
+            The plan.
+        """
         own = self.settings
         return plan_game(
             self.games[part.game].part(part.questions), self.a, self.b, wording=own.wording, ks=own.ks, js=own.js,
@@ -110,11 +165,28 @@ class GameSweep:
         )  # fmt: skip
 
     def sizes(self, parts: Sequence[Part]) -> dict[str, list[int]]:
-        """How much of each part, by name, the memory holds at once."""
+        """Finds how much of each part the memory holds at once.
+
+        Args:
+            parts: The parts.
+
+        Returns:
+            The numbers of `layer_sweep.Sizes`, by name of the part.
+        """
         return {p.name: list(dataclasses.astuple(self.plan(p, memory=self.settings.memory).sizes)) for p in parts}
 
     def job(self, part: Part, maps: np.ndarray | None, begun: Sequence[int], now: Sequence[int]) -> Job:
-        """A part to be computed, in chunks of the sizes that the run began with, in pieces that the memory holds now."""
+        """Makes a part ready to be computed.
+
+        Args:
+            part: The part.
+            maps: The maps W [K, J, D_B, D_A]. None: there is no W.
+            begun: Sizes with which the run began. The chunks have these sizes.
+            now: Sizes that the memory holds now. The pieces of a chunk are not larger.
+
+        Returns:
+            The job.
+        """
         plan = self.plan(part, maps=maps, sizes=Sizes(*map(min, begun, now)))
         every = Chunk(range(plan.games), range(len(plan.grid.cells)))
         return Job(part, plan, tuple(every.cut(Sizes(*begun))))

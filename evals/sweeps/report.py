@@ -20,7 +20,18 @@ from .parts import GameSweep, Job, SweepSettings
 
 
 def report(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job], maps: Mapping[str, np.ndarray]) -> None:
-    """Writes results.parquet, the pictures, report.txt and sweep.html, and prints the text. maps: W, by game."""
+    """Reports a finished sweep: writes results.parquet, pictures, report.txt and sweep.html, and prints the text.
+
+    Args:
+        folder: The run folder.
+        sweep: The sweep.
+        jobs: Its jobs, all finished.
+        maps: The maps W by game. Games that have none are not in it.
+
+    Raises:
+        ValueError: A chunk is missing or damaged.
+        OSError: A file cannot be written.
+    """
     metric = shown(sweep.b, sweep.settings.wording, sweep.settings.examples)[0]
     table, cells = collect(folder, jobs, sweep.games, metric)
     folder.put("results.parquet", parquet(table))
@@ -40,7 +51,17 @@ def report(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job], maps: Mappi
 def draw_maps(
     folder: RunFolder, settings: SweepSettings, cells: Mapping[str, Cells], metric: str
 ) -> dict[str, tuple[str, list[figures.LayerMap]]]:
-    """Accuracy and log-probability over the layers, a picture for each and every graft; the maps, as `figures.page` takes them."""
+    """Draws accuracy and log-probability over the layers, and writes one picture for each measure and graft.
+
+    Args:
+        folder: The run folder.
+        settings: The settings of the sweep.
+        cells: The cells of each game.
+        metric: The metric of the accuracy, a key of `play.METRICS`.
+
+    Returns:
+        The maps, as `figures.page` takes them.
+    """
     # To the next ten above the best cell: of a small real model that is far below 100.
     top = 10.0 * np.ceil(max(1.0, *(100 * found.hits.mean(axis=-1).max() for found in cells.values())) / 10)
     measures = {
@@ -65,7 +86,17 @@ def draw_maps(
 def paragraphs(
     sweep: GameSweep, cells: Mapping[str, Cells], maps: Mapping[str, np.ndarray], on_map: str
 ) -> Iterator[str | rich.table.Table]:
-    """The text: what was swept, the best cells, and what those chosen on one half are worth on the other."""
+    """Writes the text of the report: the set-up, the best cells, and how cells chosen on one half do on the other.
+
+    Args:
+        sweep: The sweep.
+        cells: The cells of each game.
+        maps: The maps W by game. Games that have none are not in it.
+        on_map: The metric that the maps of accuracy show.
+
+    Yields:
+        Paragraphs and tables.
+    """
     settings = sweep.settings
     metric, why = shown(sweep.b, settings.wording, settings.examples)
     size = f"{len(settings.grafts)} x {len(settings.ks)} x {len(settings.js)}"

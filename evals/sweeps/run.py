@@ -28,20 +28,23 @@ from .report import report
 def run(
     settings: SweepSettings, a: Agent, b: Agent, out: Path, *, resume: bool, command: str, recorded: Mapping[str, Any]
 ) -> None:
-    """Sweeps, keeps every finished chunk, then reports.
+    """Runs a sweep: computes every chunk, keeps it in the run folder, and reports.
 
-    Of several processes each does its share of the chunks, in one folder that all of them see.
+    If there are several processes, each computes its share of the chunks. All of them see the same folder.
 
     Args:
-        settings: What is asked for.
-        a, b: Sender and receiver.
-        out: Run folder.
-        resume: Go on with the run in the folder.
-        command: What to type to run it again.
-        recorded: What else makes this run what it is.
+        settings: The settings of the sweep.
+        a: The sender.
+        b: The receiver.
+        out: The run folder.
+        resume: Whether to go on with the run in the folder.
+        command: The command that runs it again.
+        recorded: Further facts that make this run what it is.
 
     Raises:
-        ValueError, OSError: `RunFolder`'s, and what is said of games, layers and texts; before anything is computed.
+        ValueError: A game, layer or text is not as it should be, or the folder holds another run. It is raised before
+            anything is computed.
+        OSError: A file does not exist, or the folder cannot be written.
     """
     sweep = _drawn(settings, a, b)
     parts = sweep.parts()
@@ -72,8 +75,8 @@ def _drawn(settings: SweepSettings, a: Agent, b: Agent) -> GameSweep:
     if few := [game for game in drawn if len(game.items) < 4]:
         raise ValueError(f"{len(few[0].items)} questions of {few[0].name}: a report on halves needs at least 4")
     # Placed once: every plan would put its own copy on every device.
-    same, b = a.params is b.params, dataclasses.replace(b, params=spread(b.params))
-    a = dataclasses.replace(a, params=b.params if same else spread(a.params))
+    same, b = a.params is b.params, dataclasses.replace(b, params=spread(b.single))
+    a = dataclasses.replace(a, params=b.params if same else spread(a.single))
     return GameSweep(settings, a, b, games)
 
 

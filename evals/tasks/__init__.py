@@ -27,7 +27,17 @@ PLAIN = Wording()
 
 
 def records(name: str, seed: int, n: int | None, names: str) -> list[dict[str, Any]]:
-    """The items of one of our own tasks that is no game."""
+    """Makes the records of one of our own tasks that is not a game.
+
+    Args:
+        name: "countries_choice" or "statements".
+        seed: Seed of the records.
+        n: Number of records. None: 100.
+        names: "seen" or "new" people.
+
+    Returns:
+        The records.
+    """
     if name == "statements":
         each = (statements(game, STATEMENTS_SEED + seed) for game in GAMES)
         return [{"text": text} for _, *both in zip(range((n or 100) // 2 or 1), *each, strict=False) for text in both]
@@ -48,7 +58,22 @@ def records(name: str, seed: int, n: int | None, names: str) -> list[dict[str, A
 
 
 def game_task(name: str, seed: int, n: int | None, names: str, wording: Wording) -> Any:
-    """A game as a task: exact match, and found match (`Game.named`). name: as `games.draw`'s."""
+    """Makes a game into a task of lm-evaluation-harness. Its metrics are exact match and found match (`Game.named`).
+
+    Args:
+        name: A game, as for `games.draw`.
+        seed: Seed of the items.
+        n: Number of items. None: the game's own number.
+        names: "seen" or "new" people and companies.
+        wording: How the game is put to the agents.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: There is no such game, or its file is not as it should be.
+        FileNotFoundError: There is no such file.
+    """
     game = draw(name, seed, n, names=names)
     rows = [
         {"prompt_a": wording.told(game, item), "prompt_b": wording.asked(game, item), "answer": item.answer, "item": i}
@@ -69,7 +94,17 @@ def _judge(game: Game, doc: Mapping[str, Any], results: Sequence[str]) -> dict[s
 
 
 def sample(name: str) -> Path:
-    """The made-up records of a task that come with the package. ValueError: it has none."""
+    """Finds the made-up records of a task that come with the package.
+
+    Args:
+        name: Name of the task.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: The task has no such records.
+    """
     found = {path.stem: path for path in sorted((HERE / "sample").iterdir())}
     if name not in found:
         raise ValueError(f"{name} has no sample; there is one for {', '.join(found)}")
@@ -85,12 +120,25 @@ def load_tasks(
     group: str = "seen",
     wording: Wording = PLAIN,
 ) -> dict[str, dict[str, Any]]:
-    """name -> {task: lm-eval Task}; a group's name stands for all its tasks (`mmlu`: 57), a file's (FILE.jsonl) for one's own
-    game. wording: of games.
+    """Loads tasks: those of lm-evaluation-harness, and our own.
 
-    data: local records in place of the hub's, per task: a JSONL file (the questions; no few-shot examples then), or a
-    folder with one file per split. ValueError: an unknown task (near names are suggested), a task whose data cannot be
-    reached, or records that lack a field.
+    Args:
+        names: Names of tasks; of groups, which stand for all their tasks (`mmlu`: 57); or files FILE.jsonl with games
+            of your own.
+        data: Local records in place of the hub's, by task: a JSONL file with the questions (then there are no few-shot
+            examples), or a folder with one file for each split.
+        seed: Seed of our own tasks.
+        n: Number of questions of our own tasks. None: their own number.
+        group: "seen" or "new" people and companies of our own tasks.
+        wording: How games are put to the agents.
+
+    Returns:
+        For each name its tasks, by their own names.
+
+    Raises:
+        ValueError: A task is unknown (similar names are suggested), its data cannot be reached, or a record lacks a
+            field.
+        FileNotFoundError: A file does not exist.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if odd := sorted(set(data) - set(names)):
@@ -216,7 +264,18 @@ def _local(name: str, path: Path) -> Any:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """A JSONL file's records. ValueError: a line that is not a JSON object, with its number; FileNotFoundError."""
+    """Reads the records of a JSONL file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The records, in the order of the file.
+
+    Raises:
+        ValueError: A line is not a JSON object. The message has its number.
+        FileNotFoundError: There is no such file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a JSONL file, or a folder with one per split")
     return [record for _, record in json_lines(path)]

@@ -13,11 +13,11 @@ for every cell, so they are computed once and each cell runs blocks j + 1 .. L_B
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 from flax import struct
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from jaxcomm.communication import check_games
 from jaxcomm.config import AnyArray
@@ -56,10 +56,10 @@ class Sweep(struct.PyTreeNode):
         forwarded: Tokens that went through all of B's blocks for the cells, idle slots included.
     """
 
-    tokens: Any
-    logprobs: Any
-    lengths: Any
-    forwarded: Any
+    tokens: Int[np.ndarray, "F K J G T"]
+    logprobs: Float[np.ndarray, "F K J G T"]
+    lengths: Int[np.ndarray, "F K J G"]
+    forwarded: Int[np.ndarray, ""]
 
 
 class AnswerSweep(struct.PyTreeNode):
@@ -70,8 +70,8 @@ class AnswerSweep(struct.PyTreeNode):
         logprobs: [grafts, ks, js, games, T]: of its tokens, the end included where there is one, 0 after it.
     """
 
-    exact: Any
-    logprobs: Any
+    exact: Bool[np.ndarray, "F K J G"]
+    logprobs: Float[np.ndarray, "F K J G T"]
 
 
 def sweep(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from jaxcomm.communication import check_games
 from jaxcomm.compiled import check_texts, check_tokens
@@ -24,7 +24,7 @@ from jaxcomm.layer_sweep.programs import Cells, Targets, layers_of, read_tail, s
 from jaxcomm.layer_sweep.sizes import SCORED_ROWS
 from jaxcomm.model import Params, check_room, enter, positions_of, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts
-from jaxcomm.sites import SITES, Site, check_positions, check_site, columns_of
+from jaxcomm.sites import SITES, Positions, Site, check_positions, check_site, columns_of
 
 
 class PatchOptions(TypedDict, total=False):
@@ -41,7 +41,7 @@ class PatchOptions(TypedDict, total=False):
 
     sites: Sequence[str]
     layers: Sequence[int]
-    positions: Sequence[Any]
+    positions: Sequence[Positions]
     change: Change
     progress: Callable[[int, int], None]
 
@@ -57,10 +57,10 @@ class Patching(struct.PyTreeNode):
         positions: Likewise.
     """
 
-    logprobs: Any
-    exact: Any
+    logprobs: Float[np.ndarray, "sites layers positions G T"]
+    exact: Bool[np.ndarray, "sites layers positions G"]
     layers: tuple[int, ...] = struct.field(pytree_node=False)
-    positions: tuple[Any, ...] = struct.field(pytree_node=False)
+    positions: tuple[Positions, ...] = struct.field(pytree_node=False)
 
 
 def patch(

@@ -12,16 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from jaxcomm.communication import ReadPrompt, check_games, read_prompt
 from jaxcomm.compiled import check_layer, check_texts, check_tokens
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Decoding, check_keys
-from jaxcomm.edits import Graft
+from jaxcomm.edits import Graft, GraftFunction
 from jaxcomm.layer_sweep.programs import (
     Cells,
     Drawing,
+    Tail,
     Targets,
     decode_cells,
     edit_states,
@@ -48,7 +49,7 @@ class SweepOptions(Decoding, total=False):
         max_new_tokens, sampling, keys, stop_tokens: As `Decoding`; keys are of games, the same for all cells.
     """
 
-    grafts: Sequence[Any]
+    grafts: Sequence[GraftFunction]
     maps: Float[AnyArray, "_ _ _ _"] | None
     memory: int | None
     mesh: Mesh | None
@@ -60,8 +61,8 @@ class Grid:
 
     ks: Sequence[int]
     js: Sequence[int]
-    grafts: Sequence[Any] = ("replace",)
-    maps: Any = None
+    grafts: Sequence[GraftFunction] = ("replace",)
+    maps: Float[AnyArray, "_ _ DB DA"] | None = None
 
     def __post_init__(self):
         for name in ("ks", "js", "grafts"):
@@ -94,6 +95,7 @@ class Grid:
 
     def map(self, k: Any, j: Any) -> np.ndarray:
         """W of two indices, on the host: a chunk takes one at a time."""
+        assert self.maps is not None
         return np.asarray(self.maps[k, j if self.maps.shape[1] > 1 else 0])
 
 
@@ -104,8 +106,8 @@ class Shared:
     sent: Array
     own: Array
     prompt: ReadPrompt
-    keys: Any
-    answers: Any
+    keys: Key[Array, "G"] | None
+    answers: tuple[Targets, Tail] | None
 
 
 class Plan:

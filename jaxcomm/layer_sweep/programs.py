@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
 from jaxcomm.communication import ReadPrompt
-from jaxcomm.decoding import choose, top_and_total
+from jaxcomm.decoding import Sampling, choose, top_and_total
 from jaxcomm.edits import Read, apply_graft, hook_of, through_map
 from jaxcomm.layers import Hook
 from jaxcomm.model import Attended, enter, positions_of, run_blocks, unembed
@@ -25,16 +26,16 @@ from jaxcomm.sites import Site
 
 
 class _Slots(struct.PyTreeNode):
-    step: Any
-    cell: Any
+    step: Int[Array, ""]
+    cell: Int[Array, "G R"]
     """[G, R] which cell a slot works on; past the last one: idle."""
-    t: Any
+    t: Int[Array, "G R"]
     """[G, R] tokens it has written for it."""
-    token: Any
-    following: Any
+    token: Int[Array, "G R"]
+    following: Int[Array, "G"]
     """[G] the next cell nobody has begun."""
-    tokens: Any
-    logprobs: Any
+    tokens: Int[Array, "G C T"]
+    logprobs: Float[Array, "G C T"]
     cache: KVCache
 
 
@@ -47,9 +48,9 @@ class Cells(struct.PyTreeNode):
         layers: [C].
     """
 
-    edits: Any
-    columns: Any
-    layers: Any
+    edits: Float[Array, "G C n *_"]
+    columns: Int[Array, "G C n"] | None
+    layers: Int[Array, "C"]
 
     def write(self, x: Any, active: Any) -> Any:
         """x [G, C, U, ...] with the edits of the active cells [C]."""
@@ -64,9 +65,9 @@ class Cells(struct.PyTreeNode):
 class Drawing(struct.PyTreeNode):
     """How tokens are chosen: greedily without `sampling`, else with a key [G] for every game. stops [S]: tokens that end a text."""
 
-    stops: Any
-    sampling: Any = None
-    keys: Any = None
+    stops: Int[Array, "S"]
+    sampling: Sampling | None = None
+    keys: Key[Array, "G"] | None = None
 
     def draw(self, logits: Any, t: Any) -> Any:
         """Of logits [G, R, V], the t-th tokens [G, R] of their texts."""
@@ -152,17 +153,17 @@ class Tail(struct.PyTreeNode):
         positions: [G, U].
     """
 
-    states: Any
+    states: Float[Array, "_ G U D"]
     earlier: KVCache
-    positions: Any
+    positions: Int[Array, "G U"]
 
 
 class Targets(struct.PyTreeNode):
     """Answers [G, T] (-1: no token), `ends` [G, T], True where a stop token must come, and these [S]."""
 
-    tokens: Any
-    ends: Any
-    stops: Any
+    tokens: Int[Array, "G T"]
+    ends: Bool[Array, "G T"]
+    stops: Int[Array, "S"]
 
 
 @functools.partial(jax.jit, static_argnames=("site", "mesh"))

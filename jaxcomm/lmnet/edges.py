@@ -21,8 +21,19 @@ _LAST = {"attention": "o", "mlp": "down"}
 
 
 def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
-    """Of the block on an edge that leaves a vertex of this shape: every edge sees back to the first token, with the rotary
-    embedding of the first layer that does and has one, reads through a norm, and has one MLP (as wide as a vertex' expert)."""
+    """Derives the architecture of the block on an edge from that of the vertex it leaves.
+
+    The block sees back to the first token, without windows. It uses the rotary embedding of the vertex's first layer
+    with full attention and rotary embedding. It normalises what it reads, and has one MLP, as wide as one expert of the
+    vertex.
+
+    Args:
+        config: Architecture of the vertex.
+        edge: The kind of edge.
+
+    Returns:
+        Architecture of one block.
+    """
     heads = config.heads if edge.attention == "mha" else config.kv_heads
     far = [config.ropes[config.rope_of[i]] for i in range(config.layers) if not any(config.windows[i : i + 1])]
     rope = next((rope for rope in far if rope.kind != "none"), config.ropes[0])
@@ -32,12 +43,27 @@ def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
 
 
 def parts(edge: EdgeConfig) -> tuple[str, ...]:
-    """What f is made of."""
+    """Lists the parts of f, in order.
+
+    Args:
+        edge: The kind of edge.
+
+    Returns:
+        Some of "attention", "mlp" and "linear".
+    """
     return ("attention", "mlp") if edge.kind == "block" else () if edge.kind == "identity" else (edge.kind,)
 
 
 class Edge(nn.Module):
-    """y = scale * (x + f(x)), `EdgeConfig`, and through a matrix if the next vertex has another width."""
+    """An edge of a network: y = scale * (x + f(x)), as `EdgeConfig` says.
+
+    If the next vertex has another width, a matrix then maps y to it.
+
+    Attributes:
+        config: Architecture of the vertex that the edge leaves.
+        edge: The kind of edge.
+        out: Width of the next vertex.
+    """
 
     config: ModelConfig
     edge: EdgeConfig
@@ -63,7 +89,17 @@ class Edge(nn.Module):
 
 
 def init_edge(key: Array, config: ModelConfig, edge: EdgeConfig, out: int) -> Any:
-    """Weights of one edge, float32."""
+    """Draws the weights of one edge.
+
+    Args:
+        key: Random key.
+        config: Architecture of the vertex that the edge leaves.
+        edge: The kind of edge. With `zero_init`, the last matrices of f begin at 0 (or its last norms do).
+        out: Width of the next vertex.
+
+    Returns:
+        The weights of `Edge`, float32.
+    """
     x, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
     angles = angles_of(shape(config, edge), rotary(shape(config, edge), positions), 0)
     alone = Surroundings(1, angles, positions, None, lambda k, v: (((k, v, positions),), None))

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig, check_widths
@@ -32,36 +32,55 @@ from jaxcomm.model import ALONE, PLAIN, Attended, Params, Training, embed, final
 
 
 class Wires(struct.PyTreeNode):
-    """What is trained of a network whose vertices stay as they are (`jaxcomm.training`): two of its dicts."""
+    """The trainable part of a network whose vertices are frozen (`jaxcomm.training`).
 
-    edges: Any
-    joints: Any
+    Attributes:
+        edges: Weights of the edges (`Network.edges`).
+        joints: Matrices that join edges (`Network.joints`).
+    """
+
+    edges: PyTree
+    joints: PyTree
 
     def join(self, frozen: Network) -> Network:
-        """The network again."""
+        """Puts the wires into a network.
+
+        Args:
+            frozen: The network without wires, as `Network.split` returned it.
+
+        Returns:
+            The whole network.
+        """
         return frozen.replace(edges=self.edges, joints=self.joints)
 
 
 class Network(struct.PyTreeNode):
-    """Weights and architecture of a network.
+    """Weights and architecture of a network of language models (Wu et al. 2026, arXiv 2505.12741).
 
-    models: a tuple of the different vertices. edges: a dict, the weights of every stack of edges, by its name (`NetworkConfig.stacks`), leaves
-    [I, J, ...], float32; computed in the vertices' dtype. joints: per name of a group of vertices, matrices [J, D, n D] that
-    join its n edges, if `config.aggregate` is "concat".
+    `forward`, `generate`, agents and protocols take it as they take `Params`.
+
+    Attributes:
+        models: The different models. Vertices with the same model share its weights.
+        edges: Weights of every stack of edges, by its name (`NetworkConfig.stacks`). The arrays are [I, J, ...],
+            float32. The edges are computed in the dtype of the vertices.
+        joints: Matrices [J, D, n D] that join the n edges into each vertex, by group of vertices. Empty unless
+            `config.aggregate` is "concat".
+        config: Vertices, and how they are joined.
     """
 
-    models: Any
-    edges: Any
-    joints: Any
+    models: tuple[Params, ...]
+    edges: PyTree
+    joints: PyTree
     config: NetworkConfig = struct.field(pytree_node=False)
 
     @property
     def dtype(self):
+        """Dtype of the vertices' weights."""
         return self.models[0].dtype
 
     @property
     def embed(self):
-        """Of the vertex that reads the tokens, [V, D]."""
+        """Embedding matrix [V, D] of the vertex that reads the tokens."""
         return self.reader.embed
 
     @property
@@ -75,12 +94,25 @@ class Network(struct.PyTreeNode):
         return self.models[self.config.layers[-1][0][0]]
 
     def split(self) -> tuple[Wires, Network]:
-        """The wires, and the network without them."""
+        """Separates the trainable wires from the frozen vertices.
+
+        Returns:
+            The wires, and the network without them.
+        """
         return Wires(self.edges, self.joints), self.replace(edges={}, joints={})
 
     def empty_cache(self, batch: int, columns: int, *branches: int) -> KVCache:
-        """Room for keys and values of every vertex and every edge: k and v are dicts by name, the leaves with the axes M,
-        or I and J, first."""
+        """Makes an empty cache for every vertex and every edge.
+
+        Args:
+            batch: Number of rows, B.
+            columns: Number of tokens that it has room for, S.
+            *branches: Number of branches, C, if there are any (`layers.Segment`).
+
+        Returns:
+            The cache. Its k and v are dicts by name. The first axes of their arrays are [M] for vertices and [I, J] for
+            edges.
+        """
         k, v = {}, {}
         for name, x in self.config.groups.items():
             cache = jax.eval_shape(lambda x=x: self.models[x.model].empty_cache(batch, columns, *branches))
@@ -102,9 +134,19 @@ class Network(struct.PyTreeNode):
         training: Training = PLAIN,
         see: Callable[[str, Array], None] = lambda name, x: None,
     ) -> tuple[Float[Array, "B _ D"], Any]:
-        """The writer's stream before its final norm (`jaxcomm.model.LanguageModel`).
+        """Reads tokens through the whole network (`jaxcomm.model.LanguageModel`).
 
-        see(name, x) sees every wire: vertices' [M, B, T, D] as they leave, edges' [I, J, B, T, D] as they arrive.
+        Args:
+            tokens: Token ids [B, T], or vectors [B, T, D] in the place of their embeddings.
+            positions: Positions [B, T]; -1 on padding.
+            attended: Caches to attend to, and the cache to write.
+            last: Return only the last token's stream, [B, 1, D].
+            training: Settings of a pass whose gradient is taken.
+            see: Function see(name, x) that is called with every output of the network: of vertices [M, B, T, D], of
+                edges [I, J, B, T, D].
+
+        Returns:
+            The stream [B, T, D] of the writing vertex before its final norm, and the cache, or None without one.
         """
         c, k, v, streams = self.config, {}, {}, {}
         x = embed(self.reader, tokens, positions)[None]
@@ -178,13 +220,21 @@ class Network(struct.PyTreeNode):
         return total if self.config.aggregate == "sum" else total / jnp.asarray(sum(map(len, ys)), total.dtype)
 
     def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Computes logits from what `read` returned.
+
+        Args:
+            h: The writing vertex's stream before its final norm.
+
+        Returns:
+            Logits [B, T, V], float32.
+        """
         return unembed(self.writer, h)
 
 
 def _parts(name: str, attended: Attended) -> tuple[Any, Any, Any]:
     """A vertices' or edges' own parts of the caches, and the axes vmap maps of them: every one's keys, the same positions."""
     part = lambda c: KVCache(c.k[name], c.v[name], c.positions) if c and name in c.k else None
-    mapped: Any = KVCache(0, 0, None)
+    mapped: Any = KVCache(0, 0, None)  # pyright: ignore[reportArgumentType] (axes, not arrays)
     own, before = part(attended.cache), tuple(held for c in attended.past if (held := part(c)))
     return before, own, ((mapped,) * len(before), mapped if own else None)
 
@@ -198,11 +248,32 @@ def init_network(
     aggregate: str = "sum",
     norm: bool = True,
 ) -> Network:
-    """A network whose edges are new. params: the model that all vertices share, or one for every vertex, layer by layer (the
-    same object again shares its weights).
+    """Joins models by new edges to a network (Wu et al. 2026, arXiv 2505.12741).
 
-    ValueError: widths that do not begin and end with 1, another number of models than vertices, vocabularies or edges that
-    do not fit.
+    Where edges are summed, each edge's scale begins divided by the number of edges into its vertex. With "concat" the
+    matrices that join edges begin as their mean.
+
+    Args:
+        key: Random key for the edges.
+        params: The model that all vertices share, or a list with one model for each vertex, layer by layer. A model
+            that occurs twice in the list shares its weights.
+        widths: Number of vertices of each layer. The first and the last are 1.
+        edge: The kind of edge, by name ("block", "attention", "mlp", "linear", "identity") or as an `EdgeConfig`.
+        aggregate: What a vertex reads: "sum", "mean" or "concat" of its edges. "concat" joins them by a matrix.
+        norm: Whether interior vertices keep their model's final norm.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: `widths` does not begin and end with 1, or holds a 0; the number of models is not that of the
+            vertices; the models have different vocabularies; "identity" edges join different widths.
+
+    Example:
+        >>> from jaxcomm.lmnet import init_network
+        >>> network = init_network(jax.random.key(0), params, widths=(1, 2, 1), edge="linear")
+        >>> jc.forward(network, prompts).shape
+        (2, 3, 256)
     """
     widths, count = tuple(widths), sum(widths)
     check_widths(widths)
@@ -239,5 +310,17 @@ def _draw(keys: Key[Array, "I J"], model: ModelConfig, edge: EdgeConfig, out: in
 
 
 def size(tree: Any) -> int:
-    """How many numbers a pytree of weights holds."""
+    """Counts the numbers in a pytree of weights.
+
+    Args:
+        tree: Weights, or their shapes.
+
+    Returns:
+        The number of entries of all arrays.
+
+    Example:
+        >>> from jaxcomm.lmnet import size
+        >>> size(params.embed)
+        32768
+    """
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

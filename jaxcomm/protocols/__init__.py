@@ -1,14 +1,19 @@
 """How agents may communicate. Every protocol is called as protocol(a, b, prompts_a, prompts_b, *, sampling, seed, ...)
-and returns B's `Turn` (or the `Panel` of all who answer): it has heard everything, and now writes or scores.
+and returns B's `Turn` (or the `Panel` of all who answer): it has read everything, and now writes or scores.
+
+A protocol of your own is put together from its parts, with anything in between:
+
+    sent = send_states(a, b, prompts_a, Grafting(), k=26, games=n)      or send_text(a, prompts_a, Conversation())
+    turn = receive_states(b, prompts_b, sent, Grafting(), j=26)         or receive_text(b, prompts_b, sent, Conversation())
 
 sampling, seed: of what is written before that turn, which has its own. Where nothing is (silent, sender, skyline, an activation
 without thinking) they change nothing; CIPHER, which says everything in vectors, refuses `sampling`."""
 
-from jaxcomm.protocols.activations import Back, Control, activation, exchange
-from jaxcomm.protocols.base import Reply, Scored, Turn
+from jaxcomm.protocols.activations import Back, Control, Grafting, activation, exchange, receive_states, send_states
+from jaxcomm.protocols.base import Reply, Scored, Sent, Turn
 from jaxcomm.protocols.cipher import cipher_debate
 from jaxcomm.protocols.debates import FORMS, Form, Panel, debate
-from jaxcomm.protocols.text import message, sender, silent, skyline
+from jaxcomm.protocols.text import Conversation, message, receive_text, send_text, sender, silent, skyline
 
 PROTOCOLS = {
     "silent": silent,
@@ -27,16 +32,23 @@ __all__ = [
     "PROTOCOLS",
     "Back",
     "Control",
+    "Conversation",
     "Form",
+    "Grafting",
     "Panel",
     "Reply",
     "Scored",
+    "Sent",
     "Turn",
     "activation",
     "cipher_debate",
     "debate",
     "exchange",
     "message",
+    "receive_states",
+    "receive_text",
+    "send_states",
+    "send_text",
     "sender",
     "silent",
     "skyline",

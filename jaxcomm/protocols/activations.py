@@ -14,13 +14,14 @@ import numpy as np
 from jaxcomm.agent import Agent, Prompt, Seed, derive_seed, row_keys
 from jaxcomm.communication import read_prompt, resume
 from jaxcomm.compiled import check_layer
+from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Sampling, bucket
-from jaxcomm.edits import Graft, apply_graft, through_map
+from jaxcomm.edits import Graft, GraftFunction, apply_graft, through_map
 from jaxcomm.flops import blocks_flops, graft_flops
-from jaxcomm.messages import read_message, receive
+from jaxcomm.messages import Message, read_message, receive
 from jaxcomm.prompts import left_pad
 from jaxcomm.protocols.answers import ANSWERS
-from jaxcomm.protocols.base import Shared, Spent, Turn, dropped, share, start_turn, total
+from jaxcomm.protocols.base import Sent, Shared, Spent, Turn, dropped, share, start_turn, total
 from jaxcomm.protocols.debates import Panel, lookup
 from jaxcomm.reading import prefill
 from jaxcomm.sharding import by_rows, deliver
@@ -50,7 +51,7 @@ def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: Seed) -> j
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Grafting:
     """How A's state reaches B: the options of `activation`.
 
     Attributes:
@@ -69,8 +70,8 @@ class Settings:
         ValueError: There is no such control, `where`, or graft.
     """
 
-    graft: Any = "replace"
-    W: Any = None
+    graft: GraftFunction = "replace"
+    W: AnyArray | Sequence[AnyArray | None] | None = None
     where: Literal["last", "all"] = "last"
     control: Control | None = None
     unrelated: str = UNRELATED
@@ -95,9 +96,9 @@ class Sender(NamedTuple):
     """One of those who send: its prompts, its layer, and its map."""
 
     agent: Agent
-    prompts: Sequence[Any]
-    k: Any
-    W: Any
+    prompts: Sequence[Prompt]
+    k: int
+    W: AnyArray | None
 
 
 def activation(
@@ -119,7 +120,7 @@ def activation(
         prompts_b: What B reads.
         k: A is read after this layer.
         j: B is edited after this layer.
-        **how: `Settings`.
+        **how: `Grafting`.
 
     Returns:
         B's turn. Details of a Reply: the token and position that was read in A and the one edited in B; the norms of what
@@ -128,58 +129,101 @@ def activation(
     Raises:
         ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
     """
-    settings = Settings(**how)
-    senders = _senders(a, prompts_a, k, settings.W, len(prompts_b))
+    settings = Grafting(**how)
     check_layer(b.params, j, "j")
+    return receive_states(
+        b, prompts_b, send_states(a, b, prompts_a, settings, k=k, games=len(prompts_b)), settings, j=j
+    )
+
+
+def send_states(
+    a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], settings: Grafting, *, k: Any, games: int
+) -> Sent:
+    """One sender or several read their prompts, and send states to where the receiver lives.
+
+    Args:
+        a: Who sends.
+        b: Who is to receive.
+        prompts_a: What they read.
+        settings: Maps, tokens, thinking.
+        k: Each is read after this layer.
+        games: How many messages there have to be.
+
+    Returns:
+        Messages of states [B, D] (of all tokens [B, n, D]); of several senders their mean, through their maps.
+
+    Raises:
+        ValueError: `activation`'s.
+    """
+    senders = _senders(a, prompts_a, k, settings.W, games)
+    heard = [_read(sender, settings, n, b, games) for n, sender in enumerate(senders)]
+    site = Site("resid_post", int(senders[0].k), settings.where)
+    message = Message(_joined(heard, senders, b.params.config.width), heard[0].valid, site)
+    layers = int(k) if isinstance(a, Agent) else [int(sender.k) for sender in senders]
+    details = [
+        {
+            "k": layers,
+            "sent_token": senders[-1].agent.tokens(heard[-1].rows[i][-1:])[0],
+            "sent_position": len(heard[-1].rows[i]) - 1,
+            **({"thought": [x.thoughts[i] for x in heard]} if settings.think else {}),
+        }
+        for i in range(games)
+    ]
+    return Sent(message, details, [_cost(senders, heard, b, settings.where, i) for i in range(games)])
+
+
+def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: Grafting, *, j: int) -> Turn:
+    """The receiver reads its prompts, with the states grafted in.
+
+    Args:
+        b: Who receives.
+        prompts_b: What it reads.
+        sent: Messages of states, one for each prompt.
+        settings: Graft, tokens, control.
+        j: It is edited after this layer.
+
+    Returns:
+        Its turn.
+
+    Raises:
+        ValueError: A control that needs more games, states of another width at all tokens.
+    """
     if settings.control == "shuffled" and len(prompts_b) < 2:
         raise ValueError("the control shuffled needs at least two games")
     rows_b = b.rows(prompts_b, 1)
     shared = _lay_out(b, rows_b, settings.where)
-    prompt = read_prompt(b.params, shared.prompts, past=shared.past)
-    heard = [_read(sender, settings, n, b, len(rows_b)) for n, sender in enumerate(senders)]
-    message = _joined(heard, senders, b.params.config.width)
-    own = prompt.states[j]
+    prompt, past = read_prompt(b.single, shared.prompts, past=shared.past), shared.past
+    message, own = jnp.asarray(sent.message.state_array()), prompt.states[j]
     if settings.control not in (None, "unrelated"):
         message = _stand_in(settings.control, message, own, settings.seed)
-    sent = message if settings.where == "last" else message[:, -1]
-    edited = apply_graft(settings.graft, sent, own)
-    past = shared.past
-    if settings.where == "all" and sent.shape[-1] != own.shape[-1]:
-        raise ValueError(
-            f'where="all" needs equal widths, got {sent.shape[-1]} and {own.shape[-1]}: pass W, or edit the last token'
-        )
+    last = message if settings.where == "last" else message[:, -1]
+    edited = apply_graft(settings.graft, last, own)
     if settings.where == "last":
         # The last token's edit is an argument, so one program serves every f(a, b).
-        logits, cache = resume(b.params, prompt, edited, j, past=past)
+        logits, cache = resume(b.single, prompt, edited, j, past=past)
         past = (*past, prompt.earlier)
+    elif last.shape[-1] != own.shape[-1]:
+        raise ValueError(
+            f'where="all" needs equal widths, got {last.shape[-1]} and {own.shape[-1]}: pass W, or edit the last token'
+        )
     else:
-        edit = receive(message, Site("resid_post", j, "all"), settings.graft)
-        logits, cache = prefill(b.params, shared.prompts, edits=[edit])
-    spent = [_cost(senders, heard, b, settings.where, i, len(row)) for i, row in enumerate(rows_b)]
-    at = {"k": int(k) if isinstance(a, Agent) else [int(sender.k) for sender in senders], "j": int(j)}
-    details = _details(at, settings, senders, heard, (b, rows_b), (sent, own, edited))
-    return Turn(b, prompts_b, rows_b, logits, cache, past, details, spent)
-
-
-def _details(at: dict[str, Any], settings: Settings, senders, heard, receiver, states) -> list[dict[str, Any]]:
-    """What a Reply says of its message: where it was read and put, and the norms of what arrived and was edited."""
-    (b, rows_b), norms = receiver, [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in states]
-    return [
+        edit = receive(sent.message.anonymous(), Site("resid_post", j, "all"), settings.graft)
+        logits, cache = prefill(b.single, shared.prompts, edits=[edit])
+    norms = [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in (last, own, edited)]
+    graft = settings.graft if isinstance(settings.graft, str) else getattr(settings.graft, "__name__", "callable")
+    details = [
         {
-            **at,
-            "graft": settings.graft
-            if isinstance(settings.graft, str)
-            else getattr(settings.graft, "__name__", "callable"),
+            **told,
+            "j": int(j),
+            "graft": graft,
             "control": settings.control,
-            "sent_token": senders[-1].agent.tokens(heard[-1].rows[i][-1:])[0],
-            "sent_position": len(heard[-1].rows[i]) - 1,
             "edited_token": b.tokens(row[-1:])[0],
             "edited_position": len(row) - 1,
             **dict(zip(("norm_sent", "norm_before", "norm_after"), (float(norm[i]) for norm in norms), strict=True)),
-            **({"thought": [x.thoughts[i] for x in heard]} if settings.think else {}),
         }
-        for i, row in enumerate(rows_b)
+        for i, (told, row) in enumerate(zip(sent.details, rows_b, strict=True))
     ]
+    return Turn(b, prompts_b, rows_b, logits, cache, past, details, sent.spent)
 
 
 def _senders(a: Agent | Sequence[Agent], prompts: Sequence[Any], k: Any, W: Any, games: int) -> list[Sender]:
@@ -207,16 +251,17 @@ def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], where: str) -> Shared:
     return Shared(by_rows(agent.params, prompts), ())
 
 
-class _Sent(NamedTuple):
-    """What a sender sends, from the last tokens of `rows`; what it wrote before; what that cost."""
+class _Read(NamedTuple):
+    """What a sender read: its states, of the last tokens of `rows` or of all; what it wrote before; what that cost."""
 
     states: jax.Array
+    valid: jax.Array | None
     rows: Sequence[Sequence[int]]
     thoughts: Sequence[str]
     spent: Sequence[Spent]
 
 
-def _read(sender: Sender, settings: Settings, n: int, home: Agent, games: int) -> _Sent:
+def _read(sender: Sender, settings: Grafting, n: int, home: Agent, games: int) -> _Read:
     """What the n-th sender reads, thinks and sends; it arrives where the agent `home` lives."""
     agent, layer = sender.agent, int(sender.k)
     prompts = [settings.unrelated] * games if settings.control == "unrelated" else sender.prompts
@@ -230,13 +275,13 @@ def _read(sender: Sender, settings: Settings, n: int, home: Agent, games: int) -
         thoughts, spent = [reply.text for reply in said], [reply.spent for reply in said]
     shared = _lay_out(agent, rows, settings.where)
     site = Site("resid_post", layer, settings.where)
-    states = read_message(agent.params, shared.prompts, site=site, past=shared.past).states
+    message = deliver(read_message(agent.single, shared.prompts, site=site, past=shared.past), home.params)
     reading = [Spent(blocks_flops(config, len(row), blocks=layer)) for row in rows]
     spent = [x + y for x, y in zip(spent, reading, strict=True)]
-    return _Sent(deliver(states, home.params), rows, thoughts, spent)
+    return _Read(message.state_array(), message.valid, rows, thoughts, spent)
 
 
-def _joined(heard: Sequence[_Sent], senders: Sequence[Sender], width: int) -> jax.Array:
+def _joined(heard: Sequence[_Read], senders: Sequence[Sender], width: int) -> jax.Array:
     """What arrives at B: the mean of what all send, through their maps."""
     through = lambda x, W: x.states if W is None else through_map(x.states, W, width)
     messages = [through(x, sender.W) for x, sender in zip(heard, senders, strict=True)]
@@ -247,14 +292,13 @@ def _joined(heard: Sequence[_Sent], senders: Sequence[Sender], width: int) -> ja
     return messages[0] if len(messages) == 1 else jnp.mean(jnp.stack(messages), axis=0)
 
 
-def _cost(senders: Sequence[Sender], heard: Sequence[_Sent], b: Agent, where: str, i: int, length: int) -> Spent:
-    """Of the i-th game's messages and edits."""
+def _cost(senders: Sequence[Sender], heard: Sequence[_Read], b: Agent, where: str, i: int) -> Spent:
+    """Of the i-th game's messages: reading, maps and edits."""
     each = []
     for sender, x in zip(senders, heard, strict=True):
-        edits = min(len(x.rows[i]), length) if where == "all" else 1
-        each.append(
-            x.spent[i] + Spent(edits * graft_flops(sender.agent.params.config, b.params.config, sender.W is not None))
-        )
+        states = len(x.rows[i]) if where == "all" else 1
+        graft = graft_flops(sender.agent.single.config, b.single.config, sender.W is not None)
+        each.append(x.spent[i] + Spent(states * graft))
     return total(each)
 
 
@@ -263,7 +307,7 @@ class Back(NamedTuple):
 
     k: int | None = None
     j: int | None = None
-    W: Any = None
+    W: AnyArray | None = None
 
 
 def exchange(
@@ -283,7 +327,7 @@ def exchange(
     Args:
         a: As all up to j: `activation`'s.
         back: The way back.
-        **how: `Settings`, and `answer` and `tie` as `debate` has them.
+        **how: `Grafting`, and `answer` and `tie` as `debate` has them.
 
     Returns:
         Both agents' turns.

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxcomm.agent import Agent, Prompt, Seed, derive_seed, row_keys, write_until
 from jaxcomm.cache import KVCache
+from jaxcomm.config import AnyArray
 from jaxcomm.decoding import (
     Generation,
     Sampling,
@@ -23,6 +24,7 @@ from jaxcomm.decoding import (
     token_logprobs,
 )
 from jaxcomm.flops import generation_flops, scoring_flops
+from jaxcomm.messages import Message
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import prefill
 from jaxcomm.sharding import by_rows
@@ -118,14 +120,29 @@ class Writing:
 
     max_message_tokens: int = 256
     until: Sequence[str] = ()
-    sampling: Any = None
+    sampling: Sampling | Sequence[Sampling | None] | None = None
     seed: Seed = 0
 
     def write(self, turn: Turn, n: int, agent: int = 0) -> list[Reply]:
         """The n-th message of all, by one of the agents."""
-        sampling = self.sampling[agent] if isinstance(self.sampling, list | tuple) else self.sampling
+        sampling = self.sampling if isinstance(self.sampling, Sampling | None) else self.sampling[agent]
         seed = derive_seed(self.seed, n)
         return turn.write(self.max_message_tokens, until=self.until, sampling=sampling, seed=seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sent:
+    """What was sent in every game, and has not been received yet.
+
+    Attributes:
+        message: States or text, one for each game.
+        details: What a `Reply` tells of each.
+        spent: What each cost.
+    """
+
+    message: Message
+    details: Sequence[Mapping[str, Any]]
+    spent: Sequence[Spent]
 
 
 class Shared(NamedTuple):
@@ -158,7 +175,7 @@ class Turn:
     agent: Agent
     prompts: Sequence[Prompt]
     rows: Sequence[Sequence[int]]
-    logits: Any
+    logits: jax.Array
     cache: KVCache
     past: tuple[KVCache, ...]
     details: Sequence[Mapping[str, Any]]
@@ -232,7 +249,7 @@ class Turn:
             )
         return jax.device_get(write_until(params, state, max_new_tokens, past=self.past).out)
 
-    def _ids(self, written: np.ndarray, row: Sequence[int], raw: str) -> tuple[int, ...]:
+    def _ids(self, written: AnyArray, row: Sequence[int], raw: str) -> tuple[int, ...]:
         """Of the tokens written after a prompt, those whose text is within `raw`, and the thoughts before them."""
         ids = [int(token) for token in written if token not in self.agent.stop_tokens]
         while ids and len(self.agent.said(ids, row)) > len(raw):

@@ -279,7 +279,7 @@ def _start_vector_turn(
         vectors.append(np.concatenate(vector)[kept])
     agent.check_room(rows, 1)
     prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
-    said = prompts.mask & (prompts.tokens < 0)
+    said = np.asarray(prompts.mask) & (np.asarray(prompts.tokens) < 0)
     spliced = np.zeros((*prompts.shape, width), agent.params.dtype)
     for i, vector in enumerate(vectors):
         spliced[i, prompts.shape[1] - len(vector) :] = vector

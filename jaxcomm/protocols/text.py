@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxcomm.agent import Agent, Prompt
-from jaxcomm.protocols.base import Spent, Turn, Writing, start_turn
+from jaxcomm.messages import Message
+from jaxcomm.protocols.base import Sent, Spent, Turn, Writing, start_turn
 
 
 def silent(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **unused: Any) -> Turn:
@@ -70,44 +71,92 @@ def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
         b: Who reads.
         prompts_a: What A reads, one for each game.
         prompts_b: What B is asked.
-        **how: `Conversation`.
+        **how: Options of `Conversation`.
 
     Returns:
         B's turn. Details of a Reply: A's last message, what A read first, and of several turns everything that was said.
+
+    Raises:
+        ValueError: Unequal numbers of prompts, an empty prompt, or one that leaves no room.
+
+    Example:
+        >>> told, asked = ["Bob is at Petra."], ["Which country is Bob located in?"]
+        >>> turn = protocols.message(agent, agent, told, asked, max_message_tokens=8)
+        >>> turn.write(4)[0].text
+        'Jordan'
     """
     talk = Conversation(**how)
-    heard_a = [put(talk.ask, prompt) for prompt in prompts_a]
-    asked, heard_b = [a.render(prompt) for prompt in heard_a], []
+    heard_a: list[Prompt] = [put(talk.ask, prompt) for prompt in prompts_a]
+    heard_b: list[Prompt] = []
     said, spent = [[] for _ in prompts_b], [Spent() for _ in prompts_b]
 
-    def say(agent: Agent, heard: Sequence[Prompt], n: int) -> list[str]:
-        """What the agent writes, as the n-th message of all."""
-        written = talk.write(start_turn(agent, heard), n)
-        for i, m in enumerate(written):
-            spent[i] += m.spent
-            said[i].append(m.text)
-        return [m.text for m in written]
+    def note(sent: Sent) -> tuple[str, ...]:
+        """Keeps what was said and spent, and returns what was said."""
+        for i, (x, cost) in enumerate(zip(texts := sent.message.text or (), sent.spent, strict=True)):
+            said[i].append(x)
+            spent[i] += cost
+        return texts
 
-    for n in range(talk.turns):
-        messages = say(a, heard_a, 2 * n + 1)
-        if n == talk.turns - 1:
-            break
+    for n in range(talk.turns - 1):
+        messages = note(send_text(a, heard_a, talk, 2 * n + 1))
         if n == 0:
             heard_b = [_turns(put(talk.reply, x, message=m)) for x, m in zip(prompts_b, messages, strict=True)]
         else:
-            heard_b = [[*x, _turn("user", m)] for x, m in zip(heard_b, messages, strict=True)]
-        back = say(b, heard_b, 2 * n + 2)
-        heard_b = [[*x, _turn("assistant", r)] for x, r in zip(heard_b, back, strict=True)]
+            heard_b = [[*_turns(x), _turn("user", m)] for x, m in zip(heard_b, messages, strict=True)]
+        back = note(send_text(b, heard_b, talk, 2 * n + 2))
+        heard_b = [[*_turns(x), _turn("assistant", r)] for x, r in zip(heard_b, back, strict=True)]
         both = zip(heard_a, messages, back, strict=True)
         heard_a = [[*_turns(x), _turn("assistant", m), _turn("user", r)] for x, m, r in both]
-    told = [put(talk.tell, x, message=own[-1]) for x, own in zip(prompts_b, said, strict=True)]
-    if talk.turns > 1:
-        told = [[*x, _turn("user", text(y))] for x, y in zip(heard_b, told, strict=True)]
+    sent = send_text(a, heard_a, talk, 2 * talk.turns - 1)
+    note(sent)
     details = [
-        {"message": own[-1], "asked": first} | ({"said": own} if talk.turns > 1 else {})
-        for own, first in zip(said, asked, strict=True)
+        {"message": own[-1], "asked": a.render(put(talk.ask, x))} | ({"said": own} if talk.turns > 1 else {})
+        for own, x in zip(said, prompts_a, strict=True)
     ]
-    return start_turn(b, told, details=details, before=spent)
+    return receive_text(b, prompts_b, Sent(sent.message, details, spent), talk, heard_b)
+
+
+def send_text(a: Agent, prompts: Sequence[Prompt], talk: Conversation, n: int = 1) -> Sent:
+    """An agent writes a message after each of its prompts.
+
+    Args:
+        a: Who writes.
+        prompts: What it reads, as it reads it.
+        talk: How it writes.
+        n: Which message of the conversation it is: each draws with seeds of its own.
+
+    Returns:
+        Messages of text.
+    """
+    written = talk.write(start_turn(a, prompts), n)
+    texts = tuple(reply.text for reply in written)
+    return Sent(Message(text=texts), [{"message": x} for x in texts], [reply.spent for reply in written])
+
+
+def receive_text(
+    b: Agent, prompts_b: Sequence[Prompt], sent: Sent, talk: Conversation, heard: Sequence[Prompt] = ()
+) -> Turn:
+    """An agent reads messages and its own prompts.
+
+    Args:
+        b: Who reads.
+        prompts_b: Its own prompts.
+        sent: Messages of text, one for each of them.
+        talk: How it is told.
+        heard: The conversations before, as it took part in them.
+
+    Returns:
+        Its turn.
+
+    Raises:
+        ValueError: The messages hold no text, or are not one for each prompt.
+    """
+    if sent.message.text is None or len(sent.message) != len(prompts_b):
+        raise ValueError(f"{len(sent.message.text or ())} texts for {len(prompts_b)} prompts: give one for each")
+    told = [put(talk.tell, x, message=m) for x, m in zip(prompts_b, sent.message.text, strict=True)]
+    if heard:
+        told = [[*_turns(x), _turn("user", text(y))] for x, y in zip(heard, told, strict=True)]
+    return start_turn(b, told, details=sent.details, before=sent.spent)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

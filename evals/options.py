@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from .games.wording import Reads
+
 _told = lambda text: tyro.conf.arg(help=text)
 _SINGLE = "a checkpoint folder (either form), a .gguf file, real:smollm2, a hub id (also id@revision)"
 _PAIR = "or pair:a / pair:b for the embedded pair."
@@ -15,7 +17,6 @@ Sender = Annotated[str, _told(f"Sender: {_SINGLE}, a network's run folder, {_PAI
 LayeredSender = Annotated[str, _told(f"Sender: {_SINGLE}, {_PAIR}")]
 """One whose layers are named: no network."""
 Receiver = Annotated[str, _told("Receiver, likewise.")]
-Reads = Literal["statement", "statement+question"]
 Preset = Literal["paper", "instructed", "kvcomm"]
 Graft = Literal["sum", "mean", "replace"]
 Controls = tuple[Literal["unrelated", "shuffled", "zero", "noise", "self"], ...]
@@ -45,45 +46,58 @@ class GameOptions:
     wording: Preset = "paper"
     """paper: the bare statement and the bare question; instructed: the question with an instruction on the answer's form, which chat models need; kvcomm: KVComm's."""
     instruction: str | None = None
-    """Of the wording instructed, instead of the game's own ("Answer with the country's name only.")."""
+    """Wording instructed: an instruction in place of the game's own ("Answer with the country's name only.")."""
     examples: int = 0
-    """Worked examples before the question; they are drawn besides and never played."""
+    """Number of worked examples before the question. They are drawn in addition, and are not played."""
     sender_reads: Reads = "statement"
-    """What A reads before it sends: only what it knows, or B's question after it, too."""
+    """What A reads before it sends: only its statement, or the statement and then B's question."""
     system_a: SystemA = ""
     system_b: SystemB = ""
     chat: bool = False
     """Put prompts through each tokenizer's chat template instead of reading them raw."""
     prompts_a: Literal["raw", "chat"] | None = None
-    """Of A alone, against --chat."""
+    """How A alone reads, in place of --chat."""
     prompts_b: Literal["raw", "chat"] | None = None
-    """Of B alone, likewise."""
+    """How B alone reads, likewise."""
     chat_args: ChatArgs = ()
 
     def agent_options(self) -> dict[str, Any]:
-        """How A and B render prompts, as `agents.load` takes it.
+        """How A and B render prompts: arguments of `agents.load_agents`.
+
+        Returns:
+            Values of chat, chat_args and system.
 
         Raises:
-            ValueError: `agents.template_args`'.
+            ValueError: A template argument is not NAME=VALUE.
         """
-        from ..agents import template_args
+        from .agents import template_args
 
         chat = [self.chat if form is None else form == "chat" for form in (self.prompts_a, self.prompts_b)]
         return dict(chat=chat, chat_args=template_args(self.chat_args), system=(self.system_a, self.system_b))
 
     def game_wording(self) -> Any:
-        """A `games.Wording`.
+        """How the game is put to the agents.
+
+        Returns:
+            A `games.Wording`.
 
         Raises:
-            ValueError: `Wording`'s.
+            ValueError: The wording has no place for an instruction.
         """
-        from ..games import Wording
+        from .games import Wording
 
         return Wording(self.wording, self.instruction, self.sender_reads)
 
 
 def command_line(command: Any) -> str:
-    """What to type to run a command again, in a new folder. command.typed: its name, as it is typed."""
+    """Writes the command that runs a command again, in a new folder.
+
+    Args:
+        command: The command. Its attribute `typed` is its name, as it is typed.
+
+    Returns:
+        The line to type in a shell. Settings that have their default are left out.
+    """
     words = ["jaxcomm", *command.typed.split()]
     for field in sorted(dataclasses.fields(command), key=lambda field: field.name not in ("a", "b")):
         value = getattr(command, field.name)

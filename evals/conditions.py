@@ -17,37 +17,87 @@ from .scores import accuracy, difference, mean, percent, sign_flip
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """One protocol with its settings, and what the tables call it."""
+class Condition:
+    """One protocol with its settings.
+
+    Attributes:
+        label: What the tables call it.
+        protocol: A key of `jaxcomm.protocols.PROTOCOLS`.
+        settings: The protocol's own settings.
+    """
 
     label: str
     protocol: str
     settings: Mapping[str, Any]
 
 
-def arms(protocols: Sequence[str], settings: Mapping[str, Mapping[str, Any]], controls: Sequence[str]) -> list[Arm]:
-    """Every protocol, and activation with each control after it. settings: of each protocol."""
+def conditions(
+    protocols: Sequence[str], settings: Mapping[str, Mapping[str, Any]], controls: Sequence[str]
+) -> list[Condition]:
+    """Lists what is played: every protocol, and the controls after the protocol "activation".
+
+    Args:
+        protocols: Keys of `jaxcomm.protocols.PROTOCOLS`.
+        settings: The settings of each protocol. A protocol without settings may be left out.
+        controls: What is grafted in place of A's activation (`jaxcomm.protocols.Control`).
+
+    Returns:
+        The conditions, in the order in which they are played.
+
+    Example:
+        >>> made = conditions(["silent", "activation"], {"activation": {"k": 3, "j": 4}}, ["zero"])
+        >>> [condition.label for condition in made]
+        ['silent', 'activation', 'control: zero']
+        >>> made[2].settings
+        {'k': 3, 'j': 4, 'control': 'zero'}
+    """
     made = []
     for protocol in protocols:
         own = settings.get(protocol, {})
-        made.append(Arm(protocol, protocol, own))
+        made.append(Condition(protocol, protocol, own))
         if protocol == "activation":
-            made += [Arm(f"control: {control}", protocol, {**own, "control": control}) for control in controls]
+            made += [Condition(f"control: {control}", protocol, {**own, "control": control}) for control in controls]
     return made
 
 
-def play_all(game: Game, every: Sequence[Arm], a: Agent, b: Agent, settings: PlaySettings) -> Iterator[Outcome]:
-    """One outcome for each arm. B alone is asked for the choices once for all."""
-    others = settings.choices and any(arm.protocol != "silent" for arm in every)
+def play_all(game: Game, every: Sequence[Condition], a: Agent, b: Agent, settings: PlaySettings) -> Iterator[Outcome]:
+    """Plays a game under every condition. B alone is asked for the choices only once.
+
+    Args:
+        game: The game.
+        every: The conditions.
+        a: The sender.
+        b: The receiver.
+        settings: The settings that every protocol has.
+
+    Yields:
+        One outcome for each condition.
+
+    Raises:
+        ValueError: As for `play.play_together`.
+    """
+    others = settings.choices and any(condition.protocol != "silent" for condition in every)
     prior = alone_with(game, a, b, settings.wording) if others else None
-    for arm in every:
-        yield play_together(game, arm.protocol, a, b, settings, prior, **arm.settings)
+    for condition in every:
+        yield play_together(game, condition.protocol, a, b, settings, prior, **condition.settings)
 
 
 def blocks(
-    every: Sequence[Arm], outcomes: Sequence[Outcome], a: Agent, b: Agent, wording: Wording, transcripts: int = 2
+    every: Sequence[Condition], outcomes: Sequence[Outcome], a: Agent, b: Agent, wording: Wording, transcripts: int = 2
 ) -> list[Block]:
-    """What was played, how, and what came out: set-up, scores, how activation differs from the rest, and what was said."""
+    """Writes the report of a game: the set-up, the scores, how activation differs from the rest, and transcripts.
+
+    Args:
+        every: The conditions.
+        outcomes: The outcome of each condition.
+        a: The sender.
+        b: The receiver.
+        wording: How the game was put to the agents.
+        transcripts: Number of items whose transcripts are shown.
+
+    Returns:
+        The blocks of a document (`evals.documents`).
+    """
     first = outcomes[0]
     game = first.game
     metric, why = shown(b, wording, len(game.examples))
@@ -68,7 +118,10 @@ def blocks(
             f"{about}. Rank 1 is the likeliest. Calibrated: after each choice's log-probability without the message is taken off, so of B alone there is none. "
             "Last column: mean log-probability of the right answer, given that it is one of the choices."
         )
-    if any(arm.protocol == "activation" and "control" not in arm.settings for arm in every) and len(every) > 1:
+    if (
+        any(condition.protocol == "activation" and "control" not in condition.settings for condition in every)
+        and len(every) > 1
+    ):
         made += [Heading(2, "Activation against the rest"), differences(every, outcomes, metric)]
         made.append(
             "Points of the same metric, paired item by item; p by random signs. Many comparisons: p-values are not corrected for their number."
@@ -79,7 +132,17 @@ def blocks(
 
 
 def set_up(first: Outcome, a: Agent, b: Agent, wording: Wording) -> Iterator[str]:
-    """How the game was put."""
+    """Describes how the game was put to the agents.
+
+    Args:
+        first: Any of the outcomes.
+        a: The sender.
+        b: The receiver.
+        wording: How the game was put to them.
+
+    Yields:
+        One sentence for each fact.
+    """
     preset = PRESETS[wording.preset]
     yield f"Wording {wording.preset}: {preset.told}."
     if wording.instruction is not None:
@@ -95,16 +158,25 @@ def set_up(first: Outcome, a: Agent, b: Agent, wording: Wording) -> Iterator[str
     yield f"Items: {', '.join(f'{key} {value}' for key, value in first.game.source.items())}, n = {len(first.items)}."
 
 
-def scores(every: Sequence[Arm], outcomes: Sequence[Outcome], metric: str) -> Table:
-    """A row for each arm."""
+def scores(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str) -> Table:
+    """Makes the table of scores: one row for each condition.
+
+    Args:
+        every: The conditions.
+        outcomes: The outcome of each condition.
+        metric: The metric in the first column, a key of `play.METRICS`.
+
+    Returns:
+        Accuracies in %, with 95 % intervals; scores of the choices, if there are any; GFLOPs of one item; seconds.
+    """
     order = [metric, *(name for name in ("exact", "found") if name != metric)]
     columns = ["protocol", "k, j", *(f"{name} match" for name in order)]
     choices = outcomes[0].choices is not None
     columns += ["choice", "rank", "calibrated choice", "calibrated rank", "log p(right | choices)"] if choices else []
     rows = []
-    for arm, outcome in zip(every, outcomes, strict=True):
-        at = f"{arm.settings['k']}, {arm.settings['j']}" if "k" in arm.settings else ""
-        row = [arm.label, at, *(percent(accuracy(outcome.scored(name))) for name in order)]
+    for condition, outcome in zip(every, outcomes, strict=True):
+        at = f"{condition.settings['k']}, {condition.settings['j']}" if "k" in condition.settings else ""
+        row = [condition.label, at, *(percent(accuracy(outcome.scored(name))) for name in order)]
         if outcome.choices is not None:
             told = outcome.choices
             row += [percent(accuracy([c.hit for c in told])), f"{np.mean([c.rank for c in told]):.1f}"]
@@ -120,19 +192,29 @@ def scores(every: Sequence[Arm], outcomes: Sequence[Outcome], metric: str) -> Ta
     return Table([*columns, "GFLOPs an item", "seconds"], rows, left=2)
 
 
-def differences(every: Sequence[Arm], outcomes: Sequence[Outcome], metric: str) -> Table:
-    """How far the activation is above every other arm: by hits, and by log p(right | choices)."""
+def differences(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str) -> Table:
+    """Makes the table that compares the activation with every other condition.
+
+    Args:
+        every: The conditions. One of them is the protocol "activation" without a control.
+        outcomes: The outcome of each condition, on the same items.
+        metric: A key of `play.METRICS`.
+
+    Returns:
+        One row for each other condition: how many points the activation is above it, and by how many nats
+        log p(right | choices) is above. Each has a 95 % interval and a p-value by random signs (`scores.sign_flip`).
+    """
     ours = next(
         o
-        for arm, o in zip(every, outcomes, strict=True)
-        if arm.protocol == "activation" and "control" not in arm.settings
+        for condition, o in zip(every, outcomes, strict=True)
+        if condition.protocol == "activation" and "control" not in condition.settings
     )
     rows = []
-    for arm, other in zip(every, outcomes, strict=True):
+    for condition, other in zip(every, outcomes, strict=True):
         if other is ours:
             continue
         x, y = ours.scored(metric), other.scored(metric)
-        row = [arm.label, percent(difference(x, y)), f"{sign_flip(x, y):.4f}"]
+        row = [condition.label, percent(difference(x, y)), f"{sign_flip(x, y):.4f}"]
         if ours.choices is not None and other.choices is not None:
             p, q = ([c.among for c in told] for told in (ours.choices, other.choices))
             nats = mean(np.subtract(p, q))
@@ -142,13 +224,23 @@ def differences(every: Sequence[Arm], outcomes: Sequence[Outcome], metric: str) 
     return Table(columns + (["log p(right | choices), nats", "p"] if ours.choices is not None else []), rows)
 
 
-def spoken(every: Sequence[Arm], outcomes: Sequence[Outcome], metric: str, most: int) -> Iterator[str]:
-    """The first items under every arm, as they were rendered."""
+def spoken(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str, most: int) -> Iterator[str]:
+    """Writes transcripts of the first items under every condition.
+
+    Args:
+        every: The conditions.
+        outcomes: The outcome of each condition.
+        metric: The metric that says whether a reply is right, a key of `play.METRICS`.
+        most: Largest number of items.
+
+    Yields:
+        For each item and condition, what A and B read and said.
+    """
     for i in range(min(most, len(outcomes[0].items))):
-        for arm, outcome in zip(every, outcomes, strict=True):
+        for condition, outcome in zip(every, outcomes, strict=True):
             reply, rendered = outcome.replies[i], outcome.rendered[i]
             verdict = "right" if outcome.scored(metric)[i] else f"wrong: {outcome.items[i].answer}"
-            lines = [f"item {i + 1}, {arm.label} ({verdict})"]
+            lines = [f"item {i + 1}, {condition.label} ({verdict})"]
             if rendered["rendered_a"]:
                 lines.append(f"A reads: {rendered['rendered_a']!r}")
             if "message" in reply.details:

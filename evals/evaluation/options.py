@@ -1,0 +1,83 @@
+"""What an evaluation is asked for, by its command and from Python alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+from .. import options
+from ..games.wording import Reads
+
+Protocol = Literal[
+    "single", "sender", "skyline", "message", "debate", "cipher", "activation", "activation-w", "exchange"
+]
+PROTOCOLS: tuple[str, ...] = get_args(Protocol)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """How agents are evaluated. The agents and the tasks are given elsewhere."""
+
+    protocols: tuple[Protocol, ...] = ("single",)
+    """single: B alone; sender: A alone; skyline: B also reads what A reads (the same as single in tasks that give A nothing of its own); exchange: both directions at once."""
+    controls: options.Controls = ()
+    """activation and activation-w: also run with these in place of A's activation."""
+    k: tuple[int, ...] = ()
+    """A's layer, or one for each sender."""
+    j: int | None = None
+    """B's layer."""
+    k_back: int | None = None
+    """exchange: B's layer that is sent, if not k."""
+    j_back: int | None = None
+    """exchange: A's layer after which it is grafted in, if not j."""
+    graft: options.Graft = "replace"
+    where: Literal["last", "all"] = "last"
+    """Edit the prompt's last token, or all (graft sum; appendix B.1)."""
+    think: int = 0
+    """A first writes this many tokens; the state at the last one is sent (appendices B.2, B.5)."""
+    judge_by: Literal["text", "likelihood"] = "text"
+    """biographies: read what the judge writes, or take the likeliest of its words."""
+    rounds: int | None = None
+    """Number of answers of each debater; default: 2 (debate), 3 (cipher)."""
+    form: Literal["harness", "plain", "numeric", "choice", "biography"] = "harness"
+    """What debates write around prompts: harness: words that suit the harness' prompts; plain: nothing; the others: Du et al.'s words."""
+    answer: Literal["numeric", "choice", "text"] | None = None
+    """How votes are counted; default: numeric for gsm8k*, choice for mmlu*, else text."""
+    tie: Literal["first", "last"] = "first"
+    """Whose answer counts if the votes are even: B's (first), or the last debater's."""
+    released_scoring: bool = False
+    """Also score written numbers and letters as Du et al. describe, and as their released code does. (It drops minus signs,
+    and counts answers that it cannot parse as right.)"""
+    temperatures: tuple[float, ...] = ()
+    """cipher: the temperatures of B, of A, and of each of the others."""
+    stop: Literal["argmax", "nearest", "none"] = "argmax"
+    """cipher: a response ends where the likeliest token (argmax) or the nearest token is a stop token; none: only at its full length."""
+    partial: Literal["off", "entropy", "maxprob"] = "off"
+    """cipher: expected embeddings only where the model is unsure."""
+    ask: str = "{prompt}"
+    """message: what A reads before it writes."""
+    tell: str = "{message}\n\n{prompt}"
+    """message: what B reads."""
+    max_message_tokens: int = 256
+    max_new_tokens: int | None = None
+    """Default: the task's."""
+    temperature: float | None = None
+    """Sample at this temperature, 0 is greedy; default: the task's own settings, mostly greedy."""
+    top_p: options.TopP = 1.0
+    n: int | None = None
+    """Number of random questions of every task; default: all."""
+    seed: int = 0
+    """Seed of the questions, of the few-shot examples, and of sampling."""
+    wording: options.Preset = "paper"
+    """How games are worded, as in jaxcomm play."""
+    instruction: str | None = None
+    """Wording instructed: an instruction in place of the game's own."""
+    sender_reads: Reads = "statement"
+    """What A reads before it sends, in tasks that give A a text: only this text, or the text and then B's question."""
+    few_shot: int | None = None
+    """Number of examples in the prompt; default: the task's."""
+    names: Literal["seen", "new"] = "seen"
+    """Our own tasks: people and companies of which the embedded pair has read, or others."""
+    batch_size: int = 16
+    truncate: bool = False
+    """Prompts that do not fit lose their first tokens (and are counted) instead of being refused."""
