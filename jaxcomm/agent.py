@@ -13,6 +13,7 @@ import jax
 import jinja2
 import numpy as np
 
+from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import (
     NEW_TOKENS,
@@ -23,6 +24,7 @@ from jaxcomm.decoding import (
     continue_decoding,
     start_decoding,
 )
+from jaxcomm.edits import Edit, checked
 from jaxcomm.messages import Message
 from jaxcomm.model import LanguageModel, Params
 from jaxcomm.prompts import Prompts, left_pad
@@ -302,11 +304,21 @@ class Agent:
                         )
         return inside[self.kept(list(self._spell(text)))]
 
-    def stream(self, prompt: Prompt, *, seed: Seed = 0, **decoding: Unpack[Decoding]) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        past: Sequence[KVCache] = (),
+        edits: Sequence[Edit] = (),
+        seed: Seed = 0,
+        **decoding: Unpack[Decoding],
+    ) -> Iterator[str]:
         """Writes after a prompt, piece by piece.
 
         Args:
             prompt: A text, or a conversation.
+            past: As all up to `seed`: `generate`'s.
+            edits: What is changed on the way; positions are those of `tokenize([prompt])`.
             seed: Of what is drawn, if `sampling` is given.
             **decoding: `Decoding`; it stops at the agent's own stop tokens.
 
@@ -314,7 +326,7 @@ class Agent:
             What is new in the text, as soon as it is whole characters; nothing while the agent thinks.
 
         Raises:
-            ValueError: As `tokenize`.
+            ValueError: As `tokenize` and `generate`.
 
         Example:
             >>> "".join(agent.stream("Bob is at Petra. Which country is Bob located in?", max_new_tokens=8))
@@ -322,9 +334,10 @@ class Agent:
         """
         decoding = {"stop_tokens": self.stop_tokens, "keys": row_keys(seed, 1), **decoding}
         most = decoding.get("max_new_tokens", NEW_TOKENS)
-        prompts = self.tokenize([prompt], most)
+        prompts, past = self.tokenize([prompt], most), tuple(past)
         (row,), told = self.rows([prompt]), ""
-        state = start_decoding(*prefill(self.params, prompts), **decoding)
+        state = start_decoding(*prefill(self.params, prompts, past=past, edits=edits), **decoding)
+        edits = checked(self.params, edits, None)
         for n in range(1, most + 1):
             out = jax.device_get(state.out)
             check_finite(out)
@@ -335,7 +348,7 @@ class Agent:
                 told = whole
             if state.done[0]:
                 break
-            state = write_until(self.params, state, n + 1)
+            state = write_until(self.params, state, n + 1, past=past, edits=edits)
 
     def describe(self, message: Message, count: int = 5) -> str:
         """A message of this agent's model, a line for each prompt: norm, and the tokens its own head finds likeliest there."""

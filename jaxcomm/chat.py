@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Unpack
+from typing import Any
 
-from jaxcomm.agent import Agent, Seed
-from jaxcomm.decoding import Decoding
+from jaxcomm.agent import Agent
 
 
 @dataclasses.dataclass
@@ -29,15 +28,28 @@ class Chat:
     agent: Agent
     turns: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
-    def say(self, text: str, *, seed: Seed = 0, **decoding: Unpack[Decoding]) -> str:
-        """The user's turn, and the agent's, which is returned whole (`Agent.stream` has the arguments)."""
-        return "".join(self.stream(text, seed=seed, **decoding)).strip()
+    def say(self, text: str, **how: Any) -> str:
+        """The user's turn, and the agent's, which is returned whole.
 
-    def stream(self, text: str, *, seed: Seed = 0, **decoding: Unpack[Decoding]) -> Iterator[str]:
-        """The user's turn, and the agent's, piece by piece. What was said stays in `turns` once it is whole."""
+        Args:
+            text: What the user says.
+            **how: What `Agent.stream` takes besides the prompt.
+        """
+        return "".join(self.stream(text, **how)).strip()
+
+    def stream(self, text: str, **how: Any) -> Iterator[str]:
+        """The user's turn, and the agent's, piece by piece. What was said stays in `turns` once it is whole.
+
+        Args:
+            text: What the user says.
+            **how: What `Agent.stream` takes besides the prompt.
+
+        Yields:
+            What is new in the agent's turn.
+        """
         asked: list[Any] = [*self.turns, {"role": "user", "content": text}]
         pieces = []
-        for piece in self.agent.stream(asked, seed=seed, **decoding):
+        for piece in self.agent.stream(asked, **how):
             pieces.append(piece)
             yield piece
         self.turns = [*asked, {"role": "assistant", "content": "".join(pieces).strip()}]

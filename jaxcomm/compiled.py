@@ -96,6 +96,8 @@ def compiled(
             if "site" in given:
                 given["site"] = _checked_site(given["params"], as_site(given["site"]), given["prompts"], untraced)
             _check_reads(given)
+            if (sampling := given.get("sampling")) is not None and given.get("keys") is None and sampling.greedy:
+                given["sampling"] = None
             if given.get("edits"):
                 given["edits"] = checked(given["params"], given["edits"], given.get("prompts"))
             given |= {name: _fixed(given[name]) for name in static if name in given}

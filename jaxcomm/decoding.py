@@ -62,6 +62,12 @@ class Sampling(struct.PyTreeNode):
                     raise ValueError(f"{name} = {value}: it must be {low}")
 
 
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn, so that it needs no keys: the temperature is known, and 0."""
+        return (temperature := known(self.temperature)) is not None and not temperature.any()
+
+
 class Generation(struct.PyTreeNode):
     """Tokens that a model wrote. T is `max_new_tokens`.
 
@@ -184,7 +190,7 @@ class Decoding(TypedDict, total=False):
     Attributes:
         max_new_tokens: At most so many (default 16). It is part of the program.
         sampling: None, the default, is greedy.
-        keys: [B], a random key for every row, if anything is drawn.
+        keys: [B], a random key for every row, unless `sampling` is greedy.
         stop_tokens: A row ends with any of them.
     """
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -212,14 +212,14 @@ def fit_maps(
 
 @functools.partial(jax.jit, static_argnames=("epochs", "batch"))
 def _train(
-    a: Float[AnyArray, "K n DA"], b: Float[AnyArray, "J n DB"], keys, learning_rate, *, epochs: int, batch: int
-) -> Float[Array, "K J DB DA"]:
-    """One (k, j) after the other. keys [K, J]: for the first W and the order of the sentences."""
-    n, optimizer = a.shape[1], optax.adam(learning_rate)
+    a: Float[AnyArray, "n DA"], b: Float[AnyArray, "J n DB"], keys, learning_rate, *, epochs: int, batch: int
+) -> Float[Array, "J DB DA"]:
+    """One j after the other. keys [J]: for the first W and the order of the sentences."""
+    n, optimizer = len(a), optax.adam(learning_rate)
     xavier = jax.nn.initializers.xavier_uniform(in_axis=-1, out_axis=-2)
     steps = -(-n // batch)
 
-    def train(a, b, key):
+    def train(b, key):
         init_key, order_key = jax.random.split(key)
 
         def loss(W, rows):
@@ -241,8 +241,7 @@ def _train(
         return jax.lax.scan(epoch, (W, optimizer.init(W)), jax.random.split(order_key, epochs))[0][0]
 
     with jax.default_matmul_precision("highest"):
-        into = lambda a, keys: jax.lax.map(lambda at: train(a, *at), (b, keys))
-        return jax.lax.map(lambda at: into(*at), (a, keys))
+        return jax.lax.map(lambda at: train(*at), (b, keys))
 
 
 @jax.jit
@@ -278,6 +277,7 @@ def train_maps(
     js: Sequence[int],
     key: Array,
     recipe: Recipe | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Maps:
     """Trains W for every pair of layers (k, j) by gradient descent, with the recipe of Ramesh & Li (2025, section 3.1).
 
@@ -297,6 +297,8 @@ def train_maps(
         js: Layers of B, 0 .. L_B each.
         key: Random key for the initialisation and the order of the sentences.
         recipe: Epochs, batch size and learning rate. Default: `Recipe()`.
+        progress: Called whenever the maps of a k are trained, progress(done, all), which counts maps; each is trained twice, once
+            without the held-out sentences, for its error.
 
     Returns:
         The maps and their errors.
@@ -319,9 +321,17 @@ def train_maps(
     a, b, held = np.concatenate(a, axis=1), np.concatenate(b, axis=1), np.concatenate(held)
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     keys = jax.vmap(fold, (0, None))(fold(key, np.array(ks)), np.array(js))
-    train = functools.partial(_train, keys=keys, learning_rate=learning_rate, epochs=epochs, batch=batch)
-    error = _errors(train(a[:, ~held], b[:, ~held]), a[:, held], b[:, held])
-    return Maps(train(a, b), error)
+
+    def train(a: np.ndarray, b: np.ndarray, done: int) -> Array:
+        W = np.empty((len(a), len(b), b.shape[-1], a.shape[-1]), np.float32)
+        for k in range(len(a)):
+            W[k] = _train(a[k], b, keys[k], learning_rate, epochs=epochs, batch=batch)
+            if progress is not None:
+                progress(done + (k + 1) * len(b), 2 * len(a) * len(b))
+        return jnp.asarray(W)
+
+    error = _errors(train(a[:, ~held], b[:, ~held], 0), a[:, held], b[:, held])
+    return Maps(train(a, b, len(a) * len(b)), error)
 
 
 # How alike the spaces are -------------------------------------------------------------------------------------------

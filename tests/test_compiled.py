@@ -296,6 +296,13 @@ def test_temperature_0_is_greedy_and_a_tiny_one_nearly(llama):
     for temperature in (0, 0.0, 1e-40, 1e-12, np.array([0.0, 1e-12], np.float32)):
         how = dict(sampling=jc.Sampling(temperature, top_k=5, top_p=0.9), keys=keys)
         np.testing.assert_array_equal(jc.generate(llama.params, PADDED, **NEW, **how).tokens, want.tokens)
+    for temperature in (0, np.zeros(2, np.float32)):  # without keys, as nothing is drawn
+        out = jc.generate(llama.params, PADDED, **NEW, sampling=jc.Sampling(temperature))
+        np.testing.assert_array_equal(out.tokens, want.tokens)
+    swept = lambda **how: jc.sweep(llama.params, llama.params, TOKENS, TOKENS, ks=[1], js=[2], **NEW, **how)
+    np.testing.assert_array_equal(swept(sampling=jc.Sampling(0.0)).tokens, swept().tokens)
+    with pytest.raises(ValueError, match="sampling needs keys"):
+        jc.generate(llama.params, PADDED, **NEW, sampling=jc.Sampling(np.array([0.0, 0.1])))
     first = choose(jnp.array([[1.0, 3.0, 3.0]]), jc.Sampling(0.0), keys[:1])
     assert first == 1, "of equals the first, as argmax has it"
     draw = jax.jit(lambda t: choose(jnp.zeros((2, 4)), jc.Sampling(t), keys))

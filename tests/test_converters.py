@@ -44,7 +44,7 @@ def test_unrolled_loading_equals_unrolling_and_is_what_a_cpu_gets(pair):
 
 def test_bfloat16_survives_a_round_trip_bit_for_bit(pair, tmp_path):
     half = from_hf(pair.folder, jnp.bfloat16, unroll=False)
-    again = from_hf(to_hf(half.unroll(), tmp_path / "half"), jnp.bfloat16)
+    again = from_hf(to_hf(half.unroll(), tmp_path / "half"), jnp.bfloat16, unroll=False)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(jnp.float32), b.astype(jnp.float32)), half, again)
     assert {a.dtype for a in load_file(tmp_path / "half" / "model.safetensors").values()} == {jnp.dtype(jnp.bfloat16)}
 

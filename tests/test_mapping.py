@@ -108,6 +108,14 @@ def test_training_takes_torchs_steps(llama, wide, states):
             assert_close(trained.error[i, n], error, f"error at k = {k}, j = {j}", 1e-4)
 
 
+def test_training_says_how_far_it_is(llama, wide):
+    seen = []
+    how = dict(ks=KS, js=JS, key=jax.random.key(0), recipe=Recipe(epochs=1), progress=lambda *n: seen.append(n))
+    train_maps(llama.params, wide.params, batches(), **how)
+    every = 2 * len(KS) * len(JS)
+    assert seen == [(done, every) for done in range(len(JS), every + 1, len(JS))]
+
+
 def test_an_epoch_takes_a_step_for_what_is_left_over(llama, wide, monkeypatch):
     a, b = (
         np.tile(np.random.default_rng(i).standard_normal(d).astype(np.float32), (20, 1)) for i, d in ((1, 6), (2, 4))

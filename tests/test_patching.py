@@ -53,7 +53,7 @@ def test_a_map_has_every_layer_and_common_position_and_any_change(llama):
     )
     assert found.layers == (0, 1, 2, 3, 4) and found.positions == (-5, -4, -3, -2, -1)
     assert np.isnan(found.logprobs[1, 0]).all() and np.isfinite(found.logprobs[:, 1:]).all()
-    assert seen[-1][0] == seen[-1][1] == len(seen)
+    assert seen == sorted(seen) and seen[-1] == (90, 90), "5 + 4 layers, 5 positions, 2 games"
     for site, layer, position in ((0, 0, -5), (1, 2, -1)):
         name = ("resid_post", "z")[site]
         logprobs, _ = one_by_one(p, name, layer, position, half)
@@ -128,6 +128,22 @@ def test_what_is_streamed_is_what_is_generated(agent, sampling):
         stop_tokens=agent.stop_tokens,
     )
     assert "".join(pieces).strip() == agent.text(out)[0]
+
+
+def test_edits_and_what_was_read_before_reach_the_stream(agent):
+    """At every step too; a conversation passes them on."""
+    told, asked = "Bob is at the Colosseum.", "Which country is Bob located in?"
+    past = [jc.receive_cache(jc.send_cache(agent.params, agent.tokenize([told])), agent.params)]
+    v = 40 * np.random.default_rng(0).normal(size=128).astype(np.float32)
+    edits = [jc.Edit(jc.Site("resid_post", 3), jc.add(v), every_step=True)]
+    how = dict(max_new_tokens=6, stop_tokens=agent.stop_tokens)
+    write = lambda **changes: agent.text(jc.generate(agent.params, agent.tokenize([asked], 6), **how, **changes))[0]
+    stream = lambda **changes: "".join(agent.stream(asked, max_new_tokens=6, **changes)).strip()
+    assert stream(past=past) == write(past=past) == "Italy" and stream(edits=edits) == write(edits=edits)
+    assert len({stream(), stream(edits=edits), stream(past=past)}) == 3, "each changes something"
+    assert jc.Chat(agent).say(asked, past=past, max_new_tokens=6) == "Italy"
+    with pytest.raises(ValueError, match="layer 9 is out of range"):
+        next(agent.stream(asked, edits=[jc.Edit(jc.Site("resid_post", 9), jc.add(v))]))
 
 
 def test_a_conversation_keeps_what_was_said(agent):

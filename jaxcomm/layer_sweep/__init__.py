@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
-"""progress(done, all): called after every chunk with the number of chunks."""
+"""progress(done, all), called whenever a chunk is done: how many cells, of every game each, are done, and how many there are."""
 
 
 class Sweep(struct.PyTreeNode):
@@ -95,7 +95,7 @@ def sweep(
         prompts_b: What B reads.
         ks: Layers of A, 0 .. L_A.
         js: Layers of B, 0 .. L_B.
-        progress: Called after every chunk, progress(done, all).
+        progress: Called after every chunk, progress(done, all), which counts cells of games.
         **options: `SweepOptions`.
 
     Returns:
@@ -111,7 +111,7 @@ def sweep(
     """
     grid = Grid(ks, js, options.pop("grafts", ("replace",)), options.pop("maps", None))
     plan = Plan(params_a, params_b, prompts_a, prompts_b, grid, **options)
-    out = _run(plan, progress)
+    out = _run(plan, _counted(progress, len(plan.grid.cells) * plan.games))
     return Sweep(lengths=(out["tokens"] >= 0).sum(axis=-1), **out)
 
 
@@ -124,6 +124,7 @@ def sweep_answers(
     *,
     ks: Sequence[int],
     js: Sequence[int],
+    progress: Progress | None = None,
     **options: Unpack[SweepOptions],
 ) -> AnswerSweep:
     """Whether greedy decoding would give these answers in every cell, and how likely they are, without decoding.
@@ -146,25 +147,38 @@ def sweep_answers(
     check_games(*prompts)
     grid = Grid(ks, js, options.pop("grafts", ("replace",)), options.pop("maps", None))
     found: dict[str, np.ndarray] = {}
+    tell = _counted(progress, len(grid.cells) * len(answers))
     alike = len(answers) == len(prompts[0])  # else `Plan` refuses them
     for rows in by_length(answers) if alike else [slice(None)]:
         asked = prompts[0][rows], prompts[1][rows]
         plan = Plan(params_a, params_b, *asked, grid, shortened(answers[rows]), **options)
         ends = len(plan.stop_tokens) > 0
-        for name, part in _run(plan).items():
+        for name, part in _run(plan, tell).items():
             longest = (answers.shape[1] + ends,) if name == "logprobs" else ()
             whole = found.setdefault(name, np.zeros((*part.shape[:3], len(answers), *longest), part.dtype))
             whole[(slice(None),) * 3 + (rows,) + ((slice(part.shape[-1]),) if longest else ())] = part
     return AnswerSweep(**found)
 
 
-def _run(plan: Plan, progress: Progress | None = None) -> dict[str, np.ndarray]:
+def _run(plan: Plan, tell: Callable[[int], None]) -> dict[str, np.ndarray]:
     results = []
     for chunk in plan.chunks:
         results.append(plan.run(chunk))
-        if progress is not None:
-            progress(len(results), len(plan.chunks))
+        tell(len(chunk.games) * len(chunk.cells))
     return plan.gather(results)
+
+
+def _counted(progress: Progress | None, every: int) -> Callable[[int], None]:
+    """What is told how many more cells are done."""
+    done = 0
+
+    def tell(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, every)
+
+    return tell
 
 
 def by_length(answers: Int[AnyArray, "G T"]) -> list[np.ndarray]:

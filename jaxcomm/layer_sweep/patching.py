@@ -36,7 +36,7 @@ class PatchOptions(TypedDict, total=False):
         positions: What a `Site` takes, for A's prompts and for B's, aligned at their ends; default: every token that all prompts
             have, counted from their ends.
         change: What happens to B's activation (`edits.Change`); default: replace.
-        progress: Called after every chunk, progress(done, all).
+        progress: Called after every chunk, progress(done, all), which counts cells of games.
     """
 
     sites: Sequence[str]
@@ -102,7 +102,9 @@ def patch(
     targets = Targets(jnp.asarray(answers), jnp.zeros(answers.shape, bool), jnp.zeros(0, jnp.int32))
     size = max(1, SCORED_ROWS // (len(answers) * (length + answers.shape[1] - 1)))
     chunks = [_chunks(site, layers, len(positions), size) for site in sites]
-    shape, done = (len(sites), len(layers), len(positions), len(answers)), 0
+    shape = (len(sites), len(layers), len(positions), len(answers))
+    count = lambda cells: len(np.unique(cells, axis=0)) * len(answers)
+    done, every = 0, sum(count(cells) for own in chunks for cells in own)
     logprobs, exact = np.full((*shape, answers.shape[1]), np.nan, np.float32), np.zeros(shape, bool)
     for s, site in enumerate(sites):
         sent = _activations(params_a, both[0], site)
@@ -112,8 +114,8 @@ def patch(
             change = options.get("change", replace)
             found = _patch_cells(params_b, read, at, where, targets, begin=begin, site=site, change=change)
             exact[s, *cells.T], logprobs[s, *cells.T] = (np.swapaxes(np.asarray(x), 0, 1) for x in found)
-            done += 1
-            options.get("progress", lambda done, all: None)(done, sum(map(len, chunks)))
+            done += count(cells)
+            options.get("progress", lambda done, all: None)(done, every)
     return Patching(logprobs, exact, layers, positions)
 
 

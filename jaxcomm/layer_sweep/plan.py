@@ -131,6 +131,8 @@ class Plan:
         check_games(*self.prompts)
         if not self.games:
             raise ValueError("there are no prompts: a sweep needs at least one game")
+        if self.sampling is not None and self.keys is None and self.sampling.greedy:
+            self.sampling = None
         if self.sampling is not None:
             check_keys(self.keys, self.games, "game")
         if (new := options.get("max_new_tokens", 16 if answers is None else 1)) < 1:
