@@ -1,4 +1,5 @@
-"""A model in JAX's own form: weights as Orbax keeps them, beside architecture, tokenizer and fingerprint, in one folder.
+"""A model in JAX's own form: weights as Orbax keeps them, beside architecture, tokenizer and fingerprint, in one
+folder.
 
 jaxcomm.json    architecture, dtype, stop tokens, fingerprint
 weights/        an Orbax checkpoint of stacked layers, which is restored in parallel, and straight onto a mesh
@@ -121,6 +122,14 @@ def load(
     Raises:
         ValueError: The folder holds no such model; a weight is not finite in `dtype`; `max_positions` is out of range.
             Without a mesh also: the weights differ from those that were saved.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxcomm.converters import load, save
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     same = load(save(params, f"{place}/model"), unroll=False)
+        >>> same.config == params.config, same.unrolled
+        (True, False)
     """
     folder, unroll = Path(folder), layers_apart() if unroll is None else unroll
     record = read_record(folder)

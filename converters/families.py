@@ -1,7 +1,7 @@
 """What each checkpoint family is: one translation of its config, both ways, and one table of weights.
 
-A family is data for `converters.hf`; nothing else in the library knows one by name. docs/add_a_family.md says how to add
-one; the parity tests and the README's table run over `FAMILIES`.
+A family is data for `converters.hf`; nothing else in the library knows one by name. docs/add_a_family.md says how to
+add one; the parity tests and the README's table run over `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -331,6 +331,11 @@ class Family:
         layout: The names of its tensors, and how our weights are stored in them.
         model_class: How the name of transformers' model class ends, after the name of the config's. (transformers' own
             table of these names needs torch.)
+
+    Example:
+        >>> from jaxcomm.converters import FAMILIES
+        >>> FAMILIES["qwen3"].title
+        'Qwen 3'
     """
 
     model_type: str

@@ -1,8 +1,8 @@
 """Hugging Face checkpoint <-> `Params`, both ways, without torch.
 
-Strict: a config key that would change what is computed and is not supported, a missing, unknown, misshapen or non-finite tensor is
-an error that names it. Streaming: weights are read piece by piece from memory-mapped safetensors to where they stay
-(`jaxcomm.converters.tensors`).
+Strict: a config key that would change what is computed and is not supported, a missing, unknown, misshapen or
+non-finite tensor is an error that names it. Streaming: weights are read piece by piece from memory-mapped safetensors
+to where they stay (`jaxcomm.converters.tensors`).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ MOST = 10_000
 
 
 DType = Any
-"""What numpy and JAX take for one, or "auto": the checkpoint's own (`stored_dtype`), except on CPU, where XLA is many times
-slower in two bytes: there float32."""
+"""What numpy and JAX take for one, or "auto": the checkpoint's own (`stored_dtype`), except on CPU, where XLA is many
+times slower in two bytes: there float32."""
 
 FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",

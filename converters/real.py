@@ -1,4 +1,5 @@
-"""Real models by name (`real:smollm2`): weights that lie in packages of the package index, so that they can be had without a hub.
+"""Real models by name (`real:smollm2`): weights that lie in packages of the package index, so that they can be had
+without a hub.
 
 A package is found and its file is read; it is never imported, and nothing here installs one.
 """

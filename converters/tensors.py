@@ -1,4 +1,5 @@
-"""Tensors on disk, mapped into memory and read piece by piece: of safetensors files, and of GGUF files (`converters.gguf`)."""
+"""Tensors on disk, mapped into memory and read piece by piece: of safetensors files, and of GGUF files
+(`converters.gguf`)."""
 
 from __future__ import annotations
 

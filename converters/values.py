@@ -1,6 +1,7 @@
 """The values of a config.json, and what the families spell alike in it: sizes, rotary embeddings, windows.
 
-Both ways: `read_x` takes values, `write_x` makes them. Mirrors transformers' configuration classes and `modeling_rope_utils`.
+Both ways: `read_x` takes values, `write_x` makes them. Mirrors transformers' configuration classes and
+`modeling_rope_utils`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ CARRIES_NO_ARCHITECTURE = frozenset(
     tokenizer_class torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version
     use_bfloat16 use_cache""".split()  # noqa: SIM905
 )
-"""Config keys that do not change what a converted model computes, nor do token ids, nor those that begin with "_". What a
-config class of transformers has besides them has to be taken by `read`."""
+"""Config keys that do not change what a converted model computes, nor do token ids, nor those that begin with "_". What
+a config class of transformers has besides them has to be taken by `read`."""
 
 SAYS_NOTHING: tuple[Any, ...] = (None, "", [], {})
 _thetas = lambda c: [rope.theta for rope in c.ropes if rope.kind != "none"]

@@ -31,8 +31,8 @@ from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import prefill
 
 CHAT_DAY = datetime.datetime(2024, 7, 26)
-"""Templates that write a date write this one, whether they ask for `date_string` (Llama 3.x) or for `strftime_now` (Mistral
-Small, SmolLM3), so that a prompt is the same tokens every day."""
+"""Templates that write a date write this one, whether they ask for `date_string` (Llama 3.x) or for `strftime_now`
+(Mistral Small, SmolLM3), so that a prompt is the same tokens every day."""
 
 _CODES = [f"%{flag}{code}" for flag in ("-", "") for code in "aAbBcdefFjmpuUVwWxXyYHIMSDRT"]
 _DATE_MACRO = (
@@ -112,20 +112,28 @@ class Agent:
     """A model, its tokenizer, and the tokens it stops at.
 
     Attributes:
-        params: `Params`, or a network (`jaxcomm.lmnet`).
-        tokenizer: A fast one of transformers. It may know more tokens than the model has: a prompt that has such a token is refused.
-        stop_tokens: A reply ends at any of them.
-        name: What errors and records call it.
-        chat: Every prompt goes through the tokenizer's chat template as a user's turn, instead of being read raw.
-        longest: Prompts of more tokens lose their first ones, but not what the tokenizer begins every text with; None: what
-            does not fit is refused.
-        chat_args: What the chat template is given besides the conversation, such as {"enable_thinking": False}, or tools.
-        system: What stands before every prompt: a system turn in a chat, else a paragraph. A conversation that begins with a
-            system turn has its own.
-        revision: The commit of the hub's repository it was read from.
+        params: The model: `Params`, or a network (`jaxcomm.lmnet`).
+        tokenizer: A fast tokenizer of transformers. It may know more tokens than the model has; a prompt with such a
+            token is refused.
+        stop_tokens: Tokens that end a reply.
+        name: Name of the agent in errors and records.
+        chat: Whether prompts go through the tokenizer's chat template, as a user's turn. Otherwise they are read raw.
+        longest: Largest number of tokens of a prompt. A longer prompt loses its first tokens, but not those that the
+            tokenizer begins every text with. None: a prompt that does not fit is refused.
+        chat_args: What the chat template is given besides the conversation, such as {"enable_thinking": False}, or
+            tools.
+        system: Text before every prompt: a system turn in a chat, otherwise a paragraph. A conversation that begins
+            with a system turn keeps its own.
+        revision: Commit of the hub's repository that the model was read from, or None.
 
     Raises:
-        ValueError: `chat` without a template, or `longest` below 1.
+        ValueError: `chat` is set and the tokenizer has no chat template; `longest` is below 1.
+
+    Example:
+        >>> bob = jc.Agent(agent.params, agent.tokenizer, agent.stop_tokens, name="Bob")
+        >>> asked = bob.tokenize(["Bob is at Petra. Which country is Bob located in?"], new=8)
+        >>> bob.text(jc.generate(bob.params, asked, max_new_tokens=8, stop_tokens=bob.stop_tokens))
+        ['Jordan']
     """
 
     params: LanguageModel
@@ -148,20 +156,30 @@ class Agent:
 
     @property
     def single(self) -> Params:
-        """The model, where layers of it are named.
+        """The model as `Params`, for callers that name its layers.
 
         Raises:
-            ValueError: It is a network, which has none.
+            ValueError: The agent is a network, which has no layers to be split at.
         """
         if isinstance(self.params, Params):
             return self.params
         raise ValueError(f"{self.name} is a network, which has no layers to be split at: name a single model")
 
     def render(self, prompt: Prompt) -> str:
-        """What the tokenizer is given: the raw text (of a conversation, its turns as paragraphs), or the chat template's
-        rendering, which writes its own special tokens. An assistant's turn at the end is one the agent has begun.
+        """Renders a prompt as the text that the tokenizer is given.
 
-        ValueError: the template refuses the conversation.
+        A raw prompt is its own text; a conversation read raw is its turns as paragraphs. In a chat it is the rendering
+        of the chat template, which writes its own special tokens. An assistant's turn at the end is one that the agent
+        has begun.
+
+        Args:
+            prompt: A text, or a conversation.
+
+        Returns:
+            The text, with the agent's `system` before it.
+
+        Raises:
+            ValueError: The chat template refuses the conversation.
         """
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
         if self.system and turns[0]["role"] != "system":
@@ -190,7 +208,17 @@ class Agent:
         return self.tokenizer.apply_chat_template(turns, chat_template=template, **how, **args)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of one prompt, raw or as a chat turn. ValueError: the model has no such token, or the template refuses."""
+        """Encodes one prompt, raw or through the chat template. Nothing is cut off.
+
+        Args:
+            prompt: A text, or a conversation.
+
+        Returns:
+            Its token ids.
+
+        Raises:
+            ValueError: The prompt has a token that the model does not have; the chat template refuses it.
+        """
         return self._spell(self.render(prompt))
 
     def _spell(self, text: str) -> list[int]:
@@ -205,7 +233,15 @@ class Agent:
         return ids
 
     def kept(self, ids: Sequence[int]) -> list[int]:
-        """Which of a prompt's tokens are read: all, or `longest` of them, what the tokenizer begins every text with and the last."""
+        """Finds which tokens of a prompt are read.
+
+        Args:
+            ids: Token ids of the prompt.
+
+        Returns:
+            Indices into `ids`: all of them; or, of more than `longest` tokens, those that the tokenizer begins every
+            text with, and the last ones.
+        """
         if self.longest is None or len(ids) <= self.longest:
             return list(range(len(ids)))
         added = self.tokenizer.encode("")
@@ -215,9 +251,10 @@ class Agent:
 
     @property
     def first_token(self) -> int:
-        """What stands before a text that nothing stands before: the beginning of a sequence, else the end of another.
+        """Token to put before a text that has no prompt: one that begins a sequence, otherwise one that ends another.
 
-        ValueError: the tokenizer has neither.
+        Raises:
+            ValueError: The tokenizer has neither.
         """
         known = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, *self.stop_tokens)
         first = next((token for token in known if token is not None), None)
@@ -226,7 +263,19 @@ class Agent:
         return first
 
     def rows(self, prompts: Sequence[Prompt], new: int = 0) -> list[list[int]]:
-        """Token ids of every prompt. ValueError: an empty one, or one that leaves no room for `new` tokens."""
+        """Encodes prompts, and cuts them to `longest`.
+
+        Args:
+            prompts: Texts, or conversations.
+            new: Number of tokens to leave room for after each.
+
+        Returns:
+            Token ids of each prompt.
+
+        Raises:
+            ValueError: A prompt is empty; it has a token that the model does not have; it leaves no room for `new`
+                tokens.
+        """
         for row, prompt in enumerate(prompts):
             if not (prompt if isinstance(prompt, str) else "".join(turn["content"] for turn in prompt)).strip():
                 raise ValueError(f"empty prompt at row {row}")
@@ -235,7 +284,15 @@ class Agent:
         return rows
 
     def check_room(self, rows: Sequence[Sequence[int]], new: int) -> None:
-        """TooLong: a prompt that leaves no room for `new` tokens."""
+        """Checks that prompts and new tokens fit the model's positions.
+
+        Args:
+            rows: Token ids of each prompt.
+            new: Number of tokens that follow each.
+
+        Raises:
+            TooLong: A prompt leaves no room for them. TooLong is a ValueError.
+        """
         length, limit = max(map(len, rows), default=0), self.params.config.max_positions - new
         if length > limit:
             raise TooLong(
@@ -243,17 +300,19 @@ class Agent:
             )
 
     def tokenize(self, prompts: Sequence[Prompt], new: int = 0) -> Prompts:
-        """Prompts as arrays, checked.
+        """Encodes prompts as arrays, and checks them.
 
         Args:
             prompts: Texts, or conversations.
-            new: Leave room for so many tokens after them.
+            new: Number of tokens to leave room for after each.
 
         Returns:
-            Tokens and mask [B, P], left-padded to a bucket, so that prompts of about one length share a program.
+            Tokens and mask [B, P], left-padded to a bucket (`decoding.bucket`), so that prompts of similar lengths
+            share one compiled program.
 
         Raises:
-            ValueError: A prompt is empty, has a token that the model has not, or leaves no room.
+            ValueError: `prompts` is one text, not a list; a prompt is empty; it has a token that the model does not
+                have; it leaves no room for `new` tokens.
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts are a list of texts: give [{prompts[:20]!r}...]")
@@ -261,17 +320,18 @@ class Agent:
         return left_pad(rows, bucket(max(map(len, rows), default=0), self.params.config.max_positions - new))
 
     def find(self, prompts: Sequence[Prompt], text: str | Sequence[str]) -> np.ndarray:
-        """Where words stand in prompts, for a `Site`'s positions.
+        """Finds where words stand in prompts, for the positions of a `Site`.
 
         Args:
-            prompts: What `tokenize` is given.
-            text: What to look for: the same in every prompt, or of each its own.
+            prompts: Texts, or conversations, as `tokenize` takes them.
+            text: Text to look for: one for all prompts, or one for each.
 
         Returns:
             A mask [B, P] of the tokens of every occurrence, in the columns of `tokenize(prompts)`.
 
         Raises:
-            ValueError: A prompt does not have it, or it begins or ends within a token.
+            ValueError: A prompt does not contain its text; the text begins or ends within a token; the tokenizer does
+                not say where tokens stand.
 
         Example:
             >>> agent.find(["Bob is at Petra."], "Petra").sum()
@@ -317,16 +377,17 @@ class Agent:
 
         Args:
             prompt: A text, or a conversation.
-            past: As all up to `seed`: `generate`'s.
-            edits: What is changed on the way; positions are those of `tokenize([prompt])`.
-            seed: Of what is drawn, if `sampling` is given.
-            **decoding: `Decoding`; it stops at the agent's own stop tokens.
+            past: Keys and values of what stands before the prompt (`generate`).
+            edits: Edits of the model's states (`generate`). Positions are those of `tokenize([prompt])`.
+            seed: Seed of the draws, if `sampling` is given.
+            **decoding: Options of `Decoding`. By default it stops at the agent's own stop tokens.
 
         Yields:
-            What is new in the text, as soon as it is whole characters; nothing while the agent thinks.
+            New text, as soon as it is whole characters. Nothing while the agent thinks.
 
         Raises:
-            ValueError: As `tokenize` and `generate`.
+            ValueError: As for `tokenize` and `generate`.
+            FloatingPointError: The logits are not numbers.
 
         Example:
             >>> "".join(agent.stream("Bob is at Petra. Which country is Bob located in?", max_new_tokens=8))
@@ -351,7 +412,19 @@ class Agent:
             state = write_until(self.params, state, n + 1, past=past, edits=edits)
 
     def describe(self, message: Message, count: int = 5) -> str:
-        """A message of this agent's model, a line for each prompt: norm, and the tokens its own head finds likeliest there."""
+        """Describes a message of this agent's model.
+
+        Args:
+            message: A message with states, such as `send` returns.
+            count: Number of tokens to name for each state.
+
+        Returns:
+            A line for the whole message and one for each prompt. A prompt's line has the norm of its last state and the
+            tokens that the model's own head finds likeliest there.
+
+        Raises:
+            ValueError: The message holds no states; the agent is a network.
+        """
         nearest, norms = np.asarray(message.nearest(self.single, count)), np.asarray(message.norms)
         lines = [repr(message)]
         for row, (ids, norm) in enumerate(zip(nearest, norms, strict=True)):
@@ -362,10 +435,21 @@ class Agent:
         return "\n".join(lines)
 
     def follow(self, prompt: Prompt, continuation: str) -> list[int]:
-        """Tokens of a continuation as they follow a prompt: those of both together, without as many as the prompt has
-        alone (lm-evaluation-harness' rule). Space between the two belongs to the continuation.
+        """Encodes a continuation as it follows a prompt.
 
-        ValueError: the prompt ends in space that its last word and the continuation's first share a token with.
+        The tokens are those of prompt and continuation together, without as many as the prompt has alone (the rule of
+        lm-evaluation-harness). Space between the two belongs to the continuation.
+
+        Args:
+            prompt: A text, or a conversation.
+            continuation: The text that follows it.
+
+        Returns:
+            Token ids of the continuation.
+
+        Raises:
+            ValueError: The prompt ends in space that its last word and the continuation's first word share a token
+                with.
         """
         text, read = self.render(prompt), self.encode(prompt)
         whole = self._spell(text + continuation)
@@ -376,10 +460,19 @@ class Agent:
         return whole[len(read) :]
 
     def spell(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
-        """Tokens [B, T] of each answer as they follow its prompt, -1 after the end: the tokenizer's own spelling, after a
-        space, or in a chat as a turn begins.
+        """Encodes each answer as it follows its prompt, in the tokenizer's own spelling.
 
-        ValueError: an empty answer, or one whose first letters change how the prompt's end is cut into tokens.
+        An answer follows after a space, or in a chat as a turn begins.
+
+        Args:
+            prompts: Texts, or conversations.
+            answers: One answer for each prompt.
+
+        Returns:
+            Token ids [B, T]; -1 after the end of an answer.
+
+        Raises:
+            ValueError: An answer has no tokens; its first letters change how the end of the prompt is cut into tokens.
         """
         rows = []
         for prompt, answer in zip(prompts, answers, strict=True):
@@ -402,21 +495,47 @@ class Agent:
         return spelled
 
     def text(self, out: Generation) -> list[str]:
-        """What was written, row by row, without thoughts, special tokens and surrounding space."""
+        """Decodes what was written.
+
+        Args:
+            out: Tokens that the agent's model wrote.
+
+        Returns:
+            The text of each row, without thoughts, special tokens and surrounding space.
+
+        Raises:
+            FloatingPointError: The logits of a row were not numbers.
+        """
         out = jax.device_get(out)
         check_finite(out)
         rows = [row[:n] for row, n in zip(out.tokens, out.lengths, strict=True)]
         return [self.said(row).strip() for row in rows]
 
     def said(self, ids: Sequence[int] | AnyArray, after: Sequence[int] = (), until: Sequence[str] = ()) -> str:
-        """What tokens that were written after a prompt's say: without thoughts and special tokens, up to the first of the stop
-        strings `until`. Nothing, if a thought that was begun is not at its end."""
+        """Decodes tokens that were written after a prompt, without thoughts and special tokens.
+
+        Args:
+            ids: The tokens that were written.
+            after: Tokens of the prompt. It may end in a thought that the chat template has begun.
+            until: Stop strings. The text ends before the first of them.
+
+        Returns:
+            The text. It is empty while a thought goes on.
+        """
         ids = self.beyond_thoughts(ids, after)
         before = self.before_stop(ids, until)
         return self.tokenizer.decode(ids, skip_special_tokens=True) if before is None else before
 
     def beyond_thoughts(self, ids: Sequence[int] | AnyArray, after: Sequence[int] = ()) -> list[int]:
-        """Tokens after the last thought; none while one goes on that they begin, or the prompt `after` which they stand."""
+        """Cuts thoughts off tokens that were written.
+
+        Args:
+            ids: The tokens that were written.
+            after: Tokens of the prompt. It may end in a thought that the chat template has begun.
+
+        Returns:
+            The tokens after the last thought. None while a thought goes on.
+        """
         ids = [int(i) for i in ids]
         for begin, end in self._thoughts:
             if end in ids:
@@ -426,12 +545,26 @@ class Agent:
         return ids
 
     def begins_thought(self, ids: Sequence[int]) -> bool:
-        """Whether a prompt ends in a thought that its template has begun."""
+        """Says whether a prompt ends in a thought that its chat template has begun.
+
+        Args:
+            ids: Tokens of the prompt.
+
+        Returns:
+            Whether it does.
+        """
         return any(begin in list(ids)[-2:] for begin, _ in self._thoughts)
 
     def before_stop(self, ids: Sequence[int], until: Sequence[str]) -> str | None:
-        """What tokens say before the first stop string; None if they hold none. A special token within a stop string is found,
-        though it is nothing that is said."""
+        """Decodes tokens up to the first stop string. A stop string may contain a special token, which no text shows.
+
+        Args:
+            ids: Tokens.
+            until: Stop strings.
+
+        Returns:
+            The text before the first stop string, or None if the tokens hold none.
+        """
         special, found = self.tokenizer.all_special_tokens, []
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         if (before := cut(text, until)) != text:
@@ -457,7 +590,14 @@ class Agent:
         return [(added[begin], added[end]) for begin, end in THOUGHTS.items() if begin in added and end in added]
 
     def tokens(self, ids: Sequence[int] | AnyArray) -> list[str]:
-        """Token strings as the tokenizer spells them; a model may have more tokens than its tokenizer (padding)."""
+        """Spells tokens as the tokenizer's vocabulary does.
+
+        Args:
+            ids: Token ids. A model may have more tokens than its tokenizer (padding).
+
+        Returns:
+            One string for each token; "<ID>" for a token that the tokenizer does not know.
+        """
         ids = [int(i) for i in ids]
         spelled = self.tokenizer.convert_ids_to_tokens(ids)
         return [f"<{i}>" if token is None else token for i, token in zip(ids, spelled, strict=True)]

@@ -23,6 +23,11 @@ class KVCache(struct.PyTreeNode):
         v: Values, in the same shape.
         positions: Position of the token in each column, [B, S], or [B, C, S] with branches. It is -1 for an empty
             column: left padding, or a column that is not written yet.
+
+    Example:
+        >>> logits, cache = jc.prefill(params, prompts)
+        >>> cache.k.shape
+        (4, 2, 2, 3, 32)
     """
 
     k: PyTree[Float[Array, "..."]]

@@ -29,23 +29,34 @@ class Chat:
     turns: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
     def say(self, text: str, **how: Any) -> str:
-        """The user's turn, and the agent's, which is returned whole.
+        """Adds a turn of the user's and one of the agent's, and returns the agent's whole.
 
         Args:
             text: What the user says.
             **how: What `Agent.stream` takes besides the prompt.
+
+        Returns:
+            What the agent says, without surrounding space.
+
+        Raises:
+            ValueError: As for `Agent.stream`.
         """
         return "".join(self.stream(text, **how)).strip()
 
     def stream(self, text: str, **how: Any) -> Iterator[str]:
-        """The user's turn, and the agent's, piece by piece. What was said stays in `turns` once it is whole.
+        """Adds a turn of the user's and one of the agent's, and yields the agent's piece by piece.
+
+        Both turns stay in `turns` once the agent's is whole.
 
         Args:
             text: What the user says.
             **how: What `Agent.stream` takes besides the prompt.
 
         Yields:
-            What is new in the agent's turn.
+            New text of the agent's turn.
+
+        Raises:
+            ValueError: As for `Agent.stream`.
         """
         asked: list[Any] = [*self.turns, {"role": "user", "content": text}]
         pieces = []

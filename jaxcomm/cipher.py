@@ -28,8 +28,8 @@ Stop = Literal["argmax", "nearest", "none"]
 expected embedding is one (the paper's), or never (the authors' code, which cuts afterwards)."""
 
 Partial = Literal["off", "entropy", "maxprob"]
-"""Expected embeddings always, or only where the model is unsure, by the entropy of its distribution or by 1 - max p, and
-the argmax's embedding elsewhere (the paper's ablation)."""
+"""Expected embeddings always, or only where the model is unsure, by the entropy of its distribution or by 1 - max p,
+and the argmax's embedding elsewhere (the paper's ablation)."""
 
 THRESHOLDS = {"off": 0.0, "entropy": 1.869, "maxprob": 0.2}
 """The authors' (their code says p < 0.8)."""

@@ -1,9 +1,9 @@
 """Activation communication (Ramesh & Li, ICML 2025, section 3.1): A is paused after layer k, B after layer j,
 B's state becomes f(A's, B's), and B goes on.
 
-`communicate` is `messages.read_message` (A's side), then `generate` with an edit that takes the message in (B's side). The edit happens
-once, when B reads its prompt; the K/V it leads to stay, so every later token reads them. Whoever tries many edits of one
-prompt reads it once (`read_prompt`) and goes on from each (`resume`).
+`communicate` is `messages.read_message` (A's side), then `generate` with an edit that takes the message in (B's side).
+The edit happens once, when B reads its prompt; the K/V it leads to stay, so every later token reads them. Whoever tries
+many edits of one prompt reads it once (`read_prompt`) and goes on from each (`resume`).
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ def communicate(
     graft: Any = "replace",
     **options: Unpack[Decoding],
 ) -> Generation:
-    """What B says after its prompt once A's activation has been grafted into it.
+    """Writes what B says after its prompt, with A's activation grafted into B (Ramesh & Li 2025, section 3.1).
 
-    A's side and B's are compiled programs (on devices of their own, if the models are); other prompts of these shapes, and
-    another k and j, compile nothing. A function `graft` is part of B's program, so define it once. Pure: it goes under jit,
-    vmap (over a further axis of games, k or j) and scan.
+    A's side and B's side are compiled programs, on devices of their own if the models are. Other prompts of the same
+    shapes, and another k and j, compile nothing. A function `graft` is part of B's program, so define it once. It is
+    pure: it goes under jit, vmap (over a further axis of games, k or j) and scan.
 
     Args:
-        params_a: The sender.
-        params_b: The receiver.
-        prompts_a: What A reads, one for each game.
-        prompts_b: What B reads.
-        k: A is read after this layer, 0 .. L_A, an int or traced, at the last token; or any `Site`.
-        j: B is edited after this layer, 0 .. L_B; or any `Site`.
-        graft: sum, mean, replace, a function f(a, b), or `Graft(f, W)` with a map.
-        **options: `Decoding`.
+        params_a: The sender A.
+        params_b: The receiver B.
+        prompts_a: What A reads, one prompt for each game: `Prompts`, or tokens [B, P] without padding.
+        prompts_b: What B reads, one prompt for each game.
+        k: A is read after this layer, at the last token: 0 .. L_A, an int or traced. Or any `Site`.
+        j: B is edited after this layer, at the last token: 0 .. L_B, an int or traced. Or any `Site`.
+        graft: "sum", "mean", "replace", a function f(a, b), or `Graft(f, W)` with a map.
+        **options: Options of `Decoding`.
 
     Returns:
         What B writes.
 
     Raises:
-        ValueError: k or j out of range, an empty or too long prompt, unequal numbers of prompts, an unknown graft, W of a wrong
-            shape.
+        ValueError: k or j is out of range; a prompt is empty or too long; the numbers of prompts differ; there is no
+            such graft; W has a wrong shape.
 
     Example:
         >>> jc.communicate(params, params, prompts, prompts, k=3, j=1, max_new_tokens=2).tokens.shape
@@ -97,19 +97,32 @@ def communicate_logits(
     j: Any,
     graft: Any = "replace",
 ) -> Float[Array, "B T V"]:
-    """Teacher-forced twin of `communicate`: logits that predict each token of given answers, in one pass, no loop.
+    """Computes the logits that predict each token of given answers, with A's activation grafted into B.
 
-    Differentiable in everything continuous, in reverse too when k is an int: a loss on B's answer reaches W, A and B.
+    It is the teacher-forced twin of `communicate`: one pass, no loop. It is differentiable in everything continuous, in
+    reverse too if k is an int. So a loss on B's answer reaches W, A and B.
 
     Args:
-        params_a: As all but answers: `communicate`'s.
-        answers: Tokens [B, T], -1 after the end of one.
+        params_a: The sender A.
+        params_b: The receiver B.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B reads, one prompt for each game.
+        answers: Token ids [B, T] that follow B's prompts; -1 after the end of an answer.
+        k: A is read after this layer, as in `communicate`.
+        j: B is edited after this layer, as in `communicate`.
+        graft: How A's activation enters B, as in `communicate`.
 
     Returns:
-        Logits [B, T, V].
+        Logits [B, T, V], float32.
 
     Raises:
-        ValueError: `communicate`'s, answers that are not one for each prompt, a token outside the vocabulary or after an end.
+        ValueError: As for `communicate`; there is not one answer for each prompt; a token is outside the vocabulary, or
+            stands after a -1.
+
+    Example:
+        >>> answers = np.array([[7, 8], [9, -1]])
+        >>> jc.communicate_logits(params, params, prompts, prompts, answers, k=3, j=1).shape
+        (2, 2, 256)
     """
     check_games(prompts_a, prompts_b)
     if len(answers) != len(prompts_b):
@@ -126,13 +139,13 @@ def communicate_logits(
 
 
 class ReadPrompt(struct.PyTreeNode):
-    """B's prompt, read once: all that an edit of its last token leaves as it was.
+    """B's prompts, read once: all that an edit of their last tokens does not change.
 
     Attributes:
-        states: [L_B + 1, B, D_B], the last token's h[0] .. h[L_B].
-        earlier: Keys and values of the tokens before it (its own column is marked empty).
-        last: Its own, one column.
-        token: [B], its id (or its vector [B, D]).
+        states: The last token's h[0] .. h[L_B], [L_B + 1, B, D_B].
+        earlier: Keys and values of the tokens before it. Its own column is marked empty.
+        last: Keys and values of the last token, one column.
+        token: Id of the last token, [B], or its vector [B, D].
     """
 
     states: Float[Array, "_ B D"]
@@ -143,18 +156,18 @@ class ReadPrompt(struct.PyTreeNode):
 
 @compiled(prompts={"prompts": "params"})
 def read_prompt(params: Params, prompts: Prompts, *, past: tuple[KVCache, ...] = ()) -> ReadPrompt:
-    """B reads prompts, to try many edits of their last tokens.
+    """Reads B's prompts, to try many edits of their last tokens.
 
     Args:
         params: The receiver.
         prompts: What it reads.
-        past: Caches of what stands before (`prefix`).
+        past: Caches of what stands before the prompts. They are not changed.
 
     Returns:
         What `resume` goes on from.
 
     Raises:
-        ValueError: No or too many tokens, invalid prompts.
+        ValueError: The prompts have no token, do not fit the model's positions, or are invalid.
     """
     check_room(params, prompts)
     positions = positions_of(prompts, past)
@@ -172,21 +185,21 @@ def read_prompt(params: Params, prompts: Prompts, *, past: tuple[KVCache, ...] =
 def resume(
     params: Params, prompt: ReadPrompt, h: Float[Array, "B D"], j: Any, *, past: tuple[KVCache, ...] = ()
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """B goes on from an edited h_B[j] of its prompt's last token. Blocks j + 1 .. L_B run, on one token.
+    """Goes on from an edited h_B[j] of the prompts' last tokens. Blocks j + 1 .. L_B run, on one token of each row.
 
     Args:
         params: The receiver.
         prompt: What `read_prompt` returned.
-        h: The edited state.
-        j: Of which layer, 0 .. L_B.
+        h: The edited states [B, D].
+        j: The layer that they belong to, 0 .. L_B.
         past: What was given to `read_prompt`.
 
     Returns:
-        Logits of the next token, and the cache of the edited one, to `decode` after past=(*past, prompt.earlier). `prefill`
-        with the same edit gives the same logits.
+        Logits [B, V] of the next token, and the cache of the edited one. Call `decode` with them and
+        past=(*past, prompt.earlier). `prefill` with the same edit gives the same logits.
 
     Raises:
-        ValueError: j out of range.
+        ValueError: j is out of range.
     """
     attended = Attended((*past, prompt.earlier), prompt.last, column=0)
     h, cache, _ = run_blocks(params, h[:, None], prompt.last.positions, (j, None), attended=attended)

@@ -1,7 +1,7 @@
 """What a public function is wrapped in: its inputs are checked, then one compiled program runs.
 
-A program cannot look at the values it is given. So `compiled` looks at those that are known when the function is called,
-and raises; those that are not (the caller's own jit, vmap or scan traces them) become NaN inside.
+A program cannot look at the values it is given. So `compiled` looks at those that are known when the function is
+called, and raises; those that are not (the caller's own jit, vmap or scan traces them) become NaN inside.
 
     called with arrays           checked, then compiled once for every shape; layers are arguments, so all share a program
     called under jit, vmap,      inlined into the caller's program; int layers stay ints, so that reverse-mode gradients

@@ -20,8 +20,8 @@ AnyArray = jax.Array | np.ndarray
 """What public functions take where the values come from outside; they return `jax.Array`."""
 
 Remat = Literal["off", "products", "all"]
-"""What a gradient makes again instead of keeping it: nothing; what lies between the matrix products; or everything but the
-streams between blocks."""
+"""What a gradient makes again instead of keeping it: nothing; what lies between the matrix products; or everything but
+the streams between blocks."""
 
 FULL = 0
 """Window of a layer whose attention reaches back to the first token."""
@@ -29,20 +29,38 @@ FULL = 0
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding (half-split rotation, as in transformers' `modeling_rope_utils`).
+    """Rotary position embedding: a rotation by halves, as in transformers' `modeling_rope_utils`.
 
-    `none` rotates nothing. `linear` divides every frequency by `factor`; `llama3` divides only the low ones and blends
-    between `original_positions / low_freq_factor` and `original_positions / high_freq_factor`; `yarn` blends between the
-    frequencies that turn `beta_fast` and `beta_slow` times in `original_positions`; `longrope` divides each by its own
-    number.
+    Attributes:
+        theta: Base of the frequencies.
+        kind: "none" rotates nothing. "default" keeps the frequencies. "linear" divides every frequency by `factor`.
+            "llama3" and "yarn" divide the low frequencies, keep the high ones, and blend in between. "longrope" divides
+            each frequency by its own number.
+        share: Share of a head's dimensions that turn. They are its first ones.
+        scale: Factor on cosines and sines (transformers' `attention_factor`).
+        factor: Divisor of the frequencies (linear, llama3, yarn).
+        low_freq_factor: A frequency with fewer turns in `original_positions` is divided by the whole factor (llama3).
+        high_freq_factor: A frequency with more turns in `original_positions` is kept (llama3).
+        original_positions: Number of positions of the model's first training.
+        beta_fast: A frequency with more turns in `original_positions` is kept (yarn).
+        beta_slow: A frequency with fewer turns in `original_positions` is divided by the whole factor (yarn).
+        truncate: Whether the two borders of the blend are rounded to whole dimensions (yarn).
+        short: Divisors for a model with `max_positions` up to `original_positions`, one for each frequency (longrope).
+        long: Divisors for a model with more positions (longrope).
+        reach: Number of positions that the long divisors were trained for (longrope).
+
+    Raises:
+        ValueError: A number is not positive; the frequencies do not turn; llama3's two factors are in the wrong order.
+
+    Example:
+        >>> jc.Rope(theta=500_000.0, share=0.5).dims(128)
+        64
     """
 
     theta: float = 10_000.0
     kind: Literal["none", "default", "linear", "llama3", "yarn", "longrope"] = "default"
     share: float = 1.0
-    """The first so many of a head's dimensions turn, the rest stay."""
     scale: float = 1.0
-    """Factor on cosines and sines (transformers' `attention_factor`)."""
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -50,13 +68,9 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
-    """yarn: the two borders of the blend are whole dimensions."""
     short: tuple[float, ...] = ()
-    """longrope: the numbers of a model whose `max_positions` are at most `original_positions`, one for each frequency."""
     long: tuple[float, ...] = ()
-    """longrope: of a model of more positions."""
     reach: int = 0
-    """longrope: how many positions the long numbers were trained for."""
 
     def __post_init__(self):
         for name in (
@@ -79,13 +93,68 @@ class Rope:
             raise ValueError("longrope divides by numbers that are not positive")
 
     def dims(self, head_dim: int) -> int:
-        """How many dimensions of a head turn."""
+        """Counts the dimensions of a head that turn.
+
+        Args:
+            head_dim: Number of dimensions of a head, H.
+
+        Returns:
+            The number of its first dimensions that turn.
+        """
         return int(head_dim * self.share)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything `jaxcomm.model` needs to know besides the weights. Frozen and hashable: a static field of `Params`."""
+    """Everything that `jaxcomm.model` needs to know besides the weights.
+
+    It is frozen and hashable: a static field of `Params`.
+
+    Attributes:
+        vocab: Number of tokens, V.
+        width: Width of the stream, D.
+        layers: Number of blocks, L.
+        heads: Number of query heads, N.
+        kv_heads: Number of key/value heads, K. It divides N.
+        head_dim: Number of dimensions of a head, H.
+        ff: Feed-forward width, F, of the MLP, or of one expert.
+        max_positions: Largest number of tokens of a text.
+        norm: "rms" is RMSNorm, rounded to the stream's dtype before it is multiplied by w. "rms_wide" is rounded after
+            that. "rms_plus_one" is multiplied by 1 + w and then rounded. "layer" is LayerNorm with a bias.
+        norm_eps: Number that norms add to the mean square, or to the variance.
+        norms: Where attention and MLP have their norms: "before", on what they read; "after", on what they add to the
+            stream; or "both".
+        parallel: Whether attention and MLP of a block both read the stream that enters it.
+        qk_norm: Norms on queries and keys: "none", of each "head", or of all heads together ("width").
+        qkv_bias: Whether queries, keys and values have a bias.
+        out_bias: Whether the output matrix of attention has a bias.
+        mlp_bias: Whether the matrices of the MLP have a bias.
+        gated: Whether the MLP is down(act(gate(x)) * up(x)). Otherwise it is down(act(up(x))).
+        activation: The function act of the MLP. "gelu_tanh" is the approximation of GELU by tanh.
+        experts: Number of MLPs of a block, of which its router chooses for every token. 0: one MLP and no router.
+        experts_per_token: Number of experts that a token goes through.
+        normalised_experts: Whether the probabilities of the chosen experts are divided by their sum.
+        attention_scale: Factor on the attention scores. None: head_dim ** -0.5.
+        attention_softcap: Soft-cap c of the attention scores, c tanh(x / c), or None.
+        logit_softcap: Soft-cap of the logits, or None.
+        scale_embedding: Whether embeddings are multiplied by sqrt(width), rounded to the weights' dtype.
+        tied_head: Whether the head is the embedding matrix.
+        learned_positions: Whether a vector for each position is added to the embedding.
+        rope: Rotary embedding of all layers, or a tuple with one for each layer.
+        windows: For each layer, the number of keys that a query sees, itself included; `FULL` (0) is all. Empty: every
+            layer sees all.
+
+    Raises:
+        ValueError: A size is not a whole number from 1 to 2^31 - 1; another number is out of range; the fields
+            contradict each other, for example heads that kv_heads does not divide.
+
+    Example:
+        >>> config = jc.ModelConfig(
+        ...     vocab=256, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ff=128, max_positions=64
+        ... )
+        >>> jc.init_params(jax.random.key(0), config).unroll().blocks[0]["attention"]["k"]["weight"].shape
+        (32, 64)
+    """
 
     vocab: int
     width: int
@@ -94,42 +163,28 @@ class ModelConfig:
     kv_heads: int
     head_dim: int
     ff: int
-    """Of one expert, where there are several."""
     max_positions: int
     norm: Literal["rms", "rms_wide", "rms_plus_one", "layer"] = "rms"
-    """RMSNorm, rounded to the stream's dtype before it is multiplied by w; after it; multiplied by 1 + w and then rounded;
-    LayerNorm with a bias."""
     norm_eps: float = 1e-6
     norms: Literal["before", "after", "both"] = "before"
-    """Where attention and MLP have theirs: on what they read, on what they add to the stream, or on both."""
     parallel: bool = False
-    """Attention and MLP of a block both read the stream that enters it."""
     qk_norm: Literal["none", "head", "width"] = "none"
-    """Norms on queries and keys: none, of each head, or of all heads together."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
     gated: bool = True
-    """down(act(gate(x)) * up(x)), and not down(act(up(x)))."""
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
     experts: int = 0
-    """MLPs of a block that its router chooses from for every token; 0: there is one, and no router."""
     experts_per_token: int = 0
     normalised_experts: bool = True
-    """The chosen experts' probabilities are divided by their sum."""
     attention_scale: float | None = None
-    """Factor on the scores; None is head_dim ** -0.5."""
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     scale_embedding: bool = False
-    """Multiply embeddings by sqrt(width), rounded to the weights' dtype."""
     tied_head: bool = True
     learned_positions: bool = False
-    """A vector for each position is added to the embedding."""
     rope: Rope | tuple[Rope, ...] = Rope()
-    """Of all layers, or of each."""
     windows: tuple[int, ...] = ()
-    """Per layer: how many keys a query sees, itself included; FULL is all. Empty: every layer is full."""
 
     def __post_init__(self):
         sizes = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ff", "max_positions")
@@ -162,32 +217,47 @@ class ModelConfig:
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
-        """The different ones."""
+        """The different rotary embeddings of the layers."""
         return tuple(dict.fromkeys(self.rope)) if isinstance(self.rope, tuple) else (self.rope,)
 
     @property
     def rope_of(self) -> tuple[int, ...]:
-        """Per layer, which of `ropes`."""
+        """For each layer, the index into `ropes` of its rotary embedding."""
         ropes = self.rope if isinstance(self.rope, tuple) else (self.rope,) * self.layers
         return tuple(self.ropes.index(rope) for rope in ropes)
 
 
 @dataclasses.dataclass(frozen=True)
 class EdgeConfig:
-    """A wire of a network (`jaxcomm.lmnet`): y = scale * (x + f(x)), f one decoder block in the shape of the vertex it
-    leaves."""
+    """An edge of a network (`jaxcomm.lmnet`): y = scale * (x + f(x)).
+
+    f is one decoder block in the shape of the vertex that the edge leaves (Wu et al. 2026, arXiv 2505.12741).
+
+    Attributes:
+        kind: What f is: "block", attention and a gated MLP; "attention" or "mlp", one of the two; "linear", a matrix;
+            or "identity", nothing, so that y = scale * x.
+        attention: Number of key heads: "mha", as many as query heads; "gqa", as many as the vertex has.
+        residual: Whether x is added. Otherwise y = scale * f(x).
+        zero_init: Whether the last matrices of f begin at 0. f(x) then begins at 0.
+        scale: Initial value of the trainable factor, before it is divided by the number of edges that are summed. None:
+            there is no factor, and no division.
+
+    Raises:
+        ValueError: The edge carries nothing: it has no residual, and begins at zero or is the identity.
+
+    Example:
+        >>> from jaxcomm.lmnet import EdgeConfig, init_network
+        >>> edge = EdgeConfig(kind="mlp", zero_init=False)
+        >>> network = init_network(jax.random.key(0), params, widths=(1, 2, 1), edge=edge)
+        >>> jc.forward(network, prompts).shape
+        (2, 3, 256)
+    """
 
     kind: Literal["block", "attention", "mlp", "linear", "identity"] = "block"
-    """f: attention and gated MLP, one of the two, a matrix, or nothing at all (y = scale * x)."""
     attention: Literal["mha", "gqa"] = "mha"
-    """As many key heads as query heads, or as the vertex has."""
     residual: bool = True
-    """False: y = scale * f(x)."""
     zero_init: bool = True
-    """f's last matrices begin at 0, so that f does."""
     scale: float | None = 1.0
-    """Where the trainable factor begins, divided by the number of edges that are summed; None: there is no factor, and no
-    division."""
 
     def __post_init__(self):
         if not self.residual and (self.zero_init or self.kind == "identity"):
@@ -197,7 +267,14 @@ class EdgeConfig:
 
 
 class Group(NamedTuple):
-    """`copies` vertices of one layer with the weights of one model; which group of its layer."""
+    """Vertices of one layer that share the weights of one model.
+
+    Attributes:
+        layer: Number of the layer, from 0.
+        number: Number of the group in its layer, from 0.
+        model: Index of the model.
+        copies: Number of vertices.
+    """
 
     layer: int
     number: int
@@ -206,7 +283,14 @@ class Group(NamedTuple):
 
 
 def check_widths(widths: tuple[int, ...]) -> None:
-    """ValueError unless a network can have so many vertices per layer."""
+    """Checks that a network can have these numbers of vertices.
+
+    Args:
+        widths: Number of vertices of each layer.
+
+    Raises:
+        ValueError: They do not begin and end with 1, or hold a 0.
+    """
     if not widths or widths[0] != 1 or widths[-1] != 1 or min(widths) < 1:
         raise ValueError(
             f"widths {widths} must begin and end with 1, and hold no 0: one vertex reads the tokens, and one writes"
@@ -215,17 +299,31 @@ def check_widths(widths: tuple[int, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Which vertices a network has, and how they are joined."""
+    """Which vertices a network has, and how they are joined (Wu et al. 2026, arXiv 2505.12741).
+
+    Attributes:
+        models: Architectures of the different models.
+        layers: For each layer of vertices, its groups: (index of the model, number of vertices that share its weights).
+        edge: The edges.
+        aggregate: What a vertex reads: the "sum" of its edges, their "mean", or "concat", all of them through a matrix.
+        norm: Whether interior vertices keep their model's final norm.
+
+    Raises:
+        ValueError: The first or the last layer does not have one vertex; the models have different vocabularies;
+            identity edges join different widths.
+
+    Example:
+        >>> from jaxcomm.lmnet import NetworkConfig
+        >>> config = NetworkConfig(models=(params.config,), layers=(((0, 1),), ((0, 4),), ((0, 1),)))
+        >>> config.widths
+        (1, 4, 1)
+    """
 
     models: tuple[ModelConfig, ...]
-    """The different models."""
     layers: tuple[tuple[tuple[int, int], ...], ...]
-    """Per layer of vertices, its groups: (which model, how many vertices share its weights)."""
     edge: EdgeConfig = EdgeConfig()
     aggregate: Literal["sum", "mean", "concat"] = "sum"
-    """What a vertex reads: the sum of its edges, their mean, or all of them through a matrix."""
     norm: bool = True
-    """Interior vertices keep their model's final norm."""
 
     def __post_init__(self):
         check_widths(self.widths)
@@ -239,11 +337,12 @@ class NetworkConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
+        """Number of vertices of each layer."""
         return tuple(sum(count for _, count in layer) for layer in self.layers)
 
     @property
     def groups(self) -> dict[str, Group]:
-        """Vertices that share a layer and a model, by name: `vertex LAYER.GROUP`, both from 0."""
+        """Vertices that share a layer and a model, by name: `vertex LAYER.GROUP`, both counted from 0."""
         return {
             f"vertex {i}.{g}": Group(i, g, model, count)
             for i, layer in enumerate(self.layers)
@@ -252,29 +351,31 @@ class NetworkConfig:
 
     @property
     def stacks(self) -> dict[str, tuple[Group, Group]]:
-        """Edges between two groups, by name: `edge LAYER.GROUP-GROUP`."""
+        """Edges between two groups, by name: `edge LAYER.GROUP-GROUP`, counted from 0."""
         every = self.groups.values()
         return {f"edge {x.layer}.{x.number}-{y.number}": (x, y) for x in every for y in every if y.layer == x.layer + 1}
 
     @property
     def reader(self) -> ModelConfig:
-        """Of the vertex that reads the tokens."""
+        """Architecture of the vertex that reads the tokens."""
         return self.models[self.layers[0][0][0]]
 
     @property
     def writer(self) -> ModelConfig:
-        """Of the vertex that writes."""
+        """Architecture of the vertex that writes."""
         return self.models[self.layers[-1][0][0]]
 
     @property
     def vocab(self) -> int:
+        """Number of tokens, V."""
         return self.models[0].vocab
 
     @property
     def width(self) -> int:
-        """Of the vectors that may stand in for tokens."""
+        """Width D of vectors that may stand in for tokens: that of the reading vertex."""
         return self.reader.width
 
     @property
     def max_positions(self) -> int:
+        """Largest number of tokens of a text: the smallest of the models' numbers."""
         return min(m.max_positions for m in self.models)

@@ -1,7 +1,7 @@
 """Decoding: a prompt is read once (`reading.prefill`), then one jitted loop writes until every row has stopped.
 
-The loop writes into one cache, in place; what several continuations share (a prompt) may lie in others, which it only reads.
-Knows token ids only. Prompts are left-padded, so the last token of every row is column -1.
+The loop writes into one cache, in place; what several continuations share (a prompt) may lie in others, which it only
+reads. Knows token ids only. Prompts are left-padded, so the last token of every row is column -1.
 """
 
 from __future__ import annotations
@@ -61,10 +61,9 @@ class Sampling(struct.PyTreeNode):
                 if x is not None and not np.all(fits(x)):
                     raise ValueError(f"{name} = {value}: it must be {low}")
 
-
     @property
     def greedy(self) -> bool:
-        """Whether nothing is drawn, so that it needs no keys: the temperature is known, and 0."""
+        """Whether nothing is drawn, so that no keys are needed: the temperature is known, and 0."""
         return (temperature := known(self.temperature)) is not None and not temperature.any()
 
 
@@ -79,6 +78,10 @@ class Generation(struct.PyTreeNode):
         logprobs: Log-probability of each token in nats, [B, T], under the model's own distribution, before temperature
             and cuts. 0 after the end of a row.
         lengths: Number of tokens of each row, [B]. A stop token counts.
+
+    Example:
+        >>> jc.generate(params, prompts, max_new_tokens=2).lengths
+        Array([2, 2], dtype=int32)
     """
 
     tokens: Int[AnyArray, "B T"]
@@ -185,13 +188,13 @@ NEW_TOKENS = 16
 
 
 class Decoding(TypedDict, total=False):
-    """How text is written: the options of `decode`, `generate` and `communicate`.
+    """Options of `decode`, `generate` and `communicate`: how text is written.
 
     Attributes:
-        max_new_tokens: At most so many (default 16). It is part of the program.
-        sampling: None, the default, is greedy.
-        keys: [B], a random key for every row, unless `sampling` is greedy.
-        stop_tokens: A row ends with any of them.
+        max_new_tokens: Largest number of tokens, default 16. Another number compiles another program.
+        sampling: How tokens are drawn. None, the default, takes the likeliest.
+        keys: Random key of each row, [B]. Not needed where nothing is drawn.
+        stop_tokens: Tokens that end a row. Default: none.
     """
 
     max_new_tokens: int
@@ -201,10 +204,18 @@ class Decoding(TypedDict, total=False):
 
 
 class DecodingState(struct.PyTreeNode):
-    """Decoding after `t` tokens of each row; the newest token is not in the cache yet.
+    """Decoding after t tokens of each row. The newest token is not in the cache yet.
 
-    done [B]; out: what is written; cache: what is written to; begin [B]: the position of the first new token; sampling, keys
-    and stop_tokens: as `Decoding` has them.
+    Attributes:
+        t: Number of tokens that are written.
+        token: The newest token of each row, [B].
+        done: Whether each row has ended, [B].
+        out: What is written so far.
+        cache: Keys and values that the loop writes to.
+        begin: Position of the first new token of each row, [B].
+        sampling: As in `Decoding`.
+        keys: As in `Decoding`.
+        stop_tokens: As in `Decoding`.
     """
 
     t: Int[Array, ""]
@@ -218,7 +229,14 @@ class DecodingState(struct.PyTreeNode):
     stop_tokens: Int[Array, "_"]
 
     def emit(self, logits: Float[Array, "B V"]) -> DecodingState:
-        """With one more token."""
+        """Draws the next token of every row.
+
+        Args:
+            logits: Logits [B, V] of the next token.
+
+        Returns:
+            The state with one more token.
+        """
         t = self.t
         drawn = None if self.keys is None else jax.vmap(jax.random.fold_in, (0, None))(self.keys, t)
         token = choose(logits, self.sampling, drawn)
@@ -243,15 +261,21 @@ def start_decoding(
     keys: Key[Array, "B"] | None = None,
     stop_tokens: Sequence[Any] | AnyArray = (),
 ) -> DecodingState:
-    """The first token after a prefilled prompt, and room for the others.
+    """Draws the first token after prefilled prompts, and makes room for the others.
 
     Args:
-        logits: After the prompt's last token.
-        cache: Of the prompt.
-        max_new_tokens: As all that follow: `Decoding`'s.
+        logits: Logits [B, V] after the prompts' last tokens.
+        cache: Keys and values of the prompts.
+        max_new_tokens: As in `Decoding`.
+        sampling: As in `Decoding`.
+        keys: As in `Decoding`.
+        stop_tokens: As in `Decoding`.
+
+    Returns:
+        The state after one token.
 
     Raises:
-        ValueError: No new tokens, or sampling without a key for each row.
+        ValueError: `max_new_tokens` is below 1; tokens are drawn without a key for each row.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}: it must be at least 1")
@@ -277,9 +301,20 @@ def continue_decoding(
     past: tuple[KVCache, ...] = (),
     edits: Sequence[Edit] = (),
 ) -> DecodingState:
-    """Writes until there are `until` tokens (may be traced) or every row is done, all rows in one `while_loop`.
+    """Writes until each row has `until` tokens or every row is done, all rows in one `while_loop`.
 
-    Who wants to look at the text in between (for stop strings, or to stream it) calls it in steps, and may mark rows as done.
+    A caller that looks at the text in between (for stop strings, or to stream it) calls it in steps, and may mark rows
+    as done.
+
+    Args:
+        params: The model, or a network (without edits).
+        state: The state to go on from.
+        until: Number of tokens, an int or traced.
+        past: Caches of what the model read before. They are not changed.
+        edits: Edits of the model's states. Those of every step are made at each token.
+
+    Returns:
+        The later state.
     """
     first = state.cache.positions.shape[-1] - (state.out.tokens.shape[1] - 1)
 
@@ -305,20 +340,26 @@ def decode(
 ) -> Generation:
     """Writes after prefilled prompts until a stop token or `max_new_tokens`.
 
+    Token t of row b is drawn with fold_in(keys[b], t). So a row's text does not depend on its neighbours.
+
     Args:
         params: The model, or a network (without edits).
-        logits: After the prompts' last tokens [B, V], as `prefill` returned them.
-        cache: The prompts' keys and values, likewise.
-        past: Caches of what was read before that, which are only read.
-        edits: Those of every step are made at each token.
-        **decoding: `Decoding`. Token t of row b is drawn with fold_in(keys[b], t), so a row's text does not depend on its
-            neighbours.
+        logits: Logits [B, V] after the prompts, as `prefill` returned them.
+        cache: Keys and values of the prompts, as `prefill` returned them.
+        past: Caches of what the model read before the prompts. They are not changed.
+        edits: Edits of the model's states. Those of every step are made at each token.
+        **decoding: Options of `Decoding`.
 
     Returns:
         What is written.
 
     Raises:
-        ValueError: No new tokens, sampling without a key for each row, invalid edits.
+        ValueError: `max_new_tokens` is below 1; tokens are drawn without a key for each row; an edit is invalid.
+
+    Example:
+        >>> logits, cache = jc.prefill(params, prompts)
+        >>> jc.decode(params, logits, cache, max_new_tokens=2).tokens.shape
+        (2, 2)
     """
     state = start_decoding(logits, cache, **decoding)
     return continue_decoding(params, state, state.out.tokens.shape[1], past=past, edits=edits).out
@@ -425,17 +466,18 @@ def generate(
 
     Args:
         params: The model, or a network (without edits).
-        prompts: What it reads.
-        past: Keys and values of what stands before: its own (`prefill`), or another's (`messages.receive_cache`).
-        edits: What is changed on the way: steering, ablation, patching, messages (`jaxcomm.edits`).
-        **decoding: `Decoding`.
+        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        past: Keys and values of what stands before the prompts: the model's own (`prefill`), or another's
+            (`receive_cache`).
+        edits: Edits of the model's states: steering, ablation, patching, messages (`jaxcomm.edits`).
+        **decoding: Options of `Decoding`.
 
     Returns:
         What is written.
 
     Raises:
-        ValueError: An empty prompt, prompt and new tokens that exceed the model's positions, sampling without a key for each
-            row, invalid edits.
+        ValueError: A prompt is empty; prompt and new tokens exceed the model's positions; tokens are drawn without a
+            key for each row; an edit is invalid.
 
     Example:
         >>> jc.generate(params, prompts, max_new_tokens=2).tokens.shape

@@ -29,9 +29,19 @@ if TYPE_CHECKING:
 
 
 class Context(NamedTuple):
-    """What an edit's function may know beside the state.
+    """What an edit's function is told besides the state.
 
-    site: its name. layer: None if it has none; may be traced, and in a patching map there is one for each row. positions [B, n]: of the tokens, in the row (-1: there is none).
+    Attributes:
+        site: Name of the site.
+        layer: Number of the layer; None for a site without layers. It may be traced. In a patching map there is one for
+            each row.
+        positions: Position of each token in its row, [B, n]; -1 where a row has none.
+
+    Example:
+        >>> after_first = lambda state, message, context: jnp.where(context.positions[..., None] > 0, state, 0)
+        >>> edit = jc.Edit(jc.Site("attn_out", 2), after_first)
+        >>> jc.forward(params, prompts, edits=[edit]).shape
+        (2, 3, 256)
     """
 
     site: str
@@ -40,8 +50,8 @@ class Context(NamedTuple):
 
 
 Change = Callable[[Array, Any, Context], Array]
-"""(state [B, n, ...], message [B, n, ...], context) -> state: of n chosen tokens of every row. The message is the edit's own; None if
-it has none."""
+"""(state [B, n, ...], message [B, n, ...], context) -> state: of n chosen tokens of every row. The message is the
+edit's own; None if it has none."""
 
 
 class Edit(struct.PyTreeNode):
@@ -49,11 +59,14 @@ class Edit(struct.PyTreeNode):
 
     Attributes:
         site: Which activation, at which positions of the prompt.
-        change: `replace`, `add(v)`, `scale(c)`, `project_out(v)`, `Graft(f, W)`, or a function of your own (`Change`), which
-            is part of the compiled program: define it once, and give it arrays through `message`.
-        message: What it is given: an array [B, ...] for every chosen token, or [B, n, ...], the chosen tokens and these
-            aligned at their ends, or a `Message`.
-        every_step: Every token that is written is edited too, and not only the prompt.
+        change: `replace`, `add(v)`, `scale(c)`, `project_out(v)`, `Graft(f, W)`, or a function of your own (`Change`).
+            A function is part of the compiled program: define it once, and give it arrays through `message`.
+        message: What the change is given: an array [B, ...] for every chosen token, an array [B, n, ...], which is
+            aligned with the chosen tokens at their ends, or a `Message`. None: nothing.
+        every_step: Whether every token that is written is edited too, and not only the prompt.
+
+    Raises:
+        ValueError: The site can be read and not edited.
 
     Example:
         >>> edit = jc.Edit(jc.Site("mlp_out", 2, positions=[-2, -1]), jc.scale(0.0))
@@ -81,15 +94,32 @@ def _is_pytree(change: Any) -> bool:
 
 
 def replace(state: Array, message: Array, context: Context | None = None) -> Array:
-    """The message stands in the state's place."""
+    """Puts the message in the state's place (patching).
+
+    Args:
+        state: State [B, n, ...] of the chosen tokens.
+        message: Anything that broadcasts to the state.
+        context: Not used.
+
+    Returns:
+        The message, in the state's shape and dtype.
+
+    Example:
+        >>> jc.replace(jnp.zeros((1, 2, 2)), jnp.ones((1, 1, 2)))
+        Array([[[1., 1.],
+                [1., 1.]]], dtype=float32)
+    """
     return jnp.broadcast_to(message, state.shape).astype(state.dtype)
 
 
 def add(vector: Any) -> Change:
-    """state + vector (steering).
+    """Makes the change state + vector (steering).
 
     Args:
-        vector: [D], a number, or anything that broadcasts to the state [B, n, ...].
+        vector: A vector [D], a number, or anything that broadcasts to the state [B, n, ...].
+
+    Returns:
+        The change, for an `Edit`.
 
     Example:
         >>> jc.add(jnp.ones(2))(jnp.zeros((1, 1, 2)), None, None)
@@ -103,10 +133,17 @@ def _add(vector: Any, state: Array, message: Any, context: Any) -> Array:
 
 
 def scale(factor: Any) -> Change:
-    """state * factor; a factor of 0 ablates.
+    """Makes the change state * factor. A factor of 0 ablates.
 
     Args:
         factor: A number, or anything that broadcasts to the state [B, n, ...].
+
+    Returns:
+        The change, for an `Edit`.
+
+    Example:
+        >>> jc.scale(0.5)(jnp.ones((1, 1, 2)), None, None)
+        Array([[[0.5, 0.5]]], dtype=float32)
     """
     return Partial(_scale, factor)
 
@@ -116,10 +153,17 @@ def _scale(factor: Any, state: Array, message: Any, context: Any) -> Array:
 
 
 def project_out(direction: Any) -> Change:
-    """The state without its part along a direction.
+    """Makes the change that removes the state's part along a direction (directional ablation).
 
     Args:
-        direction: [D], of any length but 0.
+        direction: A vector [D], of any length but 0.
+
+    Returns:
+        The change, for an `Edit`.
+
+    Example:
+        >>> jc.project_out(jnp.array([2.0, 0.0]))(jnp.ones((1, 1, 2)), None, None)
+        Array([[[0., 1.]]], dtype=float32)
     """
     return Partial(_project_out, direction)
 
@@ -144,16 +188,23 @@ GraftFunction = str | Callable[[Array, Array], Array]
 
 
 class Graft(struct.PyTreeNode):
-    """B's activation b becomes f(a, b), or f(W a, b) (Ramesh & Li 2025, section 3.1).
+    """The change by which B's activation b becomes f(a, b), or f(W a, b) (Ramesh & Li 2025, section 3.1).
 
-    With unequal widths and no W, d = min(D_A, D_B): f acts on the last d entries of both, b's first D_B - d stay (footnote 1).
+    With unequal widths and no W, d = min(D_A, D_B): f acts on the last d entries of both, and the first D_B - d entries
+    of b stay (footnote 1).
 
     Attributes:
-        f: A name in `GRAFTS`, or any function of the aligned parts (a, b), each [..., d], that returns [..., d].
-        W: The map [D_B, D_A].
+        f: A name in `GRAFTS`, or a function of the aligned parts (a, b), [..., d] each, that returns [..., d].
+        W: The map [D_B, D_A], or None.
 
     Raises:
-        ValueError: There is no graft of this name; when it is used: W does not map a's width to b's, or f changes their shape.
+        ValueError: There is no graft of this name. When it is used: W does not map a's width to b's; f changes the
+            shape.
+
+    Example:
+        >>> narrow, wide = jnp.ones((1, 1, 2)), jnp.zeros((1, 1, 3))
+        >>> jc.Graft("replace")(wide, narrow)
+        Array([[[0., 1., 1.]]], dtype=float32)
     """
 
     f: GraftFunction = struct.field(pytree_node=False, default="replace")
@@ -167,17 +218,44 @@ class Graft(struct.PyTreeNode):
         return apply_graft(self.f, message, state, self.W)
 
     def flops(self, width_a: int, width_b: int) -> int:
-        """Of one state: W a if there is a map; the sum, mean or copy itself is O(D) and counted as D."""
+        """Counts the floating-point operations of one state.
+
+        Args:
+            width_a: Width of A, D_A.
+            width_b: Width of B, D_B.
+
+        Returns:
+            The product W a, if there is a map, and D_B for the sum, mean or copy itself.
+        """
         return width_b + (2 * width_a * width_b if self.W is not None else 0)
 
 
 def as_graft(graft: Graft | str | Callable[[Array, Array], Array]) -> Graft:
-    """A graft, of one or of its f."""
+    """Makes a graft of its f.
+
+    Args:
+        graft: A graft, the name of an f, or a function f(a, b).
+
+    Returns:
+        The graft.
+    """
     return graft if isinstance(graft, Graft) else Graft(graft)
 
 
 def through_map(a: Float[Array, "*n DA"], W: Float[AnyArray, "_ _"], width: int) -> Float[Array, "*n DB"]:
-    """W a, for W [width, D_A]. ValueError for another shape."""
+    """Applies a map, W a.
+
+    Args:
+        a: Activations [..., D_A].
+        W: The map [width, D_A].
+        width: Width that the map must have.
+
+    Returns:
+        W a, [..., width].
+
+    Raises:
+        ValueError: W has another shape.
+    """
     if W.shape != (width, a.shape[-1]):
         raise ValueError(
             f"W is {W.shape}, but maps from width {a.shape[-1]} to width {width}: it must be {(width, a.shape[-1])}"
@@ -191,7 +269,24 @@ def apply_graft(
     b: Float[Array, "*n DB"],
     W: Float[AnyArray, "_ _"] | None = None,
 ) -> Float[Array, "*n DB"]:
-    """f(a, b), or f(W a, b), in b's dtype, to which a is cast (`Graft`)."""
+    """Computes f(a, b), or f(W a, b), in b's dtype (`Graft`).
+
+    Args:
+        f: A name in `GRAFTS`, or a function f(a, b).
+        a: A's activations [..., D_A].
+        b: B's activations [..., D_B].
+        W: The map [D_B, D_A], or None.
+
+    Returns:
+        B's new activations [..., D_B].
+
+    Raises:
+        ValueError: W does not map a's width to b's; f changes the shape.
+
+    Example:
+        >>> jc.apply_graft("mean", jnp.ones(2), jnp.zeros(3))
+        Array([0. , 0.5, 0.5], dtype=float32)
+    """
     a = a if W is None else through_map(a, W, b.shape[-1])
     d = min(a.shape[-1], b.shape[-1])
     kept, old = jnp.split(b, [b.shape[-1] - d], axis=-1)

@@ -1,9 +1,9 @@
 """The map W from A's activation space to B's: in closed form, and by gradient descent as published.
 
 Ramesh & Li (section 3.1) learn one W per (k, j) by gradient descent on ||W h_A[k] - h_B[j]||^2 over final tokens of the
-same sentences: `train_maps`. The minimiser needs only sums over sentences, so `fit_maps` solves every (k, j) after one pass
-over the text, in which no activation outlives its batch. `similarity` says from such sums how alike the two spaces are.
-All three take the same batches, and both recipes report the error on the same held-out sentences.
+same sentences: `train_maps`. The minimiser needs only sums over sentences, so `fit_maps` solves every (k, j) after one
+pass over the text, in which no activation outlives its batch. `similarity` says from such sums how alike the two spaces
+are. All three take the same batches, and both recipes report the error on the same held-out sentences.
 """
 
 from __future__ import annotations
@@ -73,6 +73,12 @@ class Maps(struct.PyTreeNode):
         W: The maps [K, J, D_B, D_A], one matrix for each pair of layers (k, j). They are fitted on all sentences.
         error: Error [K, J] on the held-out sentences: the mean square of W h_A[k] - h_B[j], divided by the mean square
             of h_B[j]. It has no unit. It belongs to a fit that did not use the held-out sentences.
+
+    Example:
+        >>> sentences = jc.left_pad([[n, n + 1] for n in range(20)])
+        >>> maps = jc.train_maps(params, params, [(sentences, sentences)], ks=[2], js=[3], key=jax.random.key(0))
+        >>> maps.error.shape
+        (1, 1)
     """
 
     W: Float[Array, "K J DB DA"]
@@ -87,6 +93,11 @@ class RidgeMaps(Maps):
         error: As in `Maps`. The ridge is chosen on the same held-out sentences, so on average the error is slightly too
             low.
         ridge: The chosen ridge [K, J]. It has no unit (`fit_maps`).
+
+    Example:
+        >>> sentences = jc.left_pad([[n, n + 1] for n in range(20)])
+        >>> jc.fit_maps(params, params, [(sentences, sentences)], ks=[2], js=[3], ridges=[0.25]).ridge
+        Array([[0.25]], dtype=float32)
     """
 
     ridge: Float[Array, "K J"]
@@ -297,8 +308,8 @@ def train_maps(
         js: Layers of B, 0 .. L_B each.
         key: Random key for the initialisation and the order of the sentences.
         recipe: Epochs, batch size and learning rate. Default: `Recipe()`.
-        progress: Called whenever the maps of a k are trained, progress(done, all), which counts maps; each is trained twice, once
-            without the held-out sentences, for its error.
+        progress: Called whenever the maps of a k are trained, as progress(done, all), which counts maps. Each is trained
+            twice, once without the held-out sentences, for its error.
 
     Returns:
         The maps and their errors.
@@ -349,6 +360,11 @@ class Similarity(struct.PyTreeNode):
         cka: Linear centred kernel alignment [K, J] (Kornblith et al. 2019): ||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F),
             after the mean over the sentences is subtracted from X and from Y. It is 1 for X = Y. It is NaN where a
             state is the same for all sentences.
+
+    Example:
+        >>> sentences = jc.left_pad([[n, n + 1] for n in range(20)])
+        >>> jc.similarity(params, params, [(sentences, sentences)], ks=[2], js=[1, 2, 3]).activation.shape
+        (1, 3)
     """
 
     activation: Float[Array, "K J"]

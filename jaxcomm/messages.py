@@ -5,9 +5,9 @@
     receive    receive(message, site, graft) -> Edit, for generate, forward and all that take edits;
                receive_cache(message, params_b) -> KVCache, for `past`
 
-One format holds states at a site, expected embeddings (CIPHER), keys and values, and text. A message knows the model it is
-from. Another model takes it only through a map W, as nothing else says what its numbers mean there. (`communicate` follows the
-paper's rule for unequal models, which asks nothing.)
+One format holds states at a site, expected embeddings (CIPHER), keys and values, and text. A message knows the model it
+is from. Another model takes it only through a map W, as nothing else says what its numbers mean there. (`communicate`
+follows the paper's rule for unequal models, which asks nothing.)
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ FORMAT = "jaxcomm.message.1"
 
 
 class Message(struct.PyTreeNode):
-    """What a model hands over, for B prompts.
+    """What one model hands to another, for B prompts.
 
     Attributes:
-        states: Of a single position [B, ...]; of n positions [B, n, ...], 0 where a row has fewer; keys and values of every
-            token (`send_cache`); None: there is only text.
-        valid: [B, n], False where a row has no state; None: every row has all.
-        site: Where the states were read; of embeddings that are said (CIPHER), `embed`.
-        sender: `fingerprint.identity` of the model; None: it is not checked.
-        text: One for each prompt, where the message says something in words.
-        note: Anything else that is to be kept with it.
+        states: States of one position [B, ...], or of n positions [B, n, ...], 0 where a row has fewer; or keys and
+            values of every token (`send_cache`). None: there is only text.
+        valid: Whether a row has each state, [B, n]. None: every row has all.
+        site: Where the states were read. `embed` for embeddings that are said (CIPHER).
+        sender: Identity of the model that the states are from (`fingerprint.identity`). None: it is not checked.
+        text: One text for each prompt, if the message says something in words.
+        note: Anything else that is to be kept with the message.
 
     Example:
         >>> message = jc.send(params, prompts, jc.Site("resid_post", 3, "last"))
@@ -63,14 +63,14 @@ class Message(struct.PyTreeNode):
     note: str = struct.field(pytree_node=False, default="")
 
     def __len__(self) -> int:
-        """For how many prompts it is."""
+        """Number of prompts."""
         if isinstance(self.states, KVCache):
             return len(self.states.positions)
         return len(self.text or ()) if self.states is None else len(self.states)
 
     @property
     def bytes(self) -> int:
-        """What has to be sent: states without padding, or of text its UTF-8."""
+        """Number of bytes that have to be sent: states without padding, or UTF-8 text."""
         if self.states is None:
             return sum(len(text.encode()) for text in self.text or ())
         if isinstance(self.states, KVCache):
@@ -82,20 +82,23 @@ class Message(struct.PyTreeNode):
 
     @property
     def norms(self) -> Array:
-        """Length of every state, [B] or [B, n]: over all axes of one token.
+        """Euclidean length of every state over all axes of one token, [B] or [B, n].
 
         Raises:
-            ValueError: It holds no states.
+            ValueError: The message holds no states.
         """
         wide = jnp.asarray(self.state_array(), jnp.float32)
         first = 1 if self.valid is None and self.site is not None and self.site.single else 2
         return jnp.sqrt(jnp.sum(wide**2, axis=tuple(range(first, wide.ndim))))
 
     def state_array(self) -> AnyArray:
-        """The states of a message that an edit can put somewhere.
+        """Returns the states, where an edit can put them somewhere.
+
+        Returns:
+            The states [B, ...] or [B, n, ...].
 
         Raises:
-            ValueError: It holds keys and values, or text.
+            ValueError: The message holds keys and values, or only text.
         """
         if isinstance(self.states, KVCache):
             raise ValueError("this message holds keys and values: take it with receive_cache, not at a site")
@@ -119,11 +122,23 @@ class Message(struct.PyTreeNode):
         return f"Message({', '.join(told)}, from {self.sender or 'nobody named'})"
 
     def anonymous(self) -> Message:
-        """The same states, from nobody in particular: any model takes them, by the rule for unequal widths (`Graft`)."""
+        """Removes the sender's identity. Any model takes the result, by the rule for unequal widths (`Graft`).
+
+        Returns:
+            A message with the same states.
+        """
         return Message(self.states, self.valid)
 
     def check_fits(self, params: Any, change: Any) -> None:
-        """Raises ValueError unless a model can take it: it sent it, or there is a map W."""
+        """Checks that a model can take the message: the model sent it, or there is a map W.
+
+        Args:
+            params: The receiver.
+            change: The change that takes the message in.
+
+        Raises:
+            ValueError: The message is from another model, and `change` is no `Graft` with a map.
+        """
         width = self.state_array().shape[-1]
         if self.sender is None or (isinstance(change, Graft) and change.W is not None):
             return
@@ -136,24 +151,29 @@ class Message(struct.PyTreeNode):
             )
 
     def nearest(self, params: Params, count: int = 5) -> Array:
-        """The tokens that a stream means most to the sender's own head (logit lens).
+        """Finds the tokens that the sender's own head finds likeliest at each state (logit lens).
 
         Args:
             params: The sender.
-            count: How many.
+            count: Number of tokens.
 
         Returns:
-            Ids, the likeliest first, [B, count] or [B, n, count].
+            Token ids, the likeliest first, [B, count] or [B, n, count].
+
+        Raises:
+            ValueError: The message holds no states.
         """
         states = jnp.asarray(self.state_array())
         found = jax.lax.top_k(params.logits(states.reshape(-1, 1, states.shape[-1]))[:, 0], count)[1]
         return found.reshape(*states.shape[:-1], count)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file, whose header says where the states were read, and whose they are.
+        """Writes the message to a safetensors file.
+
+        The header of the file says where the states were read, and which model they are from.
 
         Args:
-            path: The file; one that is there is replaced, whole.
+            path: Path of the file. An existing file is replaced, whole or not at all.
         """
         from safetensors.flax import save_file
 
@@ -176,17 +196,17 @@ class Message(struct.PyTreeNode):
 
     @classmethod
     def load(cls, path: str | Path) -> Message:
-        """Reads what `save` wrote.
+        """Reads a message that `save` wrote.
 
         Args:
-            path: The file.
+            path: Path of the file.
 
         Returns:
             The message.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is not a message, or damaged.
+            ValueError: The file is not a message, or is damaged.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -231,16 +251,20 @@ def send(
 
     Args:
         params: The sender.
-        prompts: What it reads.
-        site: Which activation, at which positions; a layer k means the stream after it, at the last token.
-        past: Caches of what stands before (`prefix`).
-        edits: What is changed on the way.
+        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        site: Which activation, at which positions. A layer k means the stream after it, at the last token.
+        past: Caches of what the model read before the prompts. They are not changed.
+        edits: Edits of the model's states.
 
     Returns:
         The message, with the sender's identity (under your own jit without it).
 
     Raises:
-        ValueError: No such site, a layer or position out of range, invalid prompts or edits.
+        ValueError: There is no such site; a layer or position is out of range; the prompts or an edit are invalid.
+
+    Example:
+        >>> jc.send(params, prompts, 3).states.shape
+        (2, 128)
     """
     message = read_message(params, as_prompts(prompts), site=site, past=past, edits=edits)
     return message if trace_state() != UNTRACED else message.replace(site=as_site(site), sender=identity(params))
@@ -269,16 +293,19 @@ def read_message(
 
 
 def receive(message: Message | AnyArray, site: Any, graft: Any = "replace") -> Edit:
-    """The edit by which a receiver takes a message in.
+    """Makes the edit by which a receiver takes a message in.
 
     Args:
-        message: A message, or states of one's own.
-        site: Where it goes; a layer j means the stream after it, at the last token. A message from several tokens and the
-            tokens of the site are aligned at their ends.
-        graft: sum, mean, replace, a function f(a, b), or `Graft(f, W)` with a map.
+        message: A message, or states of your own.
+        site: Where it goes. A layer j means the stream after it, at the last token. A message from several tokens and
+            the tokens of the site are aligned at their ends.
+        graft: "sum", "mean", "replace", a function f(a, b), or `Graft(f, W)` with a map.
 
     Returns:
-        What `generate`, `forward` and the others take in `edits`.
+        The edit, for `generate`, `forward` and all others that take `edits`.
+
+    Raises:
+        ValueError: There is no such site, or no such graft.
 
     Example:
         >>> message = jc.send(params, prompts, 3)
@@ -293,14 +320,14 @@ def send_cache(params: Params, prompts: Prompts | AnyArray, *, past: tuple[KVCac
 
     Args:
         params: The sender.
-        prompts: What it reads.
-        past: Caches of what stands before (`prefix`).
+        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        past: Caches of what the model read before the prompts. They are not changed.
 
     Returns:
         The message, with the sender's identity (under your own jit without it).
 
     Raises:
-        ValueError: No or too many tokens, invalid prompts.
+        ValueError: The prompts have no token, do not fit the model's positions, or are invalid.
 
     Example:
         >>> told = jc.send_cache(params, prompts)
@@ -314,17 +341,22 @@ def send_cache(params: Params, prompts: Prompts | AnyArray, *, past: tuple[KVCac
 
 
 def receive_cache(message: Message, params: Params) -> KVCache:
-    """The keys and values of a message, for a receiver's `past`: it goes on as if it had read the sender's prompt.
+    """Takes the keys and values out of a message. With them the receiver goes on as if it had read the sender's prompt.
 
     Args:
         message: What `send_cache` returned.
         params: The receiver.
 
     Returns:
-        What `prefill`, `decode` and `generate` take in `past`.
+        The cache, for `past` of `prefill`, `decode` and `generate`.
 
     Raises:
-        ValueError: The message holds no keys and values, or is from another model.
+        ValueError: The message holds no keys and values; they are from another model.
+
+    Example:
+        >>> told = jc.send_cache(params, prompts)
+        >>> jc.receive_cache(told, params).positions.shape
+        (2, 3)
     """
     if not isinstance(cache := message.states, KVCache):
         raise ValueError("this message holds no keys and values: make it with send_cache")

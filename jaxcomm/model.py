@@ -6,8 +6,8 @@ Layers count from 1. h[L] is the stream before the final norm (Hugging Face's la
 `Params` carry their architecture, so no call can pair weights with a wrong config and jit needs no static argument.
 
 Blocks have one of two layouts. Stacked: one tree whose leaves have a leading axis L; a loop walks it, so a program's
-size and compile time do not depend on L. Unrolled: a tuple of L trees, walked by Python; XLA on CPU copies a layer
-out of a stack before it multiplies by it, which costs decoding almost half its speed (ARCHITECTURE.md, decision 4). Both
+size and compile time do not depend on L. Unrolled: a tuple of L trees, walked by Python; XLA on CPU copies a layer out
+of a stack before it multiplies by it, which costs decoding almost half its speed (ARCHITECTURE.md, decision 4). Both
 give the same numbers, take the same calls, and allow traced layer bounds.
 """
 
@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomm.cache import KVCache
-from jaxcomm.config import FULL, AnyArray, ModelConfig, Remat
+from jaxcomm.config import FULL, AnyArray, ModelConfig, NetworkConfig, Remat
 from jaxcomm.layers import NO_HOOK, Block, Hook, Segment, Surroundings, angles_of, norm_of, project, rotary
 from jaxcomm.prompts import Prompts
 
@@ -45,7 +45,8 @@ class LanguageModel(Protocol):
         dtype: Dtype of the weights.
     """
 
-    config: Any
+    @property
+    def config(self) -> ModelConfig | NetworkConfig: ...
 
     @property
     def embed(self) -> Float[Array, "V D"]: ...
@@ -111,6 +112,10 @@ class Params(struct.PyTreeNode):
         norm: Weights of the final norm.
         head: Matrix [V, D] of the head, or None if the head is the embedding matrix.
         config: The architecture.
+
+    Example:
+        >>> params.config.layers, params.embed.shape, params.unrolled
+        (4, (256, 128), False)
     """
 
     embed: Float[Array, "V D"]
@@ -176,9 +181,12 @@ class Params(struct.PyTreeNode):
         return unembed(self, h)
 
     def unroll(self) -> Params:
-        """Returns the same model with unrolled blocks. They decode faster on CPU.
+        """Unrolls the blocks. Unrolled blocks decode faster on CPU.
 
         The weights are in memory twice while the blocks are copied.
+
+        Returns:
+            The same model with unrolled blocks.
 
         Example:
             >>> len(params.unroll().blocks)
@@ -190,7 +198,11 @@ class Params(struct.PyTreeNode):
         return self.replace(blocks=tuple(jax.tree.map(operator.itemgetter(i), self.blocks) for i in layers))
 
     def stack(self) -> Params:
-        """Returns the same model with stacked blocks."""
+        """Stacks the blocks. A program with stacked blocks compiles faster.
+
+        Returns:
+            The same model with stacked blocks.
+        """
         return self.replace(blocks=jax.tree.map(lambda *a: jnp.stack(a), *self.blocks)) if self.unrolled else self
 
 
@@ -248,7 +260,8 @@ def init_params(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
 
 
 INVALID = -2
-"""Position of every token of a row that ends in padding, where that was seen too late to be refused (`jaxcomm.compiled`)."""
+"""Position of every token of a row that ends in padding, where that was seen too late to be refused
+(`jaxcomm.compiled`)."""
 
 
 def check_room(params: LanguageModel, prompts: Prompts, new: int = 0) -> None:
@@ -398,10 +411,12 @@ class Attended(NamedTuple):
 
     Attributes:
         past: Caches to attend to, and only to read.
-        cache: Where the keys and values made here go. With a `column` they are written there, where the cache's `positions`
-            already announce them, and the whole cache is attended to (decoding); without one they fill it (prefill).
+        cache: Where the keys and values made here go. With a `column` they are written there, where the cache's
+            `positions` already announce them, and the whole cache is attended to (decoding). Without one they fill it
+            (prefill).
         column: The first column that is written.
-        branches: The T tokens of a row are so many groups that do not see each other (`layers.Segment`).
+        branches: Number of groups that the T tokens of a row fall into. The groups do not see each other
+            (`layers.Segment`).
     """
 
     past: tuple[KVCache, ...] = ()
@@ -410,8 +425,16 @@ class Attended(NamedTuple):
     branches: int | None = None
 
     def segments(self, layer: Any, positions: Int[Array, "B T"]) -> Callable:
-        """For `Surroundings`: what tokens at these positions attend to in a layer, counted from 0, and the cache with their
-        keys and values."""
+        """Makes a function for `Surroundings` of what tokens attend to in one layer.
+
+        Args:
+            layer: Number of the layer, from 0.
+            positions: Positions [B, T] of the tokens.
+
+        Returns:
+            A function of the tokens' own keys and values. It returns the segments, and the cache with these keys and
+            values.
+        """
 
         def gather(k: Array, v: Array) -> tuple[tuple[Segment, ...], KVCache | None]:
             own, kept = (k, v, positions), self.cache
@@ -432,13 +455,13 @@ ALONE = Attended()
 
 
 class Training(NamedTuple):
-    """How a walk whose gradient is taken goes.
+    """Settings of a pass whose gradient is taken.
 
     Attributes:
-        documents: [B, T], rows hold several texts, by their numbers in order, that do not see each other; without past and
-            cache.
-        remat: What a gradient makes again (`config.Remat`), block by block.
-        mesh: Rows lie over all of its devices, and a block's weights are fetched whole when they are needed.
+        documents: Number of the text that each token belongs to, [B, T], in order, if rows hold several texts. The
+            texts do not see each other. It goes without past and cache.
+        remat: What a gradient computes again, block by block (`config.Remat`).
+        mesh: Rows lie over all devices of this mesh, and the weights of a block are fetched whole when they are needed.
     """
 
     documents: Int[Array, "B T"] | None = None
@@ -446,10 +469,16 @@ class Training(NamedTuple):
     mesh: Mesh | None = None
 
     def places(self, positions: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], int | None]:
-        """Positions for masks, and how far back a query sees.
+        """Computes positions for attention masks.
 
-        The positions of a row's texts are moved so far from each other that none is in the next one's window, so a mask needs
-        nothing but positions here, too.
+        The positions of a row's texts are moved so far apart that none is in the window of the next one. A mask then
+        needs nothing but positions here, too.
+
+        Args:
+            positions: Positions [B, T] of the tokens.
+
+        Returns:
+            Positions [B, T], and how far back a query sees (None: to the first token).
         """
         if self.documents is None:
             return positions, None
@@ -457,15 +486,32 @@ class Training(NamedTuple):
         return jnp.where(positions < 0, -1, positions + 2 * longest * self.documents), longest
 
     def fetched(self, h: Array, weights: Any) -> tuple[Array, Any]:
-        """What fully sharded training wants of a layer: its rows stay where they are, its weights come whole. Left to itself
-        XLA may fetch all rows instead, which are larger."""
+        """Places the stream and the weights of a layer for fully sharded training.
+
+        Rows stay where they are, and weights come whole. Left to itself, XLA may fetch all rows instead, which are
+        larger.
+
+        Args:
+            h: The stream.
+            weights: Weights of the layer.
+
+        Returns:
+            Both, with these constraints if there is a mesh.
+        """
         if (mesh := self.mesh) is None:
             return h, weights
         put = lambda a, *spec: jax.lax.with_sharding_constraint(a, NamedSharding(mesh, P(*spec)))
         return put(h, mesh.axis_names), jax.tree.map(put, weights)
 
     def checkpointed(self, fn: Callable) -> Callable:
-        """fn under `jax.checkpoint` with the policy that `remat` names."""
+        """Puts a function under `jax.checkpoint` with the policy that `remat` names.
+
+        Args:
+            fn: The function.
+
+        Returns:
+            The function, or `fn` itself with remat "off".
+        """
         if self.remat == "off":
             return fn
         policy = jax.checkpoint_policies.dots_saveable if self.remat == "products" else None
@@ -521,18 +567,19 @@ def run_blocks(
     last: bool = False,
     training: Training = PLAIN,
 ) -> tuple[Any, Any, Any]:
-    """The one walk over the blocks: h[start] -> h[stop].
+    """Runs blocks start + 1 .. stop: h[start] -> h[stop]. It is the one walk over the blocks.
 
     Args:
         params: The model.
-        h: The stream that enters.
-        positions: Of its tokens.
-        span: start and stop, default all blocks. Traced bounds out of range make h NaN.
+        h: The stream h[start], [B, T, D].
+        positions: Positions [B, T] of the tokens; -1 on padding.
+        span: start and stop. Default: all blocks. h is NaN for traced bounds that are out of range.
         attended: What the tokens attend to besides each other.
-        hook: What happens at the sites that are passed; resid_post of layer start has been, where it is the embedding.
-        last: Only the last token's h[stop] is returned, [B, 1, D]; the bounds must be ints. Unrolled, block `stop` then makes
-            keys and values of all tokens, but no more. (Of a stack it would have to be compiled a second time.)
-        training: How a walk whose gradient is taken goes.
+        hook: What happens at the sites that are passed. resid_post of layer start has been, if it is the embedding.
+        last: Whether only the last token's h[stop] is returned, [B, 1, D]. The bounds must be ints. With unrolled
+            blocks, block `stop` then makes keys and values of all tokens, but no more. (With a stack it would have to
+            be compiled a second time.)
+        training: Settings of a pass whose gradient is taken.
 
     Returns:
         h[stop], the cache, and the hook's state.
@@ -575,10 +622,18 @@ def run(
     attended: Attended = ALONE,
     last: bool = False,
 ) -> tuple[Float[Array, "B _ V"], KVCache | None, Any]:
-    """From tokens to logits, through all sites. (Of a network, which has none, without a hook.)
+    """Runs a model from tokens to logits, through all sites. (A network has no sites, and goes without a hook.)
+
+    Args:
+        params: The model, or a network.
+        tokens: Token ids [B, T], or vectors [B, T, D].
+        positions: Positions [B, T]; -1 on padding.
+        hook: What happens at the sites.
+        attended: What the tokens attend to besides each other.
+        last: Whether only the last token's logits are computed.
 
     Returns:
-        Logits of every token, or of the last one; the cache; the hook's state.
+        Logits [B, T, V] or [B, 1, V], the cache, and the hook's state.
     """
     if not hook.sites:
         h, cache = params.read(tokens, positions, attended=attended, last=last)

@@ -15,7 +15,14 @@ from jaxcomm.config import AnyArray
 
 
 def known(x: Any) -> np.ndarray | None:
-    """The values, if they can be looked at: not of a traced array, nor of one that other processes hold a part of."""
+    """Reads the values of an array, if that is possible.
+
+    Args:
+        x: An array, or None.
+
+    Returns:
+        The values. None for None, for a traced array, and for one of which other processes hold a part.
+    """
     if x is None or isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
         return None
     return np.asarray(x)
@@ -25,11 +32,11 @@ class Prompts(struct.PyTreeNode):
     """What a model reads. `Agent.tokenize` makes it of texts, `left_pad` of lists of token ids.
 
     Attributes:
-        tokens: Ids [B, P] (any on padding), or vectors that stand in for tokens [B, P, D].
-        mask: [B, P], False on padding, which is on the left of every row; None: there is none.
+        tokens: Token ids [B, P], with any id on padding; or vectors [B, P, D] in the place of tokens.
+        mask: False on padding, [B, P]. Padding is on the left of every row. None: there is none.
 
     Raises:
-        ValueError: Other shapes, a row without a token, or one that ends in padding.
+        ValueError: The arrays have other shapes; a row has no token; a row ends in padding.
 
     Example:
         >>> jc.left_pad([[3, 1, 4], [1, 5]]).tokens
@@ -66,14 +73,21 @@ class Prompts(struct.PyTreeNode):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Number of rows and of columns, (B, P)."""
         return self.tokens.shape[0], self.tokens.shape[1]
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def __getitem__(self, rows: Any) -> Prompts:
-        """Some of the rows: an index, a slice or an array of them (an index keeps the axis)."""
+        """Takes some of the rows.
+
+        Args:
+            rows: An index, which keeps the axis, a slice, or an array.
+
+        Returns:
+            Prompts with these rows.
+        """
         rows = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
         return Prompts(self.tokens[rows], None if self.mask is None else self.mask[rows])
 
@@ -82,10 +96,16 @@ class Prompts(struct.PyTreeNode):
 
 
 def as_prompts(prompts: Prompts | AnyArray) -> Prompts:
-    """Prompts, of prompts or of tokens or vectors without padding.
+    """Makes prompts of tokens or vectors without padding.
+
+    Args:
+        prompts: `Prompts`, or an array of token ids [B, P] or vectors [B, P, D].
+
+    Returns:
+        The prompts.
 
     Raises:
-        ValueError: They are neither.
+        ValueError: It is neither.
     """
     if isinstance(prompts, Prompts):
         return prompts
@@ -95,17 +115,17 @@ def as_prompts(prompts: Prompts | AnyArray) -> Prompts:
 
 
 def left_pad(rows: Sequence[Sequence[int]], columns: int | None = None) -> Prompts:
-    """Prompts out of lists of token ids.
+    """Makes prompts of lists of token ids.
 
     Args:
-        rows: The ids of each prompt.
-        columns: P; default: as many as the longest has tokens.
+        rows: Token ids of each prompt.
+        columns: Number of columns, P. Default: the length of the longest prompt.
 
     Returns:
-        Prompts with tokens and mask [B, P].
+        Tokens and mask [B, P].
 
     Raises:
-        ValueError: A prompt is empty, or longer than `columns`.
+        ValueError: There is no prompt; a prompt is empty, or longer than `columns`.
 
     Example:
         >>> jc.left_pad([[3, 1, 4], [1, 5]]).mask

@@ -33,19 +33,19 @@ from jaxcomm.sites import SITES, Site
 
 @compiled(layers={"k": "params"})
 def prefix(params: Params, prompts: Prompts, k: Any, *, past: tuple[KVCache, ...] = ()) -> Float[Array, "B P D"]:
-    """h[k]: the embedding and blocks 1 .. k.
+    """Computes h[k]: the embedding and blocks 1 .. k.
 
     Args:
         params: The model.
         prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
-        k: 0 .. L, an int or traced.
-        past: Caches of what stands before, of every row or of one that all share.
+        k: The layer, 0 .. L, an int or traced.
+        past: Caches of what the model read before, one row for each prompt, or one that all share.
 
     Returns:
         The stream after block k, [B, P, D].
 
     Raises:
-        ValueError: k out of range, no or too many tokens, invalid prompts.
+        ValueError: k is out of range; the prompts have no token, do not fit the model's positions, or are invalid.
 
     Example:
         >>> jc.suffix(params, jc.prefix(params, prompts, 2), 2, mask=prompts.mask).shape
@@ -59,19 +59,24 @@ def prefix(params: Params, prompts: Prompts, k: Any, *, past: tuple[KVCache, ...
 def suffix(
     params: Params, h: Float[Array, "B P D"], k: Any, *, mask: Bool[AnyArray, "B P"] | None = None
 ) -> Float[Array, "B P V"]:
-    """Logits from h[k]: blocks k + 1 .. L, final norm, head.
+    """Computes logits from h[k]: blocks k + 1 .. L, final norm, head.
 
     Args:
         params: The model.
-        h: What `prefix` returned, or what was made of it.
-        k: 0 .. L, an int or traced.
-        mask: False on padding.
+        h: The stream [B, P, D] that `prefix` returned, or what was made of it.
+        k: The layer, 0 .. L, an int or traced.
+        mask: False on padding, [B, P]. None: there is none.
 
     Returns:
-        Logits of every position, float32.
+        Logits of every position [B, P, V], float32.
 
     Raises:
-        ValueError: k out of range, a mask of another shape.
+        ValueError: k is out of range; the mask has another shape.
+
+    Example:
+        >>> logits = jc.suffix(params, jc.prefix(params, prompts, 2), 2, mask=prompts.mask)
+        >>> bool(jnp.allclose(logits, jc.forward(params, prompts), atol=1e-4))
+        True
     """
     return _suffix(params, Prompts(h, mask), k)
 
@@ -84,18 +89,22 @@ def _suffix(params: Params, prompts: Prompts, k: Any) -> Float[Array, "B P V"]:
 
 @compiled()
 def forward(params: LanguageModel, prompts: Prompts, *, edits: Sequence[Edit] = ()) -> Float[Array, "B P V"]:
-    """Logits of every position.
+    """Computes the logits of every position.
 
     Args:
         params: The model, or a network (without edits).
-        prompts: What it reads.
-        edits: What is changed on the way (`jaxcomm.edits`).
+        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        edits: Edits of the model's states (`jaxcomm.edits`).
 
     Returns:
         Logits [B, P, V], float32.
 
     Raises:
-        ValueError: No or too many tokens, invalid prompts or edits.
+        ValueError: The prompts have no token, do not fit the model's positions, or are invalid; an edit is invalid.
+
+    Example:
+        >>> jc.forward(params, prompts).shape
+        (2, 3, 256)
     """
     check_room(params, prompts)
     positions = positions_of(prompts)
@@ -111,21 +120,23 @@ def run_with_cache(
     layers: Sequence[Any] | None = None,
     edits: Sequence[Edit] = (),
 ) -> tuple[Float[Array, "B P V"], dict[str, Array]]:
-    """Logits of every position, and the activations that are asked for; no others are kept (TransformerLens' `run_with_cache`).
+    """Computes the logits of every position, and keeps the activations that are asked for.
+
+    It is TransformerLens' `run_with_cache`, but no other activations are kept.
 
     Args:
         params: The model.
-        prompts: What it reads.
-        sites: Names of sites, or a `Site` for some positions or heads (its layer is the one that is read).
-        layers: Which layers of the sites that are named; default: all they have.
-        edits: What is changed on the way; a site is read as it was left.
+        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        sites: Names of sites, or a `Site` for some positions or heads, which is read at its own layer.
+        layers: Layers of the sites that are named. Default: all that they have.
+        edits: Edits of the model's states. A site is read as it was left.
 
     Returns:
-        Logits [B, P, V], and a dict: name -> [layers, B, P, ...], 0 on padding; of a site without layers [B, P, ...], of a
-        `Site` [B, n, ...] (`sites.read_at`).
+        Logits [B, P, V], and a dict from name to activations: [layers, B, P, ...], 0 on padding; [B, P, ...] of a site
+        without layers; [B, n, ...] of a `Site` (`sites.read_at`).
 
     Raises:
-        ValueError: No such site, a layer or position out of range, invalid prompts or edits.
+        ValueError: There is no such site; a layer or position is out of range; the prompts or an edit are invalid.
 
     Example:
         >>> logits, cache = jc.run_with_cache(params, prompts, sites=["resid_post", "z"], layers=[1, 4])
@@ -155,18 +166,24 @@ def _read(params: Params, site: str | Site, layers: Sequence[Any] | None) -> Rea
 
 @compiled(static=("last",))
 def hidden_states(params: Params, prompts: Prompts, *, last: bool = False) -> Array:
-    """Every layer's stream, the embedding's first: `run_with_cache` of resid_post, without logits.
+    """Computes the stream after every layer, and the embedding before the first. No logits are computed.
+
+    It is `run_with_cache` of resid_post.
 
     Args:
         params: The model.
-        prompts: What it reads.
-        last: Only each row's last token; the rest is never stored.
+        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        last: Whether only each row's last token is kept. The rest is then never stored.
 
     Returns:
-        h[0] .. h[L] as [L + 1, B, P, D], 0 on padding, or [L + 1, B, D].
+        h[0] .. h[L], [L + 1, B, P, D], 0 on padding; or [L + 1, B, D] with `last`.
 
     Raises:
-        ValueError: No or too many tokens, invalid prompts.
+        ValueError: The prompts have no token, do not fit the model's positions, or are invalid.
+
+    Example:
+        >>> jc.hidden_states(params, prompts, last=True).shape
+        (5, 2, 128)
     """
     check_room(params, prompts)
     positions = positions_of(prompts)
@@ -179,20 +196,25 @@ def hidden_states(params: Params, prompts: Prompts, *, last: bool = False) -> Ar
 def prefill(
     params: LanguageModel, prompts: Prompts, *, past: tuple[KVCache, ...] = (), edits: Sequence[Edit] = ()
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """Reads prompts, to go on from.
+    """Reads prompts, so that `decode` or `score` can go on from there.
 
     Args:
         params: The model, or a network (without edits).
-        prompts: What it reads.
-        past: Caches of what stands before, of every row or of one that all share.
-        edits: What is changed on the way. Blocks before an edit keep the keys and values of the stream as it was; the later
-            ones make theirs from the edited one, and decoding reads those.
+        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        past: Caches of what the model read before, one row for each prompt, or one that all share.
+        edits: Edits of the model's states. Blocks before an edit keep the keys and values of the stream as it was.
+            Later blocks make theirs from the edited stream, and decoding reads those.
 
     Returns:
         Logits after the last token [B, V], and the prompts' keys and values.
 
     Raises:
-        ValueError: No or too many tokens, invalid prompts or edits.
+        ValueError: The prompts have no token, do not fit the model's positions, or are invalid; an edit is invalid.
+
+    Example:
+        >>> logits, cache = jc.prefill(params, prompts)
+        >>> logits.shape, cache.positions.shape
+        ((2, 256), (2, 3))
     """
     check_room(params, prompts)
     positions = positions_of(prompts, past)

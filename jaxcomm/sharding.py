@@ -1,8 +1,8 @@
 """Where arrays live when there is more than one device.
 
-Every axis of a weight has a name (`logical_axes`), and rules say along which axis of a mesh it is cut (`RULES`): "tensor" by
-heads, feed-forward width and vocabulary, "fsdp" by the model's width. Every other axis of a mesh is for data. Functions do
-not know of meshes: parameters are placed, and XLA carries the placement through.
+Every axis of a weight has a name (`logical_axes`), and rules say along which axis of a mesh it is cut (`RULES`):
+"tensor" by heads, feed-forward width and vocabulary, "fsdp" by the model's width. Every other axis of a mesh is for
+data. Functions do not know of meshes: parameters are placed, and XLA carries the placement through.
 
 Two models may live on different devices (`deliver`): what one sends the other is then all that moves.
 """

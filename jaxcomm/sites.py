@@ -1,7 +1,7 @@
 """Sites: the places of a model that can be read and written, and the positions at which.
 
-Names are TransformerLens', layers count from 1 (docs/sites.md maps both to TransformerLens, nnsight and transformers). In
-one block, with `norms="before"`:
+Names are TransformerLens', layers count from 1 (docs/sites.md maps both to TransformerLens, nnsight and transformers).
+In one block, with `norms="before"`:
 
     resid_pre -> norm -> q, k, v -> norms, rotation -> pattern -> z -> W_o -> attn_out     resid_mid = resid_pre + attn_out
     resid_mid -> norm -> MLP -> mlp_out                                                    resid_post = resid_mid + mlp_out
@@ -67,14 +67,14 @@ class Site:
 
     Attributes:
         name: One of `SITES`.
-        layer: 1 .. L, of resid_post also 0, may be traced; None for embed and logits.
-        positions: "last", "all", an int, a sequence of ints or a slice, counted over a row's own tokens from either end;
-            an array of ints, [B] or [B, n]: of each row its own; or a mask [B, P] (`Agent.find` makes one of words). A single
-            one ("last", an int, an array [B]) has no axis in what is read, as in NumPy.
-        heads: Which of the heads; None: all.
+        layer: Number of the layer, 1 .. L (0 .. L of resid_post). It may be traced. None for embed and logits.
+        positions: Which of a row's own tokens, counted from either end: "last", "all", an int, a sequence of ints, or a
+            slice; an array of ints, [B] or [B, n], with its own for each row; or a mask [B, P] (`Agent.find` makes one
+            of words). A single position ("last", an int, an array [B]) has no axis in what is read, as in NumPy.
+        heads: Which of the heads. None: all.
 
     Raises:
-        ValueError: There is no such site, or it has no layers, or no heads.
+        ValueError: There is no such site; it has no layers, or needs one; it has no heads; the positions are invalid.
 
     Example:
         >>> jc.Site("resid_post", 20, positions="last")
@@ -110,6 +110,11 @@ class Site:
             raise ValueError(f"positions {self.positions}: a slice's step must be at least 1")
 
     def tree_flatten(self):
+        """Splits the site for JAX, which calls this.
+
+        Returns:
+            What may be traced (layer, array of positions), and the rest, which is part of a program.
+        """
         fixed, array = self.positions, None
         if isinstance(fixed, jax.Array | np.ndarray):
             fixed, array = None, self.positions
@@ -119,6 +124,15 @@ class Site:
 
     @classmethod
     def tree_unflatten(cls, fixed, children):
+        """Puts a site together for JAX, which calls this. Nothing is checked.
+
+        Args:
+            fixed: Name, other positions, and heads.
+            children: Layer, and array of positions.
+
+        Returns:
+            The site.
+        """
         (name, positions, heads), (layer, array) = fixed, children
         if isinstance(positions, tuple) and positions and positions[0] is slice:
             positions = slice(*positions[1:])
@@ -133,7 +147,7 @@ class Site:
 
     @property
     def single(self) -> bool:
-        """Whether it is at one position of a row, so that what is read has no axis for them."""
+        """Whether it is at one position of a row, so that what is read has no axis of positions."""
         p = self.positions
         return p == "last" if isinstance(p, str) else self.numbered and np.ndim(p) < 1 + _is_array(p)  # pyright: ignore[reportArgumentType]
 

@@ -1,7 +1,7 @@
 """Training: next-token cross-entropy, any split of a model into what is trained and what is not, AdamW.
 
-What is trained is a pytree with `join(frozen)`, which makes the model of both: `lmnet.Wires` (a network's edges), `lora.LoRA`
-(one model's adapters), `Everything`. Pure functions of arrays; data, checkpoints and the loop are
+What is trained is a pytree with `join(frozen)`, which makes the model of both: `lmnet.Wires` (a network's edges),
+`lora.LoRA` (one model's adapters), `Everything`. Pure functions of arrays; data, checkpoints and the loop are
 `jaxcomm.evals.networks`.
 """
 

@@ -176,7 +176,7 @@ def test_a_message_may_be_changed_on_its_way(trained, tmp_path):
     sent.message.replace(text=("He is at Petra.",) * 2).save(tmp_path / "message")
     arrived = dataclasses.replace(sent, message=jc.Message.load(tmp_path / "message"))
     turn = receive_text(agent, B_READS, arrived, talk)
-    assert [agent.tokenizer.decode(row, skip_special_tokens=True) for row in turn.rows] == [
+    assert [agent.tokenizer.decode(row, skip_special_tokens=True).strip() for row in turn.rows] == [
         f"He is at Petra. {asked}" for asked in B_READS
     ]
     refused(lambda: receive_text(agent, B_READS[:1], sent, talk), "2 texts for 1 prompts: give one for each")

@@ -403,7 +403,7 @@ def test_answers_of_all_lengths_are_scored_as_each_alone(llama):
     for stops in ((), (1, 2)):
         how = dict(ks=[1, 4], js=[2, 3], stop_tokens=stops)
         seen = []
-        every = sweep_answers(p, p, told, asked, answers, **how, progress=lambda *n: seen.append(n))
+        every = sweep_answers(p, p, told, asked, answers, **how, progress=lambda *n, seen=seen: seen.append(n))
         assert seen == sorted(seen) and len(seen) > 1 and seen[-1] == (36, 36), "4 cells of 9 games"
         for row, n in enumerate((answers >= 0).sum(axis=1)):
             one = [x[row : row + 1] for x in (told, asked)]

@@ -1,4 +1,5 @@
-"""What each architecture of GGUF is: one translation of its metadata into the words of a config.json, and one layout of weights.
+"""What each architecture of GGUF is: one translation of its metadata into the words of a config.json, and one layout of
+weights.
 
 Mirrors llama.cpp's `conversion` (what it writes of a checkpoint) and `llama-model.cpp` (what it takes for granted).
 """

@@ -265,7 +265,8 @@ def _merges(numbers: Mapping[str, int], scores: Sequence[float]) -> list[tuple[s
 
 
 _KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}
-"""tokenizer.ggml.model -> its tokens as they are spelled, its tokenizer, and whether texts begin with a token of their own."""
+"""tokenizer.ggml.model -> its tokens as they are spelled, its tokenizer, and whether texts begin with a token of their
+own."""
 
 
 def stop_tokens(path: Path) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
 """Every (graft, k, j) of activation communication in one program.
 
 Cells of a sweep differ in B's last prompt token above layer j and in what B says then, in nothing else. So A reads its
-prompts once (the last token's h_A of all layers), B reads its own once (`communication.read_prompt`), and the cells go on
-from there (`programs`). Nothing is read twice and no program depends on which layers are tried.
+prompts once (the last token's h_A of all layers), B reads its own once (`communication.read_prompt`), and the cells go
+on from there (`programs`). Nothing is read twice and no program depends on which layers are tried.
 
-`sweep` decodes: a game has a number of slots, and a slot whose cell has stopped takes the game's next one, so that no cell
-waits for a longer one. All slots write the same column of their caches at every step, in a ring; where their tokens stand
-is said by positions alone. `sweep_answers` decodes nothing: the streams of given answers below j are the same
-for every cell, so they are computed once and each cell runs blocks j + 1 .. L_B on the answer's tokens, all in parallel.
+`sweep` decodes: a game has a number of slots, and a slot whose cell has stopped takes the game's next one, so that no
+cell waits for a longer one. All slots write the same column of their caches at every step, in a ring; where their
+tokens stand is said by positions alone. `sweep_answers` decodes nothing: the streams of given answers below j are the
+same for every cell, so they are computed once and each cell runs blocks j + 1 .. L_B on the answer's tokens, all in
+parallel.
 """
 
 from __future__ import annotations
@@ -43,17 +44,22 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], None]
-"""progress(done, all), called whenever a chunk is done: how many cells, of every game each, are done, and how many there are."""
+"""progress(done, all), called whenever a chunk is done: how many cells, of every game each, are done, and how many
+there are."""
 
 
 class Sweep(struct.PyTreeNode):
-    """What was written in every cell.
+    """What B wrote in every cell of a sweep. F grafts, K layers of A, J layers of B, G games, T new tokens.
 
     Attributes:
-        tokens: [grafts, ks, js, games, T], as `Generation` has them.
-        logprobs: Likewise.
-        lengths: [grafts, ks, js, games].
-        forwarded: Tokens that went through all of B's blocks for the cells, idle slots included.
+        tokens: Token ids [F, K, J, G, T]; -1 after the end of a row.
+        logprobs: Log-probability of each token in nats, [F, K, J, G, T]. 0 after the end of a row.
+        lengths: Number of tokens [F, K, J, G]. A stop token counts.
+        forwarded: Number of tokens that went through all of B's blocks for the cells, idle slots included.
+
+    Example:
+        >>> jc.sweep(params, params, prompts, prompts, ks=[3], js=[1], max_new_tokens=2).lengths.shape
+        (1, 1, 1, 2)
     """
 
     tokens: Int[np.ndarray, "F K J G T"]
@@ -63,11 +69,18 @@ class Sweep(struct.PyTreeNode):
 
 
 class AnswerSweep(struct.PyTreeNode):
-    """How likely given answers are in every cell.
+    """How likely given answers are in every cell of a sweep. F grafts, K layers of A, J layers of B, G games.
 
     Attributes:
-        exact: [grafts, ks, js, games]: greedy decoding gives the answer.
-        logprobs: [grafts, ks, js, games, T]: of its tokens, the end included where there is one, 0 after it.
+        exact: Whether greedy decoding gives the answer, [F, K, J, G].
+        logprobs: Log-probability of each token of the answer in nats, [F, K, J, G, T], the end included where there is
+            one. 0 after it.
+
+    Example:
+        >>> answers = np.array([[5], [6]])
+        >>> found = jc.sweep_answers(params, params, prompts, prompts, answers, ks=[3], js=[1, 2])
+        >>> found.exact.shape
+        (1, 1, 2, 2)
     """
 
     exact: Bool[np.ndarray, "F K J G"]
@@ -85,25 +98,26 @@ def sweep(
     progress: Progress | None = None,
     **options: Unpack[SweepOptions],
 ) -> Sweep:
-    """What B says after its prompt in every cell: `communicate` at every (graft, k, j), for every game (the search of
-    Ramesh & Li 2025, section 4.1 and Figure 2).
+    """Writes what B says after its prompt in every cell: `communicate` at every (graft, k, j), for every game.
+
+    It is the search of Ramesh & Li (2025, section 4.1 and Figure 2).
 
     Args:
-        params_a: The sender.
-        params_b: The receiver.
-        prompts_a: What A reads, one for each game.
-        prompts_b: What B reads.
-        ks: Layers of A, 0 .. L_A.
-        js: Layers of B, 0 .. L_B.
-        progress: Called after every chunk, progress(done, all), which counts cells of games.
-        **options: `SweepOptions`.
+        params_a: The sender A.
+        params_b: The receiver B.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B reads, one prompt for each game.
+        ks: Layers of A, 0 .. L_A each.
+        js: Layers of B, 0 .. L_B each.
+        progress: Called after every chunk as progress(done, all), which counts cells of games.
+        **options: Options of `SweepOptions`.
 
     Returns:
         What is written, on the host.
 
     Raises:
-        ValueError: ks, js or grafts empty, repeated or out of range; unequal numbers of prompts, maps of a wrong shape, prompts
-            too long, a budget too small for one cell.
+        ValueError: `ks`, `js` or `grafts` is empty, repeats a value, or has one out of range; the numbers of prompts
+            differ; a prompt is too long; the maps have a wrong shape; the memory is too small for one cell.
 
     Example:
         >>> jc.sweep(params, params, prompts, prompts, ks=[1, 3], js=[0, 2, 4], max_new_tokens=2).tokens.shape
@@ -127,21 +141,37 @@ def sweep_answers(
     progress: Progress | None = None,
     **options: Unpack[SweepOptions],
 ) -> AnswerSweep:
-    """Whether greedy decoding would give these answers in every cell, and how likely they are, without decoding.
+    """Scores given answers in every cell of a sweep, without decoding.
+
+    It says whether greedy decoding would give the answers, and how likely they are.
 
     Greedy decoding writes a given token sequence if and only if, read with the sequence in place, every token of it is
-    the argmax. Answers of about one length are scored together (`by_length`), by a program of their own.
-    This is about tokens: where the same string has another spelling in tokens, decoding may give the string and not these.
+    the argmax. Answers of about one length are scored together (`by_length`), by a program of their own. This is about
+    tokens: where the same string has another spelling in tokens, decoding may give the string and not these tokens.
 
     Args:
-        params_a: As all but answers: `sweep`'s.
-        answers: [G, T], -1 after the end of one. With `stop_tokens` a stop token has to follow, whichever.
+        params_a: The sender A.
+        params_b: The receiver B.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B reads, one prompt for each game.
+        answers: Token ids [G, T]; -1 after the end of an answer. With `stop_tokens` a stop token has to follow,
+            whichever.
+        ks: Layers of A, 0 .. L_A each.
+        js: Layers of B, 0 .. L_B each.
+        progress: Called after every chunk as progress(done, all), which counts cells of games.
+        **options: Options of `SweepOptions`. Those of writing, besides `stop_tokens`, do not apply.
 
     Returns:
         Hits and log-probabilities, on the host.
 
     Raises:
-        ValueError: `sweep`'s; an answer that is empty or holds a stop token.
+        ValueError: As for `sweep`; an answer is empty or holds a stop token; there is not one answer for each game.
+
+    Example:
+        >>> answers = np.array([[5, 6], [7, -1]])
+        >>> found = jc.sweep_answers(params, params, prompts, prompts, answers, ks=[1, 3], js=[2])
+        >>> found.logprobs.shape
+        (1, 2, 1, 2, 2)
     """
     answers, prompts = np.asarray(answers), [as_prompts(prompts_a), as_prompts(prompts_b)]
     check_games(*prompts)
@@ -182,8 +212,16 @@ def _counted(progress: Progress | None, every: int) -> Callable[[int], None]:
 
 
 def by_length(answers: Int[AnyArray, "G T"]) -> list[np.ndarray]:
-    """Games whose answers (-1 after the end of one) have about as many tokens, as indices: short answers need not take as long as
-    the longest. Few groups, since each has a program of its own."""
+    """Groups games whose answers have about as many tokens, so that short answers need not take as long as the longest.
+
+    There are few groups, because each has a compiled program of its own.
+
+    Args:
+        answers: Token ids [G, T]; -1 after the end of an answer.
+
+    Returns:
+        Indices of the games of each group.
+    """
     lengths = np.maximum((np.asarray(answers) >= 0).sum(axis=1), 1)
     classes = np.where(lengths <= 4, lengths, 2 ** np.ceil(np.log2(lengths)).astype(int))
     groups, held = [], np.array([], int)
@@ -197,6 +235,13 @@ def by_length(answers: Int[AnyArray, "G T"]) -> list[np.ndarray]:
 
 
 def shortened(answers: np.ndarray) -> np.ndarray:
-    """Answers without columns in which none has a token."""
+    """Removes the columns in which no answer has a token.
+
+    Args:
+        answers: Token ids [G, T]; -1 after the end of an answer.
+
+    Returns:
+        The answers, with fewer columns.
+    """
     used = np.flatnonzero((answers >= 0).any(axis=0))
     return answers[:, : used[-1] + 1] if len(used) else answers

@@ -28,15 +28,15 @@ from jaxcomm.sites import SITES, Positions, Site, check_positions, check_site, c
 
 
 class PatchOptions(TypedDict, total=False):
-    """Which cells a map has: the options of `patch`.
+    """Options of `patch`: which cells a map has.
 
     Attributes:
-        sites: Names of sites with layers; default: resid_post.
-        layers: Default: all that a site has.
-        positions: What a `Site` takes, for A's prompts and for B's, aligned at their ends; default: every token that all prompts
-            have, counted from their ends.
-        change: What happens to B's activation (`edits.Change`); default: replace.
-        progress: Called after every chunk, progress(done, all), which counts cells of games.
+        sites: Names of sites with layers. Default: resid_post.
+        layers: Numbers of layers. Default: all that a site has.
+        positions: Positions, as a `Site` takes them, for A's prompts and for B's, aligned at their ends. Default: every
+            token that all prompts have, counted from their ends.
+        change: What happens to B's activation (`edits.Change`). Default: replace.
+        progress: Called after every chunk as progress(done, all), which counts cells of games.
     """
 
     sites: Sequence[str]
@@ -47,14 +47,18 @@ class PatchOptions(TypedDict, total=False):
 
 
 class Patching(struct.PyTreeNode):
-    """How likely the answers are in every cell of a map.
+    """How likely given answers are in every cell of a patching map.
 
     Attributes:
-        logprobs: [sites, layers, positions, games, T], of the answers' tokens, 0 after their ends. NaN where a site has no such
-            layer.
-        exact: [sites, layers, positions, games]: greedy decoding gives the answer.
-        layers: What the axis of layers stands for.
-        positions: Likewise.
+        logprobs: Log-probability of each token of the answers in nats, [sites, layers, positions, G, T]. 0 after the
+            end of an answer. NaN where a site has no such layer.
+        exact: Whether greedy decoding gives the answer, [sites, layers, positions, G].
+        layers: Numbers of the layers on the second axis.
+        positions: Positions on the third axis.
+
+    Example:
+        >>> jc.patch(params, params, prompts, prompts, np.array([[5], [6]]), layers=[2, 3]).layers
+        (2, 3)
     """
 
     logprobs: Float[np.ndarray, "sites layers positions G T"]
@@ -71,22 +75,24 @@ def patch(
     answers: Int[AnyArray, "G T"],
     **options: Unpack[PatchOptions],
 ) -> Patching:
-    """B's answers with A's activation at one site, layer and position in the place of its own, for each of them.
+    """Scores B's answers with A's activation in the place of B's own (activation patching).
+
+    There is one score for each site, layer and position.
 
     Args:
-        params_a: Where activations come from, usually the same model.
-        params_b: Where they go; of the same width and number of layers.
-        prompts_a: What A reads (the clean run), one for each game.
-        prompts_b: What B reads (the corrupted run).
-        answers: [G, T], -1 after the end of one.
-        **options: `PatchOptions`.
+        params_a: The model that activations come from, usually the same model.
+        params_b: The model that they go to. It has the same width and number of layers.
+        prompts_a: What A reads (the clean run), one prompt for each game.
+        prompts_b: What B reads (the corrupted run), one prompt for each game.
+        answers: Token ids [G, T]; -1 after the end of an answer.
+        **options: Options of `PatchOptions`.
 
     Returns:
         The map, on the host.
 
     Raises:
-        ValueError: A site that cannot be edited, a layer or position out of range, models of other shapes, answers that are not
-            one for each prompt.
+        ValueError: A site cannot be edited; a layer or position is out of range; the models have other shapes; there is
+            not one answer for each prompt.
 
     Example:
         >>> found = jc.patch(params, params, prompts, prompts, np.array([[5], [6]]), sites=["resid_post", "mlp_out"])

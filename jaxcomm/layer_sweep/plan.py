@@ -38,15 +38,19 @@ from jaxcomm.sharding import all_devices, by_rows, mesh_of, move, put, sweep_mes
 
 
 class SweepOptions(Decoding, total=False):
-    """How a sweep goes: the options of `sweep` and `sweep_answers`.
+    """Options of `sweep` and `sweep_answers`: how a sweep goes.
 
     Attributes:
-        grafts: Names in `GRAFTS`, or functions f(a, b); default: replace.
+        grafts: Names in `GRAFTS`, or functions f(a, b). Default: replace.
         maps: W for every k and j, [len(ks), len(js), D_B, D_A], or for every k, [len(ks), 1, D_B, D_A].
-        memory: Bytes a device may use beside the weights (`sizes.Need`); default: nine tenths of what is free where the device
-            tells, else `sizes.MEMORY`. The results do not depend on it.
-        mesh: Default: the one B's weights are placed on (`sharding.shard`), or all of this process's devices.
-        max_new_tokens, sampling, keys, stop_tokens: As `Decoding`; keys are of games, the same for all cells.
+        memory: Bytes that a device may use besides the weights (`sizes.Need`). Default: nine tenths of what is free
+            where the device tells, else `sizes.MEMORY`. The results do not depend on it.
+        mesh: Devices. Default: the mesh that B's weights are placed on (`sharding.shard`), or all of this process's
+            devices.
+        max_new_tokens: As in `Decoding`.
+        sampling: As in `Decoding`.
+        keys: Random key of each game, [G]. It is the same for all cells.
+        stop_tokens: As in `Decoding`.
     """
 
     grafts: Sequence[GraftFunction]
@@ -57,7 +61,17 @@ class SweepOptions(Decoding, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Which cells a sweep has. ValueError: none, the same one twice, maps of a wrong shape."""
+    """Which cells a sweep has.
+
+    Attributes:
+        ks: Layers of A.
+        js: Layers of B.
+        grafts: Names in `GRAFTS`, or functions f(a, b).
+        maps: As in `SweepOptions`.
+
+    Raises:
+        ValueError: One of `ks`, `js` and `grafts` is empty, or names the same value twice; there is no such graft.
+    """
 
     ks: Sequence[int]
     js: Sequence[int]
@@ -76,7 +90,15 @@ class Grid:
             Graft(f)
 
     def check(self, params_a: Params, params_b: Params) -> None:
-        """Raises ValueError unless these models have its layers and widths."""
+        """Checks that models have these layers and widths.
+
+        Args:
+            params_a: The sender A.
+            params_b: The receiver B.
+
+        Raises:
+            ValueError: A layer is out of range; the maps have a wrong shape.
+        """
         for k in self.ks:
             check_layer(params_a, k)
         for j in self.js:
@@ -94,7 +116,15 @@ class Grid:
         return np.array(sorted(every, key=lambda cell: self.js[cell[2]]), np.int32)
 
     def map(self, k: Any, j: Any) -> np.ndarray:
-        """W of two indices, on the host: a chunk takes one at a time."""
+        """Returns the map of one pair of layers, on the host: a chunk takes one at a time.
+
+        Args:
+            k: Index into `ks`.
+            j: Index into `js`.
+
+        Returns:
+            W, [D_B, D_A].
+        """
         assert self.maps is not None
         return np.asarray(self.maps[k, j if self.maps.shape[1] > 1 else 0])
 

@@ -1,4 +1,5 @@
-"""Language-model networks: `init_network` joins models by trainable edges; `forward` and `generate` are those of any model."""
+"""Language-model networks: `init_network` joins models by trainable edges; `forward` and `generate` are those of any
+model."""
 
 from jaxcomm.config import EdgeConfig, NetworkConfig
 from jaxcomm.decoding import generate

@@ -1,13 +1,15 @@
-"""Language-model networks (LMNet, Wu, Wang & Yao, ICML 2026, arXiv 2505.12741): language models without embedding and head
-as vertices, trainable modules as edges, joined layer by layer as in a multilayer perceptron.
+"""Language-model networks (LMNet, Wu, Wang & Yao, ICML 2026, arXiv 2505.12741): language models without embedding and
+head as vertices, trainable modules as edges, joined layer by layer as in a multilayer perceptron.
 
     X[l + 1, j] = T(sum_i e[l, i, j](X[l, i]))
 
-T is a decoder's stack of blocks with its final norm. The first layer's one vertex embeds the tokens, the last layer's one
-vertex has the head. Every vertex and every edge reads all positions causally, so the whole network is one autoregressive
-model (`jaxcomm.model.LanguageModel`): `forward`, `generate`, agents and protocols take it as they take `Params`.
+T is a decoder's stack of blocks with its final norm. The first layer's one vertex embeds the tokens, the last layer's
+one vertex has the head. Every vertex and every edge reads all positions causally, so the whole network is one
+autoregressive model (`jaxcomm.model.LanguageModel`): `forward`, `generate`, agents and protocols take it as they take
+`Params`.
 
-What the paper leaves open (size and initialisation of edges, interior norms) is a switch of `EdgeConfig` and `NetworkConfig`.
+What the paper leaves open (size and initialisation of edges, interior norms) is a switch of `EdgeConfig` and
+`NetworkConfig`.
 
 Letters beside those of `config.py`: I sources and J targets of a stack of edges; M vertices that share weights.
 """
@@ -66,6 +68,12 @@ class Network(struct.PyTreeNode):
         joints: Matrices [J, D, n D] that join the n edges into each vertex, by group of vertices. Empty unless
             `config.aggregate` is "concat".
         config: Vertices, and how they are joined.
+
+    Example:
+        >>> from jaxcomm.lmnet import init_network
+        >>> network = init_network(jax.random.key(0), params, widths=(1, 2, 1), edge="linear")
+        >>> sorted(network.edges)
+        ['edge 0.0-0', 'edge 1.0-0']
     """
 
     models: tuple[Params, ...]

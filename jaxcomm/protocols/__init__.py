@@ -1,13 +1,17 @@
-"""How agents may communicate. Every protocol is called as protocol(a, b, prompts_a, prompts_b, *, sampling, seed, ...)
-and returns B's `Turn` (or the `Panel` of all who answer): it has read everything, and now writes or scores.
+"""How agents may communicate.
+
+Every protocol is called as protocol(a, b, prompts_a, prompts_b, *, sampling, seed, ...). It returns B's `Turn` (or the
+`Panel` of all who answer): B has read everything, and now writes or scores.
 
 A protocol of your own is put together from its parts, with anything in between:
 
-    sent = send_states(a, b, prompts_a, Grafting(), k=26, games=n)      or send_text(a, prompts_a, Conversation())
-    turn = receive_states(b, prompts_b, sent, Grafting(), j=26)         or receive_text(b, prompts_b, sent, Conversation())
+    sent = send_states(a, b, prompts_a, Grafting(), k=26, games=n)   or send_text(a, prompts_a, Conversation())
+    turn = receive_states(b, prompts_b, sent, Grafting(), j=26)      or receive_text(b, prompts_b, sent, Conversation())
 
-sampling, seed: of what is written before that turn, which has its own. Where nothing is (silent, sender, skyline, an activation
-without thinking) they change nothing; CIPHER, which says everything in vectors, refuses `sampling`."""
+sampling and seed are those of what is written before that turn, which has its own. Where nothing is written (silent,
+sender, skyline, an activation without thinking) they change nothing. CIPHER, which says everything in vectors, refuses
+`sampling`.
+"""
 
 from jaxcomm.protocols.activations import Back, Control, Grafting, activation, exchange, receive_states, send_states
 from jaxcomm.protocols.base import Reply, Scored, Sent, Turn

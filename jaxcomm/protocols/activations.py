@@ -52,22 +52,30 @@ def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: Seed) -> j
 
 @dataclasses.dataclass(frozen=True)
 class Grafting:
-    """How A's state reaches B: the options of `activation`.
+    """Options of `activation`: how A's state reaches B.
 
     Attributes:
-        graft: sum, mean, replace, or a function f(a, b).
-        W: The map, or one for each sender.
-        where: "last", or "all" tokens (appendix B.1), the two prompts aligned at their ends.
-        control: What B gets instead. "unrelated" takes A's place before W, the others stand in for what arrives at B, after W.
-        unrelated: The sentence that the control unrelated reads.
-        think: A first writes up to so many tokens after its prompt, and its state at the last of them is sent: chain of thought
-            (appendix B.2), or a sampled completion (B.5: temperature 0.7, 512 tokens).
-        until: Strings that end what it thinks.
-        sampling: Of what it thinks.
-        seed: Likewise, and of noise: one, or one for each game.
+        graft: "sum", "mean", "replace", or a function f(a, b).
+        W: The map [D_B, D_A], or a list with one for each sender. None: no map.
+        where: "last", the last token, or "all" tokens (Ramesh & Li 2025, appendix B.1), the two prompts aligned at
+            their ends.
+        control: What B gets instead of A's state (`Control`). "unrelated" takes A's place before W. The others stand in
+            for what arrives at B, after W.
+        unrelated: The sentence that A reads with the control "unrelated".
+        think: Largest number of tokens that A writes first. The state at the last of them is sent: chain of thought
+            (appendix B.2), or a sampled completion (appendix B.5: temperature 0.7, 512 tokens). 0: A writes nothing.
+        until: Strings that end what A writes.
+        sampling: How A's tokens are drawn. None takes the likeliest.
+        seed: Seed of these draws and of noise, for all games or one for each.
 
     Raises:
-        ValueError: There is no such control, `where`, or graft.
+        ValueError: There is no such graft, control or `where`; a control, or a graft other than "sum", goes with "all".
+
+    Example:
+        >>> how = protocols.Grafting(graft="sum", where="all")
+        >>> sent = protocols.send_states(agent, agent, ["Bob is at Petra."], how, k=5, games=1)
+        >>> sent.message.states.shape[-1]
+        128
     """
 
     graft: GraftFunction = "replace"
@@ -93,7 +101,14 @@ class Grafting:
 
 
 class Sender(NamedTuple):
-    """One of those who send: its prompts, its layer, and its map."""
+    """One of those who send.
+
+    Attributes:
+        agent: The agent.
+        prompts: What it reads, one prompt for each game.
+        k: It is read after this layer.
+        W: Its map, or None.
+    """
 
     agent: Agent
     prompts: Sequence[Prompt]
@@ -111,23 +126,31 @@ def activation(
     j: int,
     **how: Any,
 ) -> Turn:
-    """A reads its prompts up to layer k, B its own with A's states grafted in after layer j.
+    """A reads its prompts up to layer k. B reads its own, with A's states grafted in after layer j.
+
+    It is the protocol of Ramesh & Li (2025, section 3.1).
 
     Args:
-        a: The sender. Several: give `a`, `prompts_a`, `k` (and `W`) one of each; B gets the mean of what they send.
+        a: The sender, or a list of several. Then `a`, `prompts_a`, `k` (and `W`) are lists with one for each, and B
+            gets the mean of what they send.
         b: The receiver.
-        prompts_a: What A reads, one for each game.
-        prompts_b: What B reads.
-        k: A is read after this layer.
-        j: B is edited after this layer.
-        **how: `Grafting`.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B reads, one prompt for each game.
+        k: A is read after this layer, 0 .. L_A.
+        j: B is edited after this layer, 0 .. L_B.
+        **how: Options of `Grafting`.
 
     Returns:
-        B's turn. Details of a Reply: the token and position that was read in A and the one edited in B; the norms of what
-        arrived, of B's state before and of B's state after the edit.
+        B's turn. Details of a `Reply`: the token and position that was read in A, and the one edited in B; the norms of
+        what arrived, of B's state before, and of B's state after the edit.
 
     Raises:
-        ValueError: `jaxcomm.communicate`'s, or a control that needs more games.
+        ValueError: As for `communicate`; the control "shuffled" has a single game; an option is invalid.
+
+    Example:
+        >>> told, asked = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
+        >>> protocols.activation(agent, agent, told, asked, k=5, j=2).write(4)[0].text
+        'Greece'
     """
     settings = Grafting(**how)
     check_layer(b.params, j, "j")
@@ -139,21 +162,27 @@ def activation(
 def send_states(
     a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], settings: Grafting, *, k: Any, games: int
 ) -> Sent:
-    """One sender or several read their prompts, and send states to where the receiver lives.
+    """Lets one sender or several read their prompts, and brings their states to where the receiver lives.
 
     Args:
-        a: Who sends.
-        b: Who is to receive.
-        prompts_a: What they read.
+        a: The sender, or a list of several.
+        b: The receiver.
+        prompts_a: What the sender reads, one prompt for each game; of several senders, a list for each.
         settings: Maps, tokens, thinking.
-        k: Each is read after this layer.
-        games: How many messages there have to be.
+        k: The sender is read after this layer; of several senders, one for each.
+        games: Number of messages.
 
     Returns:
-        Messages of states [B, D] (of all tokens [B, n, D]); of several senders their mean, through their maps.
+        Messages of states [B, D], or of all tokens [B, n, D]. Of several senders it is the mean, through their maps.
 
     Raises:
-        ValueError: `activation`'s.
+        ValueError: A layer is out of range; the numbers of senders, prompts, layers and maps differ; the senders'
+            states differ in width; a prompt is empty or too long.
+
+    Example:
+        >>> sent = protocols.send_states(agent, agent, ["Bob is at Petra."], protocols.Grafting(), k=5, games=1)
+        >>> sent.message.states.shape
+        (1, 128)
     """
     senders = _senders(a, prompts_a, k, settings.W, games)
     heard = [_read(sender, settings, n, b, games) for n, sender in enumerate(senders)]
@@ -173,20 +202,27 @@ def send_states(
 
 
 def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: Grafting, *, j: int) -> Turn:
-    """The receiver reads its prompts, with the states grafted in.
+    """Lets the receiver read its prompts, with the states grafted in.
 
     Args:
-        b: Who receives.
-        prompts_b: What it reads.
+        b: The receiver.
+        prompts_b: What it reads, one prompt for each game.
         sent: Messages of states, one for each prompt.
         settings: Graft, tokens, control.
-        j: It is edited after this layer.
+        j: The receiver is edited after this layer.
 
     Returns:
-        Its turn.
+        The receiver's turn.
 
     Raises:
-        ValueError: A control that needs more games, states of another width at all tokens.
+        ValueError: The control "shuffled" has a single game; states for all tokens have another width than the
+            receiver; a prompt is empty or too long.
+
+    Example:
+        >>> how = protocols.Grafting()
+        >>> sent = protocols.send_states(agent, agent, ["Alice is at the Acropolis of Athens."], how, k=5, games=1)
+        >>> protocols.receive_states(agent, ["Which country is Alice located in?"], sent, how, j=2).write(4)[0].text
+        'Greece'
     """
     if settings.control == "shuffled" and len(prompts_b) < 2:
         raise ValueError("the control shuffled needs at least two games")
@@ -303,7 +339,19 @@ def _cost(senders: Sequence[Sender], heard: Sequence[_Read], b: Agent, where: st
 
 
 class Back(NamedTuple):
-    """The way back of an `exchange`: layers and map, default those of the way there (no map)."""
+    """The way back of an `exchange`.
+
+    Attributes:
+        k: B is read after this layer. None: that of the way there.
+        j: A is edited after this layer. None: that of the way there.
+        W: The map from B to A. None: no map.
+
+    Example:
+        >>> told, asked = ["Bob is at Petra."], ["Which country is Bob located in?"]
+        >>> panel = protocols.exchange(agent, agent, told, asked, k=5, j=2, back=protocols.Back(k=4))
+        >>> [turn.details[0]["k"] for turn in panel.turns]
+        [5, 4]
+    """
 
     k: int | None = None
     j: int | None = None
@@ -321,16 +369,32 @@ def exchange(
     back: Back | None = None,
     **how: Any,
 ) -> Panel:
-    """Both directions at once: B with A's state at k grafted in after its layer j, A with B's at back.k after its back.j,
-    neither of them edited before it is sent. Both answer, B first.
+    """Grafts in both directions at once, and lets both agents answer, B first.
+
+    B gets A's state at k after its layer j, and A gets B's state at back.k after its layer back.j. Neither is edited
+    before its own state is sent.
 
     Args:
-        a: As all up to j: `activation`'s.
-        back: The way back.
-        **how: `Grafting`, and `answer` and `tie` as `debate` has them.
+        a: The first agent.
+        b: The second agent.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B reads, one prompt for each game.
+        k: A is read after this layer, 0 .. L_A.
+        j: B is edited after this layer, 0 .. L_B.
+        back: Layers and map of the way back. Default: the same layers, and no map.
+        **how: Options of `Grafting`, and `answer` and `tie` of `debate`.
 
     Returns:
         Both agents' turns.
+
+    Raises:
+        ValueError: As for `activation`; there is no such `answer`.
+
+    Example:
+        >>> told, asked = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
+        >>> panel = protocols.exchange(agent, agent, told, asked, k=5, j=2)
+        >>> panel.turns[0].write(4)[0].text
+        'Greece'
     """
     parse, tie = lookup(how.pop("answer", "text"), ANSWERS, "answer"), how.pop("tie", "first")
     back = back or Back()

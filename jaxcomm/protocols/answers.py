@@ -1,7 +1,8 @@
 """Final answers in free text, for votes and for scoring debates as Du et al. (2023) do.
 
-How they are read: numbers in `numerals`, letters in `letters`. `released` reads them as the code Du et al. published does: minus
-signs are dropped, braces are the last that hold digits, letters are the last of (X), and what cannot be parsed counts as correct.
+How they are read: numbers in `numerals`, letters in `letters`. `released` reads them as the code Du et al. published
+does: minus signs are dropped, braces are the last that hold digits, letters are the last of (X), and what cannot be
+parsed counts as correct.
 """
 
 from __future__ import annotations

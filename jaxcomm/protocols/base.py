@@ -1,4 +1,5 @@
-"""What every protocol ends in: a `Turn`, an agent that has read all it is given and now writes, or scores given texts."""
+"""What every protocol ends in: a `Turn`, an agent that has read all it is given and now writes, or scores given
+texts."""
 
 from __future__ import annotations
 
@@ -40,8 +41,14 @@ _first = jax.jit(lambda logits, tokens: token_logprobs(logits[:, None], tokens))
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What all agents together did for one prompt: FLOPs, tokens read and written (vectors, too), without padding and as if
-    nothing were shared, and tokens that were cut off prompts (`Agent.longest`)."""
+    """What all agents together did for one prompt, without padding and as if nothing were shared.
+
+    Attributes:
+        flops: Floating-point operations.
+        read: Number of tokens, or vectors, that were read.
+        written: Number of tokens, or vectors, that were written.
+        dropped: Number of tokens that were cut off prompts (`Agent.longest`).
+    """
 
     flops: int = 0
     read: int = 0
@@ -53,6 +60,14 @@ class Spent:
 
 
 def total(each: Iterable[Spent]) -> Spent:
+    """Adds up what was spent.
+
+    Args:
+        each: Summands.
+
+    Returns:
+        Their sum.
+    """
     return functools.reduce(Spent.__add__, each, Spent())
 
 
@@ -60,9 +75,20 @@ def total(each: Iterable[Spent]) -> Spent:
 class Reply:
     """What an agent said to one prompt, and how it came to it.
 
-    raw: the text as it was decoded, up to a stop string; ids: its tokens, without the one that stopped it; read, written: token
-    strings, of all that were; logprob: of all tokens written; spent: on this reply, by all agents; details: what is the protocol's own (A's message, or layers, positions and norms
-    of the edit).
+    Attributes:
+        raw: The text as it was decoded, up to a stop string.
+        ids: Its tokens, without the one that stopped it.
+        read: Strings of all tokens that were read.
+        written: Strings of all tokens that were written.
+        logprob: Log-probability of all tokens that were written, in nats.
+        spent: What all agents spent on this reply.
+        details: What the protocol adds, such as A's message, or layers, positions and norms of the edit.
+
+    Example:
+        >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
+        >>> reply, = protocols.silent(agent, agent, [""], asked).write(4)
+        >>> reply.text, len(reply.written) == reply.spent.written
+        ('Jordan', True)
     """
 
     raw: str
@@ -75,24 +101,39 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """Without surrounding space."""
+        """The text without surrounding space."""
         return self.raw.strip()
 
     @property
     def flops(self) -> int:
-        """Of all agents."""
+        """Floating-point operations of all agents."""
         return self.spent.flops
 
     def row(self) -> dict[str, Any]:
+        """Makes a record of the reply, as results files hold it.
+
+        Returns:
+            All fields by name, and `text` and `flops`.
+        """
         return {"text": self.text, "flops": self.flops, **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """Texts that were given after one prompt: of each its log-probability, whether greedy decoding would write it, and its
-    number of tokens.
+    """How likely the texts are that were given after one prompt.
 
-    spent: by all agents, the prompt read once for all texts; details: as a `Reply`'s.
+    Attributes:
+        logprobs: Log-probability of each text, in nats.
+        greedy: Whether greedy decoding would write each text.
+        tokens: Number of tokens of each text.
+        spent: What all agents spent. The prompt is read once for all texts.
+        details: What the protocol adds, as in a `Reply`.
+
+    Example:
+        >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
+        >>> scored, = protocols.silent(agent, agent, [""], asked).score([[" Jordan", " Egypt"]])
+        >>> scored.greedy
+        (True, False)
     """
 
     logprobs: tuple[float, ...]
@@ -103,7 +144,7 @@ class Scored:
 
     @property
     def flops(self) -> int:
-        """Of all agents."""
+        """Floating-point operations of all agents."""
         return self.spent.flops
 
 
@@ -112,10 +153,10 @@ class Writing:
     """How agents write what they say to each other, before the turn that a protocol returns.
 
     Attributes:
-        max_message_tokens: At most so many tokens each time.
+        max_message_tokens: Largest number of tokens of a message.
         until: Strings that end a message.
-        sampling: None is greedy; of a debate perhaps one for each agent.
-        seed: One for all games, or one for each.
+        sampling: How tokens are drawn. None takes the likeliest. In a debate it may be one for each agent.
+        seed: Seed of all games, or one for each.
     """
 
     max_message_tokens: int = 256
@@ -124,7 +165,16 @@ class Writing:
     seed: Seed = 0
 
     def write(self, turn: Turn, n: int, agent: int = 0) -> list[Reply]:
-        """The n-th message of all, by one of the agents."""
+        """Writes a message.
+
+        Args:
+            turn: The turn that writes it.
+            n: Number of the message in the conversation. Each draws with seeds of its own.
+            agent: Number of the agent, where each has its own `sampling`.
+
+        Returns:
+            One reply for each prompt.
+        """
         sampling = self.sampling if isinstance(self.sampling, Sampling | None) else self.sampling[agent]
         seed = derive_seed(self.seed, n)
         return turn.write(self.max_message_tokens, until=self.until, sampling=sampling, seed=seed)
@@ -135,9 +185,16 @@ class Sent:
     """What was sent in every game, and has not been received yet.
 
     Attributes:
-        message: States or text, one for each game.
-        details: What a `Reply` tells of each.
-        spent: What each cost.
+        message: States or texts, one for each game.
+        details: What a `Reply` tells of each message.
+        spent: What each message cost.
+
+    Example:
+        >>> from jaxcomm.protocols.base import Spent
+        >>> sent = protocols.Sent(jc.Message(text=("Bob is at Petra.",)), details=[{}], spent=[Spent()])
+        >>> asked = ["Which country is Bob located in?"]
+        >>> protocols.receive_text(agent, asked, sent, protocols.Conversation()).write(4)[0].text
+        'Jordan'
     """
 
     message: Message
@@ -146,14 +203,27 @@ class Sent:
 
 
 class Shared(NamedTuple):
-    """Prompts as arrays, and what all of them begin with, already read."""
+    """Prompts as arrays, and what all of them begin with, already read.
+
+    Attributes:
+        prompts: The prompts, without what is in `past`.
+        past: Keys and values of what all prompts begin with, or nothing.
+    """
 
     prompts: Prompts
     past: tuple[KVCache, ...]
 
 
 def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Shared:
-    """Prompts that begin alike (few-shot examples) are read once up to where they part."""
+    """Makes arrays of prompts. Prompts that begin alike (few-shot examples) are read once up to where they part.
+
+    Args:
+        agent: Who reads.
+        rows: Token ids of each prompt.
+
+    Returns:
+        The prompts from where they part, and what stands before.
+    """
     first, *_, last = sorted(map(list, (rows[0], *rows)))  # the two that part first, in lexical order
     common = next((n for n, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last)))
     common = min(common, min(map(len, rows)) - 1)
@@ -166,10 +236,22 @@ def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Shared:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """An agent that has read, prompt by prompt, and whose turn it is.
+    """An agent that has read its prompts, and whose turn it is to write or to score.
 
-    rows: the tokens it read; logits [B, V] of the next one; cache, past: keys and values of the prompts, those in
-    `past` only to be read; details: the protocol's own; before: what was spent until then.
+    Attributes:
+        agent: Who writes.
+        prompts: What it was asked, one for each game.
+        rows: Token ids that it read for each prompt.
+        logits: Logits [B, V] of the next token.
+        cache: Keys and values of the prompts.
+        past: Keys and values of what stands before. They are only read.
+        details: What the protocol tells of each prompt, for its `Reply`.
+        before: What was spent on each prompt until then.
+
+    Example:
+        >>> turn = protocols.silent(agent, agent, [""], ["Bob is at Petra. Which country is Bob located in?"])
+        >>> [reply.text for reply in turn.write(4)]
+        ['Jordan']
     """
 
     agent: Agent
@@ -183,11 +265,18 @@ class Turn:
 
     @property
     def dropped(self) -> list[int]:
-        """Tokens that were cut off each prompt."""
+        """Number of tokens that were cut off each prompt."""
         return dropped(self.agent, self.prompts, self.rows)
 
     def rendered(self, i: int) -> list[str]:
-        """What was read before the i-th answer, as the tokenizer was given it; of a panel, by each who answers."""
+        """Renders what was read before an answer, as the tokenizer was given it.
+
+        Args:
+            i: Number of the prompt.
+
+        Returns:
+            One text. (A `Panel` returns one for each agent that answers.)
+        """
         return [self.agent.render(self.prompts[i])]
 
     def write(
@@ -198,8 +287,24 @@ class Turn:
         sampling: Sampling | None = None,
         seed: Seed = 0,
     ) -> list[Reply]:
-        """One reply per prompt, to its stop token, to whichever of the strings `until` is complete first (it is not in the
-        text), or to `max_new_tokens`. Thoughts are written and paid for, and are not in the text; no stop string ends them. seed: one for all prompts, or one for each. ValueError: no room for so many tokens."""
+        """Writes one reply to each prompt.
+
+        A reply ends at a stop token, before whichever stop string is complete first, or after `max_new_tokens`.
+        Thoughts are written and paid for, but are not in the text; no stop string ends them.
+
+        Args:
+            max_new_tokens: Largest number of tokens of a reply.
+            until: Stop strings. They are not in the text.
+            sampling: How tokens are drawn. None takes the likeliest.
+            seed: Seed of all prompts, or one for each.
+
+        Returns:
+            One reply for each prompt.
+
+        Raises:
+            ValueError: A prompt leaves no room for so many tokens; `max_new_tokens` is below 1.
+            FloatingPointError: The logits of a row are not numbers.
+        """
         self.agent.check_room(self.rows, max_new_tokens)
         until = [stop for stop in until if stop]  # an empty one is everywhere
         out = self._generate(max_new_tokens, until, sampling, row_keys(seed, len(self.rows)))
@@ -264,9 +369,16 @@ class Turn:
         return next(n for n in range(begin, len(tokens) + 1) if stops(n))
 
     def score(self, continuations: Sequence[Sequence[str]]) -> list[Scored]:
-        """Of the texts given after each prompt, which may be another number for each. Nothing is written.
+        """Scores the texts that are given after each prompt. Nothing is written.
 
-        ValueError: a text without tokens of its own, or one that does not fit after its prompt.
+        Args:
+            continuations: Texts after each prompt. Their number may differ from prompt to prompt.
+
+        Returns:
+            Log-probabilities of the texts after each prompt.
+
+        Raises:
+            ValueError: A text has no tokens of its own, or does not fit after its prompt.
         """
         pairs = zip(self.prompts, continuations, strict=True)
         return self.score_tokens([[self._follow(prompt, text) for text in texts] for prompt, texts in pairs])
@@ -280,7 +392,17 @@ class Turn:
         return tokens
 
     def score_tokens(self, continuations: Sequence[Sequence[Sequence[int]]]) -> list[Scored]:
-        """`score` of token ids."""
+        """Scores texts that are given as tokens (`score`).
+
+        Args:
+            continuations: Token ids of the texts after each prompt.
+
+        Returns:
+            Log-probabilities of the texts after each prompt.
+
+        Raises:
+            ValueError: A text has no tokens, or does not fit after its prompt.
+        """
         for row, texts in zip(self.rows, continuations, strict=True):
             if not all(texts):
                 raise ValueError("a text to score has no tokens")
@@ -332,7 +454,21 @@ def start_turn(
     details: Sequence[Mapping[str, Any]] | None = None,
     before: Sequence[Spent] | None = None,
 ) -> Turn:
-    """The agent reads its prompts. rows: their tokens, where they are not the prompts' own. ValueError: `Agent.rows`'."""
+    """Lets an agent read its prompts.
+
+    Args:
+        agent: Who reads.
+        prompts: Texts, or conversations.
+        rows: Token ids of each prompt, if they are not the prompts' own.
+        details: What the protocol tells of each prompt.
+        before: What was spent on each prompt before.
+
+    Returns:
+        The agent's turn.
+
+    Raises:
+        ValueError: As for `Agent.rows`.
+    """
     rows = agent.rows(prompts, 1) if rows is None else rows
     shared = share(agent, rows)
     logits, cache = prefill(agent.params, shared.prompts, past=shared.past)
@@ -341,7 +477,16 @@ def start_turn(
 
 
 def dropped(agent: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -> list[int]:
-    """Tokens that an agent that cuts prompts (`longest`) cut off each."""
+    """Counts the tokens that an agent cut off its prompts (`Agent.longest`).
+
+    Args:
+        agent: Who reads.
+        prompts: Texts, or conversations.
+        rows: Token ids that were read of each.
+
+    Returns:
+        The number for each prompt.
+    """
     if agent.longest is None:
         return [0] * len(rows)
     return [len(agent.encode(p)) - len(row) for p, row in zip(prompts, rows, strict=True)]

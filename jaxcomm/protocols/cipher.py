@@ -1,4 +1,5 @@
-"""Debate in expected embeddings (CIPHER, Pham et al. 2024): `debate`, but what agents say are vectors (`jaxcomm.cipher`).
+"""Debate in expected embeddings (CIPHER, Pham et al. 2024): `debate`, but what agents say are vectors
+(`jaxcomm.cipher`).
 
 A response stands in its place in the next prompt as vectors, through the receiver's embedding matrix. The prompt's own
 tokens are those it has with the response's readable text (nearest tokens) in that place.
@@ -35,17 +36,42 @@ def _prefill_spliced(params: Params, prompts: Prompts, said: Bool[Array, "B P"],
 
 @dataclasses.dataclass(frozen=True)
 class CipherTurn(Turn):
-    """A turn that is written in expected embeddings, and read as the tokens nearest to them."""
+    """A turn that is written in expected embeddings, and read as the tokens nearest to them.
+
+    Attributes:
+        agent: As in `Turn`.
+        prompts: As in `Turn`.
+        rows: As in `Turn`.
+        logits: As in `Turn`.
+        cache: As in `Turn`.
+        past: As in `Turn`.
+        details: As in `Turn`.
+        before: As in `Turn`.
+        mixing: How a distribution becomes a vector, and when a response ends.
+        lost: Number of tokens that were cut off each prompt, or nothing.
+    """
 
     mixing: Mixing = dataclasses.field(default_factory=lambda: Mixing(Sampling()))
     lost: Sequence[int] = ()
 
     @property
     def dropped(self) -> list[int]:
+        """Number of tokens that were cut off each prompt."""
         return list(self.lost) or super().dropped
 
     def speak(self, max_new_tokens: int, tables: Sequence[Any] = ()) -> Vectors:
-        """What it says, on the host, and through other tables. ValueError: no room for so many."""
+        """Writes a response in vectors, for itself and for receivers.
+
+        Args:
+            max_new_tokens: Largest number of vectors.
+            tables: Embedding matrices of the receivers.
+
+        Returns:
+            The response, on the host.
+
+        Raises:
+            ValueError: A prompt leaves no room for so many.
+        """
         self.agent.check_room(self.rows, max_new_tokens)
         stops = jnp.asarray(self.agent.stop_tokens, jnp.int32)
         return jax.device_get(
@@ -56,11 +82,32 @@ class CipherTurn(Turn):
         )  # fmt: skip
 
     def readable(self, out: Vectors) -> list[str]:
+        """Decodes a response as the tokens nearest to its vectors.
+
+        Args:
+            out: The response.
+
+        Returns:
+            One text for each prompt.
+        """
         rows = zip(out.tokens, out.lengths, strict=True)
         return [self.agent.tokenizer.decode(row[:n], skip_special_tokens=True) for row, n in rows]
 
     def write(self, max_new_tokens: int = 16, *, until: Sequence[str] = (), sampling=None, seed=0) -> list[Reply]:
-        """Nothing is drawn: `seed` changes nothing, and a Reply's logprob is not a number. ValueError: there is a `sampling`."""
+        """Writes one reply to each prompt, in vectors. Nothing is drawn.
+
+        Args:
+            max_new_tokens: Largest number of vectors of a reply.
+            until: Stop strings. They are not in the text.
+            sampling: Must be None.
+            seed: Not used.
+
+        Returns:
+            One reply for each prompt. Its logprob is NaN.
+
+        Raises:
+            ValueError: There is a `sampling`; a prompt leaves no room for so many.
+        """
         check_no_draws(sampling)
         out = self.speak(max_new_tokens)
         spent, replies = self.spend(out, max_new_tokens), []
@@ -73,7 +120,16 @@ class CipherTurn(Turn):
         return replies
 
     def spend(self, out: Vectors, max_new_tokens: int, others: Sequence[Agent] = ()) -> list[Spent]:
-        """What a response cost, its vectors also formed for others; the vector that stopped it, which is not said, too."""
+        """Counts what a response cost. The vector that stopped it, which is not said, counts too.
+
+        Args:
+            out: The response.
+            max_new_tokens: Largest number of vectors that it could have.
+            others: Receivers that it was also formed for.
+
+        Returns:
+            The cost for each prompt.
+        """
         spent, config = [], self.agent.params.config
         for row, said, lost in zip(self.rows, out.lengths, self.dropped, strict=True):
             steps = min(int(said) + 1, max_new_tokens)
@@ -84,31 +140,51 @@ class CipherTurn(Turn):
 
 
 def check_no_draws(sampling: Sampling | None) -> None:
-    """ValueError: there is a `sampling`."""
+    """Checks that nothing is to be drawn.
+
+    Args:
+        sampling: Must be None.
+
+    Raises:
+        ValueError: There is a `sampling`.
+    """
     if sampling is not None:
         raise ValueError("CIPHER draws nothing: leave out sampling, the temperatures say how soft its vectors are")
 
 
 def mixing_flops(agent: Agent, vectors: int) -> int:
-    """Averaging an embedding matrix, once for every vector."""
+    """Counts the floating-point operations of averaging an embedding matrix, once for every vector.
+
+    Args:
+        agent: Whose embedding matrix it is.
+        vectors: Number of vectors.
+
+    Returns:
+        The number of operations.
+    """
     return 2 * vectors * agent.params.config.width * agent.params.config.vocab
 
 
 @dataclasses.dataclass(frozen=True)
 class CipherDebate:
-    """How a debate in vectors goes: the options of `cipher_debate`.
+    """Options of `cipher_debate`: how a debate in vectors goes.
 
     Attributes:
-        temperatures: One for each agent; 0 says the embedding of the argmax, greedy text.
-        rounds: The first is before any debate.
+        temperatures: Temperature of each agent. 0 says the embedding of the likeliest token: greedy text.
+        rounds: Number of rounds. The first is before any debate.
         form: The words, or a name in `FORMS`.
-        max_message_tokens: Vectors of a response, at most.
-        top_k, top_p: Cuts of the distributions that are averaged.
-        stop, partial, threshold, reverse: `cipher.Mixing`'s.
-        sampling, seed: As every protocol's; nothing is drawn.
+        max_message_tokens: Largest number of vectors of a response.
+        top_k: Number of likeliest tokens that are averaged. 0 averages all.
+        top_p: The smallest set of likeliest tokens whose probabilities sum to at least top_p is averaged.
+        stop: As in `cipher.Mixing`.
+        partial: As in `cipher.Mixing`.
+        threshold: As in `cipher.Mixing`.
+        reverse: As in `cipher.Mixing`.
+        sampling: Must be None: nothing is drawn.
+        seed: Not used: nothing is drawn.
 
     Raises:
-        ValueError: There is a `sampling`, no round, a temperature below 0, an unknown form.
+        ValueError: There is a `sampling`; `rounds` is below 1; there is no such form.
     """
 
     temperatures: Sequence[float]
@@ -131,7 +207,18 @@ class CipherDebate:
         object.__setattr__(self, "form", lookup(self.form, FORMS, "form"))
 
     def mixings(self, agents: int, vocab: int) -> list[Mixing]:
-        """Of each agent."""
+        """Makes the settings of each agent.
+
+        Args:
+            agents: Number of agents.
+            vocab: Number of tokens of their vocabulary.
+
+        Returns:
+            One for each agent.
+
+        Raises:
+            ValueError: There is not one temperature for each agent; a temperature is below 0.
+        """
         if len(self.temperatures) != agents or min(self.temperatures) < 0:
             raise ValueError(f"temperatures {list(self.temperatures)} for {agents} agents: give each one, 0 or above")
         cuts = [Sampling(float(t), self.top_k, self.top_p) for t in self.temperatures]
@@ -170,18 +257,26 @@ class _Round:
 
 
 def cipher_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: Any) -> CipherTurn:
-    """Agents say expected embeddings to each other; the one with the lowest temperature answers.
+    """Agents debate in expected embeddings (CIPHER, Pham et al. 2024). The one with the lowest temperature answers.
 
     Args:
-        agents: Who takes part, all of one vocabulary.
-        prompts: For each agent, one for every question.
-        **how: `CipherDebate`.
+        agents: Who takes part. All have one vocabulary.
+        prompts: For each agent, one prompt for every question.
+        **how: Options of `CipherDebate`: temperatures, one for each agent, and others.
 
     Returns:
-        The turn of the agent with the lowest temperature, in the last round; the others need not answer in it.
+        The turn of the agent with the lowest temperature, in the last round. The others need not answer in it.
 
     Raises:
-        ValueError: The agents' vocabularies differ, not one temperature for each, and `debate`'s.
+        ValueError: The agents' vocabularies differ; there is not one temperature for each agent; a temperature is below
+            0; there is a `sampling`; an agent has not one prompt for every question.
+
+    Example:
+        >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
+        >>> how = dict(temperatures=(0.5, 0.0), rounds=2, form="plain", max_message_tokens=8)
+        >>> turn = protocols.cipher_debate((agent, agent), (asked, asked), **how)
+        >>> turn.write(4)[0].details["agent"]
+        1
     """
     settings = CipherDebate(**how)
     words: Any = settings.form
@@ -209,7 +304,17 @@ def cipher_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], 
 
 
 def check_vocabularies(agents: Sequence[Agent]) -> int:
-    """Tokens of the vocabulary that all agents share. ValueError: they do not share one."""
+    """Checks that agents share a vocabulary.
+
+    Args:
+        agents: Who takes part.
+
+    Returns:
+        The number of its tokens.
+
+    Raises:
+        ValueError: They do not share one.
+    """
     first, *others = agents
     vocabulary = first.tokenizer.get_vocab()
     for other in others:

@@ -19,13 +19,27 @@ from jaxcomm.protocols.text import check_words, put
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """The words of a debate, with {prompt}, {answer} of one agent, and {others}, what all of them said.
+    """The words of a debate, as templates.
 
-    start: the first turn. peer, own: another's answer, and one's own ("" leaves it out). update: a later turn; last: in
-    the final round, if it is another one; alone: of an agent that has no peers. turns: an agent's answers stay in the
-    conversation and the update is its next turn (Du et al.); else the update is all it reads.
+    Their places are {prompt}, {answer} of one agent, and {others}, what all of them said.
 
-    ValueError: words with other braces than these.
+    Attributes:
+        peer: Another agent's answer, with {answer}.
+        update: A later turn, with {prompt} and {others}.
+        start: The first turn, with {prompt}.
+        own: One's own answer, with {answer}. "" leaves it out.
+        last: The turn of the final round, if it is another one than `update`.
+        alone: The turn of an agent that has no peers, if it is another one than `update`.
+        turns: Whether an agent's answers stay in the conversation, and the update is its next turn (Du et al. 2023).
+            Otherwise the update is all it reads.
+
+    Raises:
+        ValueError: A template has other braces than these.
+
+    Example:
+        >>> form = protocols.Form(peer="{answer} ", update="{others}{prompt}")
+        >>> form.next_prompt("Where is Bob?", "Where is Bob?", own="In Rome.", peers=["In Petra."], last=False)
+        'In Petra. Where is Bob?'
     """
 
     peer: str
@@ -44,10 +58,29 @@ class Form:
             )
 
     def begin(self, prompt: Prompt) -> Prompt:
+        """Makes what an agent reads first.
+
+        Args:
+            prompt: The question.
+
+        Returns:
+            The first prompt.
+        """
         return put(self.start, prompt)
 
     def next_prompt(self, prompt: Prompt, heard: Prompt, own: str, peers: Sequence[str], last: bool) -> Prompt:
-        """What an agent reads next. heard: what it read last; own, peers: the answers of the round."""
+        """Makes what an agent reads next.
+
+        Args:
+            prompt: The question.
+            heard: What the agent read last.
+            own: Its answer in this round.
+            peers: The others' answers in this round.
+            last: Whether the next round is the final one.
+
+        Returns:
+            The next prompt.
+        """
         others = "".join(self.peer.format(answer=p) for p in peers) + self.own.format(answer=own)
         words = (self.last if last and self.last else self.update) if peers else (self.alone or self.update)
         asked = put(words, prompt, others=others)
@@ -103,7 +136,18 @@ answers, then the prompt. numeric, choice, biography: Du et al.'s."""
 class Panel:
     """All agents that answer, prompt by prompt.
 
-    before, details: what was spent and said before, for each prompt.
+    Attributes:
+        turns: The turn of each agent.
+        parse: Function that reads the answer in a text, for the vote.
+        tie: Who wins among answers with equally many votes: the "first" agent or the "last".
+        before: What was spent on each prompt before.
+        details: What was said to each prompt before.
+
+    Example:
+        >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
+        >>> panel = protocols.debate((agent, agent), (asked, asked), rounds=1)
+        >>> panel.write(4)[0].details["answers"]
+        ['jordan', 'jordan']
     """
 
     turns: Sequence[Turn]
@@ -113,7 +157,14 @@ class Panel:
     details: Sequence[dict[str, Any]]
 
     def rendered(self, i: int) -> list[str]:
-        """What each agent read before its i-th answer, as its tokenizer was given it."""
+        """Renders what each agent read before an answer, as its tokenizer was given it.
+
+        Args:
+            i: Number of the prompt.
+
+        Returns:
+            One text for each agent.
+        """
         return [turn.rendered(i)[0] for turn in self.turns]
 
     def write(
@@ -124,8 +175,22 @@ class Panel:
         sampling: Sampling | Sequence[Sampling | None] | None = None,
         seed: Seed = 0,
     ) -> list[Reply]:
-        """The reply of the majority (`answers.vote`), one per prompt; it costs what all replies cost. Details: every
-        agent's text and answer, and whose it is."""
+        """Lets all agents reply, and returns the reply of the majority (`answers.vote`).
+
+        Args:
+            max_new_tokens: Largest number of tokens of a reply.
+            until: Stop strings. They are not in the text.
+            sampling: How tokens are drawn, for all agents or for each. None takes the likeliest.
+            seed: Seed of all prompts, or one for each.
+
+        Returns:
+            One reply for each prompt. It costs what all replies cost. Details: every agent's text and answer, and the
+            number of the agent whose reply it is.
+
+        Raises:
+            ValueError: As for `Turn.write`.
+            FloatingPointError: As for `Turn.write`.
+        """
         drawn = per_agent(sampling, len(self.turns))
         said = [
             turn.write(max_new_tokens, until=until, sampling=s, seed=derive_seed(seed, i))
@@ -143,8 +208,18 @@ class Panel:
         )
 
     def score(self, continuations: Sequence[Sequence[str]]) -> list[Scored]:
-        """Mean log-probabilities over the agents; greedy if more than half of them would write it. Numbers of tokens are
-        the first agent's."""
+        """Scores the texts that are given after each prompt.
+
+        Args:
+            continuations: Texts after each prompt. Their number may differ from prompt to prompt.
+
+        Returns:
+            Log-probabilities after each prompt, as means over the agents. A text is greedy if more than half of the
+            agents would write it. Numbers of tokens are the first agent's.
+
+        Raises:
+            ValueError: As for `Turn.score`.
+        """
         scored = zip(*(turn.score(continuations) for turn in self.turns), strict=True)
         return [self._join(i, every) for i, every in enumerate(scored)]
 
@@ -158,17 +233,20 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Debate(Writing):
-    """How a debate goes: the options of `debate`.
+    """Options of `debate`: how a debate goes.
 
     Attributes:
-        rounds: How often everybody answers; the last is the Panel's.
+        max_message_tokens: Largest number of tokens of an answer before the last round.
+        until: Strings that end such an answer.
+        sampling: How such answers are drawn, for all agents or for each. None takes the likeliest tokens.
+        seed: Seed of all questions, or one for each.
+        rounds: How often everybody answers. The last answers are the `Panel`'s.
         form: The words, or a name in `FORMS`.
         answer: How a text is parsed for the vote: a function, or a name in `ANSWERS`.
-        tie: Who wins of those with equally many votes.
-        max_message_tokens, until, sampling, seed: `Writing`'s.
+        tie: Who wins among answers with equally many votes: the "first" agent or the "last".
 
     Raises:
-        ValueError: No round, unknown form or answer.
+        ValueError: `rounds` is below 1; there is no such form or answer.
     """
 
     rounds: int = 2
@@ -184,18 +262,26 @@ class Debate(Writing):
 
 
 def debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: Any) -> Panel:
-    """Any number of agents, which may have different tokenizers, answer, read what the others said, and answer again.
+    """Agents answer, read what the others said, and answer again (Du et al. 2023).
+
+    There may be any number of agents. They may have different tokenizers.
 
     Args:
         agents: Who takes part.
-        prompts: For each agent, one for every question.
-        **how: `Debate`.
+        prompts: For each agent, one prompt for every question.
+        **how: Options of `Debate`: rounds, form, answer, tie, max_message_tokens, until, sampling and seed.
 
     Returns:
-        All agents' turns. Details: every text of the rounds before.
+        All agents' turns. Details of a `Reply`: every text of the rounds before.
 
     Raises:
-        ValueError: No agent, or not one prompt of each for every question.
+        ValueError: There is no agent; an agent has not one prompt for every question; an option is invalid.
+
+    Example:
+        >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
+        >>> panel = protocols.debate((agent, agent), (asked, asked), form="plain", max_message_tokens=8)
+        >>> panel.write(4)[0].details["rounds"]
+        [['Jordan', 'Jordan']]
     """
     settings = Debate(**how)
     words: Any = settings.form
@@ -224,7 +310,18 @@ def next_prompts(
     *,
     last: bool,
 ) -> list[list[Prompt]]:
-    """What each agent reads next, question by question; texts: what each said to each question."""
+    """Makes what each agent reads next, question by question.
+
+    Args:
+        form: The words.
+        prompts: For each agent, its questions.
+        heard: For each agent, what it read last.
+        texts: For each agent, what it said to each question.
+        last: Whether the next round is the final one.
+
+    Returns:
+        For each agent, its next prompts.
+    """
 
     def peers(agent: int, i: int) -> list[str]:
         return [own[i] for other, own in enumerate(texts) if other != agent]
@@ -236,6 +333,15 @@ def next_prompts(
 
 
 def check_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]]) -> None:
+    """Checks that every agent has one prompt for each question.
+
+    Args:
+        agents: Who takes part.
+        prompts: For each agent, its prompts.
+
+    Raises:
+        ValueError: There is no agent, or an agent has another number of prompts.
+    """
     if not agents or len(agents) != len(prompts) or len({len(own) for own in prompts}) > 1:
         raise ValueError(
             f"{len(agents)} agents and prompts for {[len(own) for own in prompts]}: give every agent one for each question"
@@ -243,12 +349,32 @@ def check_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]]) -
 
 
 def lookup(value: Any, table: dict[str, Any], what: str) -> Any:
-    """A thing, or the one of that name."""
+    """Finds a thing by its name.
+
+    Args:
+        value: The thing itself, or its name.
+        table: Things by name.
+        what: What the caller calls it.
+
+    Returns:
+        The thing.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
     if isinstance(value, str) and value not in table:
         raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(table)}")
     return table[value] if isinstance(value, str) else value
 
 
 def per_agent(value: Any, agents: int) -> Sequence[Any]:
-    """One for each agent."""
+    """Spreads a value over agents.
+
+    Args:
+        value: One value, or a list or tuple with one for each agent.
+        agents: Number of agents.
+
+    Returns:
+        One value for each agent.
+    """
     return value if isinstance(value, list | tuple) else [value] * agents

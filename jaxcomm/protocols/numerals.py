@@ -1,4 +1,5 @@
-"""The number that a text gives as its answer, however it is written: 1,250 is 1{,}250 is \\boxed{\\$1\\,250.00} is 1.25e3."""
+"""The number that a text gives as its answer, however it is written: 1,250 is 1{,}250 is \\boxed{\\$1\\,250.00} is
+1.25e3."""
 
 # ruff: noqa: RUF001 (the characters are what is read)
 

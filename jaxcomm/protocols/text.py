@@ -13,19 +13,79 @@ from jaxcomm.protocols.base import Sent, Spent, Turn, Writing, start_turn
 
 
 def silent(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **unused: Any) -> Turn:
-    """B alone. (Nothing is written before B's turn, so `Writing` changes nothing, here and in the next two.)"""
+    """B answers alone: nothing is communicated (Ramesh & Li 2025, section 4.1).
+
+    Args:
+        a: The other agent. It does nothing.
+        b: Who answers.
+        prompts_a: What A would read. Not used.
+        prompts_b: What B reads, one prompt for each game.
+        **unused: Options of writing (`sampling`, `seed`, ..), as every protocol takes them. Nothing is written before
+            B's turn, so they change nothing.
+
+    Returns:
+        B's turn.
+
+    Raises:
+        ValueError: A prompt is empty, or leaves no room.
+
+    Example:
+        >>> told, asked = ["Bob is at Petra."], ["Which country is Bob located in?"]
+        >>> protocols.silent(agent, agent, told, asked).rendered(0)
+        ['Which country is Bob located in?']
+    """
     Writing(**unused)
     return start_turn(b, prompts_b)
 
 
 def sender(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **unused: Any) -> Turn:
-    """A alone, asked what B is."""
+    """A answers alone what B is asked.
+
+    Args:
+        a: Who answers.
+        b: The other agent. It does nothing.
+        prompts_a: What A would read. Not used.
+        prompts_b: What A reads, one prompt for each game.
+        **unused: Options of writing, as for `silent`. They change nothing.
+
+    Returns:
+        A's turn.
+
+    Raises:
+        ValueError: A prompt is empty, or leaves no room.
+
+    Example:
+        >>> alice = jc.Agent(agent.params, agent.tokenizer, agent.stop_tokens, name="Alice")
+        >>> told, asked = ["Bob is at Petra."], ["Which country is Bob located in?"]
+        >>> protocols.sender(alice, agent, told, asked).agent.name
+        'Alice'
+    """
     Writing(**unused)
     return start_turn(a, prompts_b)
 
 
 def skyline(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **unused: Any) -> Turn:
-    """B reads A's prompt and its own, one after the other: all there is to know. Where A reads what B does, B reads it once."""
+    """B answers after reading A's prompt and its own: all there is to know (Ramesh & Li 2025, section 4.1).
+
+    Args:
+        a: The other agent. It does nothing.
+        b: Who answers.
+        prompts_a: What B reads first, one prompt for each game. Where it is the same as B's own, B reads it once.
+        prompts_b: What B reads then, one prompt for each game.
+        **unused: Options of writing, as for `silent`. They change nothing.
+
+    Returns:
+        B's turn.
+
+    Raises:
+        ValueError: The numbers of prompts differ; a prompt is empty, or leaves no room.
+
+    Example:
+        >>> told, asked = ["Bob is at Petra."], ["Which country is Bob located in?"]
+        >>> turn = protocols.skyline(agent, agent, told, asked)
+        >>> turn.rendered(0), turn.write(4)[0].text
+        (['Bob is at Petra. Which country is Bob located in?'], 'Jordan')
+    """
     Writing(**unused)
     both = zip(prompts_a, prompts_b, strict=True)
     return start_turn(b, [y if text(x) == text(y) else put("{text} {prompt}", y, text=text(x)) for x, y in both])
@@ -36,18 +96,28 @@ REPLY = "{message}\n\n{prompt}\n\nAsk your partner what you still need to know."
 
 @dataclasses.dataclass(frozen=True)
 class Conversation(Writing):
-    """How A tells B: the options of `message`.
+    """Options of `message`: how A tells B.
 
     Attributes:
-        ask: What A's prompt is put into.
-        tell: What A's message and B's prompt are put into.
-        turns: How often A writes. Before the last time, B reads A's message and its own prompt and writes back; each keeps the
-            conversation as it took part in it.
-        reply: What A's message and B's prompt are put into, when B is to write back.
-        max_message_tokens, until, sampling, seed: `Writing`'s.
+        max_message_tokens: Largest number of tokens of a message.
+        until: Strings that end a message.
+        sampling: How messages are drawn. None takes the likeliest tokens.
+        seed: Seed of all games, or one for each.
+        ask: Template that A's prompt is put into.
+        tell: Template that A's message and B's prompt are put into.
+        turns: How often A writes. Before the last time, B reads A's message and its own prompt and writes back. Each
+            agent keeps the conversation as it took part in it.
+        reply: Template that A's message and B's prompt are put into, when B is to write back.
 
     Raises:
-        ValueError: Words without their {places}, or no turn.
+        ValueError: A template lacks one of its {places}, or has another; `turns` is below 1.
+
+    Example:
+        >>> talk = protocols.Conversation(max_message_tokens=8, tell="{prompt} {message}")
+        >>> told, asked = ["Bob is at Petra."], ["Which country is Bob located in?"]
+        >>> turn = protocols.receive_text(agent, asked, protocols.send_text(agent, told, talk), talk)
+        >>> turn.rendered(0)[0].startswith("Which country is Bob located in?")
+        True
     """
 
     max_message_tokens: int = 48
@@ -64,20 +134,21 @@ class Conversation(Writing):
 
 
 def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **how: Any) -> Turn:
-    """A writes after its prompt, and B reads what A wrote and its own prompt.
+    """A writes after its prompt, and B reads what A wrote and its own prompt (Ramesh & Li 2025, section 4.1).
 
     Args:
         a: Who writes.
         b: Who reads.
-        prompts_a: What A reads, one for each game.
-        prompts_b: What B is asked.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B is asked, one prompt for each game.
         **how: Options of `Conversation`.
 
     Returns:
-        B's turn. Details of a Reply: A's last message, what A read first, and of several turns everything that was said.
+        B's turn. Details of a `Reply`: A's last message, what A read first, and everything that was said if there are
+        several turns.
 
     Raises:
-        ValueError: Unequal numbers of prompts, an empty prompt, or one that leaves no room.
+        ValueError: The numbers of prompts differ; a prompt is empty, or leaves no room; an option is invalid.
 
     Example:
         >>> told, asked = ["Bob is at Petra."], ["Which country is Bob located in?"]
@@ -117,16 +188,24 @@ def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
 
 
 def send_text(a: Agent, prompts: Sequence[Prompt], talk: Conversation, n: int = 1) -> Sent:
-    """An agent writes a message after each of its prompts.
+    """Lets an agent write a message after each of its prompts.
 
     Args:
         a: Who writes.
-        prompts: What it reads, as it reads it.
+        prompts: What it reads, one prompt for each game.
         talk: How it writes.
-        n: Which message of the conversation it is: each draws with seeds of its own.
+        n: Number of the message in the conversation. Each draws with seeds of its own.
 
     Returns:
         Messages of text.
+
+    Raises:
+        ValueError: A prompt is empty, or leaves no room.
+
+    Example:
+        >>> sent = protocols.send_text(agent, ["Bob is at Petra."], protocols.Conversation(max_message_tokens=8))
+        >>> len(sent.message), sent.spent[0].written <= 8
+        (1, True)
     """
     written = talk.write(start_turn(a, prompts), n)
     texts = tuple(reply.text for reply in written)
@@ -136,20 +215,26 @@ def send_text(a: Agent, prompts: Sequence[Prompt], talk: Conversation, n: int = 
 def receive_text(
     b: Agent, prompts_b: Sequence[Prompt], sent: Sent, talk: Conversation, heard: Sequence[Prompt] = ()
 ) -> Turn:
-    """An agent reads messages and its own prompts.
+    """Lets an agent read messages and its own prompts.
 
     Args:
         b: Who reads.
-        prompts_b: Its own prompts.
-        sent: Messages of text, one for each of them.
-        talk: How it is told.
-        heard: The conversations before, as it took part in them.
+        prompts_b: Its own prompts, one for each game.
+        sent: Messages of text, one for each prompt.
+        talk: How the agent is told.
+        heard: The conversations before, as the agent took part in them.
 
     Returns:
-        Its turn.
+        The agent's turn.
 
     Raises:
-        ValueError: The messages hold no text, or are not one for each prompt.
+        ValueError: The messages hold no text; there is not one for each prompt; a prompt is empty, or leaves no room.
+
+    Example:
+        >>> talk = protocols.Conversation(max_message_tokens=8)
+        >>> sent = protocols.send_text(agent, ["Bob is at Petra."], talk)
+        >>> protocols.receive_text(agent, ["Which country is Bob located in?"], sent, talk).write(4)[0].text
+        'Jordan'
     """
     if sent.message.text is None or len(sent.message) != len(prompts_b):
         raise ValueError(f"{len(sent.message.text or ())} texts for {len(prompts_b)} prompts: give one for each")
@@ -169,13 +254,32 @@ def _turns(prompt: Prompt) -> list[Mapping[str, str]]:
 
 
 def check_message(ask: str, tell: str, prefix: str = "") -> None:
-    """ValueError: words of a `message` that lack a place for what is put into them, or have another. prefix: of their names."""
+    """Checks the templates of a `message`.
+
+    Args:
+        ask: Template of what A is asked.
+        tell: Template of what B is told.
+        prefix: What stands before the names of the templates in an error.
+
+    Raises:
+        ValueError: A template lacks one of its places, or has another.
+    """
     check_words(f"{prefix}ask", ask, {"prompt"}, {"prompt"})
     check_words(f"{prefix}tell", tell, {"message", "prompt"}, {"message", "prompt"})
 
 
 def check_words(name: str, words: str, needed: Collection[str], allowed: Collection[str]) -> None:
-    """ValueError: a template that lacks one of the `needed` places, or has one that is not `allowed`."""
+    """Checks the places of a template.
+
+    Args:
+        name: Name of the template in an error.
+        words: The template.
+        needed: Places that it must have.
+        allowed: Places that it may have.
+
+    Raises:
+        ValueError: It lacks one of the `needed` places, or has one that is not `allowed`.
+    """
     try:
         found = {field for _, field, *_ in string.Formatter().parse(words) if field is not None}
     except ValueError:  # a brace that stands alone
@@ -186,7 +290,16 @@ def check_words(name: str, words: str, needed: Collection[str], allowed: Collect
 
 
 def put(template: str, prompt: Prompt, **parts: str) -> Prompt:
-    """A prompt put into a template, as {prompt}; in a conversation, its last turn that is a user's is."""
+    """Puts a prompt into a template, in the place {prompt}.
+
+    Args:
+        template: The template.
+        prompt: A text; or a conversation, whose last turn of a user's is put in.
+        **parts: What is put into the other places.
+
+    Returns:
+        The new prompt.
+    """
     if isinstance(prompt, str):
         return template.format(prompt=prompt, **parts)
     turns, at = list(prompt), _last(prompt)
@@ -195,7 +308,14 @@ def put(template: str, prompt: Prompt, **parts: str) -> Prompt:
 
 
 def text(prompt: Prompt) -> str:
-    """A prompt as running text: of a conversation, its last turn that is a user's."""
+    """Returns a prompt as running text.
+
+    Args:
+        prompt: A text, or a conversation.
+
+    Returns:
+        The text; of a conversation, its last turn of a user's.
+    """
     return prompt if isinstance(prompt, str) else prompt[_last(prompt)]["content"]
 
 
