@@ -97,7 +97,7 @@ def search(sender: Agent, b: Agent, game: Game) -> Choice:
     if sender is b:
         maps, upper = None, (None,)
     else:
-        every = [range(agent.params.config.layers + 1) for agent in (sender, b)]
+        every = [range(agent.single.config.layers + 1) for agent in (sender, b)]
         maps, upper = fit(sender, b, own_statements(game.name), *every).W, every[1][len(every[1]) // 2 + 1 :]
     tried = {
         into: layer_map(

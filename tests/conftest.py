@@ -49,6 +49,7 @@ import tokenizers
 import torch
 import transformers
 
+from jaxcomm.agent import Agent
 from jaxcomm.communication import communicate
 from jaxcomm.converters import from_hf, load_agent
 from jaxcomm.decoding import generate
@@ -263,6 +264,12 @@ def trained():
     return Speaker(model.eval(), load_agent(folder("b"), name="b", unroll=False))
 
 
+@pytest.fixture(scope="session")
+def b() -> Agent:
+    """B of the embedded pair."""
+    return load_agent(folder("b"), name="b", unroll=False)
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """A second thread makes torch thirty times slower on models this small, where the cores are busy."""
@@ -303,3 +310,10 @@ def assert_close(got, want, what: str, tolerance: float = 1e-5) -> None:
         f"{what}: {got[worst]:.7g} instead of {want[worst]:.7g} at {tuple(map(int, worst))}; RMS error "
         f"{np.sqrt(np.mean((got - want) ** 2)):.2e}, {np.mean(error > tolerance):.2%} beyond {tolerance:g}"
     )
+
+
+def refused(call, says):
+    """A call that is refused in one clear line."""
+    with pytest.raises(ValueError) as error:
+        call()
+    assert says in str(error.value) and "\n" not in str(error.value)

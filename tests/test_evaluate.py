@@ -1,50 +1,31 @@
-"""Evaluation: the harness' numbers, runs that resume, biographies, and what it all costs."""
+"""Evaluation: the harness' numbers, games as tasks, runs that resume, and requests that are followed or refused."""
 
 import dataclasses
 import json
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import transformers
 
-from jaxcomm.agent import Agent
 from jaxcomm.converters import load_agent
 from jaxcomm.decoding import Sampling
-from jaxcomm.evals import biographies, cost, harness
-from jaxcomm.evals.biographies import RULES, bullets, judged, person_scores, read_people
-from jaxcomm.evals.evaluation.arms import Arm, Team
+from jaxcomm.evals import harness
+from jaxcomm.evals.evaluation.arms import Arm
 from jaxcomm.evals.evaluation.questions import subset
 from jaxcomm.evals.evaluation.results import group_lines
-from jaxcomm.evals.evaluation.run import run as evaluate
 from jaxcomm.evals.evaluation.settings import EvalSettings
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.runs import RunFolder
-from jaxcomm.evals.scores import accuracy, ratio
-from jaxcomm.evals.tasks import HERE, load_tasks, read_records
-from jaxcomm.flops import (
-    blocks_flops,
-    generation_flops,
-    head_flops,
-    paper_activation,
-    paper_layer,
-    paper_message,
-    reading_flops,
-)
+from jaxcomm.evals.tasks import load_tasks, read_records
 from jaxcomm.protocols import skyline
 from jaxcomm.protocols.base import start_turn
 
 from conftest import make_checkpoint
 from crashes import crash_everywhere, kills, there
+from evaluations import SAMPLE, items, run
 
-SAMPLE = HERE / "sample"
 GEOGRAPHY = "mmlu_high_school_geography"
 TEXT = dict(form="plain", tell="{message} {prompt}", max_message_tokens=24)
-
-
-@pytest.fixture(scope="session")
-def b() -> Agent:
-    return load_agent(folder("b"), name="b", unroll=False)
 
 
 @pytest.fixture(scope="session")
@@ -67,11 +48,6 @@ def splits(tmp_path_factory):
         (made[task] / f"{shots}.jsonl").write_text("".join(lines[:3]))
         (made[task] / "test.jsonl").write_text("".join(lines))
     return made
-
-
-def run(asked, b, out, a=None, **how):
-    how = dict(resume=False, command="jaxcomm eval", recorded={}) | how
-    return evaluate(asked, Team(b if a is None else a, b), out, **how)
 
 
 def test_single_models_score_as_the_harness_own_hf_backend(checkpoint, splits, tmp_path):
@@ -108,10 +84,6 @@ def test_single_models_score_as_the_harness_own_hf_backend(checkpoint, splits, t
                 assert ours == want and len(want[0][0]) > 20
             else:
                 np.testing.assert_allclose(numbers(ours), numbers(want), rtol=1e-5, atol=1e-4)
-
-
-def items(path):
-    return pq.read_table(path / "items.parquet").to_pylist()
 
 
 def numbers(nested) -> list[float]:
@@ -465,143 +437,3 @@ def test_all_57_subjects_of_mmlu_are_found_by_name():
     root = next(iter(lm_eval.tasks.__path__))
     names = sorted(p.stem for p in __import__("pathlib").Path(root, "mmlu", "default").glob("mmlu_*.yaml"))
     assert len(names) == 57 and all(_find(name) is not None for name in names[::19]) and _find("gsm8k") is not None
-
-
-# Biographies ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_judge_is_asked_about_every_fact_and_both_rules_score_by_hand(b, monkeypatch):
-    """Verdicts are given by hand; the scores are worked out on paper."""
-    people = {"P": ["f1", "f2"], "Q": ["g1"]}
-    written = [("P", ["- one\n- two", "- uno\n- due"]), ("Q", ["- short", "- x\n- y"])]
-    said = {
-        "consistent": ["Yes.", "no", "uncertain", "hm", "yes"],
-        "supported": ["supported", "partially supported", "unsupported", "hm", "not supported", "Supported"],
-    }
-    asked = []
-
-    def judge_all(judge, by, rule, questions):
-        asked.append(questions)
-        name = next(n for n, r in RULES.items() if r is rule)
-        assert len(questions) == len(said[name])
-        return [(rule.parse(text), text) for text in said[name]]
-
-    monkeypatch.setattr(biographies, "judge_all", judge_all)
-    found = judged(b, "text", people, written)
-    assert asked[0][:2] == [("P", written[0][1][0], "f1"), ("P", written[0][1][0], "f2")]
-    consistent = [person_scores(RULES["consistent"], record["consistent"]) for record in found]
-    assert consistent == [(1.0, 2, 2), (1.0, 1, 0)], "P: yes, no, two dropped; Q: the short one is not asked about"
-    supported = [person_scores(RULES["supported"], record["supported"]) for record in found]
-    assert supported == [((0.75 + 0.0) / 2, 1, 1), (0.5, 1, 0)]
-    records = [{"verdicts": record} for record in found]
-    lines = biographies.summarise(records)
-    assert lines["consistent"]["value"] == pytest.approx(2 / 3) and lines["supported"]["value"] == pytest.approx(0.4375)
-    assert lines["consistent"]["skipped"] == 1 and lines["consistent"]["unparsed"] == 2
-
-
-def test_verdicts_are_read_in_the_authors_order():
-    assert [RULES["consistent"].parse(t) for t in ("Yes, no doubt", "uncertain, no", "No.", "maybe")] == [
-        1,
-        None,
-        0,
-        None,
-    ]
-    assert [RULES["supported"].parse(t) for t in ("Partially supported", "Unsupported", "is supported", "?")] == [
-        0.5,
-        0,
-        1,
-        None,
-    ]
-
-
-def test_people_are_read_as_the_authors_wrote_them(tmp_path):
-    people = read_people(SAMPLE / "biographies.json")
-    assert "Tomas Ridderkerk" in people and people["Ines Calloway"][1] == "She designed the type system of Marl."
-    assert bullets("- a b\n\n  * c\n1. d\n---") == ["a b", "c", "d"]
-    for text, said in (
-        ("[]", "not a JSON object"),
-        ('{"X": ""}', "'X' has no facts"),
-        ('{"X": 3}', "neither a text"),
-        ("{", "not JSON"),
-    ):
-        (tmp_path / "p.json").write_text(text)
-        with pytest.raises(ValueError, match=said):
-            read_people(tmp_path / "p.json")
-
-
-def test_biographies_run_end_to_end_with_any_judge(b, tmp_path):
-    asked = EvalSettings(
-        tasks=("biographies",), data={"biographies": SAMPLE / "biographies.json"}, n=3, judge_by="likelihood",
-        protocols=("single", "debate"), max_message_tokens=16, max_new_tokens=16, truncate=True,
-    )  # fmt: skip
-    lines = run(asked, b, tmp_path / "run")
-    assert {(x["protocol"], x["filter"]) for x in lines} == {(p, r) for p in asked.protocols for r in RULES}
-    assert all(x["n"] == 3 and 0 <= x["value"] <= 1 for x in lines if x["filter"] == "supported")
-    agents = {r["protocol"]: len(json.loads(r["answer"])) for r in items(tmp_path / "run")}
-    assert agents == {"single": 1, "debate": 2}
-    json.loads((tmp_path / "run" / "results.jsonl").read_text().splitlines()[0], parse_constant=pytest.fail)
-
-
-def test_a_ratios_interval_is_over_people():
-    value, low, high = ratio([3.0, 0.0, 5.0], [4, 2, 5])
-    assert value == 8 / 11 and 0 <= low < value < high <= 1
-    assert np.isnan(ratio([0.0, 0.0], [0, 0]).value)
-    assert ratio([4.0, 2.0], [4, 2]) == accuracy([True, True]), "no certainty from two people"
-
-
-# Cost -----------------------------------------------------------------------------------------------------------------
-
-
-def test_the_papers_formulas_by_hand():
-    c = dataclasses.replace(cost.SHAPES["llama-3.2-3b"])
-    D, KH, H, F, V, L = 3072, 128 * 24, 24, 8192, 128256, 28
-    layer = lambda n: 8 * n * D * KH + 4 * n**2 * KH + 3 * H * n**2 + 4 * n * D * F
-    assert paper_layer(c, 7) == layer(7)
-    P, M, T, k = 10, 20, 3, 26
-    assert paper_message(c, c, P, M, T) == M * (4 * P * V * D + L * layer(P)) + T * (
-        4 * (P + M) * V * D + L * layer(P + M)
-    )
-    want = 2 * P * V * D + k * layer(P) + T * (4 * P * V * D + L * layer(P)) + D
-    assert paper_activation(c, c, P, T, k, False) == want
-    assert paper_activation(c, c, P, T, k, True) == want + 2 * D * D
-
-
-def test_the_exact_count_is_xlas_within_a_few_percent():
-    """XLA counts the masked half of attention and the norms too, which here is little."""
-    a, b = cost.SHAPES["llama-3.2-3b"], cost.SHAPES["llama-3.1-8b"]
-    for count in cost.counts(a, b, 48, 32, 6, 20, 9, compiled=True):
-        assert 0.999 < count.compiled / count.exact < 1.02 or count.protocol.startswith("activation")
-        assert count.compiled / count.exact < 1.06, "the edited token goes through B twice"
-
-
-def test_layers_and_tokens_that_cannot_be_are_not_counted():
-    a, b = cost.shape("pair:a"), cost.shape("pair:b")
-    for asked, said in (
-        ((8, 8, 8, 26, 1), "k = 26 is out of range"),
-        ((8, 8, 8, 1, 9), "j = 9"),
-        ((8, 0, 8, 1, 1), "0 message"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            list(cost.counts(a, b, *asked, compiled=False))
-
-
-def test_less_than_a_quarter_is_a_fact_about_models_without_a_cache():
-    """The claim of section 3.2, at the paper's models and layers."""
-    a, b = cost.SHAPES["llama-3.2-3b"], cost.SHAPES["llama-3.1-8b"]
-    count = {c.protocol: c for c in cost.counts(a, b, 128, 256, 16, 26, 26, compiled=False)}
-    assert count["activation"].paper < count["message"].paper / 4
-    assert count["message"].exact / 4 < count["activation"].exact < count["message"].exact / 2
-
-
-def test_rows_carry_the_flops_of_what_was_read_and_written(b, tmp_path):
-    asked = EvalSettings(tasks=("countries_choice", "countries"), n=3, protocols=("single",))
-    run(asked, b, tmp_path / "run")
-    c = b.params.config
-    for row in items(tmp_path / "run"):
-        read, written = row["tokens_read"], row["tokens_written"]
-        assert read == len(b.encode(row["prompt"]))
-        if row["task"] == "countries":
-            assert row["flops"] == generation_flops(c, read, written)
-        else:
-            least = reading_flops(c, read) + head_flops(c)
-            assert least <= row["flops"] <= least + blocks_flops(c, 3, context=read) + 3 * head_flops(c)

@@ -19,7 +19,7 @@ PLAIN = Wording()
 
 def layers(agent: Agent) -> list[int]:
     """The layers of an agent's model, 1 .. L."""
-    return list(range(1, agent.params.config.layers + 1))
+    return list(range(1, agent.single.config.layers + 1))
 
 
 def plan_game(game: Game, a: Agent, b: Agent, *, max_new_tokens: int | None, wording: Wording = PLAIN, **how) -> Plan:

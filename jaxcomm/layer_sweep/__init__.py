@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from jaxcomm.communication import check_games
 from jaxcomm.config import AnyArray
 from jaxcomm.layer_sweep.patching import Patching, patch
-from jaxcomm.layer_sweep.plan import Grid, Plan, SweepOptions
+from jaxcomm.layer_sweep.plan import Grid, Plan, Progress, SweepOptions
 from jaxcomm.layer_sweep.sizes import Chunk, Sizes
 from jaxcomm.model import Params
 from jaxcomm.prompts import Prompts, as_prompts
@@ -42,10 +42,6 @@ __all__ = [
     "sweep",
     "sweep_answers",
 ]
-
-Progress = Callable[[int, int], None]
-"""progress(done, all), called whenever a chunk is done: how many cells, of every game each, are done, and how many
-there are."""
 
 
 class Sweep(struct.PyTreeNode):
@@ -95,7 +91,6 @@ def sweep(
     *,
     ks: Sequence[int],
     js: Sequence[int],
-    progress: Progress | None = None,
     **options: Unpack[SweepOptions],
 ) -> Sweep:
     """Writes what B says after its prompt in every cell: `communicate` at every (graft, k, j), for every game.
@@ -109,7 +104,6 @@ def sweep(
         prompts_b: What B reads, one prompt for each game.
         ks: Layers of A, 0 .. L_A each.
         js: Layers of B, 0 .. L_B each.
-        progress: Called after every chunk as progress(done, all), which counts cells of games.
         **options: Options of `SweepOptions`.
 
     Returns:
@@ -123,6 +117,7 @@ def sweep(
         >>> jc.sweep(params, params, prompts, prompts, ks=[1, 3], js=[0, 2, 4], max_new_tokens=2).tokens.shape
         (1, 2, 3, 2, 2)
     """
+    progress = options.pop("progress", None)
     grid = Grid(ks, js, options.pop("grafts", ("replace",)), options.pop("maps", None))
     plan = Plan(params_a, params_b, prompts_a, prompts_b, grid, **options)
     out = _run(plan, _counted(progress, len(plan.grid.cells) * plan.games))
@@ -138,7 +133,6 @@ def sweep_answers(
     *,
     ks: Sequence[int],
     js: Sequence[int],
-    progress: Progress | None = None,
     **options: Unpack[SweepOptions],
 ) -> AnswerSweep:
     """Scores given answers in every cell of a sweep, without decoding.
@@ -158,7 +152,6 @@ def sweep_answers(
             whichever.
         ks: Layers of A, 0 .. L_A each.
         js: Layers of B, 0 .. L_B each.
-        progress: Called after every chunk as progress(done, all), which counts cells of games.
         **options: Options of `SweepOptions`. Those of writing, besides `stop_tokens`, do not apply.
 
     Returns:
@@ -177,7 +170,7 @@ def sweep_answers(
     check_games(*prompts)
     grid = Grid(ks, js, options.pop("grafts", ("replace",)), options.pop("maps", None))
     found: dict[str, np.ndarray] = {}
-    tell = _counted(progress, len(grid.cells) * len(answers))
+    tell = _counted(options.pop("progress", None), len(grid.cells) * len(answers))
     alike = len(answers) == len(prompts[0])  # else `Plan` refuses them
     for rows in by_length(answers) if alike else [slice(None)]:
         asked = prompts[0][rows], prompts[1][rows]

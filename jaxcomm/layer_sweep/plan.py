@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -36,6 +36,9 @@ from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.reading import hidden_states
 from jaxcomm.sharding import all_devices, by_rows, mesh_of, move, put, sweep_mesh
 
+Progress = Callable[[int, int], None]
+"""progress(done, all), called whenever a chunk is done: how many cells, of every game each, are done, and how many there are."""
+
 
 class SweepOptions(Decoding, total=False):
     """Options of `sweep` and `sweep_answers`: how a sweep goes.
@@ -47,6 +50,7 @@ class SweepOptions(Decoding, total=False):
             where the device tells, else `sizes.MEMORY`. The results do not depend on it.
         mesh: Devices. Default: the mesh that B's weights are placed on (`sharding.shard`), or all of this process's
             devices.
+        progress: Called after every chunk as progress(done, all), which counts cells of games.
         max_new_tokens: As in `Decoding`.
         sampling: As in `Decoding`.
         keys: Random key of each game, [G]. It is the same for all cells.
@@ -57,6 +61,7 @@ class SweepOptions(Decoding, total=False):
     maps: Float[AnyArray, "_ _ _ _"] | None
     memory: int | None
     mesh: Mesh | None
+    progress: Progress | None
 
 
 @dataclasses.dataclass(frozen=True)
