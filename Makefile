@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-layouts bench-protocols bench-real bench-load bench-lmnet tpu-check clean
+.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -94,6 +94,11 @@ bench-patching: .venv/.test .venv/.real
 # About four minutes.
 bench-layouts: .venv/.test .venv/.real
 	.venv/bin/python benchmarks/layouts.py
+
+# About four minutes: a commit (OLD) beside the one checked out, and what sites and edits cost.
+OLD ?= HEAD~1
+bench-commits: .venv/.test
+	.venv/bin/python benchmarks/commits.py $(OLD)
 
 # About eight minutes: SmolLM2-135M beside transformers.
 bench-real: .venv/.test .venv/.real .venv-runtime/.runtime

@@ -1,6 +1,6 @@
 """One commit beside another, in one run: reading, writing, sweeping, training; and what sites and edits cost.
 
-    python benchmarks/commits.py 69fd864 [HEAD]
+    make bench-commits OLD=69fd864, or: python benchmarks/commits.py 69fd864 [HEAD]
 
 The works of layouts.py on a random Llama of 12 layers, float32, layers one by one. Each commit runs in a process of its own, which
 does nothing while the other works. They take turns; the fastest of each counts. Then, of the newer one alone: every residual
@@ -94,6 +94,12 @@ class Worker:
         if not (line := self.process.stdout.readline()):
             raise SystemExit(f"a worker ended with status {self.process.wait()}")
         return line
+
+
+def _hash(commit: str) -> str:
+    """A commit's short name."""
+    command = ["git", "rev-parse", "--short", commit]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
 def main() -> None:

@@ -21,18 +21,12 @@ from jaxcomm.protocols import (
     send_text,
 )
 
-from conftest import assert_close, make_checkpoint, prompts
+from conftest import assert_close, make_checkpoint, prompts, refused
 
 TOLD = [prompts(1, n, seed=n)[0].tolist() for n in (13, 6, 9)]
 ASKED = [prompts(1, n, seed=10 * n)[0].tolist() for n in (2, 7, 4)]
 WRITES = jc.left_pad(TOLD, 16)
 READS = jc.left_pad(ASKED, 8)
-
-
-def refused(call, says):
-    with pytest.raises(ValueError) as error:
-        call()
-    assert says in str(error.value) and "\n" not in str(error.value)
 
 
 # Keys and values ----------------------------------------------------------------------------------------------------
