@@ -209,7 +209,7 @@ class Params(struct.PyTreeNode):
 def layers_apart() -> bool:
     """Whether a model is loaded with unrolled blocks by default.
 
-    They are unrolled on CPU, where decoding with stacked blocks takes up to 1.6 times as long (ARCHITECTURE.md,
+    They are unrolled on CPU, where decoding with stacked blocks takes up to 1.7 times as long (ARCHITECTURE.md,
     decision 4).
     """
     return jax.default_backend() == "cpu"
