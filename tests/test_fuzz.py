@@ -1,5 +1,6 @@
-"""500 damaged checkpoints: each is refused by one clear line, in a second, without taking the memory it lies about."""
+"""500 damaged checkpoints: each is refused by one clear line, and costs neither the memory nor the time it lies about."""
 
+import gc
 import json
 import shutil
 import time
@@ -17,6 +18,9 @@ from conftest import make_checkpoint
 
 MOST = 40 * 2**20
 """Bytes; the checkpoint has 0.3 million."""
+LONGEST = 5.0
+"""Seconds of this thread on a processor, without the garbage of other tests; the slowest takes 0.4, most take 0.01. A loop
+over a number of ``HUGE`` takes minutes."""
 HUGE = (2**31, 2**40, 2**62, 10**30, -1, 0)
 
 
@@ -86,7 +90,7 @@ DAMAGES = [
 @pytest.mark.filterwarnings("ignore:.*are not read, as in transformers")  # a key that became another
 @settings(max_examples=500)
 @given(data=st.data())
-def test_damage_is_refused_in_one_line_within_a_second(checkpoints, tmp_path_factory, data):
+def test_damage_is_refused_in_one_line_and_costs_little(checkpoints, tmp_path_factory, data):
     """Damage that leaves the meaning (a bit of a version number) is loaded, and then it is the same model, or the one that
     a changed setting describes."""
     folder, params = data.draw(st.sampled_from(checkpoints))
@@ -96,8 +100,9 @@ def test_damage_is_refused_in_one_line_within_a_second(checkpoints, tmp_path_fac
     path = data.draw(st.sampled_from(sorted(copy.glob(pattern))))
     before = path.read_bytes()
     path.write_bytes(damage(before, data.draw))
+    gc.disable()
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.thread_time()
     try:
         loaded = from_hf(copy, unroll=False)
     except (ValueError, FileNotFoundError) as error:
@@ -110,7 +115,8 @@ def test_damage_is_refused_in_one_line_within_a_second(checkpoints, tmp_path_fac
         if pattern != "config.json":
             assert loaded.config == params.config
     finally:
-        seconds, (_, most) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+        seconds, (_, most) = time.thread_time() - start, tracemalloc.get_traced_memory()
         tracemalloc.stop()
+        gc.enable()
         shutil.rmtree(copy.parent)
-    assert most < MOST and seconds < 1.0, f"{seconds:.2f} s, {most / 2**20:.0f} MiB"
+    assert most < MOST and seconds < LONGEST, f"{seconds:.2f} s, {most / 2**20:.0f} MiB"
