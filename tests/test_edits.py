@@ -11,7 +11,7 @@ import torch
 import jaxcomm as jc
 from jaxcomm.sites import HEADS
 
-from conftest import CONFIGS, KINDS, assert_close
+from conftest import CONFIGS, KINDS, ROUNDED, assert_close
 from hooks import PADDED, POSITIONS, REAL, ROWS, WRITABLE, at, exact_of, numbers, on, ones, sites_at, unchanged
 
 LAYOUTS = pytest.mark.parametrize("layout", ["stacked", "unrolled"])
@@ -76,8 +76,8 @@ def test_adding_at_any_site_equals_hooks_that_add(pair):
         for row, tokens in enumerate(ROWS):
             n, what = len(tokens), f"{pair.name}, {where}, row {row}"
             want = exact.logits(tokens, hooks(row, n, n))
-            assert_close(logits[row, -n:], want, what)
-            assert_close(last[row], want[-1], f"{what}, prefill")
+            assert_close(logits[row, -n:], want, what, ROUNDED)
+            assert_close(last[row], want[-1], f"{what}, prefill", ROUNDED)
 
 
 CHANGES = ("add", "scale", "project_out", "replace", "mean")
@@ -117,7 +117,7 @@ def test_every_change_at_every_site_equals_hooks_that_make_it(pair):
     for row, tokens in enumerate(ROWS):
         hooks = [at(s, row, len(tokens), f[row]) for s, (_, f) in zip(sites, made, strict=True)]
         what = f"{pair.name}, row {row}, {list(zip(how, sites, strict=True))}"
-        assert_close(logits[row, -len(tokens) :], exact.logits(tokens, hooks), what)
+        assert_close(logits[row, -len(tokens) :], exact.logits(tokens, hooks), what, ROUNDED)
 
 
 def test_generate_with_edits_says_what_a_loop_with_hooks_says(kind):

@@ -10,7 +10,7 @@ import pytest
 import jaxcomm as jc
 from jaxcomm.lmnet import init_network
 
-from conftest import assert_close, prompts, refused
+from conftest import ROUNDED, assert_close, prompts, refused
 from hooks import PADDED, REAL, ROWS, exact_of, numbers, ones, sites_at, unchanged
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -29,7 +29,7 @@ def assert_read(cache, exact, rows, names, layers=None):
             for x, layer in zip(ours[:, row], numbers, strict=True):
                 what = f"{name} {layer}, row {row}"
                 real = (slice(None), slice(-n, None), slice(-n, None)) if name == "pattern" else slice(-n, None)
-                assert_close(x[real], want[name, layer], what)
+                assert_close(x[real], want[name, layer], what, ROUNDED)
                 rest = x.copy()
                 rest[real] = 0
                 assert not rest.any(), f"{what}: not 0 on padding"
@@ -77,7 +77,8 @@ def test_positions_and_heads_choose_what_python_and_numpy_would(llama, turn):
         for site in sites:
             ours = np.asarray(cache[site.name][row])
             ours = np.moveaxis(ours, 0, 1) if site.name == "pattern" and ours.ndim == 3 else ours  # heads come first
-            assert_close(ours, kept(want[site.name, site.layer], site, row, len(tokens), 14), f"{site}, row {row}")
+            theirs = kept(want[site.name, site.layer], site, row, len(tokens), 14)
+            assert_close(ours, theirs, f"{site}, row {row}", ROUNDED)
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
