@@ -18,7 +18,7 @@ import torch
 import transformers
 
 import jaxcomm as jc
-from jaxcomm.converters import hf
+from jaxcomm.converters.hub import locate
 
 NAMES = (("Mary", "John"), ("Anna", "Paul"), ("Lucy", "Mark"), ("Jane", "Tom"))
 TEXT = "When {0} and {1} went to the store, {2} gave a drink to"
@@ -60,7 +60,7 @@ def main() -> None:
         return time.perf_counter() - start, found
 
     (first, found), (again, _) = ours(), ours()
-    file = hf.locate("real:smollm2")
+    file = locate("real:smollm2")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     ).eval()

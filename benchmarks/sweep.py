@@ -288,8 +288,9 @@ def check_flops(args) -> None:
     import jax
     import jax.numpy as jnp
 
+    from jaxcomm.cache import Attended
     from jaxcomm.flops import blocks_flops, head_flops
-    from jaxcomm.model import Attended, init_params, run_blocks, unembed
+    from jaxcomm.model import init_params, run_blocks, unembed
 
     config = make_config(args)
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), config).unroll())

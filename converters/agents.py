@@ -13,8 +13,10 @@ from jax.sharding import Mesh
 from jaxcomm.agent import Agent
 from jaxcomm.config import ModelConfig
 
-from . import checkpoints, gguf, hf
-from .hf import DType, commit_of, from_hf, locate, read_config
+from . import checkpoints, configs, gguf
+from .configs import DType, read_config
+from .hf import from_hf
+from .hub import commit_of, locate
 
 
 class WeightOptions(TypedDict, total=False):
@@ -53,7 +55,7 @@ def load_agent(
 
     Args:
         path_or_hub_id: A Hugging Face folder, a .gguf file, a hub id, the name of a real model such as "real:smollm2"
-            (`hf.locate`), or a folder written by `jaxcomm convert` (`checkpoints.save`).
+            (`hub.locate`), or a folder written by `jaxcomm convert` (`checkpoints.save`).
         dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere that of the
             checkpoint.
         revision: Branch, tag or commit of the hub's repository.
@@ -80,7 +82,7 @@ def load_agent(
     path = locate(path_or_hub_id, revision)
     saved = checkpoints.is_saved(path)
     if not saved:
-        hf.parse_config(path)  # what is no checkpoint has no tokenizer either
+        configs.parse_config(path)  # what is no checkpoint has no tokenizer either
     speaking = path if tokenizer is None else locate(tokenizer)
     words = load_tokenizer(speaking)
     kept = checkpoints.is_saved(speaking)
@@ -177,7 +179,7 @@ def stored_dtype(path_or_hub_id: str | Path, revision: str | None = None) -> np.
     folder = locate(path_or_hub_id, revision)
     if checkpoints.is_saved(folder):
         return np.dtype(checkpoints.read_record(folder)["dtype"])
-    return hf.stored_dtype(folder)
+    return configs.stored_dtype(folder)
 
 
 def _stop_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:

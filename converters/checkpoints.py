@@ -28,7 +28,9 @@ from jaxcomm.int8 import check_not_int8, in_int8
 from jaxcomm.model import Params, layers_apart
 from jaxcomm.sharding import shardings
 
-from .hf import DType, abstract_params, chosen_dtype, new_folder, reaching
+from .configs import DType, chosen_dtype, reaching
+from .folders import new_folder
+from .hf import abstract_params
 from .tensors import finite
 
 RECORD, WEIGHTS = "jaxcomm.json", "weights"

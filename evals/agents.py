@@ -15,7 +15,7 @@ from jaxcomm.lmnet import Network
 from jaxcomm.sharding import local_mesh
 
 from ..converters import load_agent
-from ..converters.hf import chosen_dtype
+from ..converters.configs import chosen_dtype
 from . import pair
 from .networks import folders
 

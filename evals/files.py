@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..converters.hf import check_local
+from ..converters.folders import check_local
 
 
 def check_folder(path: Path) -> None:

@@ -7,16 +7,16 @@ import datetime
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 import jax
 import jinja2
 import numpy as np
 
 from jaxcomm.cache import KVCache
-from jaxcomm.config import AnyArray
+from jaxcomm.compiled import check_past
+from jaxcomm.config import NEW_TOKENS, AnyArray
 from jaxcomm.decoding import (
-    NEW_TOKENS,
     Decoding,
     Generation,
     bucket,
@@ -29,6 +29,7 @@ from jaxcomm.messages import Message
 from jaxcomm.model import LanguageModel, Params
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import prefill
+from jaxcomm.tokenizer import Tokenizer
 
 CHAT_DAY = datetime.datetime(2024, 7, 26)
 """Templates that write a date write this one, whether they ask for `date_string` (Llama 3.x) or for `strftime_now`
@@ -54,53 +55,6 @@ Prompt = str | Sequence[Mapping[str, str]]
 
 Seed = int | np.integer | Sequence[int] | np.ndarray
 """Of all rows together, or one for each."""
-
-
-class Tokenizer(Protocol):
-    """What an agent asks of a tokenizer. transformers' fast ones have it."""
-
-    bos_token: str | None
-    bos_token_id: int | None
-    eos_token_id: int | None
-    chat_template: str | None
-    all_special_tokens: list[str]
-    backend_tokenizer: Any
-
-    def __call__(self, text: str, **how: Any) -> Mapping[str, Any]:
-        """Ids, and where in the text each token stands."""
-        ...
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text."""
-        ...
-
-    def decode(self, token_ids: Sequence[int] | AnyArray, skip_special_tokens: bool = False) -> str:
-        """The text of ids."""
-        ...
-
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]:
-        """Each token as it is spelled in the vocabulary."""
-        ...
-
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Spelled tokens as text."""
-        ...
-
-    def get_vocab(self) -> dict[str, int]:
-        """Every token."""
-        ...
-
-    def get_added_vocab(self) -> dict[str, int]:
-        """Those that were added to the trained ones."""
-        ...
-
-    def get_chat_template(self) -> str:
-        """The template in use."""
-        ...
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **how: Any) -> str:
-        """A conversation as text."""
-        ...
 
 
 class TooLong(ValueError):
@@ -338,6 +292,10 @@ class Agent:
             np.int64(1)
         """
         wanted = [text] * len(prompts) if isinstance(text, str) else list(text)
+        if len(wanted) != len(prompts):
+            raise ValueError(
+                f"{len(wanted)} texts to find in {len(prompts)} prompts: give one for each, or one for all"
+            )
         rows = [self._find(*both) for both in zip(map(self.render, prompts), wanted, strict=True)]
         columns = self.tokenize(prompts).shape[1]
         return np.stack([np.pad(row, (columns - len(row), 0)) for row in rows])
@@ -396,6 +354,7 @@ class Agent:
         decoding = {"stop_tokens": self.stop_tokens, "keys": row_keys(seed, 1), **decoding}
         most = decoding.get("max_new_tokens", NEW_TOKENS)
         prompts, past = self.tokenize([prompt], most), tuple(past)
+        check_past(self.params, past, prompts, most)
         (row,), told = self.rows([prompt]), ""
         state = start_decoding(*prefill(self.params, prompts, past=past, edits=edits), **decoding)
         edits = checked(self.params, edits, None)

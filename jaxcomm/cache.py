@@ -1,6 +1,9 @@
-"""Keys and values of tokens already read, as a pytree."""
+"""Keys and values of tokens already read, as a pytree; and which of them tokens attend to."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,3 +101,51 @@ class KVCache(struct.PyTreeNode):
                 old, new[None], (i, *(0 for _ in new.shape[:-2]), column, 0)
             )
         return self.replace(k=put(self.k, k), v=put(self.v, v))
+
+
+class Attended(NamedTuple):
+    """What tokens attend to besides each other, and where their keys and values go.
+
+    Attributes:
+        past: Caches to attend to, and only to read.
+        cache: Where the keys and values made here go. With a `column` they are written there, where the cache's
+            `positions` already announce them, and the whole cache is attended to (decoding). Without one they fill it
+            (prefill).
+        column: The first column that is written.
+        branches: Number of groups that the T tokens of a row fall into. The groups do not see each other
+            (`layers.Segment`).
+    """
+
+    past: Sequence[KVCache] = ()
+    cache: KVCache | None = None
+    column: int | Int[Array, ""] | None = None
+    branches: int | None = None
+
+    def segments(self, layer: Any, positions: Int[Array, "B T"]) -> Callable:
+        """Makes a function for `Surroundings` of what tokens attend to in one layer.
+
+        Args:
+            layer: Number of the layer, from 0.
+            positions: Positions [B, T] of the tokens.
+
+        Returns:
+            A function of the tokens' own keys and values. It returns the segments, and the cache with these keys and
+            values.
+        """
+
+        def gather(k: Array, v: Array) -> tuple[tuple[Segment, ...], KVCache | None]:
+            own, kept = (k, v, positions), self.cache
+            if self.branches is not None:
+                split = lambda a, axis: a.reshape(*a.shape[:axis], self.branches, -1, *a.shape[axis + 1 :])
+                own = split(k, 2), split(v, 2), split(positions, 1)
+            if self.cache is not None:
+                # Written first and read after: the other order makes XLA copy the whole cache at every token.
+                kept = self.cache.write(layer, k, v, 0 if self.column is None else self.column)
+                own = own if self.column is None else kept.layer(layer)
+            return (*(p.layer(layer) for p in self.past), own), kept
+
+        return gather
+
+
+ALONE = Attended()
+"""Nothing but each other."""

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcomm.cache import KVCache
+from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Sampling, warp
 from jaxcomm.messages import Message
-from jaxcomm.model import Attended, LanguageModel
+from jaxcomm.model import LanguageModel
 from jaxcomm.sites import Site
 
 Stop = Literal["argmax", "nearest", "none"]
@@ -147,7 +147,7 @@ def cipher(
     how: Mixing,
     *,
     tables: Sequence[Float[AnyArray, "_ _"]] = (),
-    past: tuple[KVCache, ...] = (),
+    past: Sequence[KVCache] = (),
     max_new_tokens: int,
     stop_tokens: Sequence[Any] | AnyArray = (),
 ) -> Vectors:

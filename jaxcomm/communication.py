@@ -8,6 +8,7 @@ many edits of one prompt reads it once (`read_prompt`) and goes on from each (`r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import jax
@@ -15,13 +16,13 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jaxcomm.cache import KVCache
+from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import check_layer, compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Decoding, Generation, generate
 from jaxcomm.edits import Read, hook_of
 from jaxcomm.messages import read_message, receive
-from jaxcomm.model import Attended, Params, check_room, enter, positions_of, run, run_blocks, unembed
+from jaxcomm.model import Params, check_room, enter, positions_of, run, run_blocks, unembed
 from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.sharding import deliver
 from jaxcomm.sites import Site
@@ -155,7 +156,7 @@ class ReadPrompt(struct.PyTreeNode):
 
 
 @compiled(prompts={"prompts": "params"})
-def read_prompt(params: Params, prompts: Prompts, *, past: tuple[KVCache, ...] = ()) -> ReadPrompt:
+def read_prompt(params: Params, prompts: Prompts, *, past: Sequence[KVCache] = ()) -> ReadPrompt:
     """Reads B's prompts, to try many edits of their last tokens.
 
     Args:
@@ -183,7 +184,7 @@ def read_prompt(params: Params, prompts: Prompts, *, past: tuple[KVCache, ...] =
 
 @compiled(prompts={}, layers={"j": "params"})
 def resume(
-    params: Params, prompt: ReadPrompt, h: Float[Array, "B D"], j: Any, *, past: tuple[KVCache, ...] = ()
+    params: Params, prompt: ReadPrompt, h: Float[Array, "B D"], j: Any, *, past: Sequence[KVCache] = ()
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Goes on from an edited h_B[j] of the prompts' last tokens. Blocks j + 1 .. L_B run, on one token of each row.
 

@@ -24,7 +24,8 @@ import numpy as np
 from flax import struct
 from jax.core import Tracer
 
-from jaxcomm.config import ModelConfig
+from jaxcomm.cache import KVCache
+from jaxcomm.config import NEW_TOKENS, ModelConfig
 from jaxcomm.edits import Graft, checked, is_number
 from jaxcomm.prompts import Prompts, as_prompts, known
 from jaxcomm.sites import SITES, Site, as_site, check_positions, check_site
@@ -98,6 +99,9 @@ def compiled(
             _check_reads(given)
             if (sampling := given.get("sampling")) is not None and given.get("keys") is None and sampling.greedy:
                 given["sampling"] = None
+            if "past" in given or "cache" in given:
+                new = given.get("max_new_tokens", NEW_TOKENS) if "max_new_tokens" in static else 0
+                given["past"] = _checked_past(given, new)
             if given.get("edits"):
                 given["edits"] = checked(given["params"], given["edits"], given.get("prompts"))
             given |= {name: _fixed(given[name]) for name in static if name in given}
@@ -116,6 +120,15 @@ def _checked_site(params: Any, site: Site, prompts: Prompts, untraced: bool) -> 
     if untraced or layer is None or isinstance(layer, Tracer):
         return site
     return Site.tree_unflatten(fixed, (_Static(int(layer)), positions))
+
+
+def _checked_past(given: Mapping[str, Any], new: int) -> tuple[KVCache, ...]:
+    """Caches as a program takes them."""
+    if not isinstance(past := given.get("past", ()), list | tuple):
+        raise ValueError(f"past is a list of caches, got a {type(past).__name__}: write past=[cache]")
+    before = (*past, given["cache"]) if "cache" in given else past
+    check_past(given["params"], before, given.get("prompts"), new)
+    return tuple(past)
 
 
 def _check_reads(given: Mapping[str, Any]) -> None:
@@ -171,6 +184,52 @@ def check_layer(params: Any, layer: Any, name: str = "k") -> None:
         raise ValueError(f"{name} = {layer!r}: a layer is a whole number, 0 to {last}")
     if value is not None and not np.all((value >= 0) & (value <= last)):
         raise ValueError(f"{name} = {layer} is out of range: this model's layers are 0 (the embedding) to {last}")
+
+
+def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, new: int = 0) -> None:
+    """Raises ValueError for caches that a model cannot go on from, as far as they are known.
+
+    Args:
+        params: The model, or a network.
+        past: The caches.
+        prompts: What is read after them; None: nothing.
+        new: Number of tokens that are written after that.
+    """
+    for cache in past:
+        check_cache(params, cache)
+    rows = len(prompts) if prompts is not None else max((len(cache.positions) for cache in past), default=1)
+    for cache in past:
+        if len(cache.positions) not in (1, rows):
+            raise ValueError(
+                f"a cache has {len(cache.positions)} rows for {rows} prompts: give one row for each, or one for all"
+            )
+    limit, columns = params.config.max_positions, prompts.shape[1] if prompts is not None else 0
+    if not past or sum(cache.positions.shape[-1] for cache in past) + columns + new <= limit:
+        return  # nearly always; what follows waits for the caches
+    real = np.ones((rows, 0), bool) if prompts is None else prompts.real
+    places = [known(cache.positions) for cache in past]
+    if real is None or any(x is None for x in places):
+        return
+    before = np.max([np.broadcast_to(x.max(axis=-1) + 1, rows) for x in places if x is not None], axis=0)
+    if (over := before + real.sum(axis=1) + new > limit).any():
+        row = int(np.argmax(over))
+        raise ValueError(
+            f"{before[row]} tokens before row {row}, {real[row].sum()} in it and {new} new ones exceed the model's {limit} positions: shorten what stands before"
+        )
+
+
+def check_cache(params: Any, cache: Any) -> None:
+    """Raises ValueError unless it is a cache of a model of this architecture. Of a network's, nothing is asked but that it is one."""
+    if not isinstance(cache, KVCache):
+        raise ValueError(f"past holds a {type(cache).__name__}: give caches (of a message, receive_cache makes one)")
+    if not isinstance(c := params.config, ModelConfig):
+        return
+    keys = jax.tree.leaves(cache.k)
+    layers, (heads, _, size) = len(keys) if isinstance(cache.k, tuple) else len(keys[0]), keys[0].shape[-3:]
+    if (layers, heads, size) != (c.layers, c.kv_heads, c.head_dim):
+        raise ValueError(
+            f"keys and values are of {layers} layers of {heads} heads of {size}, this model has {c.layers} of {c.kv_heads} of {c.head_dim}: read with the same model"
+        )
 
 
 def check_texts(params: Any, texts: Any, name: str) -> None:

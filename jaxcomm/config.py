@@ -23,6 +23,9 @@ Remat = Literal["off", "products", "all"]
 """What a gradient makes again instead of keeping it: nothing; what lies between the matrix products; or everything but
 the streams between blocks."""
 
+NEW_TOKENS = 16
+"""Tokens that are written where nobody says how many."""
+
 FULL = 0
 """Window of a layer whose attention reaches back to the first token."""
 

@@ -15,11 +15,11 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxcomm.cache import KVCache
+from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import compiled
-from jaxcomm.config import AnyArray
+from jaxcomm.config import NEW_TOKENS, AnyArray
 from jaxcomm.edits import Edit, writing_hook
-from jaxcomm.model import Attended, LanguageModel, after, check_room, run
+from jaxcomm.model import LanguageModel, after, check_room, run
 from jaxcomm.prompts import Prompts, known
 from jaxcomm.reading import prefill
 
@@ -183,10 +183,6 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Arr
     return jnp.where(valid, jnp.where(temperature == 0, likeliest, drawn), -1)
 
 
-NEW_TOKENS = 16
-"""How many tokens are written unless something else is said."""
-
-
 class Decoding(TypedDict, total=False):
     """Options of `decode`, `generate` and `communicate`: how text is written.
 
@@ -298,7 +294,7 @@ def continue_decoding(
     state: DecodingState,
     until: Any,
     *,
-    past: tuple[KVCache, ...] = (),
+    past: Sequence[KVCache] = (),
     edits: Sequence[Edit] = (),
 ) -> DecodingState:
     """Writes until each row has `until` tokens or every row is done, all rows in one `while_loop`.
@@ -334,7 +330,7 @@ def decode(
     logits: Float[Array, "B V"],
     cache: KVCache,
     *,
-    past: tuple[KVCache, ...] = (),
+    past: Sequence[KVCache] = (),
     edits: Sequence[Edit] = (),
     **decoding: Unpack[Decoding],
 ) -> Generation:
@@ -354,7 +350,8 @@ def decode(
         What is written.
 
     Raises:
-        ValueError: `max_new_tokens` is below 1; tokens are drawn without a key for each row; an edit is invalid.
+        ValueError: `max_new_tokens` is below 1; caches and new tokens exceed the model's positions; a cache is of another
+            model, or has other rows; tokens are drawn without a key for each row; an edit is invalid.
 
     Example:
         >>> logits, cache = jc.prefill(params, prompts)
@@ -372,7 +369,7 @@ def score(
     cache: KVCache,
     continuations: Int[AnyArray, "B C T"],
     *,
-    past: tuple[KVCache, ...] = (),
+    past: Sequence[KVCache] = (),
 ) -> tuple[Float[Array, "B C T"], Bool[Array, "B C T"]]:
     """Scores given continuations of prefilled prompts, token by token.
 
@@ -476,13 +473,13 @@ def generate(
         What is written.
 
     Raises:
-        ValueError: A prompt is empty; prompt and new tokens exceed the model's positions; tokens are drawn without a
-            key for each row; an edit is invalid.
+        ValueError: A prompt is empty; past, prompt and new tokens exceed the model's positions; past is of another model, or
+            has other rows; tokens are drawn without a key for each row; an edit is invalid.
 
     Example:
         >>> jc.generate(params, prompts, max_new_tokens=2).tokens.shape
         (2, 2)
     """
     check_room(params, prompts, decoding.get("max_new_tokens", NEW_TOKENS))
-    logits, cache = prefill(params, prompts, past=tuple(past), edits=edits)
-    return decode(params, logits, cache, past=tuple(past), edits=edits, **decoding)
+    logits, cache = prefill(params, prompts, past=past, edits=edits)
+    return decode(params, logits, cache, past=past, edits=edits, **decoding)

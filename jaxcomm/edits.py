@@ -109,7 +109,18 @@ def replace(state: Array, message: Array, context: Context | None = None) -> Arr
         Array([[[1., 1.],
                 [1., 1.]]], dtype=float32)
     """
-    return jnp.broadcast_to(message, state.shape).astype(state.dtype)
+    return jnp.broadcast_to(_fitting(message, state, "the message"), state.shape).astype(state.dtype)
+
+
+def _fitting(value: Any, state: Array, what: str) -> Array:
+    """A value that broadcasts to the state."""
+    value = jnp.asarray(value)
+    both = zip(reversed(value.shape), reversed(state.shape), strict=False)
+    if value.ndim > state.ndim or any(n not in (1, size) for n, size in both):
+        raise ValueError(
+            f"{what} is {value.shape}, the state {state.shape}: give what broadcasts to it, such as a vector [{state.shape[-1]}]"
+        )
+    return value
 
 
 def add(vector: Any) -> Change:
@@ -129,7 +140,7 @@ def add(vector: Any) -> Change:
 
 
 def _add(vector: Any, state: Array, message: Any, context: Any) -> Array:
-    return state + jnp.asarray(vector).astype(state.dtype)
+    return state + _fitting(vector, state, "the vector to add").astype(state.dtype)
 
 
 def scale(factor: Any) -> Change:
@@ -149,7 +160,7 @@ def scale(factor: Any) -> Change:
 
 
 def _scale(factor: Any, state: Array, message: Any, context: Any) -> Array:
-    return state * jnp.asarray(factor).astype(state.dtype)
+    return state * _fitting(factor, state, "the factor").astype(state.dtype)
 
 
 def project_out(direction: Any) -> Change:
@@ -161,15 +172,20 @@ def project_out(direction: Any) -> Change:
     Returns:
         The change, for an `Edit`.
 
+    Raises:
+        ValueError: The direction has length 0.
+
     Example:
         >>> jc.project_out(jnp.array([2.0, 0.0]))(jnp.ones((1, 1, 2)), None, None)
         Array([[[0., 1.]]], dtype=float32)
     """
+    if (values := known(direction)) is not None and not np.linalg.norm(values.astype(np.float32), axis=-1).all():
+        raise ValueError("the direction to project out has length 0: nothing lies along it")
     return Partial(_project_out, direction)
 
 
 def _project_out(direction: Any, state: Array, message: Any, context: Any) -> Array:
-    unit = jnp.asarray(direction, jnp.float32)
+    unit = _fitting(direction, state, "the direction").astype(jnp.float32)
     unit /= jnp.linalg.norm(unit)
     wide = state.astype(jnp.float32)
     return (wide - jnp.sum(wide * unit, axis=-1, keepdims=True) * unit).astype(state.dtype)
@@ -427,6 +443,8 @@ def checked(params: Any, edits: Sequence[Edit], prompts: Prompts | None) -> tupl
     Raises:
         ValueError: They cannot be made, as far as their values are known.
     """
+    if not isinstance(edits, list | tuple):
+        raise ValueError(f"edits are a list, got a {type(edits).__name__}: write edits=[edit]")
     for n, edit in enumerate(edits):
         if not isinstance(edit, Edit):
             raise ValueError(f"edit {n} is a {type(edit).__name__}: make it with jaxcomm.Edit(site, change)")
@@ -444,7 +462,7 @@ def checked(params: Any, edits: Sequence[Edit], prompts: Prompts | None) -> tupl
 
 def _check_edits(params: Any, edits: Sequence[Edit], prompts: Prompts) -> None:
     rows = len(prompts)
-    real = np.ones(prompts.shape, bool) if prompts.mask is None else known(prompts.mask)
+    real = prompts.real
     for edit in edits:
         check_positions(edit.site, prompts)
         message = edit.message

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from flax import struct
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from jaxcomm.cache import KVCache
-from jaxcomm.compiled import UNTRACED, compiled, trace_state
+from jaxcomm.cache import Attended, KVCache
+from jaxcomm.compiled import UNTRACED, check_cache, compiled, trace_state
 from jaxcomm.config import AnyArray
 from jaxcomm.edits import Edit, Graft, Read, as_graft, hook_of, is_number
 from jaxcomm.fingerprint import identity
-from jaxcomm.model import Attended, Params, check_room, enter, positions_of, run, run_blocks
+from jaxcomm.model import Params, check_room, enter, positions_of, run, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts, known
 from jaxcomm.reading import prefill
 from jaxcomm.sites import Site, as_site, columns_of
@@ -244,8 +245,8 @@ def send(
     prompts: Prompts | AnyArray,
     site: Any,
     *,
-    past: tuple[KVCache, ...] = (),
-    edits: tuple[Edit, ...] = (),
+    past: Sequence[KVCache] = (),
+    edits: Sequence[Edit] = (),
 ) -> Message:
     """Reads prompts up to a site, and takes what is there for a message. What is above the site is not computed.
 
@@ -272,7 +273,7 @@ def send(
 
 @compiled()
 def read_message(
-    params: Params, prompts: Prompts, *, site: Site, past: tuple[KVCache, ...] = (), edits: tuple[Edit, ...] = ()
+    params: Params, prompts: Prompts, *, site: Site, past: Sequence[KVCache] = (), edits: Sequence[Edit] = ()
 ) -> Message:
     """`send`, as one program, without the sender's identity."""
     check_room(params, prompts)
@@ -315,7 +316,7 @@ def receive(message: Message | AnyArray, site: Any, graft: Any = "replace") -> E
     return Edit(as_site(site), as_graft(graft), message)
 
 
-def send_cache(params: Params, prompts: Prompts | AnyArray, *, past: tuple[KVCache, ...] = ()) -> Message:
+def send_cache(params: Params, prompts: Prompts | AnyArray, *, past: Sequence[KVCache] = ()) -> Message:
     """Reads prompts, and takes their keys and values in every layer for a message.
 
     Args:
@@ -364,9 +365,5 @@ def receive_cache(message: Message, params: Params) -> KVCache:
         raise ValueError(
             f"these keys and values are from model {message.sender}, the receiver is {own}: send from the same model"
         )
-    c, found = params.config, jax.tree.leaves(cache.k)[0].shape
-    if (found[0], found[2], found[4]) != (c.layers, c.kv_heads, c.head_dim):
-        raise ValueError(
-            f"keys are {list(found)}, the receiver has {c.layers} layers of {c.kv_heads} heads of {c.head_dim}: send from the same model"
-        )
+    check_cache(params, cache)
     return cache

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -27,9 +27,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcomm.cache import KVCache
+from jaxcomm.cache import ALONE, Attended, KVCache
 from jaxcomm.config import FULL, AnyArray, ModelConfig, NetworkConfig, Remat
-from jaxcomm.layers import NO_HOOK, Block, Hook, Segment, Surroundings, angles_of, norm_of, project, rotary
+from jaxcomm.layers import NO_HOOK, Block, Hook, Surroundings, angles_of, norm_of, project, rotary
 from jaxcomm.prompts import Prompts
 
 
@@ -286,7 +286,7 @@ def check_room(params: LanguageModel, prompts: Prompts, new: int = 0) -> None:
         )
 
 
-def positions_of(prompts: Prompts, past: tuple[KVCache, ...] = ()) -> Int[Array, "B P"]:
+def positions_of(prompts: Prompts, past: Sequence[KVCache] = ()) -> Int[Array, "B P"]:
     """Numbers the tokens of prompts.
 
     Args:
@@ -304,7 +304,7 @@ def positions_of(prompts: Prompts, past: tuple[KVCache, ...] = ()) -> Int[Array,
     return jnp.where(mask[:, -1:], places, INVALID)
 
 
-def after(caches: tuple[KVCache, ...]) -> Int[Array, "B 1"] | int:
+def after(caches: Sequence[KVCache]) -> Int[Array, "B 1"] | int:
     """Finds the position that follows everything in caches.
 
     Args:
@@ -404,54 +404,6 @@ def project_head(params: Params, normed: Float[Array, "B T D"]) -> Float[Array, 
     cap = params.config.logit_softcap
     logits = project(params.embed if params.head is None else params.head, normed, jnp.float32)
     return logits if cap is None else jnp.tanh(logits / cap) * cap
-
-
-class Attended(NamedTuple):
-    """What tokens attend to besides each other, and where their keys and values go.
-
-    Attributes:
-        past: Caches to attend to, and only to read.
-        cache: Where the keys and values made here go. With a `column` they are written there, where the cache's
-            `positions` already announce them, and the whole cache is attended to (decoding). Without one they fill it
-            (prefill).
-        column: The first column that is written.
-        branches: Number of groups that the T tokens of a row fall into. The groups do not see each other
-            (`layers.Segment`).
-    """
-
-    past: tuple[KVCache, ...] = ()
-    cache: KVCache | None = None
-    column: int | Int[Array, ""] | None = None
-    branches: int | None = None
-
-    def segments(self, layer: Any, positions: Int[Array, "B T"]) -> Callable:
-        """Makes a function for `Surroundings` of what tokens attend to in one layer.
-
-        Args:
-            layer: Number of the layer, from 0.
-            positions: Positions [B, T] of the tokens.
-
-        Returns:
-            A function of the tokens' own keys and values. It returns the segments, and the cache with these keys and
-            values.
-        """
-
-        def gather(k: Array, v: Array) -> tuple[tuple[Segment, ...], KVCache | None]:
-            own, kept = (k, v, positions), self.cache
-            if self.branches is not None:
-                split = lambda a, axis: a.reshape(*a.shape[:axis], self.branches, -1, *a.shape[axis + 1 :])
-                own = split(k, 2), split(v, 2), split(positions, 1)
-            if self.cache is not None:
-                # Written first and read after: the other order makes XLA copy the whole cache at every token.
-                kept = self.cache.write(layer, k, v, 0 if self.column is None else self.column)
-                own = own if self.column is None else kept.layer(layer)
-            return (*(p.layer(layer) for p in self.past), own), kept
-
-        return gather
-
-
-ALONE = Attended()
-"""Nothing but each other."""
 
 
 class Training(NamedTuple):

@@ -76,6 +76,11 @@ class Prompts(struct.PyTreeNode):
         """Number of rows and of columns, (B, P)."""
         return self.tokens.shape[0], self.tokens.shape[1]
 
+    @property
+    def real(self) -> np.ndarray | None:
+        """The mask's values, [B, P], True everywhere without a mask. None: they are not known."""
+        return np.ones(self.shape, bool) if self.mask is None else known(self.mask)
+
     def __len__(self) -> int:
         return self.tokens.shape[0]
 

@@ -11,28 +11,17 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxcomm.cache import KVCache
+from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.edits import Edit, Read, hook_of
-from jaxcomm.model import (
-    Attended,
-    LanguageModel,
-    Params,
-    check_room,
-    embed,
-    enter,
-    positions_of,
-    run,
-    run_blocks,
-    unembed,
-)
+from jaxcomm.model import LanguageModel, Params, check_room, embed, enter, positions_of, run, run_blocks, unembed
 from jaxcomm.prompts import Prompts
 from jaxcomm.sites import SITES, Site
 
 
 @compiled(layers={"k": "params"})
-def prefix(params: Params, prompts: Prompts, k: Any, *, past: tuple[KVCache, ...] = ()) -> Float[Array, "B P D"]:
+def prefix(params: Params, prompts: Prompts, k: Any, *, past: Sequence[KVCache] = ()) -> Float[Array, "B P D"]:
     """Computes h[k]: the embedding and blocks 1 .. k.
 
     Args:
@@ -194,7 +183,7 @@ def hidden_states(params: Params, prompts: Prompts, *, last: bool = False) -> Ar
 
 @compiled()
 def prefill(
-    params: LanguageModel, prompts: Prompts, *, past: tuple[KVCache, ...] = (), edits: Sequence[Edit] = ()
+    params: LanguageModel, prompts: Prompts, *, past: Sequence[KVCache] = (), edits: Sequence[Edit] = ()
 ) -> tuple[Float[Array, "B V"], KVCache]:
     """Reads prompts, so that `decode` or `score` can go on from there.
 

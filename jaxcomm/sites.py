@@ -286,8 +286,7 @@ def check_site(config: ModelConfig, site: Site, what: str = "site") -> None:
 def check_positions(site: Site, prompts: Prompts) -> None:
     """Raises ValueError unless every row of the prompts has the site's positions, as far as both are known."""
     p, (rows, columns) = site.positions, prompts.shape
-    real = np.ones(prompts.shape, bool) if prompts.mask is None else known(prompts.mask)
-    lengths = None if real is None else real.sum(axis=1)
+    lengths = None if prompts.real is None else prompts.real.sum(axis=1)
     if isinstance(p, str | slice):
         return
     if _is_array(p) and np.ndim(p):

@@ -28,6 +28,7 @@ from pathlib import Path
 import flax.struct
 import jax
 import jax.monitoring
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -321,6 +322,14 @@ def assert_close(got, want, what: str, tolerance: float = 1e-5) -> None:
         f"{what}: {got[worst]:.7g} instead of {want[worst]:.7g} at {tuple(map(int, worst))}; RMS error "
         f"{np.sqrt(np.mean((got - want) ** 2)):.2e}, {np.mean(error > tolerance):.2%} beyond {tolerance:g}"
     )
+
+
+@pytest.fixture
+def unchecked():
+    """As users have it: shapes in annotations are not looked at."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def refused(call, says):

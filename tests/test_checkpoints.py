@@ -113,7 +113,7 @@ def test_saves_that_are_killed_are_never_taken_for_whole_ones(llama, tmp_path):
 from transformers import AutoConfig
 import orbax.checkpoint
 from jaxcomm.converters import from_hf, save
-from jaxcomm.converters.hf import read_config
+from jaxcomm.converters.configs import read_config
 
 read_config(Path({str(llama.folder)!r}))  # imports what takes longest
 

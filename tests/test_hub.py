@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxcomm.converters import from_hf, load, load_agent, real, save, to_hf
 from jaxcomm.converters.agents import architecture, load_tokenizer, stored_dtype
-from jaxcomm.converters.hf import commit_of, locate
+from jaxcomm.converters.hub import commit_of, locate
 from jaxcomm.evals.agents import read_as, template_args
 from jaxcomm.evals.commands.convert import Convert
 

@@ -10,6 +10,7 @@ import torch
 
 import jaxcomm as jc
 from jaxcomm.cipher import Mixing, cipher
+from jaxcomm.communication import read_prompt
 from jaxcomm.protocols import (
     Conversation,
     Grafting,
@@ -90,7 +91,36 @@ def test_only_the_same_model_takes_keys_and_values(llama, wide, tmp_path_factory
         refused(lambda params=params: jc.receive_cache(sent, params), "the receiver is")
     nobody = sent.replace(sender=None)
     assert jc.receive_cache(nobody, other) is nobody.states, "of the same shape, and from nobody: on one's own account"
-    refused(lambda: jc.receive_cache(nobody, wide.params), "send from the same model")
+    refused(lambda: jc.receive_cache(nobody, wide.params), "read with the same model")
+
+
+def test_caches_are_of_this_model_of_these_rows_and_leave_room(unchecked, llama, wide):
+    """In every function that goes on from them; what is only padding takes no room."""
+    params, limit = llama.params, llama.params.config.max_positions
+    cache = lambda n, rows=3, who=llama: jc.prefill(who.params, np.ones((rows, n), np.int32))[1]
+    reads = {
+        "generate": lambda past: jc.generate(params, READS, past=past, max_new_tokens=4),
+        "prefill": lambda past: jc.prefill(params, READS, past=past),
+        "prefix": lambda past: jc.prefix(params, READS, 2, past=past),
+        "send": lambda past: jc.send(params, READS, 2, past=past),
+        "send_cache": lambda past: jc.send_cache(params, READS, past=past),
+        "read_prompt": lambda past: read_prompt(params, READS, past=past),
+    }
+    logits, own = jc.prefill(params, READS)
+    decode = lambda past, n=4: jc.decode(params, logits, own, past=past, max_new_tokens=n)
+    for call in (*reads.values(), decode):
+        refused(lambda call=call: call([cache(3, who=wide)]), "read with the same model")
+        refused(lambda call=call: call([cache(3, rows=2)]), "a cache has 2 rows for 3 prompts")
+        refused(lambda call=call: call([jc.send_cache(params, WRITES)]), "past holds a Message")
+        refused(lambda call=call: call(cache(3)), "past is a list of caches, got a KVCache")
+    longest = max(map(len, ASKED))
+    for name, call in reads.items():
+        new = 4 if name == "generate" else 0
+        call([cache(limit - longest - new)])
+        says = f"{limit - longest - new + 1} tokens before row 1, {longest} in it and {new} new ones exceed the model's {limit} positions"
+        refused(lambda call=call, n=new: call([cache(limit - longest - n + 1)]), says)
+    decode([], limit - longest)
+    refused(lambda: decode([], limit - longest + 1), "exceed the model's")
 
 
 # What each kind of message refuses ----------------------------------------------------------------------------------

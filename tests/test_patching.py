@@ -112,6 +112,8 @@ def test_words_are_found_where_they_stand(agent):
     ):
         with pytest.raises(ValueError, match=message):
             agent.find(TEXTS[:1], text)
+    with pytest.raises(ValueError, match="1 texts to find in 2 prompts: give one for each, or one for all"):
+        agent.find(TEXTS, ["Louvre"])
 
 
 @pytest.mark.parametrize("sampling", [None, jc.Sampling(0.7)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxcomm.config import ModelConfig
-from jaxcomm.converters.hf import reaching, read_config
+from jaxcomm.converters.configs import reaching, read_config
 
 DATA = Path(__file__).parent / "data"
 REAL = json.loads((DATA / "real_configs.json").read_text())

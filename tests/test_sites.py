@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -84,14 +83,6 @@ def test_positions_and_heads_choose_what_python_and_numpy_would(llama, turn):
 # Bad input ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def unchecked():
-    """As users have it: shapes in annotations are not looked at."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 def edit_at(*site, change=jc.scale(1.0), **how):  # noqa: B008
     return lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site(*site, **how), change)])
 
@@ -124,6 +115,12 @@ def edit_at(*site, change=jc.scale(1.0), **how):  # noqa: B008
         (edit_at("z", np.array([1, 2])), "layer"),
         (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("mlp_out", 1), jc.replace)]), "message"),
         (lambda p, t: jc.forward(p, t, edits=[jc.receive(ones(3), 1)]), "message"),
+        (lambda p, t: jc.forward(p, t, edits=jc.Edit(jc.Site("z", 1), jc.scale(0.0))), "edits are a list, got a Edit"),
+        (edit_at("mlp_out", 1, change=jc.add(ones(7))), "the vector to add is (7,), the state (3, 14, 48)"),
+        (edit_at("mlp_out", 1, "last", change=jc.scale(ones(3, 1))), "the factor is (3, 1), the state (3, 1, 48)"),
+        (edit_at("z", 1, change=jc.project_out(ones(5))), "the direction is (5,), the state"),
+        (lambda p, t: jc.forward(p, t, edits=[jc.Edit(jc.Site("mlp_out", 1), jc.replace, ones(3, 7))]), "the message is"),
+        (lambda p, t: jc.project_out(np.zeros(48)), "the direction to project out has length 0"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(unchecked, llama, call, says):

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxcomm.cache import KVCache
+from jaxcomm.cache import Attended, KVCache
 from jaxcomm.communication import ReadPrompt
 from jaxcomm.decoding import Sampling, choose, top_and_total
 from jaxcomm.edits import Read, apply_graft, hook_of, through_map
 from jaxcomm.layers import Hook
-from jaxcomm.model import Attended, enter, positions_of, run_blocks, unembed
+from jaxcomm.model import enter, positions_of, run_blocks, unembed
 from jaxcomm.prompts import Prompts
 from jaxcomm.sharding import constrain
 from jaxcomm.sites import Site

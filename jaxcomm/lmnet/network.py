@@ -26,11 +26,11 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jaxcomm.cache import KVCache
+from jaxcomm.cache import ALONE, Attended, KVCache
 from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig, check_widths
 from jaxcomm.layers import Surroundings, angles_of, rotary
 from jaxcomm.lmnet import edges
-from jaxcomm.model import ALONE, PLAIN, Attended, Params, Training, embed, final_norm, run_blocks, unembed
+from jaxcomm.model import PLAIN, Params, Training, embed, final_norm, run_blocks, unembed
 
 
 class Wires(struct.PyTreeNode):
