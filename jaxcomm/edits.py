@@ -167,7 +167,7 @@ def project_out(direction: Any) -> Change:
     """Makes the change that removes the state's part along a direction (directional ablation).
 
     Args:
-        direction: A vector [D], of any length but 0.
+        direction: A vector [D], of any length but 0; or several, [.., D], that broadcast to the state [B, n, .., D].
 
     Returns:
         The change, for an `Edit`.
@@ -186,7 +186,7 @@ def project_out(direction: Any) -> Change:
 
 def _project_out(direction: Any, state: Array, message: Any, context: Any) -> Array:
     unit = _fitting(direction, state, "the direction").astype(jnp.float32)
-    unit /= jnp.linalg.norm(unit)
+    unit /= jnp.linalg.norm(unit, axis=-1, keepdims=True)
     wide = state.astype(jnp.float32)
     return (wide - jnp.sum(wide * unit, axis=-1, keepdims=True) * unit).astype(state.dtype)
 

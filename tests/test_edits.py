@@ -159,6 +159,20 @@ def test_layers_that_are_traced_do_what_ints_do(kind):
         assert np.isnan(traced(jnp.asarray([wrong, *layers[1:]]))[0]).all(), "a layer out of range"
 
 
+def test_directions_of_each_head_are_projected_out_of_that_head():
+    rng = np.random.default_rng(0)
+    v, state = rng.normal(size=(4, 16)).astype(np.float32), rng.normal(size=(2, 3, 4, 16)).astype(np.float32)
+    left = np.asarray(jc.project_out(v)(jnp.asarray(state), None, None))
+    assert_close(np.einsum("bnhd,hd->bnh", left, v), np.zeros((2, 3, 4)), "along the directions", 1e-4)
+    along = state - left
+    assert_close(
+        np.abs(np.einsum("bnhd,hd->bnh", along, v)),
+        np.linalg.norm(along, axis=-1) * np.linalg.norm(v, axis=-1),
+        "parallel",
+        1e-4,
+    )
+
+
 # What changes nothing -----------------------------------------------------------------------------------------------
 
 
@@ -187,6 +201,20 @@ def test_vmap_over_steering_vectors_equals_a_loop(llama, layout):
     said = jax.jit(jax.vmap(write))(vectors)
     np.testing.assert_array_equal(said, jnp.stack([write(v) for v in vectors]))
     assert len(np.unique(said.reshape(4, -1), axis=0)) == 4
+
+
+@LAYOUTS
+def test_vmap_over_games_and_recomputation_change_nothing(llama, layout):
+    params, message = laid_out(llama, layout), jax.random.normal(jax.random.key(1), (3, 48))
+    edits = lambda m: [jc.receive(m, 2, "sum"), jc.Edit(jc.Site("z", 3, heads=1), jc.scale(0.5))]
+    read = lambda prompts, m: jc.forward(params, prompts, edits=edits(m))
+    alone = lambda tokens, mask, m: read(jc.Prompts(tokens[None], mask[None]), m[None])[0]
+    want, got = read(PADDED, message), jax.vmap(alone)(jnp.asarray(PADDED.tokens), jnp.asarray(PADDED.mask), message)
+    assert_close(np.asarray(got)[REAL], np.asarray(want)[REAL], "games", 1e-5)
+    loss = lambda m: jnp.mean(read(PADDED, m)[:, -1] ** 2)
+    slope = jax.grad(loss)(message)
+    assert float(jnp.abs(slope).max()) > 1e-4
+    assert_close(jax.grad(jax.checkpoint(loss))(message), slope, "computed again", 1e-6)
 
 
 @LAYOUTS

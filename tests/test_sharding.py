@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxcomm import deliver, receive, send, shard, shardings, sweep
+from jaxcomm import SITES, Edit, Site, deliver, receive, run_with_cache, scale, send, shard, shardings, sweep
 from jaxcomm.agent import Agent
 from jaxcomm.converters import from_hf
 from jaxcomm.converters import hf as hf_module
@@ -67,6 +67,18 @@ def test_generate_and_communicate_say_on_eight_devices_what_they_say_on_one(eigh
         how = dict(k=2, j=1, max_new_tokens=6)
         want, got = talk(one, one, tokens, other, **how), talk(cut, cut, rows, by_rows(cut, other), **how)
         np.testing.assert_array_equal(want.tokens, got.tokens, err_msg=name)
+
+
+@pytest.mark.parametrize("layout", MESHES)
+def test_every_site_is_read_and_edited_on_eight_devices_as_on_one(eights, layout):
+    mesh, tokens = mesh_of_kind(layout), prompts(4, 12)
+    names = [name for name, site in SITES.items() if site.writable]
+    edits = [Edit(Site(name, 2 if SITES[name].layered else None, [-3, 0]), scale(0.5)) for name in names]
+    read = lambda params, rows: run_with_cache(params, rows, sites=list(SITES), edits=edits)
+    for name, pair in eights.items():
+        cut = shard(pair.params, mesh)
+        want, got = read(pair.params, tokens), read(cut, by_rows(cut, tokens))
+        jax.tree.map(lambda x, y, name=name: assert_close(x, y, name, 1e-4), got, want)
 
 
 def test_sweep_says_on_eight_devices_what_it_says_on_one(eights):
