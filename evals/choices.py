@@ -56,7 +56,7 @@ def logprobs(turn: Turn | Panel, game: Game, chat: bool) -> list[np.ndarray]:
     """Scores every item's choices as B's next words.
 
     Args:
-        turn: B's turn, or the turns of a panel.
+        turn: B's turn; of a panel, only B's counts, since the others know what B is told.
         game: The game.
         chat: Whether B answers in a chat. If so, a choice begins a turn; otherwise it follows a space.
 
@@ -66,13 +66,13 @@ def logprobs(turn: Turn | Panel, game: Game, chat: bool) -> list[np.ndarray]:
     Raises:
         ValueError: B's chat template begins a thought, which would come before the answer.
     """
-    for each in turn.turns if isinstance(turn, Panel) else (turn,):
-        if any(map(each.agent.begins_thought, each.rows)):
-            raise ValueError(
-                f"{each.agent.name}'s chat template begins a thought, choices are scored as an answer begins: switch thinking off (such as --chat-args enable_thinking=false), or leave choices out (--no-choices)"
-            )
+    b = turn.turns[turn.receiver] if isinstance(turn, Panel) else turn
+    if any(map(b.agent.begins_thought, b.rows)):
+        raise ValueError(
+            f"{b.agent.name}'s chat template begins a thought, choices are scored as an answer begins: switch thinking off (such as --chat-args enable_thinking=false), or leave choices out (--no-choices)"
+        )
     texts = [[choice if chat else f" {choice}" for choice in game.choices(item)] for item in game.items]
-    return [np.array(scored.logprobs) for scored in turn.score(texts)]
+    return [np.array(scored.logprobs) for scored in b.score(texts)]
 
 
 def choose(game: Game, found: Sequence[np.ndarray], prior: Sequence[np.ndarray] | None) -> list[Choice]:

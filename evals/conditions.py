@@ -9,11 +9,21 @@ from typing import Any
 import numpy as np
 
 from jaxcomm.agent import Agent
+from jaxcomm.controls import derange, overlap
+from jaxcomm.flops import generation_flops, reading_flops
+from jaxcomm.protocols import CONTROLS, Grafting, send_states
+from jaxcomm.protocols.text import put
 
-from .documents import Block, Code, Heading, Items, Table
-from .games import PRESETS, Game, Wording
-from .play import METRICS, Outcome, PlaySettings, alone_with, play_together, shown
-from .scores import accuracy, difference, mean, percent, sign_flip
+from . import figures
+from .documents import Block, Code, Heading, Items, Picture, Table
+from .effects import Split, effect, holm, kl, meaning, split, split_rows, written
+from .games import INFORMATION, PRESETS, Game, Wording
+from .hearing import MORE, features, further, named, probe
+from .play import METRICS, SENDS, Outcome, PlaySettings, alone_with, play_together, shown
+from .scores import accuracy, percent
+
+EQUAL = {"equal-flops": "FLOPs", "equal-bytes": "bytes"}
+"""Controls that are texts: a written message, cut to what a channel costs until B answers, or to the bytes it sends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,39 +34,54 @@ class Condition:
         label: What the tables call it.
         protocol: A key of `jaxcomm.protocols.PROTOCOLS`.
         settings: The protocol's own settings.
+        equal: A key of `EQUAL`, and the label of the condition whose cost it has. None: its cost is its own.
     """
 
     label: str
     protocol: str
     settings: Mapping[str, Any]
+    equal: tuple[str, str] | None = None
+
+    @property
+    def is_control(self) -> bool:
+        """Whether something stands in for the messages of the protocol, or the messages of another are cut to its cost."""
+        return self.equal is not None or self.settings.get("control") is not None
 
 
 def conditions(
     protocols: Sequence[str], settings: Mapping[str, Mapping[str, Any]], controls: Sequence[str]
 ) -> list[Condition]:
-    """Lists what is played: every protocol, and the controls after the protocol "activation".
+    """Lists what is played: every protocol, and after each that sends, its controls. B alone is always played beside them.
 
     Args:
         protocols: Keys of `jaxcomm.protocols.PROTOCOLS`.
         settings: The settings of each protocol. A protocol without settings may be left out.
-        controls: What is grafted in place of A's activation (`jaxcomm.protocols.Control`).
+        controls: What B gets in place of the messages (`jaxcomm.protocols.CONTROLS`), or a key of `EQUAL`, which the
+            protocol "message" has not.
 
     Returns:
         The conditions, in the order in which they are played.
 
     Example:
-        >>> made = conditions(["silent", "activation"], {"activation": {"k": 3, "j": 4}}, ["zero"])
+        >>> made = conditions(["activation"], {"activation": {"k": 3, "j": 4}}, ["other"])
         >>> [condition.label for condition in made]
-        ['silent', 'activation', 'control: zero']
+        ['silent', 'activation', 'activation, other']
         >>> made[2].settings
-        {'k': 3, 'j': 4, 'control': 'zero'}
+        {'k': 3, 'j': 4, 'control': 'other'}
     """
+    if controls and "silent" not in protocols and set(protocols) & set(SENDS):
+        protocols = ("silent", *protocols)
     made = []
     for protocol in protocols:
         own = settings.get(protocol, {})
         made.append(Condition(protocol, protocol, own))
-        if protocol == "activation":
-            made += [Condition(f"control: {control}", protocol, {**own, "control": control}) for control in controls]
+        for control in controls if protocol in SENDS else ():
+            label = f"{protocol}, {control}"
+            if control not in EQUAL:
+                made.append(Condition(label, protocol, {**own, "control": control}))
+            elif protocol != "message":
+                text = {name: value for name, value in settings.get("message", {}).items() if name != "turns"}
+                made.append(Condition(label, "message", text, (control, protocol)))
     return made
 
 
@@ -78,14 +103,58 @@ def play_all(game: Game, every: Sequence[Condition], a: Agent, b: Agent, setting
     """
     others = settings.choices and any(condition.protocol != "silent" for condition in every)
     prior = alone_with(game, a, b, settings.wording) if others else None
+    played: dict[str, Outcome] = {}
     for condition in every:
-        yield play_together(game, condition.protocol, a, b, settings, prior, **condition.settings)
+        own, how = dict(condition.settings), settings
+        if condition.equal is not None:
+            what, of = condition.equal
+            own |= limits(what, played[of], game, a, b, settings.wording, own)
+            how = dataclasses.replace(settings, drawn={**settings.drawn, "control": what, "cost_of": of})
+        played[condition.label] = play_together(game, condition.protocol, a, b, how, prior, **own)
+        yield played[condition.label]
+
+
+def limits(
+    what: str, of: Outcome, game: Game, a: Agent, b: Agent, wording: Wording, talk: Mapping[str, Any]
+) -> dict[str, list[int]]:
+    """Finds how long written messages may be that cost what a channel costs.
+
+    Args:
+        what: A key of `EQUAL`.
+        of: The outcome of the channel.
+        game: The game.
+        a: The sender.
+        b: The receiver.
+        wording: How the game is put to the agents.
+        talk: Options of the protocol "message".
+
+    Returns:
+        Options of the protocol "message": for each item the largest number of bytes; or of tokens, such that A reads and
+        writes and B reads with no more FLOPs than the channel has spent until B answers (0: reading alone costs more).
+    """
+    if what == "equal-bytes":
+        return {"bytes": [note.sent for note in of.heard]}
+    asked = [put(talk.get("ask", "{prompt}"), prompt) for prompt in wording.prompts_a(game, a)]
+    rows = zip(a.rows(asked), b.rows(wording.prompts_b(game, b)), of.heard, strict=True)
+
+    def fit(read_a: int, read_b: int, budget: int) -> int:
+        """Number of tokens."""
+        cost = lambda m: generation_flops(a.params.config, read_a, m) + reading_flops(b.params.config, read_b + m)
+        return sum(cost(m) <= budget for m in range(1, talk.get("max_message_tokens", 48) + 1))
+
+    return {"limits": [fit(len(x), len(y), note.flops) for x, y, note in rows]}
 
 
 def blocks(
-    every: Sequence[Condition], outcomes: Sequence[Outcome], a: Agent, b: Agent, wording: Wording, transcripts: int = 2
+    every: Sequence[Condition],
+    outcomes: Sequence[Outcome],
+    a: Agent,
+    b: Agent,
+    wording: Wording,
+    more: Mapping[str, tuple[Game, np.ndarray]] | None = None,
+    transcripts: int = 2,
 ) -> list[Block]:
-    """Writes the report of a game: the set-up, the scores, how activation differs from the rest, and transcripts.
+    """Writes the report of a game: the set-up, the scores, what the messages did, and transcripts.
 
     Args:
         every: The conditions.
@@ -93,6 +162,7 @@ def blocks(
         a: The sender.
         b: The receiver.
         wording: How the game was put to the agents.
+        more: By protocol, further items and their messages, on which the probe is trained (`further_messages`).
         transcripts: Number of items whose transcripts are shown.
 
     Returns:
@@ -104,7 +174,7 @@ def blocks(
     made: list[Block] = [
         Heading(1, f"{game.name.replace('_', ' ')}, {a.name} -> {b.name}"),
         Items(list(set_up(first, a, b, wording))),
-        Heading(2, "Scores"),
+        Heading(2, f"Scores ({game.information} information)"),
         f"Shown first: {METRICS[metric]} ({why}). Shares are %, with 95 % intervals over the {len(game.items)} items.",
         scores(every, outcomes, metric),
     ]
@@ -118,14 +188,7 @@ def blocks(
             f"{about}. Rank 1 is the likeliest. Calibrated: after each choice's log-probability without the message is taken off, so of B alone there is none. "
             "Last column: mean log-probability of the right answer, given that it is one of the choices."
         )
-    if (
-        any(condition.protocol == "activation" and "control" not in condition.settings for condition in every)
-        and len(every) > 1
-    ):
-        made += [Heading(2, "Activation against the rest"), differences(every, outcomes, metric)]
-        made.append(
-            "Points of the same metric, paired item by item; p by random signs. Many comparisons: p-values are not corrected for their number."
-        )
+    made += effects_told(every, outcomes, metric, b, more)
     made.append(Heading(2, "What was read and said"))
     made += [Code(text) for text in spoken(every, outcomes, metric, transcripts)]
     return made
@@ -155,6 +218,8 @@ def set_up(first: Outcome, a: Agent, b: Agent, wording: Wording) -> Iterator[str
     for name, told in (("A", a.system), ("B", b.system)):
         if told:
             yield f"System prompt of {name}: {told}"
+    about = INFORMATION[first.game.information]
+    yield f"{about[0].upper()}{about[1:]}."
     yield f"Items: {', '.join(f'{key} {value}' for key, value in first.game.source.items())}, n = {len(first.items)}."
 
 
@@ -192,36 +257,183 @@ def scores(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str)
     return Table([*columns, "GFLOPs an item", "seconds"], rows, left=2)
 
 
-def differences(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str) -> Table:
-    """Makes the table that compares the activation with every other condition.
+def effects_told(
+    every: Sequence[Condition],
+    outcomes: Sequence[Outcome],
+    metric: str,
+    b: Agent,
+    more: Mapping[str, tuple[Game, np.ndarray]] | None,
+) -> Iterator[Block]:
+    """Writes what the messages did: presence and content, every control, and whether content was sent and heard.
 
     Args:
-        every: The conditions. One of them is the protocol "activation" without a control.
-        outcomes: The outcome of each condition, on the same items.
+        every: The conditions.
+        outcomes: The outcome of each condition.
+        metric: The metric that is shown first, a key of `play.METRICS`.
+        b: The receiver.
+        more: As for `blocks`.
+
+    Yields:
+        The blocks. There are none where nothing was sent.
+    """
+    by = {condition.label: outcome for condition, outcome in zip(every, outcomes, strict=True)}
+    sent = [c.label for c in every if c.protocol in SENDS and not c.is_control]
+    told, game = f"({outcomes[0].game.information} information)", outcomes[0].game
+    if not sent:
+        return
+    if "silent" in by and (channels := [label for label in sent if f"{label}, other" in by]):
+        found = splits(by, channels, metric)
+        columns, rows = split_rows(found)
+        yield Heading(2, f"Presence and content {told}")
+        yield (
+            "Total: B with its own messages above B alone. Presence: with another item's messages above B alone. Content: "
+            "with its own messages above those of another item. " + meaning(3 * len(found))
+        )
+        yield overlap_told(game)
+        yield Table(["protocol", "metric", *columns], rows, left=2)
+        points = {label: part for (label, what), (part, _) in found.items() if what == f"{metric} match"}
+        yield Picture("effects.png", figures.effects(points, label=f"{metric} match, points"), "Presence and content")
+    else:
+        yield Heading(2, f"Presence and content {told}")
+        yield "Not known: it takes B alone (silent) and the control other, with at least two items."
+    if rows := against(every, by, sent, metric):
+        yield Heading(2, f"Against every control {told}")
+        yield f"Points of {metric} match by which the protocol is above each control, paired. " + meaning(
+            len(rows), smallest=False
+        )
+        yield Table(["protocol", "above", "accuracy", "points", "p", "log p(right | choices), nats"], rows, left=2)
+        yield Items([f"{name}: {CONTROLS[name]}" for name in CONTROLS if any(f"{c}, {name}" in by for c in sent)])
+    yield Heading(2, f"Sent and heard {told}")
+    yield (
+        "Sent: a text names the answer; of states, a linear probe that was trained on other items reads the answer out of "
+        "the message. Heard: KL divergence of B's distribution of its next token, in nats, as means over the items: with "
+        "its own message against none, against another item's message, and of that against none."
+    )
+    yield Table(
+        ["protocol", "sent, %", "own from none", "own from other", "other from none"],
+        hearing(by, sent, b, more),
+        left=1,
+    )
+
+
+def splits(by: Mapping[str, Outcome], channels: Sequence[str], metric: str) -> dict[tuple[str, ...], tuple[Split, str]]:
+    """Parts the gain of every channel, in every metric.
+
+    Args:
+        by: The outcomes, by label: of each channel, of "CHANNEL, other", and of "silent".
+        channels: Labels of the channels.
+        metric: The metric that is shown first, a key of `play.METRICS`.
+
+    Returns:
+        By channel and metric, the split and its unit, as `effects.split_rows` takes them.
+    """
+    found = {}
+    for label in channels:
+        for name in (metric, *(x for x in ("found", "among") if x != metric)):
+            values = [by[key].scored(name) for key in (label, f"{label}, other", "silent")]
+            if all(len(x) for x in values):
+                what = "log p(right | choices)" if name == "among" else f"{name} match"
+                found[label, what] = split(*values), "nats" if name == "among" else "points"
+    return found
+
+
+def overlap_told(game: Game) -> str:
+    """Says whether any item gets a message that has its own answer, under the control "other"."""
+    answers = [item.answer for item in game.items]
+    share = overlap(answers, derange(answers, 0)) if len(answers) > 1 else 1.0
+    if not share:
+        return "Another item is one with another answer."
+    return f"Another item is one with another answer, but in {share:.0%} of the items, since so many have the same."
+
+
+def against(every: Sequence[Condition], by: Mapping[str, Outcome], sent: Sequence[str], metric: str) -> list[list[str]]:
+    """Compares every channel with each of its controls.
+
+    Args:
+        every: The conditions.
+        by: The outcomes, by label.
+        sent: Labels of the channels.
         metric: A key of `play.METRICS`.
 
     Returns:
-        One row for each other condition: how many points the activation is above it, and by how many nats
-        log p(right | choices) is above. Each has a 95 % interval and a p-value by random signs (`scores.sign_flip`).
+        The rows of the table. p-values are corrected over all of them.
     """
-    ours = next(
-        o
-        for condition, o in zip(every, outcomes, strict=True)
-        if condition.protocol == "activation" and "control" not in condition.settings
-    )
+    rows, ps = [], []
+    for label in sent:
+        for condition in every:
+            if condition.is_control and condition.label.startswith(f"{label}, "):
+                own, other = by[label], by[condition.label]
+                found = effect(own.scored(metric), other.scored(metric))
+                ps.append(found.p)
+                row = [label, condition.label.removeprefix(f"{label}, "), percent(accuracy(other.scored(metric)))]
+                nats = ""
+                if own.choices is not None and other.choices is not None:
+                    nats = written(effect(own.scored("among"), other.scored("among")).value, "nats")
+                rows.append([*row, written(found.value, "points"), nats])
+    return [[*row[:4], f"{p:.4f}", row[4]] for row, p in zip(rows, holm(ps), strict=True)]
+
+
+def hearing(
+    by: Mapping[str, Outcome], sent: Sequence[str], b: Agent, more: Mapping[str, tuple[Game, np.ndarray]] | None
+) -> list[list[str]]:
+    """Says of every channel whether the answer was sent, and how far B's next token moved.
+
+    Args:
+        by: The outcomes, by label.
+        sent: Labels of the channels.
+        b: The receiver.
+        more: As for `blocks`.
+
+    Returns:
+        The rows of the table.
+    """
     rows = []
-    for condition, other in zip(every, outcomes, strict=True):
-        if other is ours:
-            continue
-        x, y = ours.scored(metric), other.scored(metric)
-        row = [condition.label, percent(difference(x, y)), f"{sign_flip(x, y):.4f}"]
-        if ours.choices is not None and other.choices is not None:
-            p, q = ([c.among for c in told] for told in (ours.choices, other.choices))
-            nats = mean(np.subtract(p, q))
-            row += [f"{nats.value:.2f} [{nats.low:.2f}, {nats.high:.2f}]", f"{sign_flip(p, q):.4f}"]
-        rows.append(row)
-    columns = ["activation above", f"{metric} match, points", "p"]
-    return Table(columns + (["log p(right | choices), nats", "p"] if ours.choices is not None else []), rows)
+    for label in sent:
+        notes, game = by[label].heard, by[label].game
+        if notes[0].text is not None:
+            there = named(game, notes)
+        elif notes[0].states is not None:
+            there = probe(game, b, np.stack([note.states for note in notes]), (more or {}).get(label))
+        else:
+            there = []
+        moved = lambda x, y: (
+            f"{np.mean(kl(*(np.stack([note.next for note in by[key].heard]) for key in (x, y)))):.3f}"
+            if x in by and y in by
+            else ""
+        )
+        pairs = ((label, "silent"), (label, f"{label}, other"), (f"{label}, other", "silent"))
+        rows.append([label, percent(accuracy(there)) if there else "", *(moved(x, y) for x, y in pairs)])
+    return rows
+
+
+def further_messages(
+    every: Sequence[Condition], game: Game, a: Agent, b: Agent, settings: PlaySettings, n: int = MORE
+) -> dict[str, tuple[Game, np.ndarray]]:
+    """Lets A send states after further items of a game, on which the probe is trained.
+
+    Args:
+        every: The conditions.
+        game: The game. From a file, it has no further items.
+        a: The sender.
+        b: The receiver.
+        settings: The settings that every protocol has.
+        n: Number of further items.
+
+    Returns:
+        By label of the conditions that send states, the further items and their messages.
+    """
+    others = further(game, n)
+    channels = [c for c in every if c.protocol in ("activation", "exchange") and not c.is_control]
+    if others is None or not others.items:
+        return {}
+    found = {}
+    for condition in channels:
+        own = dict(condition.settings)
+        k = own.pop("k")
+        how = Grafting(**{name: value for name, value in own.items() if name in ("graft", "W", "where", "think")})
+        sent = send_states(a, b, settings.wording.prompts_a(others, a), how, k=k, games=len(others.items))
+        found[condition.label] = others, features(sent.message)
+    return found
 
 
 def spoken(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str, most: int) -> Iterator[str]:

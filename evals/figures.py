@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
     from plotly.graph_objects import Figure
 
+    from .effects import Split
+
 J_AXIS = "j: layer of B after which it is grafted in"
 K_AXIS = "k: layer of A that is sent"
 PAGE_COLUMNS = 3
@@ -162,6 +164,40 @@ def draw(axis: Axes, layer_map: LayerMap, norm: Normalize, levels: np.ndarray) -
     )
     axis.set_title(layer_map.title, fontsize="medium", parse_math=False)
     axis.set(xlabel=J_AXIS, ylabel=K_AXIS, xticks=ticks(js), yticks=ticks(ks))
+
+
+def effects(splits: Mapping[str, Split], *, label: str) -> bytes:
+    """Draws what messages did: for every channel total, presence and content, with 95 % intervals.
+
+    Args:
+        splits: By name of the channel, its split, as shares.
+        label: Label of the axis.
+
+    Returns:
+        The bytes of a PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7.2, 1.3 + 0.75 * len(splits)), dpi=130, layout="constrained")
+    styles = {"total": ("black", "o"), "presence": ("#d55e00", "s"), "content": ("#0072b2", "D")}
+    for row, found in enumerate(splits.values()):
+        for n, part in enumerate(found._fields):
+            x, (colour, mark) = getattr(found, part).value, styles[part]
+            bar = [[100 * (x.value - x.low)], [100 * (x.high - x.value)]]
+            how: dict[str, Any] = dict(color=colour, capsize=3, markersize=6, label=part if row == 0 else None)
+            axis.errorbar(100 * x.value, row + 0.24 * (n - 1), xerr=bar, fmt=mark, **how)
+    axis.axvline(0, color="0.6", linewidth=0.9, zorder=0)
+    axis.set_yticks(range(len(splits)), list(splits), parse_math=False)
+    axis.set(ylim=(len(splits) - 0.5, -0.5), xlabel=label)
+    axis.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    plt.close(figure)
+    return png.getvalue()
 
 
 def page(title: str, groups: Mapping[str, tuple[str, Sequence[LayerMap]]], text: str) -> str:

@@ -19,7 +19,25 @@ LayeredSender = Annotated[str, _told(f"Sender: {_SINGLE}, {_PAIR}")]
 Receiver = Annotated[str, _told("Receiver, likewise.")]
 Preset = Literal["paper", "instructed", "kvcomm"]
 Graft = Literal["sum", "mean", "replace"]
-Controls = tuple[Literal["unrelated", "shuffled", "zero", "noise", "self"], ...]
+Control = Literal[
+    "other",
+    "generated",
+    "mean",
+    "moments",
+    "noise",
+    "zero",
+    "adversarial",
+    "unrelated",
+    "self",
+    "equal-flops",
+    "equal-bytes",
+]
+Controls = Annotated[
+    tuple[Control, ...],
+    _told(
+        "Also run every protocol that sends with these in place of the messages. other: another item's message, so that the gain is parted into presence and content; generated: B writes the message itself, from its own prompt; mean, moments (noise with mean and covariance of the messages), noise (of the same norm), zero, adversarial; unrelated: after an unrelated sentence; self: B's own state; equal-flops, equal-bytes: a written message that costs as much."
+    ),
+]
 SystemA = Annotated[str, _told("System prompt of A; of a raw prompt, its first paragraph.")]
 SystemB = Annotated[str, _told("Likewise, of B.")]
 ChatArgs = Annotated[

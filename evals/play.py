@@ -12,11 +12,12 @@ import numpy as np
 
 from jaxcomm.agent import Agent
 from jaxcomm.decoding import Sampling
-from jaxcomm.protocols import PROTOCOLS, Reply
+from jaxcomm.protocols import PROTOCOLS, Reply, StandIn
 
 from . import processes
 from .choices import Choice, choose, logprobs
 from .games import PRESETS, Game, Wording
+from .hearing import Heard, heard
 from .scores import Interval, accuracy, exact_match, mean, normalised_match
 
 SENDS = ("message", "debate", "cipher", "activation", "exchange")
@@ -37,6 +38,7 @@ class Outcome:
         rendered: For each item, the text that the sender read and the texts that the answering agents read, as their
             tokenizers render them.
         choices: For each item, how likely the right answer is among the choices. None: the choices were not scored.
+        heard: For each item, what arrived at B, and what B would say next.
         seconds: Wall time of the whole game in seconds. It includes compilation if no program was compiled before.
     """
 
@@ -47,6 +49,7 @@ class Outcome:
     replies: Sequence[Reply]
     rendered: Sequence[Mapping[str, Any]]
     choices: Sequence[Choice] | None
+    heard: Sequence[Heard]
     seconds: float
 
     @property
@@ -69,15 +72,18 @@ class Outcome:
         """Whether each reply names the answer, and names no other choice before it (`Game.named`)."""
         return [self.game.named(r.text, i) == i.answer for r, i in zip(self.replies, self.items, strict=True)]
 
-    def scored(self, metric: str) -> list[bool]:
+    def scored(self, metric: str) -> list[Any]:
         """Scores every item by one metric.
 
         Args:
-            metric: A key of `METRICS`: "exact", "found" or "choice".
+            metric: A key of `METRICS`: "exact", "found", "choice", or "among".
 
         Returns:
-            Whether each item is right. The list is empty for "choice" if the choices were not scored.
+            Whether each item is right; for "among" log-probabilities. The list is empty for "choice" and "among" if the
+            choices were not scored.
         """
+        if metric == "among":
+            return [choice.among for choice in self.choices or ()]
         if metric == "choice":
             return [choice.hit for choice in self.choices or ()]
         return {"exact": self.hits, "found": self.found_hits}[metric]
@@ -104,7 +110,7 @@ class Outcome:
             "normalised_": accuracy(self.normalised_hits),
             "found_": accuracy(self.found_hits),
         }
-        scores = {}
+        scores: dict[str, Any] = {"information": self.game.information}
         for name, x in intervals.items():
             scores |= {f"{name}accuracy": x.value, f"{name}low": x.low, f"{name}high": x.high}
         if self.choices is not None:
@@ -117,6 +123,7 @@ class Outcome:
             **scores,
             "n": len(self.items),
             "flops": self.flops,
+            "bytes_sent": float(np.mean([r.spent.sent for r in self.replies])),
             "seconds": self.seconds,
         }
 
@@ -163,6 +170,7 @@ METRICS = {
     "exact": "exact match, the paper's: the reply is the answer and nothing else",
     "found": "found match: the reply names the answer, and none of the other choices before it",
     "choice": "choice: the answer is the likeliest of the choices, nothing is decoded",
+    "among": "log p(right | choices): log-probability of the answer, given that it is one of the choices, in nats",
 }
 
 
@@ -248,7 +256,9 @@ def play(
     b = wording.writer(game, b)
     a = a if wording.reads == "statement" else wording.writer(game, a)  # else it reads no examples
     prompts_a, prompts_b = wording.prompts_a(game, a, sends=sends), wording.prompts_b(game, b)
-    turn = PROTOCOLS[protocol](a, b, prompts_a, prompts_b, **how, **own)
+    control = {} if own.get("control") is None else {"control": _stand_in(game, own["control"])}
+    turn = PROTOCOLS[protocol](a, b, prompts_a, prompts_b, **how, **{**own, **control})
+    notes = heard(turn)
     found = logprobs(turn, game, b.chat) if settings.choices else None
     replies = turn.write(settings.max_new_tokens, **how)
     seconds = time.perf_counter() - start
@@ -264,7 +274,12 @@ def play(
         for i, reply in enumerate(replies)
     ]
     kept = _kept(game, protocol, a, b, settings, own)
-    return Outcome(game, f"{a.name} -> {b.name}", protocol, kept, replies, rendered, scored, seconds)
+    return Outcome(game, f"{a.name} -> {b.name}", protocol, kept, replies, rendered, scored, notes, seconds)
+
+
+def _stand_in(game: Game, control: str) -> StandIn:
+    """A control that knows the right answers."""
+    return StandIn(control, answers=[item.answer for item in game.items])  # pyright: ignore[reportArgumentType]
 
 
 def _kept(
@@ -280,11 +295,11 @@ def _kept(
         "sender_reads": settings.wording.reads if protocol in SENDS else None,
     }
     kept |= {"system_a": a.system, "system_b": b.system, "shown": metric, "shown_because": why}
-    if protocol == "activation":
+    if protocol in ("activation", "exchange"):
         kept |= {"graft": "replace", "where": "last", "mapped": own.get("W") is not None}
     if sampling := settings.sampling:
         kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    kept |= {name: value for name, value in own.items() if name != "W"}
+    kept |= {name: value for name, value in own.items() if name not in ("W", "limits", "bytes")}
     return kept | {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
 
 
@@ -315,7 +330,7 @@ def play_together(
     """Plays a game as `play` does, in several processes (`evals.processes`).
 
     Each process plays its share of the items, and every process returns the whole outcome. Each process samples with
-    its own seed. The control "shuffled" exchanges activations only within a share.
+    its own seed. Controls that are made of other items' messages take them from the same share.
 
     Args:
         game: The game.
@@ -337,10 +352,18 @@ def play_together(
         raise ValueError(f"{len(game.items)} games for {count} processes: each needs at least one")
     part = game.part(processes.mine(range(len(game.items))))
     drawing = dataclasses.replace(settings, seed=settings.seed + jax.process_index())
+    own |= {name: processes.mine(own[name]) for name in ("limits", "bytes") if name in own}
     share = play(part, protocol, a, b, drawing, None if prior is None else processes.mine(prior), **own)
     told = {"seed": settings.seed} | ({"processes": count} if count > 1 else {})
     replies, rendered = processes.together(share.replies), processes.together(share.rendered)
     choices = None if share.choices is None else processes.together(share.choices)
+    notes = processes.together(share.heard)
     return dataclasses.replace(
-        share, game=game, replies=replies, rendered=rendered, choices=choices, settings=share.settings | told
+        share,
+        game=game,
+        replies=replies,
+        rendered=rendered,
+        choices=choices,
+        heard=notes,
+        settings=share.settings | told,
     )

@@ -13,8 +13,9 @@ from typing import Any as _Any
 from jaxcomm.agent import Agent
 from jaxcomm.cache import KVCache
 from jaxcomm.chat import Chat
-from jaxcomm.communication import communicate, communicate_logits
+from jaxcomm.communication import answer_logits, communicate, communicate_logits
 from jaxcomm.config import ModelConfig, Rope
+from jaxcomm.controls import adversary, derange, overlap, stand_in
 from jaxcomm.decoding import Generation, Sampling, decode, generate, score
 from jaxcomm.edits import GRAFTS, Context, Edit, Graft, add, apply_graft, project_out, replace, scale
 from jaxcomm.layer_sweep import AnswerSweep, Patching, Sweep, patch, sweep, sweep_answers
@@ -55,11 +56,14 @@ __all__ = [
     "Site",
     "Sweep",
     "add",
+    "adversary",
+    "answer_logits",
     "apply_graft",
     "communicate",
     "communicate_logits",
     "decode",
     "deliver",
+    "derange",
     "fit_maps",
     "forward",
     "from_hf",
@@ -68,6 +72,7 @@ __all__ = [
     "init_params",
     "left_pad",
     "load_agent",
+    "overlap",
     "patch",
     "prefill",
     "prefix",
@@ -83,6 +88,7 @@ __all__ = [
     "shard",
     "shardings",
     "similarity",
+    "stand_in",
     "suffix",
     "sweep",
     "sweep_answers",

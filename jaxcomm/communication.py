@@ -20,7 +20,7 @@ from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import check_layer, compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Decoding, Generation, generate
-from jaxcomm.edits import Read, hook_of
+from jaxcomm.edits import Edit, Read, hook_of
 from jaxcomm.messages import read_message, receive
 from jaxcomm.model import Params, check_room, enter, positions_of, run, run_blocks, unembed
 from jaxcomm.prompts import Prompts, as_prompts
@@ -126,17 +126,52 @@ def communicate_logits(
         (2, 2, 256)
     """
     check_games(prompts_a, prompts_b)
-    if len(answers) != len(prompts_b):
-        raise ValueError(f"{len(answers)} answers for {len(prompts_b)} prompts of B: give one for each")
-    prompt, T = prompts_b.shape[1], answers.shape[1]
-    tokens = jnp.concatenate([jnp.asarray(prompts_b.tokens), answers], axis=1)
-    check_room(params_b, Prompts(tokens))
-    places = positions_of(prompts_b)
+    edit = receive(read_message(params_a, prompts_a, site=k), j, graft)
+    return _follow(params_b, prompts_b, answers, [edit])
+
+
+@compiled(texts={"answers": "params"})
+def answer_logits(
+    params: Params, prompts: Prompts, answers: Int[AnyArray, "B T"], *, edits: Sequence[Edit] = ()
+) -> Float[Array, "B T V"]:
+    """Computes the logits that predict each token of given answers after edited prompts.
+
+    It is the teacher-forced twin of `generate`: one pass, no loop. It is differentiable in weights and in what the edits
+    hold, in reverse too.
+
+    Args:
+        params: The model.
+        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        answers: Token ids [B, T] that follow the prompts; -1 after the end of an answer.
+        edits: Edits of the prompts' states.
+
+    Returns:
+        Logits [B, T, V], float32.
+
+    Raises:
+        ValueError: There is not one answer for each prompt; a token is outside the vocabulary, or stands after a -1;
+            the prompts or an edit are invalid.
+
+    Example:
+        >>> edit = jc.Edit(jc.Site("mlp_out", 2, "all"), jc.scale(0.0))
+        >>> jc.answer_logits(params, prompts, np.array([[7, 8], [9, -1]]), edits=[edit]).shape
+        (2, 2, 256)
+    """
+    return _follow(params, prompts, answers, edits)
+
+
+def _follow(params: Params, prompts: Prompts, answers: Int[AnyArray, "B T"], edits: Sequence[Edit]) -> Array:
+    """`answer_logits`, inside a program."""
+    if len(answers) != len(prompts):
+        raise ValueError(f"{len(answers)} answers for {len(prompts)} prompts: give one for each")
+    columns, T = prompts.shape[1], answers.shape[1]
+    tokens = jnp.concatenate([jnp.asarray(prompts.tokens), answers], axis=1)
+    check_room(params, Prompts(tokens))
+    places = positions_of(prompts)
     following = jnp.max(places, axis=1, keepdims=True) + 1 + jnp.arange(T, dtype=jnp.int32)
     positions = jnp.concatenate([places, jnp.where(answers < 0, -1, following)], axis=1)
-    edit = receive(read_message(params_a, prompts_a, site=k), j, graft)
-    hook = hook_of(params_b, places, [edit])
-    return run(params_b, tokens, positions, hook.within(prompt))[0][:, prompt - 1 : -1]
+    hook = hook_of(params, places, edits).within(columns)
+    return run(params, tokens, positions, hook)[0][:, columns - 1 : -1]
 
 
 class ReadPrompt(struct.PyTreeNode):

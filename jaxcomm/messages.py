@@ -12,6 +12,7 @@ follows the paper's rule for unequal models, which asks nothing.)
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -82,6 +83,12 @@ class Message(struct.PyTreeNode):
         return round(size * float(there.mean()))
 
     @property
+    def single(self) -> bool:
+        """Whether its states are of one position, so that they have no axis of positions."""
+        at_one = self.site is not None and self.site.single
+        return self.valid is None and (at_one or np.ndim(self.states) == 2)  # pyright: ignore[reportArgumentType]
+
+    @property
     def norms(self) -> Array:
         """Euclidean length of every state over all axes of one token, [B] or [B, n].
 
@@ -89,7 +96,7 @@ class Message(struct.PyTreeNode):
             ValueError: The message holds no states.
         """
         wide = jnp.asarray(self.state_array(), jnp.float32)
-        first = 1 if self.valid is None and self.site is not None and self.site.single else 2
+        first = 1 if self.single else 2
         return jnp.sqrt(jnp.sum(wide**2, axis=tuple(range(first, wide.ndim))))
 
     def state_array(self) -> AnyArray:
@@ -121,6 +128,28 @@ class Message(struct.PyTreeNode):
                 told.append(f"norm {norms.min():.1f} to {norms.max():.1f}")
         told += [repr(text[:60]) for text in (self.text or ())[:3]]
         return f"Message({', '.join(told)}, from {self.sender or 'nobody named'})"
+
+    def take(self, rows: Any) -> Message:
+        """Selects the messages of some prompts, in any order.
+
+        Args:
+            rows: Their indices.
+
+        Returns:
+            A message for as many prompts.
+        """
+        rows = np.asarray(rows)
+        pick = lambda a: None if a is None else jnp.asarray(a)[rows]
+        states, site, text = self.states, self.site, self.text
+        if isinstance(states, KVCache):
+            k, v = jax.tree.map(lambda a: jnp.take(a, rows, axis=-4), (states.k, states.v))
+            states = KVCache(k, v, states.positions[rows])
+        elif states is not None:
+            states = pick(states)
+        if site is not None and np.ndim(site.positions) and hasattr(site.positions, "dtype"):
+            site = dataclasses.replace(site, positions=pick(site.positions))
+        text = None if text is None else tuple(text[i] for i in rows.tolist())
+        return self.replace(states=states, valid=pick(self.valid), site=site, text=text)
 
     def anonymous(self) -> Message:
         """Removes the sender's identity. Any model takes the result, by the rule for unequal widths (`Graft`).

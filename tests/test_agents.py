@@ -19,7 +19,7 @@ from jaxcomm.flops import blocks_flops, generation_flops
 from jaxcomm.layers import BLOCKS
 from jaxcomm.messages import send
 from jaxcomm.model import init_params
-from jaxcomm.protocols import activation, message, silent, skyline
+from jaxcomm.protocols import StandIn, activation, message, silent, skyline
 from jaxcomm.protocols.base import start_turn
 from jaxcomm.reading import forward
 
@@ -73,13 +73,13 @@ def test_rows_say_what_was_read_and_edited(agents):
 def test_controls_are_what_they_are_called(agents):
     a, b = agents
     said = lambda **s: [r.text for r in activation(a, b, A_READS, B_READS, j=2, **s).write(6)]
-    assert said(k=3, control="shuffled") == [
+    assert said(k=3, control="other") == [
         activation(a, b, [x], [y], k=3, j=2).write(6)[0].text for x, y in zip(A_READS[::-1], B_READS, strict=True)
     ]
     alone = [r.text for r in silent(a, b, A_READS, B_READS).write(6)]
     assert said(k=3) != alone, "the activation itself changes something"
     assert said(k=3, control="self") == alone, "B's own state changes nothing"
-    assert said(k=3, control="unrelated", unrelated="says alice") == [
+    assert said(k=3, control=StandIn("unrelated", unrelated="says alice")) == [
         r.text for r in activation(a, b, ["says alice"] * 2, B_READS, k=3, j=2).write(6)
     ]
     noise = activation(a, b, A_READS, B_READS, k=3, j=2, control="noise").write(2)
@@ -239,12 +239,13 @@ def test_generation_flops_equal_reading_everything_once(llama):
 def test_play_writes_one_line_per_result_and_per_item(tmp_path):
     to = ["--json", tmp_path / "r.jsonl", "--items", tmp_path / "i.jsonl"]
     jaxcomm("play", "--a", "pair:a", "--b", "pair:a", "--k", 4, "--j", 3, "--n", 5, *to)
-    (result,) = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    silent, result, other = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    assert (silent["protocol"], result["control"], other["control"]) == ("silent", None, "other"), "by default"
     assert {"game", "pair", "protocol", "graft", "k", "j", "accuracy", "low", "high", "n", "flops", "seconds"} <= set(
         result
     )
     assert (result["game"], result["n"], result["k"], result["j"], result["graft"]) == ("countries", 5, 4, 3, "replace")
-    rows = [json.loads(line) for line in (tmp_path / "i.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "i.jsonl").read_text().splitlines()][5:10]
     assert [r["prompt_a"] for r in rows] == [i.prompt_a for i in countries(0, 5)]
     assert (result["games_seed"], result["names"], result["chat"], result["dtype"]) == (0, "seen", False, "float32")
     assert np.mean([r["hit"] for r in rows]) == result["accuracy"] and rows[0]["details"]["sent_token"] == "."
@@ -289,11 +290,11 @@ def test_import_is_light():
         (lambda a, b: activation(a, b, A_READS, B_READS, k=9, j=1), "k = 9 is out of range"),
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=9), "j = 9 is out of range"),
         (
-            lambda a, b: activation(a, b, A_READS[:1], B_READS[:1], k=1, j=1, control="shuffled"),
+            lambda a, b: activation(a, b, A_READS[:1], B_READS[:1], k=1, j=1, control="other"),
             "needs at least two games",
         ),
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, control="odd"), "unknown control 'odd'"),
-        (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, graft="sum", where="all"), "needs equal widths"),
+        (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, graft="sum", where="all"), "need equal widths"),
         (lambda a, b: activation(a, b, A_READS, B_READS[:1], k=1, j=1), "A has 2 prompts, B has 1"),
         (lambda a, b: silent(a, b, A_READS, B_READS).write(0), "max_new_tokens = 0: it must be at least 1"),
         (lambda a, b: silent(a, b, A_READS, ["who ?", " "]), "empty prompt at row 1"),

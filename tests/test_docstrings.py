@@ -17,9 +17,9 @@ from jaxcomm import converters, lmnet, protocols
 from jaxcomm.evals.pair import folder
 
 MODULES = (
-    "prompts", "sites", "edits", "reading", "decoding", "messages", "communication", "layer_sweep",
+    "prompts", "sites", "edits", "reading", "decoding", "messages", "controls", "communication", "layer_sweep",
     "layer_sweep.patching", "agent", "chat", "model", "mapping", "sharding", "lora", "training", "flops", "fingerprint",
-    "cipher", "cache", "config", "protocols.base", "protocols.text", "protocols.debates", "protocols.cipher",
+    "cipher", "cache", "config", "protocols.base", "protocols.controls", "protocols.text", "protocols.debates", "protocols.cipher",
     "protocols.activations", "lmnet.network", "converters.agents", "converters.hf", "converters.checkpoints",
     "converters.families", "converters.tensors", "converters.table", "converters.gguf.file", "evals.play",
     "evals.conditions", "evals.scores", "evals.agents", "evals.choices", "evals.cost", "evals.documents",

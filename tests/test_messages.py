@@ -187,8 +187,8 @@ def test_activation_is_sending_and_receiving(trained):
     apart = receive_states(agent, B_READS, sent, how, j=2).write(4)
     assert apart == activation(agent, agent, A_READS, B_READS, k=4, j=2, graft="sum").write(4)
     assert sent.message.site == jc.Site("resid_post", 4, "last") and len(sent.message) == 2
-    changed = Grafting(graft="sum", control="zero")
-    assert receive_states(agent, B_READS, sent, changed, j=2).write(4)[0].details["norm_sent"] == 0
+    changed = dataclasses.replace(sent, message=jc.stand_in(sent.message, "zero"))
+    assert receive_states(agent, B_READS, changed, how, j=2).write(4)[0].details["norm_sent"] == 0
 
 
 def test_a_message_may_be_changed_on_its_way(trained, tmp_path):

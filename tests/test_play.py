@@ -360,11 +360,11 @@ def test_the_interval_of_what_is_no_share_stays_where_its_values_can_be(b, value
 
 def test_the_interval_of_a_difference_in_nats_holds_it(b):
     """Of one item, too."""
-    every = conditions.conditions(("silent", "activation"), {"activation": dict(k=5, j=2)}, ())
+    every = conditions.conditions(("silent", "activation"), {"activation": dict(k=5, j=2)}, ("zero",))
     outcomes = [play(WHERE, arm.protocol, b, b, PlaySettings(max_new_tokens=1), **arm.settings) for arm in every]
-    alike = [Choice(1, x, x, None, None, 5) for x in (-4.0, -1.0)]
-    outcomes = [dataclasses.replace(o, choices=[x]) for o, x in zip(outcomes, alike, strict=True)]
-    ((*_, nats, _),) = conditions.differences(every, outcomes, "exact").rows
+    alike = [Choice(1, x, x, None, None, 5) for x in (-9.0, -1.0, -4.0)]
+    by = {c.label: dataclasses.replace(o, choices=[x]) for c, o, x in zip(every, outcomes, alike, strict=True)}
+    ((*_, nats),) = conditions.against(every, by, ["activation"], "exact")
     value, low, high = map(float, re.findall(r"-?[\d.]+", nats))
     assert low <= value <= high and value == 3
 

@@ -1,5 +1,6 @@
 """Games by the command line: reports, the commands they print, what is refused, and sweeps over games of one's own."""
 
+import html
 import json
 import re
 import shlex
@@ -36,19 +37,24 @@ def records(path: Path) -> list[dict]:
 
 # Reports ------------------------------------------------------------------------------------------------------------
 
-ARMS = [("silent", None), ("skyline", None), ("message", None), ("activation", None), ("activation", "shuffled")]
+ARMS = [
+    ("silent", None), ("skyline", None), ("message", None), ("message", "other"), ("activation", None),
+    ("activation", "other"), ("message", "equal-flops"),
+]  # fmt: skip
+"""In the order in which they are played. A message of equal cost is a control of the activation."""
 
 
 @pytest.fixture(scope="module")
 def played(mine, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("played") / "run"
-    arms = ("--protocol", "silent", "skyline", "message", "activation", "--control", "shuffled")
+    arms = ("--protocol", "silent", "skyline", "message", "activation", "--control", "other", "equal-flops")
     jaxcomm("play", "--a", "pair:b", "--b", "pair:b", "--game", mine, *arms, "--k", 5, "--j", 2, "--out", out)
     return out
 
 
 def test_a_run_leaves_a_report_a_line_for_every_arm_and_one_for_every_answer(played, mine):
-    assert {path.name for path in played.iterdir()} == {"report.html", "report.md", "results.jsonl", "items.jsonl"}
+    files = {"report.html", "report.md", "results.jsonl", "items.jsonl", "effects.png"}
+    assert {path.name for path in played.iterdir()} == files
     results, items = records(played / "results.jsonl"), records(played / "items.jsonl")
     assert [(r["protocol"], r["control"]) for r in results] == ARMS and len(items) == len(ARMS) * N
     for n, result in enumerate(results):
@@ -66,11 +72,15 @@ def test_a_run_leaves_a_report_a_line_for_every_arm_and_one_for_every_answer(pla
         assert (result["n"], result["game"], result["file"]) == (N, "mine", "mine.jsonl")
         assert result["flops"] > 0 and result["seconds"] > 0
     by = {arm: result["found_accuracy"] for arm, result in zip(ARMS, results, strict=True)}
-    assert by["skyline", None] > by["silent", None] and by["activation", None] > by["activation", "shuffled"]
+    assert by["skyline", None] > by["silent", None] and by["activation", None] > by["activation", "other"]
+    assert {result["information"] for result in results} == {"private"}
     for name in ("report.html", "report.md"):
         text = (played / name).read_text()
-        for part in ("control: shuffled", "calibrated choice", "found match", "Activation against the rest"):
-            assert part in text
+        for part in (
+            "activation, other", "calibrated choice", "found match", "Presence and content (private information)",
+            "Against every control", "activation, equal-flops", "Sent and heard", "after Holm", "other from none",
+        ):  # fmt: skip
+            assert part in text or html.escape(part) in text
         assert text.count("B reads: ") == 2 * len(ARMS), "of the first two items"
 
 
@@ -120,7 +130,15 @@ def test_a_printed_command_asks_for_what_was_asked_for(given):
         ),
         (("--protocol", "cipher", "--temperatures", 0.1, 0.4), "--temperatures 0.1 0.4: B's must be lower"),
         (("--protocol", "cipher", "--temperatures", 0.4, 0.4), "--temperatures 0.4 0.4: B's must be lower"),
-        (("--protocol", "silent", "--control", "zero"), "--control mean nothing to the protocol silent: leave them"),
+        (("--protocol", "silent", "--control", "zero"), "--control means nothing to the protocol silent, which sends"),
+        (("--protocol", "exchange", "--k", 5), "exchange needs --k (A's layer) and --j (B's layer)"),
+        (("--protocol", "activation", "--k", 5, "--j", 2, "--where", "all"), "--where all needs --graft sum: replace"),
+        (("--protocol", "silent", "--where", "all"), "--where mean nothing to the protocol silent"),
+        (
+            ("--protocol", "message", "--turns", 2, "--control", "equal-bytes"),
+            "--turns 2: a message of equal cost has one",
+        ),
+        (("--protocol", "message", "--probe", -1), "--probe -1: it must be at least 0"),
         (("--protocol", "silent", "activation", "--k", 5), "activation needs --k (A's layer) and --j (B's layer)"),
     ],
 )
@@ -138,7 +156,7 @@ def test_what_cannot_be_meant_is_refused_before_a_model_is_loaded(capsys, tmp_pa
             ("play", "--control", "zero", "zero", "--k", 5, "--j", 2),
             "--control zero zero: name at least one, each once",
         ),
-        (("play", "--n", 1, "--control", "shuffled", "--k", 5, "--j", 2), "shuffled needs at least two games"),
+        (("play", "--n", 1, "--control", "mean", "--k", 5, "--j", 2), "--control mean needs at least two games"),
     ],
 )
 def test_arms_that_mean_nothing_are_refused_before_a_model_is_read(capsys, words, message):

@@ -27,15 +27,20 @@ class Play(options.GameOptions):
     b: options.Receiver
     game: str = "countries"
     """countries, tip_sheets, or a file of your own: FILE.jsonl, whose lines have prompt_a, prompt_b, answer and, if you like, choices."""
-    protocol: tuple[Literal["silent", "skyline", "message", "debate", "cipher", "activation"], ...] = ("activation",)
+    protocol: tuple[Literal["silent", "skyline", "message", "debate", "cipher", "activation", "exchange"], ...] = (
+        "activation",
+    )
     k: int | None = None
     """A's layer, 0 (embedding) to its number of layers; activation only."""
     j: int | None = None
     """B's layer, likewise."""
     graft: options.Graft = "replace"
     """How B's state b and A's state a are combined."""
-    control: options.Controls = ()
-    """Also run with these in place of A's activation."""
+    where: Literal["last", "all"] = "last"
+    """activation: edit the prompt's last token, or all (graft sum; appendix B.1)."""
+    control: options.Controls = ("other",)
+    probe: int = 400
+    """Further items on which the probe is trained that reads the answer out of messages; a game of your own has none."""
     n: int | None = None
     """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
@@ -66,7 +71,7 @@ class Play(options.GameOptions):
     int8: options.Int8 = False
     cluster: options.Cluster = None
     out: Path | None = None
-    """Folder for report.html, report.md, results.jsonl and items.jsonl."""
+    """Folder for report.html, report.md, a picture, results.jsonl and items.jsonl."""
     json: Path | None = None
     """Write one JSON line per result here."""
     items: Path | None = None
@@ -92,24 +97,24 @@ class Play(options.GameOptions):
             check_file(path)
         if self.out is not None:
             check_folder(self.out)
-        wording, every = (
-            self.game_wording(),
-            conditions.conditions(self.protocol, self._protocol_settings(), self.control),
-        )
+        wording, own = self.game_wording(), self._protocol_settings()
         game = draw(self.game, self.seed, self.n, names=self.names, examples=self.examples)
-        if "shuffled" in self.control and len(game.items) < 2:
-            raise ValueError("--control shuffled needs at least two games")
+        controls = [control for control in self.control if control != "other" or len(game.items) > 1]
+        every = conditions.conditions(self.protocol, own, controls)
+        if len(game.items) < 2 and (made := {"mean", "moments", "adversarial"} & {*self.control}):
+            raise ValueError(f"--control {min(made)} needs at least two games: leave it out, or play more (--n)")
         a, b = load_agents(self.a, self.b, dtype=self.dtype, tensor=self.tensor, int8=self.int8, **self.agent_options())
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
         drawn = {"int8": self.int8} | read_as((a, b))
         settings = PlaySettings(wording, self.choices, self.max_new_tokens, sampling, self.seed, drawn)
         outcomes = list(conditions.play_all(game, every, a, b, settings))
         if processes.first():
-            self._report(outcomes, conditions.blocks(every, outcomes, a, b, wording))
+            more = conditions.further_messages(every, game, a, b, settings, self.probe)
+            self._report(outcomes, conditions.blocks(every, outcomes, a, b, wording, more))
 
     def _report(self, outcomes: Sequence[Outcome], blocks: list[Block]) -> None:
         """Prints the blocks, and writes them and the results where they are asked for."""
-        from ..documents import Code, Heading, console, markdown, page, show
+        from ..documents import Code, Heading, Picture, console, markdown, page, show
         from ..files import write_lines, write_whole
 
         show(blocks, console(180))
@@ -120,6 +125,9 @@ class Play(options.GameOptions):
         if self.out is not None:
             blocks = [*blocks, Heading(2, "This again"), Code(options.command_line(self))]
             title = f"{outcomes[0].game.name}, {outcomes[0].pair}"
+            for block in blocks:
+                if isinstance(block, Picture):
+                    write_whole(self.out / block.file, block.png)
             write_whole(self.out / "report.html", page(title, blocks).encode())
             write_whole(self.out / "report.md", markdown(blocks).encode())
             write_lines(self.out / "results.jsonl", results)
@@ -134,11 +142,14 @@ class Play(options.GameOptions):
             "message": dict(ask=self.ask, tell=self.tell, turns=self.turns, max_message_tokens=self.max_message_tokens),
             "debate": dict(talk, rounds=rounds(2), tie="last"),
             "cipher": dict(talk, rounds=rounds(3), temperatures=self.temperatures),
-            "activation": dict(k=self.k, j=self.j, graft=self.graft),
+            "activation": dict(k=self.k, j=self.j, graft=self.graft, where=self.where),
+            "exchange": dict(k=self.k, j=self.j, graft=self.graft, where=self.where, tie="first"),
         }
 
     def _check(self) -> None:
         from jaxcomm.protocols.text import check_message
+
+        from ..play import SENDS
 
         if self.temperature < 0 or (self.top_p < 1 and not self.temperature):
             raise ValueError(
@@ -150,13 +161,25 @@ class Play(options.GameOptions):
         for name, given in (("protocol", self.protocol), ("control", self.control)):
             if len(set(given)) < len(given) or not (given or name == "control"):
                 raise ValueError(f"--{name} {' '.join(given) or 'none'}: name at least one, each once")
-        grafted = (self.k, self.j, self.control, self.graft) != (None, None, (), "replace")
-        if "activation" not in self.protocol and grafted:
+        grafts = [protocol for protocol in ("activation", "exchange") if protocol in self.protocol]
+        if not grafts and (self.k, self.j, self.graft, self.where) != (None, None, "replace", "last"):
             raise ValueError(
-                f"--k, --j, --graft and --control mean nothing to the protocol {', '.join(self.protocol)}: leave them out, or name activation"
+                f"--k, --j, --graft and --where mean nothing to the protocol {', '.join(self.protocol)}: leave them out, or name activation"
             )
-        if "activation" in self.protocol and (self.k is None or self.j is None):
-            raise ValueError("activation needs --k (A's layer) and --j (B's layer)")
+        if self.control not in ((), ("other",)) and not {*SENDS} & {*self.protocol}:
+            raise ValueError(
+                f"--control means nothing to the protocol {', '.join(self.protocol)}, which sends nothing: leave it out"
+            )
+        if grafts and (self.k is None or self.j is None):
+            raise ValueError(f"{grafts[0]} needs --k (A's layer) and --j (B's layer)")
+        if self.where == "all" and self.graft != "sum":
+            raise ValueError(f"--where all needs --graft sum: {self.graft} would overwrite the whole prompt")
+        if self.probe < 0:
+            raise ValueError(f"--probe {self.probe}: it must be at least 0")
+        if {"equal-flops", "equal-bytes"} & {*self.control} and self.turns > 1:
+            raise ValueError(
+                f"--turns {self.turns}: a message of equal cost has one turn; leave out equal-flops and equal-bytes"
+            )
         if "message" in self.protocol:
             check_message(self.ask, self.tell, "--")
         if "cipher" in self.protocol and self.temperature:

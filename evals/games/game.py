@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ class Game:
         """The choices of an item: its own, or else the answers of the game."""
         return item.choices or self.answers
 
+    @property
+    def information(self) -> str:
+        """What A knows and B does not: "private", "shared" or "mixed" (`information`)."""
+        return information((item.prompt_a, item.prompt_b) for item in self.items)
+
     def named(self, text: str, item: Item) -> str | None:
         """Finds the choice that a text names first, in any of its spellings.
 
@@ -96,6 +101,32 @@ class Game:
             The same game with these items only.
         """
         return dataclasses.replace(self, items=tuple(self.items[i] for i in indices))
+
+
+INFORMATION = {
+    "private": "private information: A knows what B cannot",
+    "shared": "shared information: B reads all that A knows",
+    "mixed": "private information in some items, shared in others",
+}
+"""What can come through a channel at all depends on it: the same channel may give 76 points on private facts and none on
+shared ones (Cheng et al. 2026, arXiv 2608.04893)."""
+
+
+def information(prompts: Iterable[tuple[str, str]]) -> str:
+    """Says whether A knows what B cannot.
+
+    Args:
+        prompts: What A reads and what B reads, of each item.
+
+    Returns:
+        "private": in no item does B read all that A reads. "shared": it does in all of them. "mixed": in some.
+
+    Example:
+        >>> information([("Bob is at Petra.", "Where is Bob?"), ("2 + 2?", "2 + 2?")])
+        'mixed'
+    """
+    shared = [" ".join(a.split()) in " ".join(b.split()) for a, b in prompts]
+    return "shared" if all(shared) else "mixed" if any(shared) else "private"
 
 
 def draw(name: str, seed: int = 0, n: int | None = None, *, names: str = "seen", examples: int = 0) -> Game:

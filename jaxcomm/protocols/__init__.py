@@ -8,14 +8,17 @@ A protocol of your own is put together from its parts, with anything in between:
     sent = send_states(a, b, prompts_a, Grafting(), k=26, games=n)   or send_text(a, prompts_a, Conversation())
     turn = receive_states(b, prompts_b, sent, Grafting(), j=26)      or receive_text(b, prompts_b, sent, Conversation())
 
+Protocols that send take `control`: what every receiver gets in place of its message (`CONTROLS`).
+
 sampling and seed are those of what is written before that turn, which has its own. Where nothing is written (silent,
 sender, skyline, an activation without thinking) they change nothing. CIPHER, which says everything in vectors, refuses
 `sampling`.
 """
 
-from jaxcomm.protocols.activations import Back, Control, Grafting, activation, exchange, receive_states, send_states
+from jaxcomm.protocols.activations import Back, Grafting, activation, exchange, receive_states, send_states
 from jaxcomm.protocols.base import Reply, Scored, Sent, Turn
 from jaxcomm.protocols.cipher import cipher_debate
+from jaxcomm.protocols.controls import CONTROLS, Control, StandIn
 from jaxcomm.protocols.debates import FORMS, Form, Panel, debate
 from jaxcomm.protocols.text import Conversation, message, receive_text, send_text, sender, silent, skyline
 
@@ -32,6 +35,7 @@ PROTOCOLS = {
 """name -> protocol. Two agents debate here; `debate` and `cipher_debate` take any number."""
 
 __all__ = [
+    "CONTROLS",
     "FORMS",
     "PROTOCOLS",
     "Back",
@@ -43,6 +47,7 @@ __all__ = [
     "Reply",
     "Scored",
     "Sent",
+    "StandIn",
     "Turn",
     "activation",
     "cipher_debate",

@@ -1,20 +1,22 @@
-"""Activation communication between agents: the text-level twin of `jaxcomm.communicate`, and its controls."""
+"""Activation communication between agents: the text-level twin of `jaxcomm.communicate`."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomm.agent import Agent, Prompt, Seed, derive_seed, row_keys
+from jaxcomm.agent import Agent, Prompt, Seed, derive_seed
 from jaxcomm.communication import read_prompt, resume
 from jaxcomm.compiled import check_layer
 from jaxcomm.config import AnyArray
+from jaxcomm.controls import adversary
 from jaxcomm.decoding import Sampling, bucket
 from jaxcomm.edits import Graft, GraftFunction, apply_graft, through_map
 from jaxcomm.flops import blocks_flops, graft_flops
@@ -22,32 +24,11 @@ from jaxcomm.messages import Message, read_message, receive
 from jaxcomm.prompts import left_pad
 from jaxcomm.protocols.answers import ANSWERS
 from jaxcomm.protocols.base import Sent, Shared, Spent, Turn, dropped, share, start_turn, total
+from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in
 from jaxcomm.protocols.debates import Panel, lookup
 from jaxcomm.reading import prefill
 from jaxcomm.sharding import by_rows, deliver
-from jaxcomm.sites import Site
-
-Control = Literal["unrelated", "shuffled", "zero", "noise", "self"]
-"""What B gets instead of A's activation: A's on an unrelated sentence, A's of another game, zeros, Gaussian noise of
-the same norm as A's, or B's own state h_B[j], which with `replace` must change nothing."""
-
-UNRELATED = "Water boils at one hundred degrees."
-
-
-def _stand_in(control: str, message: jax.Array, own: jax.Array, seed: Seed) -> jax.Array:
-    match control:
-        case "shuffled":
-            return jnp.roll(message, 1, axis=0)
-        case "zero":
-            return jnp.zeros_like(message)
-        case "noise":
-            draw = lambda key: jax.random.normal(key, message.shape[1:], message.dtype)
-            noise = jax.vmap(draw)(row_keys(seed, len(message)))
-            norm = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)
-            return noise / norm(noise) * norm(message)
-        case "self":
-            return own
-    raise ValueError(f"unknown control {control!r}: choose one of {', '.join(get_args(Control))}")
+from jaxcomm.sites import SITES, Site, check_site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +38,10 @@ class Grafting:
     Attributes:
         graft: "sum", "mean", "replace", or a function f(a, b).
         W: The map [D_B, D_A], or a list with one for each sender. None: no map.
-        where: "last", the last token, or "all" tokens (Ramesh & Li 2025, appendix B.1), the two prompts aligned at
-            their ends.
-        control: What B gets instead of A's state (`Control`). "unrelated" takes A's place before W. The others stand in
-            for what arrives at B, after W.
-        unrelated: The sentence that A reads with the control "unrelated".
+        where: Of layers k and j: "last", the last token, or "all" tokens (Ramesh & Li 2025, appendix B.1), the two prompts
+            aligned at their ends. A `Site` in their place has positions of its own.
+        control: What B gets in place of A's states: a name in `CONTROLS`, or a `StandIn`. It stands in for what arrives
+            at B, after W. None: A's states.
         think: Largest number of tokens that A writes first. The state at the last of them is sent: chain of thought
             (appendix B.2), or a sampled completion (appendix B.5: temperature 0.7, 512 tokens). 0: A writes nothing.
         until: Strings that end what A writes.
@@ -69,7 +49,7 @@ class Grafting:
         seed: Seed of these draws and of noise, for all games or one for each.
 
     Raises:
-        ValueError: There is no such graft, control or `where`; a control, or a graft other than "sum", goes with "all".
+        ValueError: There is no such graft, control or `where`; a graft other than "sum" goes with "all".
 
     Example:
         >>> how = protocols.Grafting(graft="sum", where="all")
@@ -81,8 +61,7 @@ class Grafting:
     graft: GraftFunction = "replace"
     W: AnyArray | Sequence[AnyArray | None] | None = None
     where: Literal["last", "all"] = "last"
-    control: Control | None = None
-    unrelated: str = UNRELATED
+    control: Control | StandIn | None = None
     think: int = 0
     until: Sequence[str] = ()
     sampling: Sampling | None = None
@@ -91,10 +70,7 @@ class Grafting:
     def __post_init__(self):
         if self.where not in ("last", "all"):
             raise ValueError(f"unknown where {self.where!r}: choose last or all")
-        if self.control is not None and self.control not in get_args(Control):
-            raise ValueError(f"unknown control {self.control!r}: choose one of {', '.join(get_args(Control))}")
-        if self.control is not None and self.where != "last":
-            raise ValueError('controls stand in for one state per game: use where="last"')
+        object.__setattr__(self, "control", as_stand_in(self.control))
         if self.where == "all" and self.graft != "sum":
             raise ValueError(f'where="all" needs graft="sum": {self.graft!r} would overwrite the whole prompt')
         Graft(self.graft)
@@ -106,13 +82,13 @@ class Sender(NamedTuple):
     Attributes:
         agent: The agent.
         prompts: What it reads, one prompt for each game.
-        k: It is read after this layer.
+        site: Where it is read.
         W: Its map, or None.
     """
 
     agent: Agent
     prompts: Sequence[Prompt]
-    k: int
+    site: Site
     W: AnyArray | None
 
 
@@ -123,7 +99,7 @@ def activation(
     prompts_b: Sequence[Prompt],
     *,
     k: Any,
-    j: int,
+    j: Any,
     **how: Any,
 ) -> Turn:
     """A reads its prompts up to layer k. B reads its own, with A's states grafted in after layer j.
@@ -136,16 +112,17 @@ def activation(
         b: The receiver.
         prompts_a: What A reads, one prompt for each game.
         prompts_b: What B reads, one prompt for each game.
-        k: A is read after this layer, 0 .. L_A.
-        j: B is edited after this layer, 0 .. L_B.
+        k: A is read after this layer, 0 .. L_A. Or any `Site`.
+        j: B is edited after this layer, 0 .. L_B. Or any `Site`.
         **how: Options of `Grafting`.
 
     Returns:
-        B's turn. Details of a `Reply`: the token and position that was read in A, and the one edited in B; the norms of
-        what arrived, of B's state before, and of B's state after the edit.
+        B's turn. Details of a `Reply`: the token and position that was read in A, and the one edited in B; the norm of
+        what arrived, and where the last token's stream is edited, those of B's state before and after.
 
     Raises:
-        ValueError: As for `communicate`; the control "shuffled" has a single game; an option is invalid.
+        ValueError: As for `communicate`; a control is made of other games' messages, and there are none; an option is
+            invalid.
 
     Example:
         >>> told, asked = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
@@ -153,10 +130,11 @@ def activation(
         'Greece'
     """
     settings = Grafting(**how)
-    check_layer(b.params, j, "j")
-    return receive_states(
-        b, prompts_b, send_states(a, b, prompts_a, settings, k=k, games=len(prompts_b)), settings, j=j
-    )
+    _site(b, j, settings.where, "j")
+    sent = send_states(a, b, prompts_a, settings, k=k, games=len(prompts_b))
+    if settings.control is not None:
+        sent = _replaced(sent, a, b, prompts_b, settings, k=k, j=j)
+    return receive_states(b, prompts_b, sent, settings, j=j)
 
 
 def send_states(
@@ -169,11 +147,11 @@ def send_states(
         b: The receiver.
         prompts_a: What the sender reads, one prompt for each game; of several senders, a list for each.
         settings: Maps, tokens, thinking.
-        k: The sender is read after this layer; of several senders, one for each.
+        k: The sender is read after this layer, or at this `Site`; of several senders, one for each.
         games: Number of messages.
 
     Returns:
-        Messages of states [B, D], or of all tokens [B, n, D]. Of several senders it is the mean, through their maps.
+        Messages of states [B, D], or of several tokens [B, n, D]. Of several senders it is the mean, through their maps.
 
     Raises:
         ValueError: A layer is out of range; the numbers of senders, prompts, layers and maps differ; the senders'
@@ -184,39 +162,39 @@ def send_states(
         >>> sent.message.states.shape
         (1, 128)
     """
-    senders = _senders(a, prompts_a, k, settings.W, games)
-    heard = [_read(sender, settings, n, b, games) for n, sender in enumerate(senders)]
-    site = Site("resid_post", int(senders[0].k), settings.where)
+    senders = _senders(a, prompts_a, k, settings, games)
+    heard = [_read(sender, settings, n, b) for n, sender in enumerate(senders)]
+    site = senders[0].site
     message = Message(_joined(heard, senders, b.params.config.width), heard[0].valid, site)
-    layers = int(k) if isinstance(a, Agent) else [int(sender.k) for sender in senders]
+    layers = [sender.site.layer for sender in senders]
     details = [
         {
-            "k": layers,
+            "k": layers[0] if isinstance(a, Agent) else layers,
+            **_told("sent", site),
             "sent_token": senders[-1].agent.tokens(heard[-1].rows[i][-1:])[0],
             "sent_position": len(heard[-1].rows[i]) - 1,
             **({"thought": [x.thoughts[i] for x in heard]} if settings.think else {}),
         }
         for i in range(games)
     ]
-    return Sent(message, details, [_cost(senders, heard, b, settings.where, i) for i in range(games)])
+    return Sent(message, details, [_cost(senders, heard, b, i) for i in range(games)])
 
 
-def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: Grafting, *, j: int) -> Turn:
+def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: Grafting, *, j: Any) -> Turn:
     """Lets the receiver read its prompts, with the states grafted in.
 
     Args:
         b: The receiver.
         prompts_b: What it reads, one prompt for each game.
         sent: Messages of states, one for each prompt.
-        settings: Graft, tokens, control.
-        j: The receiver is edited after this layer.
+        settings: Graft and tokens.
+        j: The receiver is edited after this layer, or at this `Site`.
 
     Returns:
         The receiver's turn.
 
     Raises:
-        ValueError: The control "shuffled" has a single game; states for all tokens have another width than the
-            receiver; a prompt is empty or too long.
+        ValueError: States for several tokens have another width than the receiver; a prompt is empty or too long.
 
     Example:
         >>> how = protocols.Grafting()
@@ -224,47 +202,104 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
         >>> protocols.receive_states(agent, ["Which country is Alice located in?"], sent, how, j=2).write(4)[0].text
         'Greece'
     """
-    if settings.control == "shuffled" and len(prompts_b) < 2:
-        raise ValueError("the control shuffled needs at least two games")
-    rows_b = b.rows(prompts_b, 1)
-    shared = _lay_out(b, rows_b, settings.where)
-    prompt, past = read_prompt(b.single, shared.prompts, past=shared.past), shared.past
-    message, own = jnp.asarray(sent.message.state_array()), prompt.states[j]
-    if settings.control not in (None, "unrelated"):
-        message = _stand_in(settings.control, message, own, settings.seed)
-    last = message if settings.where == "last" else message[:, -1]
-    edited = apply_graft(settings.graft, last, own)
-    if settings.where == "last":
+    rows, site = b.rows(prompts_b, 1), _site(b, j, settings.where, "j")
+    shared = _lay_out(b, rows, site)
+    message, past = sent.message, shared.past
+    states = jnp.asarray(message.state_array())
+    if site.name == "resid_post" and site.positions == "last" and states.ndim == 2:
         # The last token's edit is an argument, so one program serves every f(a, b).
-        logits, cache = resume(b.single, prompt, edited, j, past=past)
+        prompt = read_prompt(b.single, shared.prompts, past=past)
+        own = prompt.states[site.layer]
+        edited = apply_graft(settings.graft, states, own)
+        logits, cache = resume(b.single, prompt, edited, site.layer, past=past)
         past = (*past, prompt.earlier)
-    elif last.shape[-1] != own.shape[-1]:
+        norms = {"norm_sent": states, "norm_before": own, "norm_after": edited}
+        norms = {name: np.linalg.norm(np.asarray(x, np.float32), axis=-1) for name, x in norms.items()}
+    elif SITES[site.name].axes.endswith("D") and states.shape[-1] != b.params.config.width:
         raise ValueError(
-            f'where="all" needs equal widths, got {last.shape[-1]} and {own.shape[-1]}: pass W, or edit the last token'
+            f"several tokens need equal widths, got {states.shape[-1]} and {b.params.config.width}: pass W, or edit the last token"
         )
     else:
-        edit = receive(sent.message.anonymous(), Site("resid_post", j, "all"), settings.graft)
-        logits, cache = prefill(b.single, shared.prompts, edits=[edit])
-    norms = [np.linalg.norm(np.asarray(x, np.float32), axis=-1) for x in (last, own, edited)]
+        edit = receive(message.anonymous(), site, settings.graft)
+        logits, cache = prefill(b.single, shared.prompts, edits=[edit], past=past)
+        sizes = np.asarray(message.norms)
+        norms = {"norm_sent": sizes if sizes.ndim == 1 else sizes[:, -1]}
     graft = settings.graft if isinstance(settings.graft, str) else getattr(settings.graft, "__name__", "callable")
     details = [
         {
             **told,
-            "j": int(j),
+            "j": site.layer,
+            **_told("edited", site),
             "graft": graft,
-            "control": settings.control,
+            "control": None if settings.control is None else settings.control.name,  # pyright: ignore
             "edited_token": b.tokens(row[-1:])[0],
             "edited_position": len(row) - 1,
-            **dict(zip(("norm_sent", "norm_before", "norm_after"), (float(norm[i]) for norm in norms), strict=True)),
+            **{name: float(norm[i]) for name, norm in norms.items()},
         }
-        for i, (told, row) in enumerate(zip(sent.details, rows_b, strict=True))
+        for i, (told, row) in enumerate(zip(sent.details, rows, strict=True))
     ]
-    return Turn(b, prompts_b, rows_b, logits, cache, past, details, sent.spent)
+    return Turn(b, prompts_b, rows, logits, cache, past, details, sent.spent, message)
 
 
-def _senders(a: Agent | Sequence[Agent], prompts: Sequence[Any], k: Any, W: Any, games: int) -> list[Sender]:
+def _replaced(
+    sent: Sent,
+    a: Agent | Sequence[Agent],
+    b: Agent,
+    prompts_b: Sequence[Prompt],
+    settings: Grafting,
+    *,
+    k: Any,
+    j: Any,
+) -> Sent:
+    """With what a control puts in the place of the states that were sent."""
+    games, several = len(prompts_b), not isinstance(a, Agent)
+    first = next(iter(a)) if several else a
+    site, there = _site(b, j, settings.where, "j"), sent.message.site
+    assert isinstance(settings.control, StandIn) and isinstance(there, Site) and isinstance(first, Agent)
+
+    def generated() -> Message:
+        # As deep in B as A is read.
+        depth = there.layer and round(there.layer * b.single.config.layers / first.single.config.layers)
+        own = dataclasses.replace(there, layer=depth)
+        read = _read(Sender(b, prompts_b, own, None), settings, 0, b)
+        return Message(read.states, read.valid, own)
+
+    def unrelated(sentence: str) -> Message:
+        told = [sentence] * games
+        return send_states(a, b, [told] * len(list(a)) if several else told, settings, k=k, games=games).message  # pyright: ignore
+
+    prompts = _lay_out(b, b.rows(prompts_b, 1), Site("embed", positions="all")).prompts
+    link = Link(
+        first,
+        generated,
+        unrelated,
+        own=lambda: read_message(b.single, prompts, site=site),
+        worst=lambda message, answers: adversary(
+            b.single, prompts, b.spell(prompts_b, answers), message, site, settings.graft
+        ),
+    )
+    return dataclasses.replace(sent, message=settings.control(sent.message, link, settings.seed))
+
+
+def _site(agent: Agent, place: Any, where: str, name: str) -> Site:
+    """Where an agent is read or edited. ValueError: its model has no such site."""
+    if isinstance(place, Site):
+        check_site(agent.params.config, place)
+        return place
+    check_layer(agent.params, place, name)
+    return Site("resid_post", int(place), where)
+
+
+def _told(what: str, site: Site) -> dict[str, str]:
+    """What a reply tells of a site, unless it is the stream at a layer."""
+    return {} if site.name == "resid_post" and isinstance(site.positions, str) else {f"{what}_site": str(site)}
+
+
+def _senders(
+    a: Agent | Sequence[Agent], prompts: Sequence[Any], k: Any, settings: Grafting, games: int
+) -> list[Sender]:
     """One or several. ValueError: not one of everything for each, or a layer out of range."""
-    agents = (a,) if isinstance(a, Agent) else tuple(a)
+    agents, W = (a,) if isinstance(a, Agent) else tuple(a), settings.W
 
     def each(value: Any) -> list[Any]:
         return list(value) if isinstance(value, list | tuple) and not isinstance(a, Agent) else [value]
@@ -272,23 +307,23 @@ def _senders(a: Agent | Sequence[Agent], prompts: Sequence[Any], k: Any, W: Any,
     reads, ks, maps = each(prompts), each(k), [None] * len(agents) if W is None else each(W)
     if not len(agents) == len(reads) == len(ks) == len(maps):
         raise ValueError(f"{len(agents)} senders, {len(reads)} lists of prompts, {len(ks)} layers k: give one of each")
-    for agent, own, layer in zip(agents, reads, ks, strict=True):
-        check_layer(agent.params, layer)
+    sites = [_site(agent, place, settings.where, "k") for agent, place in zip(agents, ks, strict=True)]
+    for own in reads:
         if len(own) != games:
             raise ValueError(f"A has {len(own)} prompts, B has {games}: give one of each per game")
-    return list(itertools.starmap(Sender, zip(agents, reads, ks, maps, strict=True)))
+    return list(itertools.starmap(Sender, zip(agents, reads, sites, maps, strict=True)))
 
 
-def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], where: str) -> Shared:
-    """Where all tokens are edited, what prompts have in common is too, so it is not read apart."""
-    if where == "last":
+def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], site: Site) -> Shared:
+    """What prompts have in common is read apart, unless a site may lie in it."""
+    if isinstance(site.positions, str) and site.positions == "last":
         return share(agent, rows)
     prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
     return Shared(by_rows(agent.params, prompts), ())
 
 
 class _Read(NamedTuple):
-    """What a sender read: its states, of the last tokens of `rows` or of all; what it wrote before; what that cost."""
+    """What a sender read: its states, of the last tokens of `rows` or of several; what it wrote before; what that cost."""
 
     states: jax.Array
     valid: jax.Array | None
@@ -297,10 +332,9 @@ class _Read(NamedTuple):
     spent: Sequence[Spent]
 
 
-def _read(sender: Sender, settings: Grafting, n: int, home: Agent, games: int) -> _Read:
+def _read(sender: Sender, settings: Grafting, n: int, home: Agent) -> _Read:
     """What the n-th sender reads, thinks and sends; it arrives where the agent `home` lives."""
-    agent, layer = sender.agent, int(sender.k)
-    prompts = [settings.unrelated] * games if settings.control == "unrelated" else sender.prompts
+    agent, prompts, site = sender.agent, sender.prompts, sender.site
     rows, thoughts, config = agent.rows(prompts), [], agent.params.config
     spent = [Spent(0, len(row), 0, lost) for row, lost in zip(rows, dropped(agent, prompts, rows), strict=True)]
     if settings.think:
@@ -309,12 +343,18 @@ def _read(sender: Sender, settings: Grafting, n: int, home: Agent, games: int) -
         said = start_turn(agent, prompts).write(settings.think, until=until, sampling=settings.sampling, seed=seed)
         rows = [[*row, *reply.ids] for row, reply in zip(rows, said, strict=True)]
         thoughts, spent = [reply.text for reply in said], [reply.spent for reply in said]
-    shared = _lay_out(agent, rows, settings.where)
-    site = Site("resid_post", layer, settings.where)
+    shared = _lay_out(agent, rows, site)
     message = deliver(read_message(agent.single, shared.prompts, site=site, past=shared.past), home.params)
-    reading = [Spent(blocks_flops(config, len(row), blocks=layer)) for row in rows]
-    spent = [x + y for x, y in zip(spent, reading, strict=True)]
-    return _Read(message.state_array(), message.valid, rows, thoughts, spent)
+    blocks = config.layers if site.name == "logits" else site.layer or 0
+    one = message.state_array().nbytes // max(1, math.prod(message.norms.shape))
+    held = np.ones(len(rows), int) if message.valid is None else np.asarray(message.valid).sum(axis=1)
+    read = [
+        Spent(blocks_flops(config, len(row), blocks=blocks), sent=one * int(m))
+        for row, m in zip(rows, held, strict=True)
+    ]
+    return _Read(
+        message.state_array(), message.valid, rows, thoughts, [x + y for x, y in zip(spent, read, strict=True)]
+    )
 
 
 def _joined(heard: Sequence[_Read], senders: Sequence[Sender], width: int) -> jax.Array:
@@ -328,11 +368,11 @@ def _joined(heard: Sequence[_Read], senders: Sequence[Sender], width: int) -> ja
     return messages[0] if len(messages) == 1 else jnp.mean(jnp.stack(messages), axis=0)
 
 
-def _cost(senders: Sequence[Sender], heard: Sequence[_Read], b: Agent, where: str, i: int) -> Spent:
+def _cost(senders: Sequence[Sender], heard: Sequence[_Read], b: Agent, i: int) -> Spent:
     """Of the i-th game's messages: reading, maps and edits."""
     each = []
     for sender, x in zip(senders, heard, strict=True):
-        states = len(x.rows[i]) if where == "all" else 1
+        states = 1 if x.valid is None else int(np.asarray(x.valid[i]).sum())
         graft = graft_flops(sender.agent.single.config, b.single.config, sender.W is not None)
         each.append(x.spent[i] + Spent(states * graft))
     return total(each)
@@ -401,4 +441,4 @@ def exchange(
     there = activation(a, b, prompts_a, prompts_b, k=k, j=j, **how)
     k_back, j_back = k if back.k is None else back.k, j if back.j is None else back.j
     returned = activation(b, a, prompts_b, prompts_a, k=k_back, j=j_back, **{**how, "W": back.W})
-    return Panel((there, returned), parse, tie, [Spent() for _ in prompts_b], [{} for _ in prompts_b])
+    return Panel((there, returned), parse, tie, [Spent() for _ in prompts_b], [{} for _ in prompts_b], receiver=0)

@@ -48,12 +48,14 @@ class Spent:
         read: Number of tokens, or vectors, that were read.
         written: Number of tokens, or vectors, that were written.
         dropped: Number of tokens that were cut off prompts (`Agent.longest`).
+        sent: Number of bytes that agents sent to each other: states in their own dtype, texts in UTF-8.
     """
 
     flops: int = 0
     read: int = 0
     written: int = 0
     dropped: int = 0
+    sent: int = 0
 
     def __add__(self, other: Spent) -> Spent:
         return Spent(*(x + y for x, y in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -247,6 +249,7 @@ class Turn:
         past: Keys and values of what stands before. They are only read.
         details: What the protocol tells of each prompt, for its `Reply`.
         before: What was spent on each prompt until then.
+        received: What the agent got from others for each prompt, as it arrived. None: nothing.
 
     Example:
         >>> turn = protocols.silent(agent, agent, [""], ["Bob is at Petra. Which country is Bob located in?"])
@@ -262,6 +265,7 @@ class Turn:
     past: tuple[KVCache, ...]
     details: Sequence[Mapping[str, Any]]
     before: Sequence[Spent]
+    received: Message | None = None
 
     @property
     def dropped(self) -> list[int]:

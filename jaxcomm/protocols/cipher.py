@@ -8,9 +8,10 @@ tokens are those it has with the response's readable text (nearest tokens) in th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxcomm.agent import Agent, Prompt, Seed
-from jaxcomm.cipher import Mixing, Partial, Stop, Vectors, cipher
+from jaxcomm.cipher import Mixing, Partial, Stop, Vectors, cipher, nearest
+from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Sampling, bucket
 from jaxcomm.flops import generation_flops
+from jaxcomm.messages import Message
 from jaxcomm.model import Params
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.protocols.base import Reply, Spent, Turn, start_turn
-from jaxcomm.protocols.debates import FORMS, Form, check_debate, lookup, next_prompts
+from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in, worst_of_others
+from jaxcomm.protocols.debates import FORMS, Form, check_debate, lookup
+from jaxcomm.protocols.text import likelihoods, text
 from jaxcomm.reading import prefill
+from jaxcomm.sites import Site
 
 
 @jax.jit
@@ -47,6 +53,7 @@ class CipherTurn(Turn):
         past: As in `Turn`.
         details: As in `Turn`.
         before: As in `Turn`.
+        received: As in `Turn`.
         mixing: How a distribution becomes a vector, and when a response ends.
         lost: Number of tokens that were cut off each prompt, or nothing.
     """
@@ -181,10 +188,12 @@ class CipherDebate:
         threshold: As in `cipher.Mixing`.
         reverse: As in `cipher.Mixing`.
         sampling: Must be None: nothing is drawn.
-        seed: Not used: nothing is drawn.
+        seed: Seed of a control's draws. Nothing else is drawn.
+        control: What every agent gets in place of each of the others' responses: a name in `CONTROLS`, or a `StandIn`.
+            None: the responses. Its own it keeps.
 
     Raises:
-        ValueError: There is a `sampling`; `rounds` is below 1; there is no such form.
+        ValueError: There is a `sampling`; `rounds` is below 1; there is no such form or control.
     """
 
     temperatures: Sequence[float]
@@ -199,8 +208,10 @@ class CipherDebate:
     reverse: bool = False
     sampling: Sampling | None = None
     seed: Seed = 0
+    control: Control | StandIn | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "control", as_stand_in(self.control))
         check_no_draws(self.sampling)
         if self.rounds < 1:
             raise ValueError(f"rounds = {self.rounds}: a debate has at least 1, the first answers")
@@ -225,35 +236,125 @@ class CipherDebate:
         return [Mixing(s, self.threshold, self.stop, self.partial, self.reverse, vocab) for s in cuts]
 
 
-class _Round:
-    """What was said in a debate so far, and what it cost."""
+class _Response(NamedTuple):
+    """What one agent says to every question, as one receiver reads it: vectors [B, T, D], the nearest tokens [B, T],
+    numbers of vectors [B], and readable texts."""
 
-    def __init__(self, agents: Sequence[Agent], items: int):
-        self.agents = agents
+    vectors: AnyArray
+    tokens: AnyArray
+    lengths: AnyArray
+    texts: Sequence[str]
+
+    @property
+    def message(self) -> Message:
+        valid = np.arange(np.shape(self.vectors)[1]) < np.asarray(self.lengths)[:, None]
+        return Message(jnp.asarray(self.vectors), jnp.asarray(valid), Site("embed"), text=tuple(self.texts))
+
+    @classmethod
+    def of(cls, message: Message, reader: Agent) -> _Response:
+        """A message as an agent reads it."""
+        vectors, valid = jnp.asarray(message.state_array()), np.asarray(message.valid)
+        tokens = np.where(valid, nearest(vectors, reader.params.embed), -1)
+        rows = [[int(t) for t in row if t >= 0] for row in tokens]
+        texts = message.text or [reader.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+        return cls(np.asarray(vectors), tokens, valid.sum(axis=1), texts)
+
+
+class _Conversation:
+    """A debate in vectors so far: what was said, as each agent received it, and what it cost."""
+
+    def __init__(self, agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], settings: CipherDebate):
+        self.agents, self.prompts, self.settings = agents, prompts, settings
+        self.words: Any = settings.form
+        self.mixings = settings.mixings(len(agents), check_vocabularies(agents))
+        items = len(prompts[0])
         self.spent, self.said = [Spent() for _ in range(items)], [[] for _ in range(items)]
-        self.vectors: dict[int, tuple[dict[int, Any], Vectors]] = {}
-        """Of a response, by its number: as each receiver reads it, and as it was said."""
+        self.heard = [[self.words.begin(p) for p in own] for own in prompts]
+        self.received: list[dict[int, _Response]] = [{} for _ in agents]
+        """For each agent all responses, by number, as they arrived."""
 
-    def speak(
-        self, number: int, turns: Mapping[int, CipherTurn], receivers: Sequence[int], most: int
-    ) -> list[list[str]]:
-        """Everybody says something, the first of them as response `number`; what each said, as readable text."""
-        agents, texts = self.agents, []
+    def begin(self, a: int, prompts: Sequence[Prompt]) -> CipherTurn:
+        """Agent a's turn after its first prompts."""
+        return CipherTurn(**vars(start_turn(self.agents[a], prompts)), mixing=self.mixings[a])
+
+    def speak(self, turns: Mapping[int, CipherTurn], receivers: Sequence[int]) -> dict[int, list[_Response]]:
+        """Everybody says something; for each receiver what each said, as it reads it."""
+        spoken: dict[int, list[_Response]] = {b: [] for b in receivers}
         for a, turn in sorted(turns.items()):
-            other = [b for b in receivers if agents[b].params is not agents[a].params]
-            out = turn.speak(most, [agents[b].params.embed for b in other])
-            spoken = dict(zip(other, out.sent, strict=True))
-            self.vectors[number + a] = {b: spoken.get(b, out.own) for b in receivers}, out
-            texts.append(turn.readable(out))
-            for i, cost in enumerate(turn.spend(out, most, [agents[b] for b in other])):
-                self.spent[i] += turn.before[i] + cost
+            said, out = self.say(a, turn, receivers)
+            for b in receivers:
+                spoken[b].append(said[b])
+            others = [self.agents[b] for b in receivers if self.agents[b].params is not self.agents[a].params]
+            for i, cost in enumerate(turn.spend(out, self.settings.max_message_tokens, others)):
+                sent = sum(int(out.lengths[i]) * said[b].vectors[i, 0].nbytes for b in receivers if b != a)
+                self.spent[i] += turn.before[i] + cost + Spent(sent=sent)
         for i, own in enumerate(self.said):
-            own.append([text[i].strip() for text in texts])
-        return texts
+            own.append([response.texts[i] for response in spoken[receivers[0]]])
+        return spoken
 
-    def heard_by(self, receiver: int, i: int) -> dict[int, tuple[Any, Any, Any]]:
-        """All responses to the i-th question, by number, as a receiver reads them."""
-        return {m: (v[receiver][i], out.tokens[i], out.lengths[i]) for m, (v, out) in self.vectors.items()}
+    def say(self, a: int, turn: CipherTurn, receivers: Sequence[int]) -> tuple[dict[int, _Response], Vectors]:
+        """What agent a says, as each receiver reads it."""
+        other = [b for b in receivers if self.agents[b].params is not self.agents[a].params]
+        out = turn.speak(self.settings.max_message_tokens, [self.agents[b].params.embed for b in other])
+        sent, texts = dict(zip(other, out.sent, strict=True)), [text.strip() for text in turn.readable(out)]
+        return {b: _Response(sent.get(b, out.own), out.tokens, out.lengths, texts) for b in receivers}, out
+
+    def next_prompts(self, b: int, first: int, spoken: Sequence[_Response], last: bool) -> list[Prompt]:
+        """What agent b reads after everybody said something, the first of them as response number `first`."""
+        marked = [[_mark(first + a, text) for text in response.texts] for a, response in enumerate(spoken)]
+        peers = lambda i: [own[i] for a, own in enumerate(marked) if a != b]
+        both = zip(self.prompts[b], self.heard[b], strict=True)
+        return [self.words.next_prompt(x, heard, marked[b][i], peers(i), last) for i, (x, heard) in enumerate(both)]
+
+    def next_turn(self, b: int, first: int, spoken: Sequence[_Response], last: bool) -> CipherTurn:
+        """Agent b's turn after that."""
+        known = self.received[b] | {first + a: response for a, response in enumerate(spoken)}
+        each = [{n: (x.vectors[i], x.tokens[i], x.lengths[i]) for n, x in known.items()} for i in range(len(self.said))]
+        asked = self.next_prompts(b, first, spoken, last)
+        return _start_vector_turn(self.agents[b], asked, mixing=self.mixings[b], responses=each)
+
+    def note(self, b: int, first: int, spoken: Sequence[_Response], last: bool) -> None:
+        """Agent b remembers it."""
+        self.heard[b] = self.next_prompts(b, first, spoken, last)
+        self.received[b] |= {first + a: response for a, response in enumerate(spoken)}
+
+    def arrived(self, b: int, first: int, spoken: Sequence[_Response], last: bool) -> list[_Response]:
+        """What agent b gets of what everybody said: its own, and the others' through the control."""
+        control, made = self.settings.control, list(spoken)
+        if not isinstance(control, StandIn):
+            return made
+        reader = self.agents[b]
+
+        def unrelated(a: int, sentence: str) -> Message:
+            turn = self.begin(a, [self.words.begin(sentence)] * len(self.said))
+            return self.say(a, turn, [b])[0][b].message
+
+        def likely(a: int, message: Message, answers: Sequence[str]) -> np.ndarray:
+            changed = [*made[:a], _Response.of(message, reader), *made[a + 1 :]]
+            return likelihoods(self.next_turn(b, first, changed, last), answers)
+
+        for a, response in enumerate(spoken):
+            if a != b:
+                link = Link(
+                    self.agents[a],
+                    generated=lambda: spoken[b].message,
+                    unrelated=functools.partial(unrelated, a),
+                    own=lambda: _read_aloud(reader, self.prompts[b]),
+                    worst=lambda m, answers, a=a: worst_of_others(m, answers, lambda x: likely(a, x, answers)),
+                )
+                made[a] = _Response.of(control(response.message, link, self.settings.seed), reader)
+        return made
+
+
+def _read_aloud(agent: Agent, prompts: Sequence[Prompt]) -> Message:
+    """An agent's own prompts as vectors: the embeddings of their tokens."""
+    rows = [agent.tokenizer.encode(text(prompt), add_special_tokens=False) for prompt in prompts]
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    valid = np.arange(tokens.shape[1]) < np.array(list(map(len, rows)))[:, None]
+    vectors = agent.params.embed[tokens] * valid[..., None].astype(agent.params.dtype)
+    return Message(vectors, jnp.asarray(valid), Site("embed"), text=tuple(map(text, prompts)))
 
 
 def cipher_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: Any) -> CipherTurn:
@@ -279,28 +380,33 @@ def cipher_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], 
         1
     """
     settings = CipherDebate(**how)
-    words: Any = settings.form
     check_debate(agents, prompts)
-    every = settings.mixings(len(agents), check_vocabularies(agents))
-    lead, items = int(np.argmin(settings.temperatures)), range(len(prompts[0]))
-    heard = [[words.begin(p) for p in own] for own in prompts]
-    listening = range(len(agents)) if settings.rounds > 1 else [lead]
-    turns = {a: CipherTurn(**vars(start_turn(agents[a], heard[a])), mixing=every[a]) for a in listening}
-    so_far = _Round(agents, len(items))
+    lead, everybody = int(np.argmin(settings.temperatures)), range(len(agents))
+    talk = _Conversation(agents, prompts, settings)
+    peers: list[Message] = []
+    turns = {a: talk.begin(a, talk.heard[a]) for a in (everybody if settings.rounds > 1 else [lead])}
     for r in range(1, settings.rounds):
         last, first = r == settings.rounds - 1, r * len(agents)
-        receivers = [lead] if last else list(range(len(agents)))
-        texts = so_far.speak(first, turns, receivers, settings.max_message_tokens)
-        marked = [[_mark(first + a, text.strip()) for text in own] for a, own in enumerate(texts)]
-        heard = next_prompts(words, prompts, heard, marked, last=last)
-        turns = {
-            b: _start_vector_turn(
-                agents[b], heard[b], mixing=every[b], responses=[so_far.heard_by(b, i) for i in items]
-            )
-            for b in receivers
-        }
-    details = [{"rounds": said, "agent": lead} for said in so_far.said]
-    return dataclasses.replace(turns[lead], before=so_far.spent, details=details)
+        receivers = [lead] if last else list(everybody)
+        spoken = talk.speak(turns, receivers)
+        arrived = {b: talk.arrived(b, first, spoken[b], last) for b in receivers}
+        turns = {b: talk.next_turn(b, first, arrived[b], last) for b in receivers}
+        for b in receivers:
+            talk.note(b, first, arrived[b], last)
+        peers = [response.message for a, response in enumerate(arrived[lead]) if a != lead]
+    details = [{"rounds": said, "agent": lead} for said in talk.said]
+    return dataclasses.replace(turns[lead], before=talk.spent, details=details, received=_together(peers))
+
+
+def _together(messages: Sequence[Message]) -> Message | None:
+    """Vectors of several agents, one after another, as one message."""
+    if not messages:
+        return None
+    join = lambda parts: jnp.concatenate([jnp.asarray(x) for x in parts], axis=1)
+    texts = tuple("\n".join(own) for own in zip(*(m.text or () for m in messages), strict=True))
+    return Message(
+        join([m.state_array() for m in messages]), join([m.valid for m in messages]), Site("embed"), text=texts
+    )
 
 
 def check_vocabularies(agents: Sequence[Agent]) -> int:
@@ -392,4 +498,4 @@ def _start_vector_turn(
     logits, cache = _prefill_spliced(agent.params, prompts, said, spliced)
     written = [[-1 - t if t < 0 else t for t in row] for row in rows]
     nothing = [{} for _ in rows], [Spent() for _ in rows]
-    return CipherTurn(agent, plain, written, logits, cache, (), *nothing, mixing, lost)
+    return CipherTurn(agent, plain, written, logits, cache, (), *nothing, mixing=mixing, lost=lost)

@@ -7,14 +7,19 @@ phrases of the authors' prompts (their Figure 15 and scripts), in our words.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from jaxcomm.agent import Agent, Prompt, Seed, derive_seed
 from jaxcomm.decoding import Sampling
+from jaxcomm.messages import Message
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie, vote
 from jaxcomm.protocols.base import Reply, Scored, Spent, Turn, Writing, start_turn, total
-from jaxcomm.protocols.text import check_words, put
+from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in, worst_of_others
+from jaxcomm.protocols.text import check_words, likelihoods, put, text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +147,7 @@ class Panel:
         tie: Who wins among answers with equally many votes: the "first" agent or the "last".
         before: What was spent on each prompt before.
         details: What was said to each prompt before.
+        receiver: Index of the turn of B, whom the others tell something. Default: the last.
 
     Example:
         >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
@@ -155,6 +161,7 @@ class Panel:
     tie: Tie
     before: Sequence[Spent]
     details: Sequence[dict[str, Any]]
+    receiver: int = -1
 
     def rendered(self, i: int) -> list[str]:
         """Renders what each agent read before an answer, as its tokenizer was given it.
@@ -244,21 +251,25 @@ class Debate(Writing):
         form: The words, or a name in `FORMS`.
         answer: How a text is parsed for the vote: a function, or a name in `ANSWERS`.
         tie: Who wins among answers with equally many votes: the "first" agent or the "last".
+        control: What every agent gets in place of each of the others' answers: a name in `CONTROLS`, or a `StandIn`.
+            None: the answers. Its own answers it keeps.
 
     Raises:
-        ValueError: `rounds` is below 1; there is no such form or answer.
+        ValueError: `rounds` is below 1; there is no such form, answer or control.
     """
 
     rounds: int = 2
     form: Form | str = "harness"
     answer: Parse | str = "text"
     tie: Tie = "first"
+    control: Control | StandIn | None = None
 
     def __post_init__(self):
         if self.rounds < 1:
             raise ValueError(f"rounds = {self.rounds}: a debate has at least 1, the first answers")
         object.__setattr__(self, "form", lookup(self.form, FORMS, "form"))
         object.__setattr__(self, "answer", lookup(self.answer, ANSWERS, "answer"))
+        object.__setattr__(self, "control", as_stand_in(self.control))
 
 
 def debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: Any) -> Panel:
@@ -269,7 +280,7 @@ def debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: 
     Args:
         agents: Who takes part.
         prompts: For each agent, one prompt for every question.
-        **how: Options of `Debate`: rounds, form, answer, tie, max_message_tokens, until, sampling and seed.
+        **how: Options of `Debate`: rounds, form, answer, tie, control, max_message_tokens, until, sampling and seed.
 
     Returns:
         All agents' turns. Details of a `Reply`: every text of the rounds before.
@@ -295,18 +306,67 @@ def debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: 
         texts = [[reply.text for reply in own] for own in replies]
         for i in items:
             spent[i] += total(own[i].spent for own in replies)
+            spent[i] += Spent(sent=(n - 1) * sum(len(own[i].encode()) for own in texts))
             said[i].append([own[i] for own in texts])
-        heard = next_prompts(words, prompts, heard, texts, last=r == settings.rounds - 1)
-        turns = [start_turn(agent, own) for agent, own in zip(agents, heard, strict=True)]
+        step = functools.partial(next_prompts, words, prompts, heard, last=r == settings.rounds - 1)
+        received = [texts] * n
+        if settings.control is not None:
+            received = [_received(settings, agents, prompts, texts, step, b) for b in range(n)]
+        heard = step(received)
+        turns = [
+            dataclasses.replace(start_turn(agent, heard[b]), received=_peers(received[b], b))
+            for b, agent in enumerate(agents)
+        ]
     parse: Any = settings.answer
     return Panel(turns, parse, settings.tie, spent, [{"rounds": texts} for texts in said])
+
+
+def _peers(received: Sequence[Sequence[str]], b: int) -> Message:
+    """What agent b received of the others, as one message."""
+    others = [own for a, own in enumerate(received) if a != b]
+    return Message(text=tuple("\n".join(own[i] for own in others) for i in range(len(received[b]))))
+
+
+def _received(
+    settings: Debate,
+    agents: Sequence[Agent],
+    prompts: Sequence[Sequence[Prompt]],
+    texts: Sequence[Sequence[str]],
+    step: Callable[[Sequence[Any]], list[list[Prompt]]],
+    b: int,
+) -> list[Sequence[str]]:
+    """What agent b reads of everybody, where a control stands between: for each agent, a text for each question."""
+    assert isinstance(settings.control, StandIn)
+    words: Any = settings.form
+    received = list(texts)
+
+    def likely(a: int, message: Message, answers: Sequence[str]) -> np.ndarray:
+        changed = [*received[:a], message.text, *received[a + 1 :]]
+        return likelihoods(start_turn(agents[b], step([changed] * len(agents))[b]), answers)
+
+    def unrelated(a: int, sentence: str) -> Message:
+        (reply,) = settings.write(start_turn(agents[a], [words.begin(sentence)]), 0, a)
+        return Message(text=(reply.text,) * len(texts[b]))
+
+    for a, agent in enumerate(agents):
+        if a != b:
+            worst = lambda m, answers, a=a: worst_of_others(m, answers, lambda x: likely(a, x, answers), settings.seed)
+            link = Link(
+                agent,
+                generated=lambda: Message(text=tuple(texts[b])),
+                unrelated=functools.partial(unrelated, a),
+                own=lambda: Message(text=tuple(text(prompt) for prompt in prompts[b])),
+                worst=worst,
+            )
+            received[a] = settings.control(Message(text=tuple(texts[a])), link, settings.seed).text or ()
+    return received
 
 
 def next_prompts(
     form: Form,
     prompts: Sequence[Sequence[Prompt]],
     heard: Sequence[Sequence[Prompt]],
-    texts: Sequence[Sequence[str]],
+    texts: Sequence[Sequence[Sequence[str]]],
     *,
     last: bool,
 ) -> list[list[Prompt]]:
@@ -316,7 +376,7 @@ def next_prompts(
         form: The words.
         prompts: For each agent, its questions.
         heard: For each agent, what it read last.
-        texts: For each agent, what it said to each question.
+        texts: For each agent, what it receives of every agent, itself included, to each question.
         last: Whether the next round is the final one.
 
     Returns:
@@ -324,10 +384,10 @@ def next_prompts(
     """
 
     def peers(agent: int, i: int) -> list[str]:
-        return [own[i] for other, own in enumerate(texts) if other != agent]
+        return [own[i] for other, own in enumerate(texts[agent]) if other != agent]
 
     return [
-        [form.next_prompt(prompt, heard[a][i], texts[a][i], peers(a, i), last) for i, prompt in enumerate(own)]
+        [form.next_prompt(prompt, heard[a][i], texts[a][a][i], peers(a, i), last) for i, prompt in enumerate(own)]
         for a, own in enumerate(prompts)
     ]
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import string
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxcomm.agent import Agent, Prompt
+from jaxcomm.flops import generation_flops
 from jaxcomm.messages import Message
-from jaxcomm.protocols.base import Sent, Spent, Turn, Writing, start_turn
+from jaxcomm.protocols.base import Reply, Sent, Spent, Turn, Writing, start_turn
+from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in, worst_of_others
 
 
 def silent(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **unused: Any) -> Turn:
@@ -108,9 +113,14 @@ class Conversation(Writing):
         turns: How often A writes. Before the last time, B reads A's message and its own prompt and writes back. Each
             agent keeps the conversation as it took part in it.
         reply: Template that A's message and B's prompt are put into, when B is to write back.
+        control: What B gets in place of A's messages: a name in `CONTROLS`, or a `StandIn`. None: the messages.
+        limits: Largest number of tokens of each game's message, if that is fewer than `max_message_tokens`. With 0 nothing
+            is written, read or paid for. None: no other limit.
+        bytes: Largest number of bytes of each game's message, likewise.
 
     Raises:
-        ValueError: A template lacks one of its {places}, or has another; `turns` is below 1.
+        ValueError: A template lacks one of its {places}, or has another; `turns` is below 1; there is no such control;
+            messages of several turns are limited.
 
     Example:
         >>> talk = protocols.Conversation(max_message_tokens=8, tell="{prompt} {message}")
@@ -125,12 +135,18 @@ class Conversation(Writing):
     tell: str = "{message} {prompt}"
     turns: int = 1
     reply: str = REPLY
+    control: Control | StandIn | None = None
+    limits: Sequence[int] | None = None
+    bytes: Sequence[int] | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "control", as_stand_in(self.control))
         check_message(self.ask, self.tell)
         check_words("reply", self.reply, {"message"}, {"message", "prompt"})
         if self.turns < 1:
             raise ValueError(f"turns = {self.turns}: A writes at least once")
+        if self.turns > 1 and (self.limits is not None or self.bytes is not None):
+            raise ValueError(f"turns = {self.turns}: only a single message is cut to tokens or bytes")
 
 
 def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **how: Any) -> Turn:
@@ -144,8 +160,8 @@ def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
         **how: Options of `Conversation`.
 
     Returns:
-        B's turn. Details of a `Reply`: A's last message, what A read first, and everything that was said if there are
-        several turns.
+        B's turn. Details of a `Reply`: A's last message as it arrived, what A read first, and everything that was said
+        if there are several turns.
 
     Raises:
         ValueError: The numbers of prompts differ; a prompt is empty, or leaves no room; an option is invalid.
@@ -168,8 +184,13 @@ def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
             spent[i] += cost
         return texts
 
+    def told(n: int) -> Sent:
+        """A's n-th text, or what the control makes of it."""
+        sent = send_text(a, heard_a, talk, n)
+        return sent if talk.control is None else _replaced(sent, a, b, prompts_b, talk)
+
     for n in range(talk.turns - 1):
-        messages = note(send_text(a, heard_a, talk, 2 * n + 1))
+        messages = note(told(2 * n + 1))
         if n == 0:
             heard_b = [_turns(put(talk.reply, x, message=m)) for x, m in zip(prompts_b, messages, strict=True)]
         else:
@@ -178,13 +199,50 @@ def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
         heard_b = [[*_turns(x), _turn("assistant", r)] for x, r in zip(heard_b, back, strict=True)]
         both = zip(heard_a, messages, back, strict=True)
         heard_a = [[*_turns(x), _turn("assistant", m), _turn("user", r)] for x, m, r in both]
-    sent = send_text(a, heard_a, talk, 2 * talk.turns - 1)
+    sent = told(2 * talk.turns - 1)
     note(sent)
     details = [
         {"message": own[-1], "asked": a.render(put(talk.ask, x))} | ({"said": own} if talk.turns > 1 else {})
         for own, x in zip(said, prompts_a, strict=True)
     ]
     return receive_text(b, prompts_b, Sent(sent.message, details, spent), talk, heard_b)
+
+
+def _replaced(sent: Sent, a: Agent, b: Agent, prompts_b: Sequence[Prompt], talk: Conversation) -> Sent:
+    """With what a control puts in the place of A's texts."""
+    plain = dataclasses.replace(talk, control=None)
+    asked = lambda prompts: [put(talk.ask, prompt) for prompt in prompts]
+
+    def likely(message: Message, answers: Sequence[str]) -> np.ndarray:
+        turn = receive_text(b, prompts_b, dataclasses.replace(sent, message=message), plain)
+        return likelihoods(turn, answers)
+
+    assert isinstance(talk.control, StandIn)
+    link = Link(
+        a,
+        generated=lambda: send_text(b, asked(prompts_b), plain).message,
+        unrelated=lambda sentence: Message(text=send_text(a, asked([sentence]), plain).message.text * len(prompts_b)),
+        own=lambda: Message(text=tuple(text(prompt) for prompt in prompts_b)),
+        worst=lambda message, answers: worst_of_others(message, answers, lambda m: likely(m, answers), talk.seed),
+    )
+    message = talk.control(sent.message, link, talk.seed)
+    return Sent(
+        message, [{**told, "message": x} for told, x in zip(sent.details, message.text or (), strict=True)], sent.spent
+    )
+
+
+def likelihoods(turn: Turn, answers: Sequence[str]) -> np.ndarray:
+    """Scores the right answer of every game.
+
+    Args:
+        turn: The turn of who answers.
+        answers: The right answers.
+
+    Returns:
+        Log-probability of each, in nats.
+    """
+    scored = turn.score([[answer if turn.agent.chat else f" {answer}"] for answer in answers])
+    return np.array([each.logprobs[0] for each in scored])
 
 
 def send_text(a: Agent, prompts: Sequence[Prompt], talk: Conversation, n: int = 1) -> Sent:
@@ -208,8 +266,28 @@ def send_text(a: Agent, prompts: Sequence[Prompt], talk: Conversation, n: int = 
         (1, True)
     """
     written = talk.write(start_turn(a, prompts), n)
-    texts = tuple(reply.text for reply in written)
-    return Sent(Message(text=texts), [{"message": x} for x in texts], [reply.spent for reply in written])
+    texts = [reply.text for reply in written]
+    spent = [reply.spent for reply in written]
+    if talk.limits is not None or talk.bytes is not None:
+        for i, reply in enumerate(written):
+            texts[i], spent[i] = _cut(a, reply, *(None if x is None else x[i] for x in (talk.limits, talk.bytes)))
+    spent = [cost + Spent(sent=len(x.encode())) for cost, x in zip(spent, texts, strict=True)]
+    return Sent(Message(text=tuple(texts)), [{"message": x} for x in texts], spent)
+
+
+def _cut(a: Agent, reply: Reply, tokens: int | None, most: int | None) -> tuple[str, Spent]:
+    """The beginning of a message that has no more tokens and bytes than these, and what that much costs."""
+    ids = reply.ids[: len(reply.ids) if tokens is None else max(tokens, 0)]
+    while most is not None and ids and len(a.said(ids).strip().encode()) > most:
+        ids = ids[:-1]
+    if len(ids) == len(reply.ids) and (tokens is None or tokens >= len(reply.written)):
+        return reply.text, reply.spent
+    if not ids:
+        return "", Spent()
+    spent = dataclasses.replace(
+        reply.spent, flops=generation_flops(a.params.config, len(reply.read), len(ids)), written=len(ids)
+    )
+    return a.said(ids).strip(), spent
 
 
 def receive_text(
@@ -238,10 +316,16 @@ def receive_text(
     """
     if sent.message.text is None or len(sent.message) != len(prompts_b):
         raise ValueError(f"{len(sent.message.text or ())} texts for {len(prompts_b)} prompts: give one for each")
-    told = [put(talk.tell, x, message=m) for x, m in zip(prompts_b, sent.message.text, strict=True)]
+    told = [_told(talk.tell, x, m) for x, m in zip(prompts_b, sent.message.text, strict=True)]
     if heard:
         told = [[*_turns(x), _turn("user", text(y))] for x, y in zip(heard, told, strict=True)]
-    return start_turn(b, told, details=sent.details, before=sent.spent)
+    turn = start_turn(b, told, details=sent.details, before=sent.spent)
+    return dataclasses.replace(turn, received=sent.message)
+
+
+def _told(tell: str, prompt: Prompt, message: str) -> Prompt:
+    """A prompt with a message. Beside an empty one at either end there is no space, which would only change the tokens."""
+    return put(tell if message else re.sub(r"^\{message\}\s+|\s+\{message\}$", "", tell), prompt, message=message)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

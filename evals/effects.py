@@ -1,0 +1,175 @@
+"""What a message did: total = presence + content, for any score item by item.
+
+    presence   any message of this kind against none: another example's message - B alone
+    content    this message against another example's: its own message - another example's
+
+Zhang & Emu (2026, arXiv 2607.26773) and Cheng et al. (2026, arXiv 2608.04893) part the gains of published channels so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from .scores import Hits, Interval, difference, sign_flip
+
+POWER, LEVEL = 0.8, 0.05
+PARTS = ("total", "presence", "content")
+HOLM = "p by random signs, after Holm's correction over all {n} tests of the table."
+SMALLEST = (
+    " Smallest: the effect that a run of this size sees in 80 % of cases at the strictest of Holm's levels, the largest of "
+    "the row's three."
+)
+
+
+class Effect(NamedTuple):
+    """A paired difference between two conditions on the same items.
+
+    Attributes:
+        value: The mean difference, with its 95 % interval (`scores.difference`).
+        p: Its p-value by random signs (`scores.sign_flip`), not corrected.
+        spread: Standard deviation of the items' differences, for `smallest`.
+        n: Number of items.
+    """
+
+    value: Interval
+    p: float
+    spread: float
+    n: int
+
+    def smallest(self, tests: int = 1) -> float:
+        """Computes the smallest effect that the run would have seen in 80 % of cases.
+
+        Args:
+            tests: Number of tests of the table; the level is 5 % divided by it, Holm's first.
+
+        Returns:
+            The effect, in the unit of the values.
+        """
+        z = scipy.stats.norm.ppf
+        return float((z(1 - LEVEL / tests / 2) + z(POWER)) * self.spread / np.sqrt(self.n))
+
+
+class Split(NamedTuple):
+    """What a message did to a score.
+
+    Attributes:
+        total: Its own message against none.
+        presence: Another example's message against none.
+        content: Its own message against another example's.
+
+    Example:
+        >>> found = split([1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1])
+        >>> [effect.value.value for effect in found]
+        [0.5, 0.25, 0.25]
+    """
+
+    total: Effect
+    presence: Effect
+    content: Effect
+
+
+def effect(values: Hits, others: Hits) -> Effect:
+    """Compares two conditions on the same items.
+
+    Args:
+        values: The scores of one condition, item by item.
+        others: The scores of the other condition, on the same items.
+
+    Returns:
+        The paired difference. Where no item differs, its spread is that of the largest share of items that could differ
+        and not show (95 %).
+    """
+    x = np.asarray(values, float) - np.asarray(others, float)
+    spread = float(x.std(ddof=1)) if len(x) > 1 else float("nan")
+    if not x.any():
+        spread = float(np.sqrt(1 - LEVEL ** (1 / len(x))))
+    return Effect(difference(values, others), sign_flip(values, others), spread, len(x))
+
+
+def split(own: Hits, other: Hits, alone: Hits) -> Split:
+    """Parts what a message gives into presence and content.
+
+    Args:
+        own: The scores with each item's own message.
+        other: The scores with another example's message.
+        alone: The scores without a message.
+
+    Returns:
+        Total, presence and content. The total is the sum of the others.
+    """
+    return Split(effect(own, alone), effect(other, alone), effect(own, other))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Corrects p-values for their number (Holm 1979). It controls the chance of any false positive, whatever depends on what.
+
+    Args:
+        ps: The p-values.
+
+    Returns:
+        The corrected p-values, in the same order.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(ps, kind="stable")
+    stepped = np.maximum.accumulate(np.asarray(ps, float)[order] * np.arange(len(ps), 0, -1))
+    corrected = np.empty(len(ps))
+    corrected[order] = np.minimum(stepped, 1)
+    return corrected.tolist()
+
+
+def split_rows(splits: Mapping[tuple[str, ...], tuple[Split, str]]) -> tuple[list[str], list[list[str]]]:
+    """Writes a table of splits: a row for each.
+
+    Args:
+        splits: By the first cells of its row, a split and its unit: "points" (shares, written in %) or "nats".
+
+    Returns:
+        Names of the columns after the first cells, and the rows. p-values are corrected over all rows (`HOLM`).
+    """
+    every = [found for found, _ in splits.values()]
+    corrected = iter(holm([part.p for found in every for part in found]))
+    rows = []
+    for cells, (found, unit) in splits.items():
+        row = list(cells)
+        for part in found:
+            row += [written(part.value, unit), f"{next(corrected):.4f}"]
+        smallest = max(part.smallest(3 * len(every)) for part in found)
+        rows.append([*row, f"{100 * smallest:.0f}" if unit == "points" else f"{smallest:.2f}"])
+    return [name for part in PARTS for name in (part, "p")] + ["smallest"], rows
+
+
+def written(x: Interval, unit: str) -> str:
+    """Writes a difference: points of per cent without decimals, nats with two."""
+    if unit == "points":
+        return f"{100 * x.value:+.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
+    return f"{x.value:+.2f} [{x.low:.2f}, {x.high:.2f}]"
+
+
+def meaning(tests: int, smallest: bool = True) -> str:
+    """Says how p-values and smallest effects of a table are meant."""
+    return HOLM.format(n=tests) + (SMALLEST if smallest else "")
+
+
+def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Computes the Kullback-Leibler divergence KL(p || q) of each item, in nats.
+
+    Args:
+        p: Log-probabilities [items, tokens].
+        q: Log-probabilities [items, tokens].
+
+    Returns:
+        The divergences [items], at least 0.
+
+    Example:
+        >>> kl(np.log([[0.5, 0.5]]), np.log([[0.5, 0.5]])).tolist()
+        [0.0]
+    """
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    return np.maximum(np.sum(np.exp(p) * (p - q), axis=-1), 0.0)

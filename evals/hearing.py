@@ -1,0 +1,174 @@
+"""Was it sent, and was it heard: what a message says of the answer, and how much B's next word depends on it.
+
+sent    states: a linear probe, trained on other items, reads the answer out of the message; texts: the message names it.
+        B could hear no more than that (a better reader than a linear one might).
+heard   how far B's distribution of the next token moves: KL divergence of right against none, right against another
+        example's message, and that against none. A receiver that hears content has the second far from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import scipy.special
+
+from jaxcomm.agent import Agent
+from jaxcomm.flops import reading_flops
+from jaxcomm.messages import Message
+from jaxcomm.protocols import Panel, Turn
+from jaxcomm.protocols.base import total
+
+from .games import GAMES, Game, Item, draw
+
+FOLDS, RIDGE = 10, 0.01
+MORE = 400
+"""Further items that the probe is trained on, where a game has them."""
+
+
+class Heard(NamedTuple):
+    """What arrived for one item, and what B makes of it before it answers.
+
+    Attributes:
+        next: Log-probability of every token as B's next, [V], in nats.
+        states: The message as numbers, [F]: its mean and its last state. None: it holds no states.
+        text: The message in words. None: it has none.
+        flops: FLOPs of all agents until B's answer begins.
+        sent: Bytes that were sent until then.
+    """
+
+    next: np.ndarray
+    states: np.ndarray | None
+    text: str | None
+    flops: int
+    sent: int
+
+
+def heard(turn: Turn | Panel) -> list[Heard]:
+    """Notes what arrived at B, and what B would say next.
+
+    Args:
+        turn: B's turn, or the turns of a panel.
+
+    Returns:
+        One note for each item.
+    """
+    b, every = (turn.turns[turn.receiver], turn.turns) if isinstance(turn, Panel) else (turn, [turn])
+    likely = scipy.special.log_softmax(np.asarray(b.logits, np.float32), axis=-1)
+    message, notes = b.received, []
+    states = None if message is None or message.states is None else features(message)
+    for i in range(len(likely)):
+        spent = total(each.before[i] for each in every)
+        spent += turn.before[i] if isinstance(turn, Panel) else total(())
+        read = sum(reading_flops(each.agent.params.config, len(each.rows[i])) for each in every)
+        text = None if message is None or message.text is None else message.text[i]
+        notes.append(Heard(likely[i], None if states is None else states[i], text, spent.flops + read, spent.sent))
+    return notes
+
+
+def features(message: Message) -> np.ndarray:
+    """Makes one vector of a message: of several states, their mean and the last one.
+
+    Args:
+        message: A message of states.
+
+    Returns:
+        Vectors [items, F], float32.
+    """
+    x = np.asarray(jax.device_get(message.state_array()), np.float32)
+    if message.single:
+        return x.reshape(len(x), -1)
+    x = x.reshape(*x.shape[:2], -1)
+    there = np.ones(x.shape[:2], bool) if message.valid is None else np.asarray(message.valid)
+    mean = (x * there[..., None]).sum(axis=1) / np.maximum(there.sum(axis=1, keepdims=True), 1)
+    last = there.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
+    return np.concatenate([mean, x[np.arange(len(x)), last]], axis=1)
+
+
+def further(game: Game, n: int = MORE) -> Game | None:
+    """Draws further items of a game, none of which is played or shown.
+
+    Args:
+        game: The game.
+        n: Number of items that are drawn.
+
+    Returns:
+        The same game with these items. None: it is from a file, and has no others.
+    """
+    if game.name not in GAMES or n < 1:
+        return None
+    others = draw(game.name, game.source["games_seed"] + 1000003, n, names=game.source["names"])
+    known = {item.prompt_a for item in (*game.items, *game.examples)}
+    return others.part([i for i, item in enumerate(others.items) if item.prompt_a not in known])
+
+
+def probe(game: Game, b: Agent, states: np.ndarray, more: tuple[Game, np.ndarray] | None = None) -> list[bool]:
+    """Reads the answers out of messages with a linear map that was trained on other items' messages.
+
+    The map (ridge regression) goes to the mean embedding of the answer's tokens in B's matrix, less that of the item's
+    choices; the choice with the largest cosine is its answer. So it can name answers that no other item has. An item is
+    read by a map of nine tenths of the other items, and of all of `more`.
+
+    Args:
+        game: The game.
+        b: The receiver, whose embeddings stand for answers.
+        states: The messages [items, F] (`features`).
+        more: Another game of the same kind, none of whose items is in the first, and its messages.
+
+    Returns:
+        Whether each item's answer was read.
+    """
+    spelled: dict[str, np.ndarray] = {}
+    table = b.params.embed
+
+    def vector(text: str) -> np.ndarray:
+        if text not in spelled:
+            ids = b.tokenizer.encode(f" {text}", add_special_tokens=False)
+            spelled[text] = np.asarray(table[np.array(ids)], np.float32).mean(axis=0)
+        return spelled[text]
+
+    def choices(game: Game, item: Item) -> np.ndarray:
+        every = np.stack([vector(choice) for choice in game.choices(item)])
+        return every - every.mean(axis=0)
+
+    def target(game: Game, item: Item) -> np.ndarray:
+        return choices(game, item)[game.choices(item).index(item.answer)]
+
+    x, y = states, np.stack([target(game, item) for item in game.items])
+    more_x = [] if more is None else [more[1]]
+    more_y = [] if more is None else [np.stack([target(more[0], item) for item in more[0].items])]
+    fold, hits = np.arange(len(x)) % min(FOLDS, len(x)), np.zeros(len(x), bool)
+    for n in range(fold.max() + 1):
+        train, test = fold != n, np.flatnonzero(fold == n)
+        if not train.any() and not more_x:
+            continue
+        found = _ridge(np.concatenate([x[train], *more_x]), np.concatenate([y[train], *more_y]), x[test])
+        for i, vec in zip(test, found, strict=True):
+            every = choices(game, game.items[i])
+            alike = every @ vec / np.maximum(np.linalg.norm(every, axis=1), 1e-30)
+            hits[i] = int(np.argmax(alike)) == game.choices(game.items[i]).index(game.items[i].answer)
+    return hits.tolist()
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Ridge regression of y on standardised x, in the dual form (fewer items than numbers), at new x."""
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+    a, b = (x - mean) / scale, (new - mean) / scale
+    gram = a @ a.T
+    gram += (RIDGE * np.trace(gram) / len(gram) + 1e-6) * np.eye(len(gram), dtype=gram.dtype)
+    return b @ (a.T @ np.linalg.solve(gram, y - y.mean(axis=0))) + y.mean(axis=0)
+
+
+def named(game: Game, notes: Sequence[Heard]) -> list[bool]:
+    """Tests whether messages in words name the right answer, and none of the other choices before it.
+
+    Args:
+        game: The game.
+        notes: What arrived for each item.
+
+    Returns:
+        Whether each message does.
+    """
+    return [game.named(note.text or "", item) == item.answer for note, item in zip(notes, game.items, strict=True)]

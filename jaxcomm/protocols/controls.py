@@ -1,0 +1,230 @@
+"""Controls in every protocol: each passes every message on its way to another agent through one `StandIn`.
+
+What is made of states is in `jaxcomm.controls`; here is what it takes to know the agents (who speaks in the sender's
+place, what the receiver has itself), and what the same controls are in text.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomm.agent import Agent, Seed, row_keys
+from jaxcomm.controls import derange, stand_in
+from jaxcomm.messages import Message
+
+Control = Literal["other", "generated", "mean", "moments", "noise", "zero", "adversarial", "unrelated", "self"]
+"""What a receiver gets in place of the message that was sent to it (`CONTROLS`)."""
+
+CONTROLS: dict[str, str] = {
+    "other": "the message of another example, whose answer differs",
+    "generated": "a message that the receiver makes itself, in the sender's place, from its own prompt alone",
+    "mean": "the mean of the other examples' messages; of texts, the one most like the others",
+    "moments": "noise with their mean and covariance; of texts, words drawn from them",
+    "noise": "noise of the message's norm; of texts, as many random tokens",
+    "zero": "zeros; of texts, nothing",
+    "adversarial": "the message of the same norm under which the right answer is least likely, found by gradient "
+    "steps; of texts and CIPHER's vectors, the worst of eight other examples' messages",
+    "unrelated": "what the sender sends after a sentence that has nothing to do with the game",
+    "self": "what the receiver has there itself: its own state, which with the graft replace changes nothing; of texts, its own prompt",
+}
+"""name -> what it is, for tables and docs."""
+
+UNRELATED = "Water boils at one hundred degrees."
+TRIES = 8
+"""Other examples' messages that "adversarial" tries where there is no gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """One message of every game on its way, and what a control may put in its place.
+
+    Attributes:
+        sender: Who sent it.
+        generated: The message that the receiver makes itself.
+        unrelated: The message that the sender makes of a sentence.
+        own: What the receiver has where the message goes.
+        worst: The worst message for given right answers, of each game.
+    """
+
+    sender: Agent
+    generated: Callable[[], Message]
+    unrelated: Callable[[str], Message]
+    own: Callable[[], Message]
+    worst: Callable[[Message, Sequence[str]], Message]
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+    """A control: what every receiver gets in place of its message. A name alone stands for one without options.
+
+    Attributes:
+        name: The control (`CONTROLS`).
+        answers: The right answer of every game, for "other", which gives no game a message with its own answer, and for
+            "adversarial". None: all differ.
+        unrelated: The sentence of the control "unrelated".
+        seed: Seed of all draws, or one for each game. None: that of the protocol.
+
+    Raises:
+        ValueError: There is no such control; "adversarial" has no answers.
+
+    Example:
+        >>> told = ["Alice is at the Acropolis of Athens.", "Alice is at the Louvre."]
+        >>> asked = ["Which country is Alice located in?"] * 2
+        >>> other = protocols.StandIn("other", answers=["Greece", "France"])
+        >>> [reply.text for reply in protocols.activation(agent, agent, told, asked, k=5, j=2, control=other).write(4)]
+        ['France', 'Greece']
+    """
+
+    name: Control
+    answers: Sequence[str] | None = None
+    unrelated: str = UNRELATED
+    seed: Seed | None = None
+
+    def __post_init__(self):
+        if self.name not in get_args(Control):
+            raise ValueError(f"unknown control {self.name!r}: choose one of {', '.join(get_args(Control))}")
+        if self.name == "adversarial" and self.answers is None:
+            raise ValueError(
+                "the control adversarial needs the right answers: StandIn('adversarial', answers=[..]), one for each game"
+            )
+
+    def __call__(self, message: Message, link: Link, seed: Seed = 0) -> Message:
+        """Makes what arrives.
+
+        Args:
+            message: What was sent in every game.
+            link: What may stand in its place.
+            seed: The protocol's seed.
+
+        Returns:
+            What arrives in every game.
+
+        Raises:
+            ValueError: The control is made of other games' messages, and there are none; there is not one answer for
+                each game.
+        """
+        seed = seed if self.seed is None else self.seed
+        if self.answers is not None and len(self.answers) != len(message):
+            raise ValueError(f"{len(self.answers)} right answers for {len(message)} messages: give one for each")
+        match self.name:
+            case "generated":
+                return link.generated()
+            case "unrelated":
+                return link.unrelated(self.unrelated)
+            case "self":
+                return link.own()
+            case "adversarial":
+                assert self.answers is not None
+                return link.worst(message, self.answers)
+            case "other":
+                return stand_in(message, "other", answers=self.answers, seed=one_seed(seed))
+            case name if message.states is None:
+                return Message(text=texts_in_place(name, message.text or (), link.sender, row_keys(seed, len(message))))
+            case name:
+                return stand_in(message, name, keys=row_keys(seed, len(message)))
+
+
+def as_stand_in(control: Control | StandIn | None) -> StandIn | None:
+    """Makes a control of its name.
+
+    Args:
+        control: A control, its name, or None for none.
+
+    Returns:
+        The control.
+
+    Raises:
+        ValueError: There is no such control.
+    """
+    return control if control is None or isinstance(control, StandIn) else StandIn(control)
+
+
+def one_seed(seed: Seed) -> int:
+    """Makes one seed of a seed, or of one for each game."""
+    return int(np.asarray(seed, np.uint64).sum() % 2**32)
+
+
+def texts_in_place(control: str, texts: Sequence[str], sender: Agent, keys: jax.Array) -> tuple[str, ...]:
+    """Makes what stands in for texts.
+
+    Args:
+        control: "mean", "moments", "noise" or "zero".
+        texts: The text of each game.
+        sender: Who wrote them. Its tokens count.
+        keys: A random key for each game.
+
+    Returns:
+        One text for each game.
+
+    Raises:
+        ValueError: There is a single game, and the control is made of the others' texts.
+    """
+    if control == "zero":
+        return ("",) * len(texts)
+    if control != "noise" and len(texts) < 2:
+        raise ValueError(f"the control {control} needs at least two games: it is made of the others' messages")
+    tokenizer = sender.tokenizer
+    rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    if control == "mean":
+        return tuple(texts[i] for i in _typical(rows))
+    special = {*tokenizer.all_special_ids}
+    every = [i for i in sorted(tokenizer.get_vocab().values()) if i not in special and i < sender.params.config.vocab]
+    made = []
+    for i, (row, key) in enumerate(zip(rows, keys, strict=True)):
+        pool = every if control == "noise" else [t for j, other in enumerate(rows) if j != i for t in other] or every
+        drawn = np.asarray(pool)[np.asarray(jax.random.randint(key, (len(row),), 0, len(pool)))]
+        made.append(tokenizer.decode(drawn.tolist(), skip_special_tokens=True).strip())
+    return tuple(made)
+
+
+def _typical(rows: Sequence[Sequence[int]]) -> list[int]:
+    """For each text, which of the others shares most tokens with all of the others (cosine of counts)."""
+    counts = [collections.Counter(row) for row in rows]
+    column = {token: n for n, token in enumerate(sorted({t for row in rows for t in row}))}
+    x = np.zeros((len(rows), max(1, len(column))))
+    for i, count in enumerate(counts):
+        x[i, [column[t] for t in count]] = list(count.values())
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
+    alike = x @ x.T
+    found = []
+    for i in range(len(rows)):
+        others = np.delete(np.arange(len(rows)), i)
+        found.append(int(others[np.argmax(alike[np.ix_(others, others)].sum(axis=1))]))
+    return found
+
+
+def worst_of_others(
+    message: Message, answers: Sequence[str], likely: Callable[[Message], np.ndarray], seed: Seed = 0
+) -> Message:
+    """Chooses for each game, out of `TRIES` other games' messages, the one that hurts most.
+
+    Args:
+        message: The messages.
+        answers: The right answer of every game.
+        likely: Log-probability of each game's right answer, if these messages arrive.
+        seed: Seed of the draw.
+
+    Returns:
+        The messages. States are scaled to the norms of the game's own, state by state.
+    """
+    orders = np.stack([derange(answers, one_seed(seed) + t) for t in range(TRIES)])
+    tried = [scaled_like(message.take(order), message) for order in orders]
+    worst = np.argmin([likely(candidate) for candidate in tried], axis=0)
+    return scaled_like(message.take(orders[worst, np.arange(len(worst))]), message)
+
+
+def scaled_like(message: Message, like: Message) -> Message:
+    """Gives states the norms that other states have, one by one as far as there are both. Texts stay."""
+    if message.states is None:
+        return message
+    x, norms, wanted = jnp.asarray(message.state_array()), message.norms, like.norms
+    ratio = jnp.where(wanted > 0, wanted / jnp.maximum(norms, 1e-30), 1.0)
+    ratio = ratio.reshape(*ratio.shape, *(1,) * (x.ndim - ratio.ndim))
+    return message.replace(states=(x * ratio).astype(x.dtype))
