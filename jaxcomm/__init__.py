@@ -19,6 +19,7 @@ from jaxcomm.controls import adversary, derange, overlap, stand_in
 from jaxcomm.decoding import Generation, Sampling, decode, generate, score
 from jaxcomm.edits import GRAFTS, Context, Edit, Graft, add, apply_graft, project_out, replace, scale
 from jaxcomm.layer_sweep import AnswerSweep, Patching, Sweep, patch, sweep, sweep_answers
+from jaxcomm.lenses import Lens, logit_lens, nearest_tokens, patchscope
 from jaxcomm.mapping import Maps, RidgeMaps, Similarity, fit_maps, similarity, train_maps
 from jaxcomm.messages import Message, receive, receive_cache, send, send_cache
 from jaxcomm.model import Params, init_params
@@ -43,6 +44,7 @@ __all__ = [
     "Generation",
     "Graft",
     "KVCache",
+    "Lens",
     "Maps",
     "Message",
     "ModelConfig",
@@ -72,8 +74,11 @@ __all__ = [
     "init_params",
     "left_pad",
     "load_agent",
+    "logit_lens",
+    "nearest_tokens",
     "overlap",
     "patch",
+    "patchscope",
     "prefill",
     "prefix",
     "project_out",

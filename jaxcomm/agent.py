@@ -25,6 +25,7 @@ from jaxcomm.decoding import (
     start_decoding,
 )
 from jaxcomm.edits import Edit, checked
+from jaxcomm.lenses import patchscope
 from jaxcomm.messages import Message
 from jaxcomm.model import LanguageModel, Params
 from jaxcomm.prompts import Prompts, left_pad
@@ -45,6 +46,9 @@ _DATE_MACRO = (
 
 THOUGHTS = {"<think>": "</think>", "[THINK]": "[/THINK]"}
 """Tokens that thoughts begin and end with (Qwen 3, distillations of R1; Magistral)."""
+
+TARGET = "cat -> cat; 1135 -> 1135; hello -> hello; x ->"
+"""Target prompt of a patchscope: the examples of Ghandeharioun et al. (2024), which ask for a word to be repeated."""
 
 write_until = jax.jit(continue_decoding, donate_argnames="state")
 """`continue_decoding` as one program, which writes into the state it is given."""
@@ -392,6 +396,48 @@ class Agent:
                 f"{row}: norm {np.reshape(norm, -1)[-1]:.1f}, nearest {' '.join(map(repr, self.tokens(last)))}"
             )
         return "\n".join(lines)
+
+    def patchscope(
+        self,
+        message: Message,
+        target: Prompt = TARGET,
+        placeholder: str = "x",
+        *,
+        layer: int | None = None,
+        norm: float | None = None,
+        max_new_tokens: int = NEW_TOKENS,
+    ) -> list[str]:
+        """Writes on after a target prompt in which the message stands in the place of a word (`lenses.patchscope`).
+
+        Args:
+            message: A message of this agent's model, one state for each row.
+            target: The target prompt. By default its examples ask for a word to be repeated.
+            placeholder: The word. It occurs in the target prompt once.
+            layer: The message is put after this layer. Default: where it was read.
+            norm: Euclidean length that every state is scaled to first. Default: its own.
+            max_new_tokens: Largest number of tokens.
+
+        Returns:
+            The text of each row.
+
+        Raises:
+            ValueError: The placeholder does not occur, or occurs more than once; otherwise as for `lenses.patchscope`.
+
+        Example:
+            >>> told = agent.tokenize(["Bob is at the Colosseum."])
+            >>> message = jc.send(agent.params, told, jc.Site("resid_post", 4, "last"))
+            >>> agent.patchscope(message, "Bob is in x", max_new_tokens=4)
+            ['Italy, Europe']
+        """
+        text = self.render(target)
+        if (times := text.count(placeholder)) != 1:
+            raise ValueError(
+                f"the placeholder {placeholder!r} occurs {times} times in the target prompt {text[:80]!r}: name a word that occurs once"
+            )
+        prompt = self.tokenize([target], max_new_tokens)
+        at = self.find([target], placeholder)[:, -prompt.shape[1] :]
+        how: dict[str, Any] = dict(max_new_tokens=max_new_tokens, stop_tokens=self.stop_tokens)
+        return self.text(patchscope(self.single, prompt, message, at=at, layer=layer, norm=norm, **how))
 
     def follow(self, prompt: Prompt, continuation: str) -> list[int]:
         """Encodes a continuation as it follows a prompt.

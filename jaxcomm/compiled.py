@@ -58,7 +58,7 @@ def compiled(
     Args:
         prompts: Names of prompts, and of the model that reads each; default: `prompts`, of `params`.
         layers: Names of layers, and of the model each belongs to.
-        texts: Names of given continuations, and of the model that reads each.
+        texts: Names of given continuations, and of the model that reads each. They may be left out.
         static: Names of arguments that are no arrays: another value is another program. What holds arrays (a `Site`,
             a `Graft`) stays an argument.
     """
@@ -84,7 +84,7 @@ def compiled(
                 given[name] = as_prompts(given[name])
                 check_tokens(given[params], given[name])
             for name, params in texts.items():
-                check_texts(given[params], given[name], name)
+                check_texts(given[params], given.get(name), name)
             untraced = trace_state() == UNTRACED
             for name, params in layers.items():
                 if isinstance(given[name], Site):

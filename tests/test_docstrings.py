@@ -17,7 +17,7 @@ from jaxcomm import converters, lmnet, protocols
 from jaxcomm.evals.pair import folder
 
 MODULES = (
-    "prompts", "sites", "edits", "reading", "decoding", "messages", "controls", "communication", "layer_sweep",
+    "prompts", "sites", "edits", "reading", "decoding", "messages", "controls", "lenses", "communication", "layer_sweep",
     "layer_sweep.patching", "agent", "chat", "model", "mapping", "sharding", "lora", "training", "flops", "fingerprint",
     "cipher", "cache", "config", "protocols.base", "protocols.controls", "protocols.text", "protocols.debates", "protocols.cipher",
     "protocols.activations", "lmnet.network", "converters.agents", "converters.hf", "converters.checkpoints",
