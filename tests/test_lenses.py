@@ -1,4 +1,7 @@
-"""What a message says: logit lens and patchscope equal hooks on transformers in float64."""
+"""What a message says: logit lens and patchscope equal hooks on transformers in float64; games looked into, as files and pictures."""
+
+import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +10,15 @@ import pytest
 import torch
 
 import jaxcomm as jc
+from jaxcomm import protocols
+from jaxcomm.evals.inspection_figure import drawable, readable, scene
 from jaxcomm.lmnet import init_network
+from jaxcomm.protocols.inspections import spell_out
 
+import command
+from command import jaxcomm
 from conftest import ROUNDED, assert_close, refused
+from game_files import write_game
 from hooks import PADDED, ROWS, at, exact_of, on
 
 VOCAB = 97
@@ -196,3 +205,84 @@ def test_what_cannot_be_looked_at_is_refused_in_one_line(llama, call, says):
 def test_a_placeholder_is_a_word_that_occurs_once(b, target, placeholder, says):
     message = jc.send(b.params, b.tokenize(["Bob is at the Louvre."]), 3)
     refused(lambda: b.patchscope(message, target, placeholder), says)
+
+
+# Games --------------------------------------------------------------------------------------------------------------
+
+TOLD = ["Bob is at the Colosseum.", "Alice is at the Acropolis of Athens."]
+ASKED = ["Which country is Bob located in?", "Which country is Alice located in?"]
+
+
+@pytest.fixture(scope="module")
+def inspected(b):
+    return protocols.inspect_activation(b, b, TOLD, ASKED, ["Italy", "Greece"], k=5, j=2, graft="sum")
+
+
+def test_a_game_is_looked_into_as_it_is_played(b, inspected):
+    turn = protocols.activation(b, b, TOLD, ASKED, k=5, j=2, graft="sum")
+    silent = protocols.silent(b, b, [], ASKED).score([[" Italy"], [" Greece"]])
+    for i, (x, reply) in enumerate(zip(inspected, turn.write(), strict=True)):
+        assert x.reply == reply and x.sent_token == "." and x.sent_position == len(b.encode(TOLD[i])) - 1
+        assert [layer.layer for layer in x.heard] == [layer.layer for layer in x.alone] == [2, 3, 4, 5, 6]
+        assert x.heard[-1].likeliest.ids[0] == reply.ids[0] and x.answer_token == (" Italy", " Greece")[i]
+        assert x.heard[-1].answer_logprob == pytest.approx(
+            turn.score([[" Italy"], [" Greece"]])[i].logprobs[0], abs=1e-4
+        )
+        assert x.alone[-1].answer_logprob == pytest.approx(silent[i].logprobs[0], abs=1e-4)
+        assert x.sent_norm == pytest.approx(reply.details["norm_sent"], rel=1e-5)
+        assert json.loads(json.dumps(x.row()))["reply"]["text"] == reply.text
+
+
+def test_tokens_are_spelled_readably(b):
+    parts = b.tokenizer.encode("東", add_special_tokens=False)
+    assert "\ufffd" not in "".join(spell_out(b, parts)) and spell_out(b, b.encode(" Italy")[-1:]) == [" Italy"]
+    assert [readable(x) for x in (" Italy", " ", "\n", "a b ")] == ["·Italy", "·", "\\n", "a b·"]
+    assert drawable("東京 $5_") == "\\u6771\\u4eac $5_" and drawable("Liechtenstein", 8) == "Liechte…"
+
+
+@pytest.mark.parametrize("layers", [1, 40])
+def test_a_picture_is_drawn_of_any_number_of_layers_and_any_text(inspected, layers):
+    several = lambda heard: (heard * layers)[:layers]
+    x = dataclasses.replace(inspected[0], heard=several(inspected[0].heard), alone=several(inspected[0].alone))
+    png = scene(x, ["A reads: $x_1$ and $", "B reads: 東京\n\\frac"], "right")
+    assert png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82")
+
+
+ODD = [
+    dict(prompt_a="Ünï $x_1$ is at 東京 🗼 <b>|p|</b> \\alpha.", prompt_b="Where is $x_1$ `now`?", answer="東京"),
+    dict(prompt_a="שלום _is_ at $5\tand $6.", prompt_b="Where is _it_, $5?\nSay | so.", answer="$5 _or_ $6"),
+]
+
+
+def test_the_command_writes_a_report_rows_and_pictures_whatever_is_said(tmp_path, capsys):
+    game, out = write_game(tmp_path / "odd.jsonl", *ODD), tmp_path / "run"
+    words = ("--game", game, "--n", 2, "--k", 4, "--j", 2, "--target", "$ y_1 $ | x is", "--out", out)
+    jaxcomm("read", "--a", "pair:b", "--b", "pair:b", *words)
+    printed = capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {
+        "report.html", "report.md", "items.jsonl", "item-1.png", "item-2.png",
+    }  # fmt: skip
+    rows = [json.loads(line) for line in (out / "items.jsonl").read_text("utf-8").splitlines()]
+    assert [row["prompt_a"] for row in rows] == [line["prompt_a"] for line in ODD]
+    for row in rows:
+        assert row["heard"][0]["likeliest"]["ids"] == row["head"]["ids"], "replace: as A sees it"
+        assert row["hit"] == (row["reply"]["text"] == row["answer"])
+    html, text = (out / "report.html").read_text("utf-8"), (out / "report.md").read_text("utf-8")
+    assert html.count("data:image/png;base64,") == 2 and "&lt;b&gt;|p|&lt;/b&gt;" in html and "<b>" not in html
+    assert "](item-2.png)" in text and "jaxcomm read --a pair:b --b pair:b" in text
+    for part in ("A sends", "Patchscope", "B says", "with the message"):
+        assert part in printed and part in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--k", 7, "--j", 1), "k = 7 is out of range"),
+        (("--k", 1, "--j", 7), "j = 7 is out of range"),
+        (("--k", 1, "--j", 1, "--target", "It is"), "the placeholder 'x' occurs 0 times in the target prompt 'It is'"),
+        (("--k", 1, "--j", 1, "--placeholder", "hello"), "the placeholder 'hello' occurs 2 times"),
+        (("--k", 1, "--j", 1, "--n", 0), "play at least 1 item"),
+    ],
+)
+def test_commands_that_cannot_be_meant_are_refused(capsys, words, message):
+    assert message in command.refused(capsys, "read", "--a", "pair:b", "--b", "pair:b", *words)

@@ -20,6 +20,7 @@ from jaxcomm.protocols.base import Reply, Scored, Sent, Turn
 from jaxcomm.protocols.cipher import cipher_debate
 from jaxcomm.protocols.controls import CONTROLS, Control, StandIn
 from jaxcomm.protocols.debates import FORMS, Form, Panel, debate
+from jaxcomm.protocols.inspections import Inspecting, Inspection, inspect_activation
 from jaxcomm.protocols.text import Conversation, message, receive_text, send_text, sender, silent, skyline
 
 PROTOCOLS = {
@@ -43,6 +44,8 @@ __all__ = [
     "Conversation",
     "Form",
     "Grafting",
+    "Inspecting",
+    "Inspection",
     "Panel",
     "Reply",
     "Scored",
@@ -53,6 +56,7 @@ __all__ = [
     "cipher_debate",
     "debate",
     "exchange",
+    "inspect_activation",
     "message",
     "receive_states",
     "receive_text",

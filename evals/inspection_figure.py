@@ -1,0 +1,212 @@
+"""The picture of one message: what was sent, what B heard layer by layer, what B said."""
+
+from __future__ import annotations
+
+import functools
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxcomm.protocols import Inspection
+from jaxcomm.protocols.inspections import Heard, Named
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_LAYERS = 24
+"""Layers that are drawn; of more, evenly spaced ones."""
+LETTERS = 13
+"""Of a token in a cell."""
+WITH, WITHOUT = "C0", "0.55"
+
+
+def readable(token: str) -> str:
+    """Shows a token's space and what cannot be printed.
+
+    Args:
+        token: Text of the token.
+
+    Returns:
+        The text, with a dot for each space at its ends, and escapes.
+
+    Example:
+        >>> readable(" Italy"), readable("\\n")
+        ('·Italy', '\\\\n')
+    """
+    inner = token.strip(" ")
+    before = len(token) - len(token.lstrip(" "))
+    dotted = "·" * before + inner + "·" * (len(token) - before - len(inner) if inner else 0)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in dotted)
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    """Characters that the picture's font has."""
+    from matplotlib import font_manager
+
+    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+def drawable(text: str, most: int | None = None) -> str:
+    """Escapes what the picture's font lacks.
+
+    Args:
+        text: The text.
+        most: Largest number of characters; a longer text is cut.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> drawable("\\u4e2d a", most=8), drawable("Liechtenstein", most=8)
+        ('\\\\u4e2d a', 'Liechte…')
+    """
+    text = "".join(c if ord(c) in _glyphs() else c.encode("unicode_escape").decode() for c in text)
+    return text if most is None or len(text) <= most else f"{text[: most - 1]}…"
+
+
+def scene(found: Inspection, title: Sequence[str], verdict: str) -> bytes:
+    """Draws one message: what was sent, what B heard in every later layer with and without it, and what B said.
+
+    Args:
+        found: What was sent, heard and said.
+        title: Lines above the picture, such as what A and B read.
+        verdict: Whether the reply is right, in words.
+
+    Returns:
+        The bytes of a PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = np.unique(np.linspace(0, len(found.heard) - 1, MOST_LAYERS).round().astype(int))
+    heard, alone = ([x[n] for n in shown] for x in (found.heard, found.alone))
+    count = len(found.head.tokens)
+    lines = [part for line in title for part in textwrap.wrap(drawable(line, 560), 190)]
+    height = 2.2 + 0.2 * len(lines) + max(0.3 * len(shown), 0.5 * count)
+    figure = plt.figure(figsize=(19, height), layout="constrained")
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, parse_math=False)
+    panels: Any = figure.subfigures(1, 3, width_ratios=(4.2, 2.2 * max(count, 3), 4.4))
+    draw_sent(panels[0], found)
+    draw_heard(panels[1], heard, alone, found)
+    draw_said(panels[2], heard, alone, found, verdict)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    plt.close(figure)
+    return png.getvalue()
+
+
+def draw_sent(figure: Any, found: Inspection) -> None:
+    """Draws what A's message is near to.
+
+    Args:
+        figure: The figure to draw in.
+        found: What was sent.
+    """
+    token = drawable(readable(found.sent_token), LETTERS)
+    figure.suptitle(f"sent: A after layer {found.k}, at {token!r}", fontsize=11, fontweight="bold", parse_math=False)
+    head, embedding = figure.subplots(2, 1)
+    bars(head, found.head, "probability, by A's head")
+    bars(embedding, found.embedding, "cosine with A's embedding")
+    text = textwrap.fill(drawable(f"patchscope: {readable(found.patchscope)}", 150), 44)
+    figure.supxlabel(text, fontsize=9, parse_math=False)
+
+
+def bars(axis: Axes, named: Named, label: str) -> None:
+    """Draws tokens as bars, the nearest on top.
+
+    Args:
+        axis: The axes to draw on.
+        named: The tokens.
+        label: What the bars measure.
+    """
+    places = range(len(named.tokens))
+    axis.barh(places, named.values, color="#9ecae1")
+    axis.set_yticks(places, [drawable(readable(token), LETTERS) for token in named.tokens], parse_math=False)
+    axis.invert_yaxis()
+    axis.set_xlim(min(0.0, *named.values), 1)
+    axis.set_xlabel(label, fontsize=9)
+    axis.tick_params(labelsize=9)
+
+
+def draw_heard(figure: Any, heard: Sequence[Heard], alone: Sequence[Heard], found: Inspection) -> None:
+    """Draws what B heard: its likeliest tokens after each layer, with and without the message.
+
+    Args:
+        figure: The figure to draw in.
+        heard: Layers with the message.
+        alone: The same layers without.
+        found: The game.
+    """
+    figure.suptitle(f"heard: B's likeliest tokens, message in after layer {found.j}", fontsize=11, fontweight="bold")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, title in zip(axes, ("with the message", "without it"), strict=True):
+        axis.set_title(title, fontsize=10)
+    image, _ = (heat(axis, layers, found.answer_id) for axis, layers in zip(axes, (heard, alone), strict=True))
+    axes[0].set_ylabel("layer of B")
+    bar = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01)
+    bar.set_label("probability", fontsize=9)
+
+
+def heat(axis: Axes, layers: Sequence[Heard], answer: int) -> Any:
+    """Draws the likeliest tokens of layers as a heat map. The right answer's first token has a frame.
+
+    Args:
+        axis: The axes to draw on.
+        layers: The layers, the first at the bottom.
+        answer: Id of that token.
+
+    Returns:
+        The image.
+    """
+    values = np.array([x.likeliest.values for x in layers])
+    image = axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
+    for row, x in enumerate(layers):
+        for column, (id, token) in enumerate(zip(x.likeliest.ids, x.likeliest.tokens, strict=True)):
+            dark, right = values[row, column] > 0.55, id == answer
+            how = dict(boxstyle="round,pad=0.15", facecolor="none", edgecolor="#d62728", linewidth=1.3)
+            axis.text(
+                column, row, drawable(readable(token), LETTERS), ha="center", va="center", fontsize=8,
+                color="white" if dark else "black", bbox=how if right else None, parse_math=False,
+            )  # fmt: skip
+    axis.set_xticks(range(values.shape[1]), [str(n + 1) for n in range(values.shape[1])])
+    axis.set_yticks(range(len(layers)), [str(x.layer) for x in layers])
+    axis.tick_params(labelsize=9)
+    axis.set_xlabel("rank", fontsize=9)
+    return image
+
+
+def draw_said(figure: Any, heard: Sequence[Heard], alone: Sequence[Heard], found: Inspection, verdict: str) -> None:
+    """Draws how likely the right answer is after each layer, with and without the message, and writes what B said.
+
+    Args:
+        figure: The figure to draw in.
+        heard: Layers with the message.
+        alone: The same layers without.
+        found: The game.
+        verdict: Whether the reply is right, in words.
+    """
+    said = textwrap.fill(drawable(f"said: {readable(found.reply.text)!r} ({verdict})", 120), 46)
+    figure.suptitle(said, fontsize=11, fontweight="bold", parse_math=False)
+    axis = figure.subplots()
+    places = range(len(heard))
+    for layers, colour, style, label in (
+        (heard, WITH, "o-", "with the message"),
+        (alone, WITHOUT, "s--", "without it"),
+    ):
+        axis.plot([x.answer_logprob for x in layers], places, style, color=colour, markersize=4, label=label)
+    axis.set_yticks(places, [str(x.layer) for x in heard])
+    axis.set_ylim(-0.5, len(heard) - 0.5)
+    axis.set_xlim(right=0.4)
+    axis.set_xlabel(
+        f"log-probability of {drawable(readable(found.answer_token), LETTERS)}, nats", fontsize=9, parse_math=False
+    )
+    axis.set_ylabel("layer of B")
+    axis.tick_params(labelsize=9)
+    axis.grid(alpha=0.25)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2, frameon=False)
