@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxcomm.agent import Agent
 from jaxcomm.controls import derange, overlap
-from jaxcomm.flops import generation_flops, reading_flops
 from jaxcomm.protocols import CONTROLS, Grafting, send_states
 from jaxcomm.protocols.text import put
 
@@ -18,12 +17,9 @@ from . import figures
 from .documents import Block, Code, Heading, Items, Picture, Table
 from .effects import Split, effect, holm, kl, meaning, split, split_rows, written
 from .games import INFORMATION, PRESETS, Game, Wording
-from .hearing import MORE, features, further, named, probe
+from .hearing import EQUAL, MORE, features, fitting_tokens, further, named, probe
 from .play import METRICS, SENDS, Outcome, PlaySettings, alone_with, play_together, shown
 from .scores import accuracy, percent
-
-EQUAL = {"equal-flops": "FLOPs", "equal-bytes": "bytes"}
-"""Controls that are texts: a written message, cut to what a channel costs until B answers, or to the bytes it sends."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +131,8 @@ def limits(
     if what == "equal-bytes":
         return {"bytes": [note.sent for note in of.heard]}
     asked = [put(talk.get("ask", "{prompt}"), prompt) for prompt in wording.prompts_a(game, a)]
-    rows = zip(a.rows(asked), b.rows(wording.prompts_b(game, b)), of.heard, strict=True)
-
-    def fit(read_a: int, read_b: int, budget: int) -> int:
-        """Number of tokens."""
-        cost = lambda m: generation_flops(a.params.config, read_a, m) + reading_flops(b.params.config, read_b + m)
-        return sum(cost(m) <= budget for m in range(1, talk.get("max_message_tokens", 48) + 1))
-
-    return {"limits": [fit(len(x), len(y), note.flops) for x, y, note in rows]}
+    prompts = asked, wording.prompts_b(game, b)
+    return {"limits": fitting_tokens(a, b, prompts, of.heard, talk.get("max_message_tokens", 48))}
 
 
 def blocks(

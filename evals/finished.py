@@ -6,12 +6,13 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .scores import Interval, difference, sign_flip
+from .effects import Effect, effect
+from .scores import Interval
 
 NEEDED = (
     "protocol", "task", "metric", "filter", "value", "low", "high", "n", "unparsed", "flops", "tokens_read",
@@ -201,38 +202,35 @@ def read_scores(path: Path) -> dict[Key, dict[int, float]]:
 # Comparisons ----------------------------------------------------------------------------------------------------------
 
 
-class Above(NamedTuple):
-    """How much better one protocol is than another, on the questions that have a score under both.
-
-    Attributes:
-        points: Mean difference with its 95 % interval, as shares (`scores.difference`).
-        p: p-value of the difference (`scores.sign_flip`).
-        pairs: Number of these questions.
-    """
-
-    points: Interval
-    p: float
-    pairs: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of results.jsonl with its comparisons.
+    """A line of results.jsonl with its comparisons, each on the questions that have a score under both protocols.
 
     Attributes:
         run: The run.
         line: The line.
-        single: How much better it is than the protocol "single". None: single was not run, or the metric is not a mean
-            over questions.
-        best: The line of the best control that was run in place of this line's activation. None: there is none.
-        control: How much better it is than that control. None: as for `single`.
+        total: How much better it is than the protocol "single". None: it is "single" or a control, single was not run, or
+            the metric is not a mean over questions.
+        presence: How much better another question's message is than none. None: as for `total`, or the control "other"
+            was not run.
+        content: How much better its message is than another question's. None: likewise.
     """
 
     run: Run
     line: Mapping[str, Any]
-    single: Above | None
-    best: Mapping[str, Any] | None
-    control: Above | None
+    total: Effect | None
+    presence: Effect | None
+    content: Effect | None
+
+    @property
+    def parts(self) -> tuple[Effect | None, ...]:
+        """Total, presence and content."""
+        return self.total, self.presence, self.content
+
+    @property
+    def is_control(self) -> bool:
+        """Whether something stands in for the protocol's messages."""
+        return ", " in self.protocol
 
     @property
     def protocol(self) -> str:
@@ -257,27 +255,25 @@ def key(line: Mapping[str, Any]) -> Key:
     return line["protocol"], line["task"], line["metric"], line["filter"]
 
 
-def above(run: Run, line: Mapping[str, Any], other: str) -> Above | None:
-    """Compares a line with another protocol, question by question.
+def above(run: Run, line: Mapping[str, Any], protocol: str, other: str) -> Effect | None:
+    """Compares two protocols, question by question.
 
     Args:
         run: The run.
-        line: One of its lines.
-        other: Name of the other protocol.
+        line: A line that says which task, metric and filter.
+        protocol: Name of the first protocol.
+        other: Name of the second.
 
     Returns:
-        The comparison. None: no question has a score under both, or the line is of that protocol itself.
+        How much better the first is. None: no question has a score under both.
     """
-    ours, theirs = run.scores.get(key(line), {}), run.scores.get((other, *key(line)[1:]), {})
+    ours, theirs = (run.scores.get((name, *key(line)[1:]), {}) for name in (protocol, other))
     both = sorted(set(ours) & set(theirs))
-    if not both or line["protocol"] == other:
-        return None
-    pair = [ours[q] for q in both], [theirs[q] for q in both]
-    return Above(difference(*pair), sign_flip(*pair), len(both))
+    return effect([ours[q] for q in both], [theirs[q] for q in both]) if both else None
 
 
 def compare(run: Run) -> Iterator[Row]:
-    """Compares every line of a run with the protocol "single" and with the best control.
+    """Compares every line of a run with the protocol "single", and with another question's message.
 
     Args:
         run: The run.
@@ -286,8 +282,15 @@ def compare(run: Run) -> Iterator[Row]:
         One row for each line.
     """
     for line in run.lines:
-        alike = [other for other in run.lines if key(other)[1:] == key(line)[1:] and other["value"] is not None]
-        controls = [other for other in alike if other["protocol"].startswith(f"{line['protocol']}, ")]
-        best = max(controls, key=lambda other: other["value"], default=None)
-        control = None if best is None else above(run, line, best["protocol"])
-        yield Row(run, line, above(run, line, "single"), best, control)
+        name = line["protocol"]
+        if name == "single" or ", " in name:
+            yield Row(run, line, None, None, None)
+            continue
+        other = f"{name}, other"
+        yield Row(
+            run,
+            line,
+            above(run, line, name, "single"),
+            above(run, line, other, "single"),
+            above(run, line, name, other),
+        )

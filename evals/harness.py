@@ -25,13 +25,15 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from jaxcomm.agent import Agent, Prompt, TooLong
+from jaxcomm.controls import derange, overlap
 from jaxcomm.decoding import Sampling
 from jaxcomm.protocols import Panel, Turn
 from jaxcomm.protocols.base import Spent, start_turn, total
-from jaxcomm.protocols.text import put
+from jaxcomm.protocols.text import put, text
 
 from . import biographies, programs
 from .evaluation.arms import Arm, Batch
+from .games import information
 from .runs import RunFolder
 
 BIOGRAPHY_TOKENS = 400
@@ -141,12 +143,18 @@ class ProtocolLM(LM):
         arm: The protocol and its agents.
         folder: Run folder. Each batch of answers is written there as soon as it is done.
         decoding: How texts are decoded.
+        tasks: The tasks of the harness, by name.
+        information: Whether A knows what B cannot, by task (`games.information`).
+        overlap: Share of a task's questions that get a message with their own answer under the control "other".
         records: The answers that were given so far, by task and number of the question.
     """
 
-    def __init__(self, arm: Arm, folder: RunFolder, decoding: Decoding):
+    def __init__(self, arm: Arm, folder: RunFolder, decoding: Decoding, tasks: Mapping[str, Any] | None = None):
         super().__init__()
-        self.arm, self.folder, self.decoding = arm, folder, decoding
+        self.arm, self.folder, self.decoding, self.tasks = arm, folder, decoding, tasks or {}
+        self.information: dict[str, str] = {}
+        self.overlap: dict[str, float] = {}
+        self._others: dict[str, dict[int, Row]] = {}
         self.records: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
     # What the harness calls ---------------------------------------------------------------------------------------
@@ -271,8 +279,9 @@ class ProtocolLM(LM):
             rows.append(Row(biographies.TASK, n, {"person": person}, prompt, (), (n,), zlib.crc32(seed.encode())))
 
         def answer(rows: Sequence[Row]) -> list[dict[str, Any]]:
-            turn = self._converse(rows, (), self._sampling, new)
-            replies = turn.write(new, sampling=self._sampling, seed=[row.seed for row in rows])
+            every = self._with_others(rows)
+            turn = self._converse(every, (), self._sampling, new)
+            replies = turn.write(new, sampling=self._sampling, seed=[row.seed for row in every])[: len(rows)]
             texts = [r.details.get("texts", [r.text]) for r in replies]
             written = [(row.doc["person"], own) for row, own in zip(rows, texts, strict=True)]
             verdicts = biographies.judged(judge, by, people, written)
@@ -310,8 +319,13 @@ class ProtocolLM(LM):
         so one program serves them and shared few-shot examples are read once.
         """
         by_task: dict[tuple[str, bool], list[Row]] = defaultdict(list)
-        for row in rows if not self.arm.shuffled else _shuffled(rows, self.decoding.seed):
+        for row in rows:
             by_task[row.task, bool(row.prompt)].append(row)
+        for (task, prompted), own in by_task.items():
+            if prompted:
+                self.information[task] = information((text(row.prompt_a), text(row.prompt)) for row in own)
+        if self.arm.control == "other":
+            self._draw_others([row for (_, prompted), own in by_task.items() if prompted for row in own])
         answering, batches, size = self.arm.agents[-1], [], {}
         length = lambda row: -len(answering.render(row.prompt)) - max(map(len, row.items), default=0)
         for kind_of, task_rows in by_task.items():
@@ -328,6 +342,8 @@ class ProtocolLM(LM):
                 start, had = time.perf_counter(), self._had
                 left = [row for row, key in zip(batch, keys, strict=True) if key not in had]
                 filled = [*left, *left[:1] * (size[task, bool(batch[0].prompt)] - len(left))]
+                if self.arm.pooled:  # no message twice: it would be among those of others
+                    filled = left
                 try:
                     records = iter(answer(filled) if left else ())
                 except TooLong as error:
@@ -373,22 +389,54 @@ class ProtocolLM(LM):
         return self.decoding.sampling  # pyright: ignore[reportReturnType]
 
     def _converse(self, rows: Sequence[Row], until: Sequence[str], sampling: Sampling | None, new: int) -> Turn | Panel:
-        agents = self.arm.agents
+        agents, count = self.arm.agents, len(rows) // (2 if self.arm.control == "other" else 1)
         if self.decoding.truncate:
             agents = tuple(_keeping(agent, max(new, self.arm.message_tokens)) for agent in agents)
         prompts_a, prompts_b = [row.prompt_a for row in rows], [row.prompt for row in rows]
         writing = dict(until=until, sampling=sampling, seed=[row.seed for row in rows])
-        return self.arm.converse(Batch(agents, prompts_a, prompts_b, rows[0].task, writing))
+        order = None if count == len(rows) else [*range(count, len(rows)), *range(count)]
+        answers = [self._gold(row) for row in rows]
+        return self.arm.converse(Batch(agents, prompts_a, prompts_b, rows[0].task, writing, answers, order))
+
+    def _gold(self, row: Row) -> str:
+        """The right answer of a question, as a text: two questions with the same have the same answer."""
+        if (task := self.tasks.get(row.task)) is None:
+            return str(row.doc.get("person"))
+        target = task.doc_to_target(row.doc)
+        if isinstance(target, int) and task.OUTPUT_TYPE == "multiple_choice":
+            target = task.doc_to_choice(row.doc)[target]
+        return str(target)
+
+    def _with_others(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows, and under the control "other", behind them the rows whose messages they get: drawn once for a whole task, so
+        nothing depends on the batches."""
+        if self.arm.control != "other":
+            return list(rows)
+        return [*rows, *(self._others[row.task][row.question] for row in rows)]
+
+    def _draw_others(self, rows: Sequence[Row]) -> None:
+        """Draws for each question of a task another one, with another answer. ValueError: a task has a single question."""
+        tasks: dict[str, dict[int, Row]] = defaultdict(dict)
+        for row in rows:
+            tasks[row.task].setdefault(row.question, row)
+        for task, own in tasks.items():
+            if len(own) < 2:
+                raise ValueError(f"{task} has one question: the control other needs at least two")
+            questions = sorted(own)
+            answers = [self._gold(own[n]) for n in questions]
+            order = derange(answers, self.decoding.seed)
+            self._others[task] = {n: own[questions[m]] for n, m in zip(questions, order, strict=True)}
+            self.overlap[task] = overlap(answers, order)
 
     def _write(self, kwargs: dict[str, Any], rows: Sequence[Row]) -> list[dict[str, Any]]:
         until, new, sampling = generation(rows[0].task, kwargs, self.decoding)
-        sampling = sampling if self.arm.draws else None
-        turn = self._converse(rows, until, sampling, new)
-        replies = turn.write(new, until=until, sampling=sampling, seed=[row.seed for row in rows])
+        sampling, every = sampling if self.arm.draws else None, self._with_others(rows)
+        turn = self._converse(every, until, sampling, new)
+        replies = turn.write(new, until=until, sampling=sampling, seed=[row.seed for row in every])
         told = self._rendered(rows, turn)
         return [
             {"text": r.raw, **_spent(r.spent, len(r.written), r.details), **x}
-            for r, x in zip(replies, told, strict=True)
+            for r, x in zip(replies[: len(rows)], told, strict=True)
         ]
 
     def _score(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -398,8 +446,10 @@ class ProtocolLM(LM):
             found, told = turn.score_tokens([[_spell(b, text) for text in row.items] for row in rows]), [{}] * len(rows)
         else:
             new = max(len(_spell(agent, text)) for agent in self.arm.agents for row in rows for text in row.items)
-            turn = self._converse(rows, (), self._sampling, new)
-            found, told = turn.score([row.items for row in rows]), self._rendered(rows, turn)
+            every = self._with_others(rows)
+            turn = self._converse(every, (), self._sampling, new)
+            scored = turn.score([row.items if n < len(rows) else row.items[:1] for n, row in enumerate(every)])
+            found, told = scored[: len(rows)], self._rendered(rows, turn)
         return [
             {"logprobs": x.logprobs, "greedy": x.greedy, **_spent(x.spent, sum(x.tokens), x.details), **own}
             for x, own in zip(found, told, strict=True)
@@ -450,22 +500,6 @@ def _spent(spent: Spent, answer: int, details: Mapping[str, Any]) -> dict[str, A
     """answer: its tokens; what was written besides are messages."""
     told = {"read": spent.read, "written": answer, "messages": spent.written - answer, "dropped": spent.dropped}
     return {**told, "flops": spent.flops, "details": dict(details)}
-
-
-def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Every row with what A reads in another question of its task: the next in a random round of them. ValueError: a task
-    with one question."""
-    told: dict[str, dict[int, Prompt]] = defaultdict(dict)
-    for row in rows:
-        told[row.task].setdefault(row.question, row.prompt_a)
-    other = {}
-    for task, questions in told.items():
-        if len(questions) < 2:
-            raise ValueError(f"{task} has one question: the control shuffled needs at least two")
-        order = np.random.default_rng([seed, 7]).permutation(sorted(questions))
-        other[task] = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-    taken = lambda row: told[row.task][other[row.task][row.question]]
-    return [dataclasses.replace(row, doc={**row.doc, "prompt_a": taken(row)}) for row in rows]
 
 
 def _keeping(agent: Agent, new: int) -> Agent:

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import scipy.special
 
-from jaxcomm.agent import Agent
-from jaxcomm.flops import reading_flops
+from jaxcomm.agent import Agent, Prompt
+from jaxcomm.flops import generation_flops, reading_flops
 from jaxcomm.messages import Message
 from jaxcomm.protocols import Panel, Turn
 from jaxcomm.protocols.base import total
@@ -66,6 +66,37 @@ def heard(turn: Turn | Panel) -> list[Heard]:
         text = None if message is None or message.text is None else message.text[i]
         notes.append(Heard(likely[i], None if states is None else states[i], text, spent.flops + read, spent.sent))
     return notes
+
+
+EQUAL = ("equal-flops", "equal-bytes")
+"""Controls that are texts: a written message, cut to the FLOPs that a channel costs until B answers, or to the bytes it sends."""
+
+
+def fitting_tokens(
+    a: Agent, b: Agent, prompts: tuple[Sequence[Prompt], Sequence[Prompt]], notes: Sequence[Heard], most: int
+) -> list[int]:
+    """Finds how many tokens a written message may have that costs no more FLOPs than a channel until B answers.
+
+    Args:
+        a: The sender.
+        b: The receiver.
+        prompts: What A reads before it writes, and what B reads besides the message, of each item.
+        notes: What the channel cost.
+        most: Largest number of tokens of a message.
+
+    Returns:
+        The number for each item. 0: reading alone costs more.
+    """
+
+    def fit(read_a: int, read_b: int, budget: int) -> int:
+        costs = (
+            generation_flops(a.params.config, read_a, m) + reading_flops(b.params.config, read_b + m)
+            for m in range(1, most + 1)
+        )
+        return sum(cost <= budget for cost in costs)
+
+    rows = zip(a.rows(prompts[0]), b.rows(prompts[1]), notes, strict=True)
+    return [fit(len(x), len(y), note.flops) for x, y, note in rows]
 
 
 def features(message: Message) -> np.ndarray:

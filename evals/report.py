@@ -20,20 +20,24 @@ import rich.console
 
 from . import figures
 from .documents import Block, Code, Heading, Items, Picture, Table, markdown, page, show
+from .effects import PARTS, Split, holm, meaning, written
 from .evaluation.options import PROTOCOLS
+from .evaluation.settings import SENDS
 from .files import check_folder, write_whole
-from .finished import Above, FinishedSweep, Row, Run, compare, interval, key, read_runs
-from .published import GRAFTS, SETUP, Entry, differences, read_published
+from .finished import FinishedSweep, Row, Run, compare, interval, key, read_runs
+from .games import INFORMATION
+from .published import SETUP, Entry, differences, read_published
 from .scores import Interval
 
 VERSIONS = ("jaxcomm", "jax", "jaxlib", "transformers", "lm_eval", "numpy", "python")
 T = TypeVar("T")
 K = TypeVar("K")
 HOW_TO_READ = (
-    "Values are per cent with 95 % intervals (bootstrap over the questions). “Above single” and “above it” are points of "
-    "difference on the same questions, paired, with their intervals; p is by sign flips. Unparsed: answers in which the "
-    "task's filter found nothing; cut: prompts that lost their first tokens. FLOPs and tokens (read + written) are means "
-    "over questions, seconds are sums."
+    "Values are per cent with 95 % intervals (bootstrap over the questions). Total, presence and content are points, paired "
+    "question by question, with their intervals: the protocol above B alone (single), another question's message above B "
+    "alone, and the protocol's message above another question's. A row with a comma is a control: something stands in for "
+    "the messages. Unparsed: answers in which the task's filter found nothing; cut: prompts that lost their first tokens. "
+    "FLOPs and tokens (read + written) are means over questions, seconds are sums."
 )
 
 
@@ -91,11 +95,12 @@ def document(
     for number, (pair, own) in enumerate(grouped(rows, lambda row: row.run.pair).items(), 1):
         yield Heading(2, pair)
         for task, those in grouped(own, lambda row: row.line["task"]).items():
-            yield Heading(3, task)
-            yield results(those)
+            yield from told_of(task, those)
             yield from notes(those)
             yield from published(those, [e for e in entries if e.task == task], metrics)
-            yield from picture(f"pair{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', task)}.png", f"{pair}, {task}", those)
+            file = f"pair{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', task)}"
+            yield from picture(f"{file}.png", f"{pair}, {task}", those)
+            yield from split_picture(f"{file}-effects.png", those)
     for sweep in found:
         if isinstance(sweep, FinishedSweep):
             yield Heading(2, f"{sweep.config['a']} → {sweep.config['b']}, layer sweep, {sweep.name}")
@@ -131,6 +136,27 @@ def about_run(run: Run | FinishedSweep) -> tuple[str, ...]:
     return run.name, str(run.path), models, device if count == 1 else f"{count} x {device}", versions
 
 
+def told_of(task: str, rows: Sequence[Row]) -> Iterator[Block]:
+    """Writes what came out of one task for one pair of models: its heading, and the table of results.
+
+    Args:
+        task: Name of the task.
+        rows: The lines with their comparisons.
+
+    Yields:
+        The blocks.
+    """
+    kinds = {row.line.get("information") for row in rows} - {None}
+    about = INFORMATION[kinds.pop()] if len(kinds) == 1 else ""
+    yield Heading(3, f"{task} ({about})" if about else task)
+    yield results(rows)
+    if tests := sum(part is not None for row in rows for part in row.parts):
+        yield meaning(tests)
+    if shared := [row for row in rows if row.line.get("overlap")]:
+        most = max(row.line["overlap"] for row in shared)
+        yield f"Under the control other {most:.0%} of the questions get a message with their own answer, since so many have the same."
+
+
 def results(rows: Sequence[Row]) -> Table:
     """Makes the table of one task and one pair of models.
 
@@ -140,36 +166,50 @@ def results(rows: Sequence[Row]) -> Table:
         rows: The lines with their comparisons.
 
     Returns:
-        One row for each line. Values are in %, differences in points, with 95 % intervals.
+        One row for each line. Values are in %, differences in points, with 95 % intervals; p-values are corrected over
+        the table.
     """
     run = lambda row: row.run.name
     metric = lambda row: SETUP["metric"][1](row.run, row.line)
     names = [(name, of) for name, of in (("run", run), ("metric", metric)) if len({of(row) for row in rows}) > 1]
     columns = (
-        *(name for name, _ in names), "protocol", "value", "n", "above single", "p", "best control", "above it", "p",
+        *(name for name, _ in names), "protocol", "value", "n", *(x for part in PARTS for x in (part, "p")), "smallest",
         "unparsed", "cut", "MFLOPs", "tokens", "seconds",
     )  # fmt: skip
     order = [metric(row) for row in rows]
     ordered = sorted(rows, key=lambda row: order.index(metric(row)))
-    return Table(columns, [(*(of(row) for _, of in names), *cells(row)) for row in ordered], left=len(names) + 1)
+    found = [part for row in ordered for part in row.parts if part is not None]
+    corrected = iter(holm([part.p for part in found]))
+    table = [(*(of(row) for _, of in names), *cells(row, corrected, len(found))) for row in ordered]
+    return Table(columns, table, left=len(names) + 1)
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """Writes the cells of a line in the table of results."""
-    line = row.line
-    single = told(row.single)
-    if row.single is None and all(other["protocol"] != "single" for other in row.run.lines):
-        single = "single was not run", ""
-    best = "no control was run" if row.protocol in GRAFTS else ""
-    if any(other["protocol"].startswith(f"{row.protocol}, ") for other in row.run.lines):
-        best = "none scored"
-    if row.best is not None:
-        name = row.best["protocol"].removeprefix(f"{row.protocol}, ")
-        best = f"{name} {score(row.best['value'], interval(row.best))}"
+def cells(row: Row, corrected: Iterator[float], tests: int) -> tuple[str, ...]:
+    """Writes the cells of a line in the table of results.
+
+    Args:
+        row: The line with its comparisons.
+        corrected: Corrected p-values of the table's comparisons, in order. The line's own are taken.
+        tests: Number of the table's comparisons.
+
+    Returns:
+        The cells.
+    """
+    line, told = row.line, []
+    for part in row.parts:
+        told += ["", ""] if part is None else [written(part.value, "points"), f"{next(corrected):.4f}"]
+    if row.protocol != "single" and not row.is_control and row.line["low"] is not None:
+        ran = {other["protocol"] for other in row.run.lines}
+        if row.total is None and "single" not in ran:
+            told[0] = "single was not run"
+        if row.protocol in SENDS and row.content is None and f"{row.protocol}, other" not in ran:
+            told[4] = "the control other was not run"
+    known = [part.smallest(tests) for part in row.parts if part is not None]
     tokens = f"{line['tokens_read']:.0f} + {line['tokens_written'] + line['message_tokens']:.0f}"
     return (
-        row.protocol, score(line["value"], interval(row.line)), str(line["n"]), *single, best, *told(row.control),
-        str(line["unparsed"]), str(line["truncated"]), f"{line['flops'] / 1e6:.0f}", tokens, f"{line['seconds']:.1f}",
+        row.protocol, score(line["value"], interval(row.line)), str(line["n"]), *told,
+        f"{100 * max(known):.0f}" if known else "", str(line["unparsed"]), str(line["truncated"]),
+        f"{line['flops'] / 1e6:.0f}", tokens, f"{line['seconds']:.1f}",
     )  # fmt: skip
 
 
@@ -188,21 +228,6 @@ def score(x: float | None, interval: Interval | None) -> str:
     return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def told(found: Above | None) -> tuple[str, str]:
-    """Writes a comparison.
-
-    Args:
-        found: The comparison. None: there is none.
-
-    Returns:
-        The difference in points with its 95 % interval, and the p-value.
-    """
-    if found is None:
-        return "", ""
-    x = found.points
-    return f"{100 * x.value:+.1f} [{100 * x.low:+.1f}, {100 * x.high:+.1f}]", f"{found.p:.4f}"
-
-
 def notes(rows: Sequence[Row]) -> Iterator[Block]:
     """Writes notes on a table, where its numbers could be misunderstood.
 
@@ -214,9 +239,9 @@ def notes(rows: Sequence[Row]) -> Iterator[Block]:
     """
     if any(interval(row.line) is None and row.line["value"] is not None for row in rows):
         yield "No interval and no pairing: the metric is not a mean over questions."
-    fewer = [row for row in rows if row.single is not None and row.single.pairs < row.line["n"]]
+    fewer = [row for row in rows if row.total is not None and row.total.n < row.line["n"]]
     if fewer:
-        least = min(row.single.pairs for row in fewer if row.single is not None)
+        least = min(row.total.n for row in fewer if row.total is not None)
         yield f"Not every question has a score under every protocol: differences are over {least} to {fewer[0].line['n']} questions."
     means = [(row.line["value"], row.run.scores.get(key(row.line))) for row in rows if interval(row.line) is not None]
     if any(own and abs(x - float(np.mean(list(own.values())))) > 1e-9 for x, own in means):
@@ -302,6 +327,25 @@ def picture(file: str, title: str, rows: Sequence[Row]) -> Iterator[Picture]:
         yield Picture(file, figures.costs(panels, label="%, with 95 % intervals"), f"Accuracy against compute: {title}")
 
 
+def split_picture(file: str, rows: Sequence[Row]) -> Iterator[Picture]:
+    """Draws presence and content of every channel of a task, in the first metric that has them.
+
+    Args:
+        file: Name of the file.
+        rows: The lines with their comparisons.
+
+    Yields:
+        The picture. There is none where nothing was parted.
+    """
+    metric = lambda row: SETUP["metric"][1](row.run, row.line)
+    parted = [row for row in rows if None not in row.parts]
+    if parted:
+        first, several = metric(parted[0]), len({row.run.name for row in parted}) > 1
+        name = lambda row: f"{row.protocol} ({row.run.name})" if several else row.protocol
+        splits = {name(row): Split(*row.parts) for row in parted if metric(row) == first}  # pyright: ignore
+        yield Picture(file, figures.effects(splits, label=f"{first}, points"), "Presence and content")
+
+
 def tidy(rows: Sequence[Row], entries: Sequence[Entry]) -> str:
     """Writes report.csv: our lines and the published numbers of the same tasks.
 
@@ -334,10 +378,8 @@ def ours(row: Row) -> dict[str, Any]:
     config = row.run.config
     who = {"a": config["a"], "b": config["b"], "others": " ".join(config["others"])}
     line = {"kind": "run", "source": str(row.run.path)} | who | {"variant": ""} | dict(row.line)
-    for name, found in (("above_single", row.single), ("above_control", row.control)):
-        value, low, high = found.points if found else (None, None, None)
+    for name, found in zip(PARTS, row.parts, strict=True):
+        value, low, high = found.value if found else (None, None, None)
         line |= {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_p": found and found.p}
-        line |= {f"{name}_pairs": found and found.pairs}
-    best = row.best or {}
-    line |= {"best_control": best.get("protocol"), "best_control_value": best.get("value")}
-    return line | {"best_control_low": best.get("low"), "best_control_high": best.get("high")}
+        line |= {f"{name}_pairs": found and found.n}
+    return line

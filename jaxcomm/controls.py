@@ -21,10 +21,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import KVCache
-from jaxcomm.communication import answer_logits
+from jaxcomm.communication import answer_logits, read_prompt, resume
 from jaxcomm.compiled import check_texts
 from jaxcomm.config import AnyArray
-from jaxcomm.edits import Edit, as_graft
+from jaxcomm.decoding import score
+from jaxcomm.edits import Edit, as_graft, is_number
 from jaxcomm.messages import Message
 from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.sites import as_site
@@ -194,13 +195,15 @@ def adversary(
     site: Any,
     graft: Any = "replace",
     *,
-    steps: int = 10,
-    rate: float = 0.3,
+    past: Sequence[KVCache] = (),
+    steps: int = 6,
+    rate: float = 0.5,
 ) -> Message:
     """Finds messages of the same norms under which the right answers are as unlikely as can be.
 
     Each step follows the gradient of the answer's log-probability downwards by `rate` times the norm, and then back to
-    the norm (projected gradient descent on a sphere). The first step is from the message itself.
+    the norm (projected gradient descent on a sphere). The first step is from the message itself. Where the stream of the
+    last token is edited, the prompts are read once, and each step runs the blocks above on that token and the answer.
 
     Args:
         params: The receiver.
@@ -209,6 +212,7 @@ def adversary(
         message: The messages of states that were sent.
         site: Where they go, as for `receive`.
         graft: How they enter, as for `receive`.
+        past: Caches of what the receiver read before the prompts, where the stream of the last token is edited.
         steps: Number of steps.
         rate: Length of a step, as a share of the norm.
 
@@ -216,7 +220,7 @@ def adversary(
         The messages. Of all steps, those under which the answer was least likely.
 
     Raises:
-        ValueError: As for `answer_logits`.
+        ValueError: As for `answer_logits`; there is a `past`, and another site is edited.
 
     Example:
         >>> message = jc.send(params, prompts, 3)
@@ -230,7 +234,15 @@ def adversary(
     tail = (1,) * (start.ndim - message.norms.ndim)
     norms = message.norms.reshape(*message.norms.shape, *tail)
     unit = lambda x: x / jnp.maximum(jnp.sqrt(jnp.sum(x**2, axis=tuple(range(-len(tail), 0)), keepdims=True)), 1e-30)
-    likely = functools.partial(_likely, params, prompts, answers, message.valid, site, as_graft(graft))
+    if message.single and site.name == "resid_post" and site.positions == "last" and is_number(site.layer):
+        prompt = read_prompt(params, prompts, past=past)
+        likely = functools.partial(
+            _likely_last, params, prompt, answers, tuple(past), as_graft(graft), j=int(site.layer)
+        )  # pyright: ignore
+    elif past:
+        raise ValueError("a past goes with the stream of the last token: give whole prompts")
+    else:
+        likely = functools.partial(_likely, params, prompts, answers, message.valid, site, as_graft(graft))
     states = best = start.astype(jnp.float32)
     lowest, gradient = likely(states)
     for _ in range(steps):
@@ -239,6 +251,22 @@ def adversary(
         best = jnp.where((found < lowest).reshape(-1, *(1,) * (states.ndim - 1)), states, best)
         lowest = jnp.minimum(found, lowest)
     return message.replace(states=best.astype(start.dtype), sender=None, text=None)
+
+
+@functools.partial(jax.jit, static_argnames="j")
+def _likely_last(params, prompt, answers, past, graft, states, *, j: int) -> tuple[Array, Array]:
+    """Log-probability of each answer with these states as the messages to h[j] of the last token, and its gradient. (j is part
+    of the program: the blocks above are gone through backwards.)"""
+
+    def each(states: Array) -> tuple[Array, Array]:
+        edited = graft(prompt.states[j], states.astype(params.dtype))
+        logits, cache = resume(params, prompt, edited, j, past=past)
+        found, _ = score(params, logits, cache, answers[:, None], past=(*past, prompt.earlier))
+        likely = found[:, 0].sum(axis=-1)
+        return likely.sum(), likely
+
+    (_, likely), gradient = jax.value_and_grad(each, has_aux=True)(states)
+    return likely, gradient
 
 
 @jax.jit

@@ -78,10 +78,11 @@ def test_biographies_run_end_to_end_with_any_judge(b, tmp_path):
         protocols=("single", "debate"), max_message_tokens=16, max_new_tokens=16, truncate=True,
     )  # fmt: skip
     lines = run(asked, b, tmp_path / "run")
-    assert {(x["protocol"], x["filter"]) for x in lines} == {(p, r) for p in asked.protocols for r in RULES}
+    arms = (*asked.protocols, "debate, other")
+    assert {(x["protocol"], x["filter"]) for x in lines} == {(p, r) for p in arms for r in RULES}
     assert all(x["n"] == 3 and 0 <= x["value"] <= 1 for x in lines if x["filter"] == "supported")
     agents = {r["protocol"]: len(json.loads(r["answer"])) for r in items(tmp_path / "run")}
-    assert agents == {"single": 1, "debate": 2}
+    assert agents == {"single": 1, "debate": 2, "debate, other": 2}
     json.loads((tmp_path / "run" / "results.jsonl").read_text().splitlines()[0], parse_constant=pytest.fail)
 
 

@@ -93,35 +93,41 @@ def numbers(nested) -> list[float]:
 def test_every_protocol_plays_the_games_as_tasks(b, tmp_path):
     """What is told arrives: in text, in vectors and as an activation; a control's does not."""
     asked = EvalSettings(
-        tasks=("countries", "countries_choice"), n=24, k=(4,), j=1, temperatures=(0.1, 0.4), controls=("shuffled",),
+        tasks=("countries", "countries_choice"), n=24, k=(4,), j=1, temperatures=(0.1, 0.4), controls=("other",),
         protocols=("single", "skyline", "message", "debate", "cipher", "activation", "exchange"), **TEXT,
     )  # fmt: skip
     lines = run(asked, b, tmp_path / "run")
     value = {(x["protocol"], x["task"]): x for x in lines}
     for task in asked.tasks:
-        alone, wrong = value["single", task]["value"], value["activation, shuffled", task]["value"]
+        alone, wrong = value["single", task]["value"], value["activation, other", task]["value"]
         for told in ("skyline", "message", "debate", "cipher", "activation", "exchange"):
             assert value[told, task]["value"] > max(alone, wrong) + 0.4, (told, task)
+            if told != "skyline":
+                other = value[f"{told}, other", task]
+                assert (other["overlap"], other["information"]) == (0.0, "private")
+                if told in ("debate", "exchange") and task == "countries_choice":
+                    continue  # everybody's choices count, and A knows
+                assert value[told, task]["value"] > other["value"] + 0.4, "what is told is of this question"
         assert value["message", task]["flops"] > 1.5 * value["activation", task]["flops"]
         assert value["message", task]["message_tokens"] > 0 and value["single", task]["message_tokens"] == 0
     assert all(x["n"] == 24 and x["low"] <= x["value"] <= x["high"] and x["seconds"] > 0 for x in lines)
 
 
-def test_the_control_shuffled_is_of_another_question_whatever_the_batches(b, tmp_path):
+def test_the_control_other_is_of_another_question_whatever_the_batches(b, tmp_path):
     """25 questions in batches of 16 are two of 13 rows, the second filled up."""
-    asked = EvalSettings(tasks=("countries",), n=25, k=(4,), j=1, protocols=("activation",), controls=("shuffled",))
+    asked = EvalSettings(tasks=("countries",), n=25, k=(4,), j=1, protocols=("activation",), controls=("other",))
     said = []
     for size in (16, 1, 25):
         run(dataclasses.replace(asked, batch_size=size), b, tmp_path / str(size))
-        norms = {"activation": {}, "activation, shuffled": {}}
+        norms: dict[str, dict] = {"activation": {}, "activation, other": {}, "single": {}}
         for row in items(tmp_path / str(size)):
             (details,) = json.loads(row["details"])
-            norms[row["protocol"]][row["question"]] = round(details["norm_sent"], 3)
-        own, other = norms["activation"], norms["activation, shuffled"]
+            norms[row["protocol"]][row["question"]] = round(details.get("norm_sent", 0), 3)
+        own, other = norms["activation"], norms["activation, other"]
         assert all(own[q] != other[q] for q in own) and sorted(own.values()) == sorted(other.values())
         said.append({(r["protocol"], r["question"]): r["said"] for r in items(tmp_path / str(size))})
     assert said[0] == said[1] == said[2]
-    with pytest.raises(ValueError, match="countries has one question: the control shuffled needs at least two"):
+    with pytest.raises(ValueError, match="countries has one question: the control other needs at least two"):
         run(dataclasses.replace(asked, n=1), b, tmp_path / "one")
 
 
@@ -129,7 +135,7 @@ def test_a_game_as_a_task_is_the_game(b, tmp_path):
     from jaxcomm.evals.games import draw
     from jaxcomm.evals.play import play
 
-    asked = EvalSettings(tasks=("tip_sheets",), n=12, seed=3, k=(5,), j=3, protocols=("activation",))
+    asked = EvalSettings(tasks=("tip_sheets",), n=12, seed=3, k=(5,), j=3, protocols=("activation",), controls=())
     run(asked, b, tmp_path / "run")
     outcome = play(draw("tip_sheets", 3, 12), "activation", b, b, k=5, j=3)
     rows = sorted(items(tmp_path / "run"), key=lambda r: r["question"])
@@ -148,6 +154,7 @@ def test_ones_own_game_is_a_task_and_what_the_sender_reads_is_in_every_row(b, tm
     asked = EvalSettings(
         tasks=(str(game),), k=(5,), j=2, protocols=("single", "message", "activation"), wording="instructed",
         instruction="Say the room.", sender_reads="statement+question", max_message_tokens=8, max_new_tokens=8,
+        controls=(),
     )  # fmt: skip
     out = run(asked, b, tmp_path / "run")
     assert {(x["task"], x["metric"]) for x in out} == {("boxes", "exact_match"), ("boxes", "found_match")}
@@ -167,7 +174,9 @@ def test_ones_own_game_is_a_task_and_what_the_sender_reads_is_in_every_row(b, tm
         run(asked, b, tmp_path / "run", resume=True)
 
 
-SAMPLED = EvalSettings(tasks=("countries",), n=20, temperature=1.0, top_p=0.9, protocols=("single", "message"), **TEXT)
+SAMPLED = EvalSettings(
+    tasks=("countries",), n=20, temperature=1.0, top_p=0.9, protocols=("single", "message"), controls=(), **TEXT
+)
 
 
 def test_a_seed_gives_the_same_rows_twice_and_another_seed_others(b, tmp_path):
@@ -407,7 +416,8 @@ def test_unusable_requests_are_one_clear_line(b, splits, tmp_path):
         (dict(protocols=("exchange",), k=(6,), j=1, j_back=9), "j_back = 9 is out of range"),
         (dict(protocols=("cipher",), temperatures=(0.1,)), "cipher needs --temperatures, 2 numbers"),
         (dict(protocols=("message",), tasks=("statements",), n=2), "scores texts without a prompt"),
-        (dict(controls=("zero",)), "--controls stand in for an activation"),
+        (dict(controls=("zero",)), "--controls stand in for messages, single sends none"),
+        (dict(protocols=("message",), controls=("zero", "zero")), "--controls zero zero: name each once"),
         (dict(top_p=0.5), "--top-p cuts what is sampled from"),
         (dict(temperature=-1.0), "--temperature -1.0: it must be 0"),
         (dict(batch_size=0), "--batch-size 0: it must be at least 1"),
@@ -417,7 +427,6 @@ def test_unusable_requests_are_one_clear_line(b, splits, tmp_path):
         (dict(protocols=("message",), ask="{prompt} {"), "--ask '{prompt} {': it must have {prompt}"),
         (dict(protocols=("activation",), k=(1,), j=1, where="all"), "--where all needs --graft sum: replace would"),
         (dict(protocols=("exchange",), k=(1,), j=1, where="all", graft="mean"), "--where all needs --graft sum"),
-        (dict(protocols=("activation",), k=(1,), j=1, where="all", graft="sum", controls=("zero",)), "leave out --where all"),
         (dict(protocols=("cipher",), temperatures=(0.1, 0.2), temperature=0.5), "cipher draws nothing"),
         (dict(tasks=("mmlu",), data={"mmlu": SAMPLE / "gsm8k.jsonl"}), "no single task has this name"),
         (dict(tasks=("biographies",)), "biographies needs people and facts"),

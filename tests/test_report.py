@@ -35,7 +35,7 @@ COUNTRIES = {
     "single": [0, 0, 0, 1, 0, 0, 0, 0, 1],
     "activation": [1, 1, 1, 1, 0, 1, 1, 0, 1],
     "activation, zero": [0, 0, 0, 0, 0, 0, 0, 0, 0],
-    "activation, self": [0, 1, 0, 1, 0, 0, 0, 0, 1],
+    "activation, other": [0, 1, 0, 1, 0, 0, 0, 0, 1],
 }
 
 
@@ -88,26 +88,25 @@ def test_the_numbers_are_those_of_the_run(tmp_path):
         assert (row["source"], row["a"], row["b"]) == (str(run), "A", "B")
 
 
-def test_differences_are_paired_question_by_question(tmp_path):
+def test_presence_and_content_are_paired_question_by_question(tmp_path):
     run = make_run(tmp_path / "run")
     table = pq.read_table(run / "items.parquet").to_pylist()
     hits = {
         protocol: np.array([json.loads(r["metrics"])["exact_match"] for r in table if r["protocol"] == protocol], float)
         for protocol in COUNTRIES
     }
-    _, _, rows = make_report(tmp_path / "out", run)
+    text, _, rows = make_report(tmp_path / "out", run)
     row = next(row for row in rows if row["protocol"] == "activation" and row["kind"] == "run")
-    assert (
-        row["best_control"] == "activation, self"
-        and float(row["best_control_value"]) == hits["activation, self"].mean()
-    )
-    for column, other in (("above_single", "single"), ("above_control", "activation, self")):
-        apart = hits["activation"] - hits[other]
+    own, other, alone = (hits[name] for name in ("activation", "activation, other", "single"))
+    assert float(row["total"]) == pytest.approx(float(row["presence"]) + float(row["content"]))
+    for column, x, y in (("total", own, alone), ("presence", other, alone), ("content", own, other)):
+        apart = x - y
         flips = np.array(list(itertools.product((-1, 1), repeat=len(apart)))) @ apart / len(apart)
         assert float(row[column]) == pytest.approx(apart.mean())
         assert float(row[f"{column}_p"]) == pytest.approx(np.mean(np.abs(flips) >= abs(apart.mean()) - 1e-12))
-        assert [float(row[f"{column}_{end}"]) for end in ("low", "high")] == list(difference(apart, np.zeros(9)))[1:]
+        assert [float(row[f"{column}_{end}"]) for end in ("low", "high")] == list(difference(x, y))[1:]
         assert int(row[f"{column}_pairs"]) == 9
+    assert "after Holm" in text and (tmp_path / "out" / "pair1-countries-effects.png").exists()
 
 
 def test_questions_without_a_score_are_left_out_of_a_pair_and_that_is_said(tmp_path):
@@ -117,7 +116,7 @@ def test_questions_without_a_score_are_left_out_of_a_pair_and_that_is_said(tmp_p
     pq.write_table(pa.Table.from_pylist(rows), run / "items.parquet")
     text, _, found = make_report(tmp_path / "out", run)
     debate = next(row for row in found if row["protocol"] == "debate" and row["kind"] == "run")
-    assert (debate["above_single_pairs"], float(debate["above_single"])) == ("3", pytest.approx(2 / 3))
+    assert (debate["total_pairs"], float(debate["total"])) == ("3", pytest.approx(2 / 3))
     assert "differences are over 3 to 4 questions" in text and "need not add up" in text
 
 
@@ -198,18 +197,28 @@ def test_commands_versions_and_devices_come_first(tmp_path):
 
 
 def test_what_was_not_run_is_said(tmp_path):
-    text, _, rows = make_report(tmp_path / "out", make_run(tmp_path / "run", {"activation": [1, 0], "debate": [1, 1]}))
-    assert text.count("single was not run") == 2 and text.count("no control was run") == 1
-    assert rows[0]["above_single"] == rows[0]["best_control"] == ""
+    text, _, rows = make_report(tmp_path / "out", make_run(tmp_path / "run", {"activation": [1, 0], "skyline": [1, 1]}))
+    assert text.count("single was not run") == 2 and text.count("the control other was not run") == 1
+    assert rows[0]["total"] == rows[0]["content"] == ""
 
 
 def test_a_control_that_could_not_be_scored_was_run(tmp_path):
-    run = make_run(tmp_path / "run", {"single": [0, 0], "activation": [1, 0], "activation, zero": [0, 0]})
-    *lines, zero = (run / "results.jsonl").read_text().splitlines()
-    zero = json.dumps(json.loads(zero) | {"value": None, "low": None, "high": None})
-    (run / "results.jsonl").write_text("\n".join([*lines, zero]))
+    run = make_run(tmp_path / "run", {"single": [0, 0], "activation": [1, 0], "activation, other": [0, 0]})
+    *lines, other = (run / "results.jsonl").read_text().splitlines()
+    other = json.dumps(json.loads(other) | {"value": None, "low": None, "high": None})
+    (run / "results.jsonl").write_text("\n".join([*lines, other]))
     text, _, _ = make_report(tmp_path / "out", run)
-    assert "no control was run" not in text and text.count("| none scored |") == 2
+    assert "was not run" not in text and text.count("| none scored |") == 1
+
+
+def test_whether_information_is_private_heads_a_table(tmp_path):
+    run = make_run(tmp_path / "run", {"single": [0, 0], "message": [1, 0], "message, other": [0, 0]})
+    lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    told = "".join(json.dumps(line | {"information": "shared", "overlap": 0.5}) + "\n" for line in lines)
+    (run / "results.jsonl").write_text(told)
+    text, _, _ = make_report(tmp_path / "out", run)
+    assert "### countries (shared information: B reads all that A knows)" in text
+    assert "50% of the questions get a message with their own answer" in text
 
 
 def test_a_metric_that_is_no_mean_says_that_it_has_no_interval(tmp_path):
@@ -287,8 +296,8 @@ def test_one_question_is_enough_for_a_report(tmp_path):
     hits = {"single": [0], "message": [1], "activation": [1], "activation, zero": [0]}
     text, _, rows = make_report(tmp_path / "out", make_run(tmp_path / "run", hits))
     found = {row["protocol"]: row for row in rows if row["kind"] == "run"}
-    assert (found["message"]["above_single"], found["message"]["above_single_p"]) == ("1.0", "1.0")
-    assert found["activation"]["above_control_p"] == "1.0" and "+100.0" in text
+    assert (found["message"]["total"], found["message"]["total_p"]) == ("1.0", "1.0")
+    assert found["activation"]["total_p"] == "1.0" and "+100 [" in text
 
 
 def shown(markdown: str) -> str:
@@ -326,7 +335,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
     for out in ("one", "two"):
         make_report(tmp_path / out, run)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == ["pair1-countries.png", "report.csv", "report.html", "report.md"]
+    assert files == ["pair1-countries-effects.png", "pair1-countries.png", "report.csv", "report.html", "report.md"]
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
@@ -338,7 +347,7 @@ def test_labels_cover_no_point_and_no_other_label():
         figures.Cost(name, flops, value, value, min(1.0, value + 0.05), control=", " in name)
         for name, flops, value in (
             ("single", 27e6, 0.03), ("skyline", 30e6, 1.0), ("message", 82e6, 1.0), ("debate", 90e6, 1.0),
-            ("activation", 37e6, 0.87), ("activation, zero", 51e6, 0.0), ("activation, shuffled", 37e6, 0.04),
+            ("activation", 37e6, 0.87), ("activation, zero", 51e6, 0.0), ("activation, other", 37e6, 0.04),
             ("activation, self", 40e6, 0.03), ("activation, noise", 37e6, 0.05), ("cipher", 95e6, 0.94),
         )
     ]  # fmt: skip

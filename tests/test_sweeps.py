@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import jaxcomm
 from jaxcomm.converters import load_agent
 from jaxcomm.evals import files as writing
 from jaxcomm.evals.games import GAMES, draw
@@ -24,7 +25,7 @@ from jaxcomm.evals.sweeps.halves import halve
 from jaxcomm.evals.sweeps.parts import GameSweep, SweepSettings
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.layer_sweep import Plan
-from jaxcomm.protocols import Control, activation
+from jaxcomm.protocols import Control, StandIn, activation, silent
 
 from command import refused
 from crashes import crash_everywhere, kills, there
@@ -83,6 +84,25 @@ def test_every_row_is_the_activation_protocols_answer(pair, done):
             assert abs(row["logprob"] - sum(row["answer_logprobs"])) < 1e-4
 
 
+def test_a_map_of_content_is_every_cell_with_another_questions_message(pair, done):
+    """What B answers there is what the protocol says under the control other, and alone what it says alone."""
+    found = {(r["game"], r["graft"], r["k"], r["j"], r["question"]): r for r in rows(done)}
+    for game, graft in itertools.product(ASKED.games, ASKED.grafts):
+        items = draw(game, 3, 6).items
+        told, asked, answers = zip(*((i.prompt_a, i.prompt_b, i.answer) for i in items), strict=True)
+        order = jaxcomm.derange(answers, ASKED.seed)
+        alone = silent(pair["b"], pair["b"], told, asked)
+        likely = [x.logprobs[0] for x in alone.score([[f" {answer}"] for answer in answers])]
+        for k, j in itertools.product(ASKED.ks, ASKED.js):
+            control = StandIn("other", order=order.tolist())
+            turn = activation(pair["b"], pair["b"], told, asked, k=k, j=j, graft=graft, control=control)
+            for n, (reply, answer) in enumerate(zip(turn.write(6), answers, strict=True)):
+                row = found[game, graft, k, j, n]
+                assert row["other_text"] == reply.text and row["other_hit"] == (reply.text == answer)
+                # The rows' log-probabilities are of the answer and of its end.
+                assert row["alone_logprob"] <= likely[n] + 1e-3 and row["alone_exact"] in (True, False)
+
+
 @pytest.mark.parametrize("game", list(GAMES))
 def test_exact_match_is_what_decoding_finds_in_every_cell_of_both_games(pair, game):
     """Without decoding: the answer's tokens are all the argmax. Every layer, one map W per cell, names seen and new."""
@@ -106,10 +126,11 @@ def test_exact_match_is_what_decoding_finds_in_every_cell_of_both_games(pair, ga
 
 def test_a_run_leaves_what_it_says(done):
     names = {p.name for p in done.iterdir()}
-    pictures = {f"{what}-{graft}.png" for what in ("accuracy", "logprob") for graft in ASKED.grafts}
+    measures = ("accuracy", "content", "logprob", "content-logprob")
+    pictures = {f"{what}-{graft}.png" for what in measures for graft in ASKED.grafts}
     assert names == {"run.json", "chunks", "results.parquet", "report.txt", "sweep.html", *pictures}
     text = (done / "report.txt").read_text()
-    assert "agree in 48 of 48 answers" in text and "best control" in text
+    assert "agree in 48 of 48 answers" in text and "adversarial" in text and "private information" in text
     assert "agree in 48 of 48" in (done / "sweep.html").read_text()
 
 
@@ -323,7 +344,9 @@ def test_the_reported_half_is_not_the_one_chosen_on(pair):
         r.text == i.answer
         for r, i in zip(activation(b, b, *read, k=found.k, j=found.j, **how).write(5), questions, strict=True)
     ]
-    assert found.ours == says() and found.controls == {c: says(control=c) for c in get_args(Control)}
+    answers = [item.answer for item in questions]
+    assert found.ours == says()
+    assert found.controls == {c: says(control=StandIn(c, answers=answers)) for c in get_args(Control)}
     assert found.silent == found.controls["self"], "replacing B's state by itself is silence"
 
 

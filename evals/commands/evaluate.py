@@ -60,10 +60,11 @@ class Eval(EvalOptions):
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
         from ..agents import read_as
-        from ..documents import console
+        from ..documents import console, show
         from ..evaluation import run
         from ..evaluation.settings import check
-        from ..evaluation.tables import tables
+        from ..finished import Run, compare, read_run
+        from ..report import HOW_TO_READ, grouped, told_of
 
         settings = self._settings()
         check(settings, 1 + len(self.others), self.map is not None)
@@ -73,9 +74,11 @@ class Eval(EvalOptions):
         recorded |= read_as((team.a, team.b, team.checker, *team.others))
         recorded |= {"W": None if fitted is None else {"recipe": fitted.recipe, "text": fitted.text}}
         how: dict[str, Any] = dict(resume=self.resume, command=options.command_line(self), recorded=recorded)
-        lines, out = run.run(settings, team, self.out, **how), console(112)
-        for table in tables(lines):
-            out.print(table)
+        run.run(settings, team, self.out, **how)
+        done, out = read_run("run", self.out), console(180)
+        assert isinstance(done, Run)
+        tasks = grouped(compare(done), lambda row: row.line["task"])
+        show([HOW_TO_READ, *(block for task, rows in tasks.items() for block in told_of(task, rows))], out)
         out.print(f"{self.out}: run.json, results.jsonl, items.parquet", soft_wrap=True)
 
     def _settings(self) -> EvalSettings:

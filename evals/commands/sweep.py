@@ -33,6 +33,8 @@ class Sweep(options.GameOptions):
     grafts: tuple[options.Graft, ...] = ("replace",)
     decode: int | None = None
     """Also decode this many tokens in every cell, and count the texts that are right. Default: only the answer's tokens are scored."""
+    content: bool = True
+    """Also play every cell with another question's message: maps of content beside the maps of accuracy, at twice the time."""
     text: str | None = None
     """Fit a map W for every (k, j) on this file, one sentence per line, or on "statements": sentences like those of the games,
     but of none of their items."""
@@ -78,7 +80,7 @@ class Sweep(options.GameOptions):
             wording=wording,
             **{
                 name: getattr(self, name)
-                for name in ("grafts", "decode", "text", "into", "n", "seed", "names", "examples")
+                for name in ("grafts", "decode", "text", "into", "n", "seed", "names", "examples", "content")
             },
         )
         recorded = {"a": self.a, "b": self.b, "chat_a": a.chat, "chat": b.chat, "int8": self.int8} | read_as((a, b))

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxcomm.agent import Agent, Prompt
-from jaxcomm.protocols import Back, Panel, Turn, activation, cipher_debate, debate, exchange, message, skyline
+from jaxcomm.protocols import Back, Panel, StandIn, Turn, activation, cipher_debate, debate, exchange, message, skyline
 from jaxcomm.protocols.base import start_turn
+from jaxcomm.protocols.text import put
 
 from .. import biographies
-from .settings import EvalSettings, answer_kind, check
+from ..hearing import EQUAL, fitting_tokens, heard
+from .settings import SENDS, EvalSettings, answer_kind, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Batch:
         prompts_b: What the answering agent reads, for each question.
         task: Name of the task.
         writing: Settings of what the agents write: until (stop strings), sampling, and seed.
+        answers: The right answer of each question, for controls.
+        order: For each question the index of the one whose message it gets under the control "other".
     """
 
     agents: Sequence[Agent]
@@ -61,6 +65,12 @@ class Batch:
     prompts_b: Sequence[Prompt]
     task: str
     writing: Mapping[str, Any]
+    answers: Sequence[str] = ()
+    order: Sequence[int] | None = None
+
+    def control(self, name: str | None) -> StandIn | None:
+        """A control that knows the right answers."""
+        return None if name is None else StandIn(name, answers=self.answers, order=self.order)  # pyright: ignore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Arm:
         message_tokens: Largest number of tokens that an agent may write before its answer, and another has to read.
         alone: Whether there is only one agent. Then a text can be scored without a prompt.
         draws: Whether texts can be sampled. They cannot if everything is said in vectors.
-        shuffled: Whether A reads what belongs to another question of the task (the control "shuffled").
+        control: What B gets in place of the messages (`jaxcomm.protocols.CONTROLS`). None: the messages.
         reads: What the sender reads (`games.wording.Reads`). None: no agent sends.
     """
 
@@ -84,12 +94,17 @@ class Arm:
     message_tokens: int = 0
     alone: bool = False
     draws: bool = True
-    shuffled: bool = False
+    control: str | None = None
     reads: str | None = None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether its control is made of the messages of all questions of a batch, and so depends on it."""
+        return self.control in ("mean", "moments", "adversarial")
 
 
 def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
-    """Makes one arm for every protocol, and one for every control of an activation.
+    """Makes one arm for every protocol, and one for every control of those that send. B alone is always among them.
 
     Args:
         settings: The settings of the evaluation.
@@ -103,34 +118,33 @@ def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
     """
     check(settings, len(team.senders), team.maps is not None)
     pair, everybody = (team.a, team.b), (*team.senders, team.b)
-    talks, reads = settings.max_message_tokens, settings.sender_reads
-    for protocol in settings.protocols:
+    sends = [p for p in settings.protocols if p in SENDS]
+    alone = ("single",) if sends and settings.controls and "single" not in settings.protocols else ()
+    for protocol in (*alone, *settings.protocols):
         if protocol in ("single", "sender"):
             yield Arm(protocol, (team.b if protocol == "single" else team.a,), _alone, alone=True)
-        if protocol == "skyline":
+        elif protocol == "skyline":
             yield Arm(protocol, pair, _skyline)
-        if protocol == "message":
-            yield Arm(protocol, pair, functools.partial(_message, settings), talks, reads=reads)
-        if protocol == "debate":
-            yield Arm(protocol, everybody, functools.partial(_debate, settings), talks, reads=reads)
-        if protocol == "cipher":
-            yield Arm(protocol, everybody, functools.partial(_cipher, settings), talks, draws=False, reads=reads)
-        if protocol == "exchange":
-            yield Arm(protocol, everybody, functools.partial(_exchange, settings), settings.think, reads=reads)
-        if protocol in ("activation", "activation-w"):
-            yield from _activations(settings, protocol, everybody, team.maps if protocol == "activation-w" else None)
+        else:
+            yield from _channel(settings, protocol, pair if protocol == "message" else everybody, team.maps)
 
 
-def _activations(
+def _channel(
     settings: EvalSettings, protocol: str, agents: tuple[Agent, ...], maps: Sequence[Any] | None
 ) -> Iterator[Arm]:
-    """The activation, and what stands in for it."""
+    """A protocol in which B is sent something, and its controls."""
+    told: dict[str, Any] = dict(reads=settings.sender_reads, draws=protocol != "cipher")
+    talks = {"message": 1, "debate": 1, "cipher": 1}
+    told["message_tokens"] = settings.max_message_tokens if protocol in talks else settings.think
+    converse = functools.partial(_CONVERSE[protocol], settings, maps if protocol == "activation-w" else None)
     for control in (None, *settings.controls):
-        shuffled = control == "shuffled"
-        # In a batch, "shuffled" would be of its neighbours; the harness takes another question of the task.
-        send = functools.partial(_activation, settings, maps, None if shuffled else control)
         name = protocol if control is None else f"{protocol}, {control}"
-        yield Arm(name, agents, send, settings.think, shuffled=shuffled, reads=settings.sender_reads)
+        if control not in EQUAL:
+            yield Arm(name, agents, functools.partial(converse, control), control=control, **told)
+        elif protocol != "message":
+            own = {**told, "message_tokens": settings.max_message_tokens, "draws": True}
+            text = functools.partial(_equal, settings, control, functools.partial(converse, None))
+            yield Arm(name, agents, text, **own)
 
 
 def _alone(batch: Batch) -> Turn:
@@ -142,10 +156,22 @@ def _skyline(batch: Batch) -> Turn:
     return skyline(a, b, batch.prompts_a, batch.prompts_b)
 
 
-def _message(settings: EvalSettings, batch: Batch) -> Turn:
-    a, b = batch.agents
+def _message(settings: EvalSettings, maps: Any, control: str | None, batch: Batch, **limits: Any) -> Turn:
+    a, b = batch.agents[0], batch.agents[-1]
     words: dict[str, Any] = dict(ask=settings.ask, tell=settings.tell, max_message_tokens=settings.max_message_tokens)
+    words |= dict(control=batch.control(control), **limits)
     return message(a, b, batch.prompts_a, batch.prompts_b, **words, **batch.writing)
+
+
+def _equal(settings: EvalSettings, what: str, channel: Callable[[Batch], Turn | Panel], batch: Batch) -> Turn:
+    """A written message that costs what a channel costs for the same questions."""
+    notes = heard(channel(batch))
+    if what == "equal-bytes":
+        return _message(settings, None, None, batch, bytes=[note.sent for note in notes])
+    a, b = batch.agents[0], batch.agents[-1]
+    asked = [put(settings.ask, prompt) for prompt in batch.prompts_a]
+    most = fitting_tokens(a, b, (asked, batch.prompts_b), notes, settings.max_message_tokens)
+    return _message(settings, None, None, batch, limits=most)
 
 
 def _seats(batch: Batch) -> tuple[tuple[Agent, ...], tuple[Sequence[Prompt], ...]]:
@@ -161,30 +187,43 @@ def _talk(settings: EvalSettings, batch: Batch, rounds: int) -> dict[str, Any]:
     return dict(rounds=rounds, form=form, max_message_tokens=settings.max_message_tokens)
 
 
-def _debate(settings: EvalSettings, batch: Batch) -> Panel:
-    votes: dict[str, Any] = dict(answer=answer_kind(settings, batch.task), tie=settings.tie)
-    return debate(*_seats(batch), **votes, **_talk(settings, batch, 2), **batch.writing)
+def _debate(settings: EvalSettings, maps: Any, control: str | None, batch: Batch) -> Panel:
+    own: dict[str, Any] = dict(answer=answer_kind(settings, batch.task), tie=settings.tie)
+    own |= dict(control=batch.control(control))
+    return dataclasses.replace(debate(*_seats(batch), **own, **_talk(settings, batch, 2), **batch.writing), receiver=0)
 
 
-def _cipher(settings: EvalSettings, batch: Batch) -> Turn | Panel:
-    vectors: dict[str, Any] = dict(stop=settings.stop, temperatures=settings.temperatures, partial=settings.partial)
-    return cipher_debate(*_seats(batch), **vectors, **_talk(settings, batch, 3))
+def _cipher(settings: EvalSettings, maps: Any, control: str | None, batch: Batch) -> Turn | Panel:
+    own: dict[str, Any] = dict(stop=settings.stop, temperatures=settings.temperatures, partial=settings.partial)
+    own |= dict(control=batch.control(control), seed=batch.writing["seed"])
+    return cipher_debate(*_seats(batch), **own, **_talk(settings, batch, 3))
 
 
-def _sent(settings: EvalSettings) -> dict[str, Any]:
+def _sent(settings: EvalSettings, batch: Batch, control: str | None) -> dict[str, Any]:
     """What activations in one direction and in both have in common."""
-    return dict(j=settings.j, graft=settings.graft, where=settings.where, think=settings.think)
+    how = dict(j=settings.j, graft=settings.graft, where=settings.where, think=settings.think)
+    return how | dict(control=batch.control(control), **batch.writing)
 
 
 def _activation(settings: EvalSettings, maps: Sequence[Any] | None, control: str | None, batch: Batch) -> Turn:
     *senders, b = batch.agents
     n = len(senders)
-    own: dict[str, Any] = dict(k=settings.k * (n // len(settings.k)), W=maps, control=control)
-    return activation(senders, b, [batch.prompts_a] * n, batch.prompts_b, **own, **_sent(settings), **batch.writing)
+    own: dict[str, Any] = dict(k=settings.k * (n // len(settings.k)), W=maps, **_sent(settings, batch, control))
+    return activation(senders, b, [batch.prompts_a] * n, batch.prompts_b, **own)
 
 
-def _exchange(settings: EvalSettings, batch: Batch) -> Turn | Panel:
+def _exchange(settings: EvalSettings, maps: Any, control: str | None, batch: Batch) -> Turn | Panel:
     a, b = batch.agents
     own: dict[str, Any] = dict(k=settings.k[0], back=Back(settings.k_back, settings.j_back))
-    own |= dict(answer=answer_kind(settings, batch.task), tie=settings.tie)
-    return exchange(a, b, batch.prompts_a, batch.prompts_b, **own, **_sent(settings), **batch.writing)
+    own |= dict(answer=answer_kind(settings, batch.task), tie=settings.tie, **_sent(settings, batch, control))
+    return exchange(a, b, batch.prompts_a, batch.prompts_b, **own)
+
+
+_CONVERSE: dict[str, Callable[..., Turn | Panel]] = {
+    "message": _message,
+    "debate": _debate,
+    "cipher": _cipher,
+    "activation": _activation,
+    "activation-w": _activation,
+    "exchange": _exchange,
+}

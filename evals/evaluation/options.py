@@ -20,8 +20,7 @@ class EvalOptions:
 
     protocols: tuple[Protocol, ...] = ("single",)
     """single: B alone; sender: A alone; skyline: B also reads what A reads (the same as single in tasks that give A nothing of its own); exchange: both directions at once."""
-    controls: options.Controls = ()
-    """activation and activation-w: also run with these in place of A's activation."""
+    controls: options.Controls = ("other",)
     k: tuple[int, ...] = ()
     """A's layer, or one for each sender."""
     j: int | None = None

@@ -58,6 +58,7 @@ def _task_lines(lm: ProtocolLM, task: str, scored: Mapping[str, Any]) -> Iterato
         samples = [s for s in scored["samples"][task] if s["filter"] == filtered]
         yield (
             {"protocol": lm.arm.name, "sender_reads": lm.arm.reads, "task": task, "metric": metric, "filter": filtered}
+            | {"information": lm.information.get(task), "overlap": lm.overlap.get(task)}
             | _value(value, [s[metric] for s in samples])
             | {"unparsed": sum(s["filtered_resps"] == [UNPARSED] for s in samples)}
             | spent
@@ -106,9 +107,11 @@ def group_lines(groups: Mapping[str, Sequence[str]], lines: Sequence[Mapping[str
             each, n = [json.loads(r["metrics"]).get(metric) for r in here], sum(x["n"] for x in part)
             if len(part) < 2 or len(each) != n or any(x["low"] is None for x in part):
                 continue
+            information = part[0].get("information")
             mean = lambda key, part=part, n=n: sum(x[key] * x["n"] for x in part) / n
             yield (
                 {"protocol": arm, "task": name, "metric": metric, "filter": filtered}
+                | {"information": information if len({x.get("information") for x in part}) == 1 else "mixed"}
                 | _value(float(np.mean(each)), each)
                 | {key: mean(key) for key in ("flops", "tokens_read", "tokens_written", "message_tokens")}
                 | {key: sum(x[key] for x in part) for key in ("seconds", "unparsed", "truncated")}
@@ -126,7 +129,7 @@ def biography_lines(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[
     Returns:
         The lines of results.jsonl.
     """
-    base = {"protocol": arm, "task": biographies.TASK, "metric": "facts"}
+    base = {"protocol": arm, "task": biographies.TASK, "metric": "facts", "information": "shared"}
     spent = _spent([[record] for record in records.values()]) | {"version": None, "few_shot": 0}
     return [
         base | {"filter": rule} | line | spent for rule, line in biographies.summarise(list(records.values())).items()

@@ -59,11 +59,13 @@ def run(
     for name, task in questions.tasks.items():
         if task.OUTPUT_TYPE == "generate_until":
             generation(name, task.config.generation_kwargs or {}, decoding)
-    with RunFolder(out, config, dict, command=command, resume=resume, free=("batch_size",)) as folder:
+    # A control that is made of other questions' messages takes them from the batch.
+    free = () if any(arm.pooled for arm in every) else ("batch_size",)
+    with RunFolder(out, config, dict, command=command, resume=resume, free=free) as folder:
         lines, rows = [], []
         manager = TaskManager(include_defaults=False)  # the index of all tasks takes seconds, once per protocol
         for arm in every:
-            lm = ProtocolLM(arm, folder, decoding)
+            lm = ProtocolLM(arm, folder, decoding, questions.tasks)
             if questions.people:
                 written = lm.biographies(questions.people, team.checker, settings.judge_by)
                 lines += biography_lines(arm.name, written)

@@ -15,6 +15,9 @@ from jaxcomm.protocols.text import check_message
 from ..games.wording import Wording
 from .options import EvalOptions
 
+SENDS = {"message", "debate", "cipher", "activation", "activation-w", "exchange"}
+"""Protocols in which B is sent something. They have controls."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSettings(EvalOptions):
@@ -75,12 +78,14 @@ def check(settings: EvalSettings, senders: int, mapped: bool) -> None:
         raise ValueError("exchange is between two: leave out --others")
     if "cipher" in settings.protocols and len(settings.temperatures) != senders + 1:
         raise ValueError(f"cipher needs --temperatures, {senders + 1} numbers: of B, of A, and of each of --others")
-    if settings.controls and not {"activation", "activation-w"} & set(settings.protocols):
-        raise ValueError("--controls stand in for an activation: they need the protocol activation or activation-w")
+    if settings.controls not in ((), ("other",)) and not SENDS & {*settings.protocols}:
+        raise ValueError(
+            f"--controls stand in for messages, {', '.join(settings.protocols)} sends none: leave them out, or name one of {', '.join(sorted(SENDS))}"
+        )
+    if len({*settings.controls}) < len(settings.controls):
+        raise ValueError(f"--controls {' '.join(settings.controls)}: name each once")
     if settings.where == "all" and activates and settings.graft != "sum":
         raise ValueError(f"--where all needs --graft sum: {settings.graft} would overwrite the whole prompt")
-    if settings.where == "all" and settings.controls:
-        raise ValueError("--controls stand in for one state per question: leave out --where all")
     if settings.temperature and "cipher" in settings.protocols:
         raise ValueError("cipher draws nothing, its --temperatures soften what it says: leave out --temperature")
     if settings.temperature is not None and settings.temperature < 0:

@@ -27,12 +27,16 @@ class Cells:
         logprob: Log-probability of the answer, in nats.
         written: By metric ("exact", "found"), whether the decoded text is right. None: nothing was decoded.
         metric: The metric that is reported.
+        other: The same cells with another question's message. None: they were not played.
+        alone: B alone, as a single cell. None: likewise.
     """
 
     exact: np.ndarray
     logprob: np.ndarray
     written: Mapping[str, np.ndarray] | None = None
     metric: str = "exact"
+    other: Cells | None = None
+    alone: Cells | None = None
 
     @property
     def hits(self) -> np.ndarray:
@@ -76,29 +80,46 @@ def collect(
     tables, cells = [], {}
     for game in games:
         own = [job for job in jobs if job.part.game == game]
-        plan = own[0].plan
-        shape = (len(plan.grid.grafts), len(plan.grid.ks), len(plan.grid.js), len(games[game].items))
         joined, found = None, {}
-        for kind in dict.fromkeys(job.part.kind for job in own):
-            files = [job.name(i) for job in own if job.part.kind == kind for i in range(len(job.chunks))]
-            table = pa.concat_tables(folder.read(name) for name in files)
-            index = [
-                np.array([list(values).index(v) for v in table[name].to_pylist()])
-                for name, values in (("graft", plan.grid.grafts), ("k", plan.grid.ks), ("j", plan.grid.js))
-            ]
-            order = np.lexsort((table["question"].to_numpy(), *reversed(index)))
-            table = table.take(order)
-            for name in {"exact", "logprob", "hit", "found"} & set(table.column_names):
-                found[name] = table[name].to_numpy().reshape(shape)
+        for message in dict.fromkeys(job.part.message for job in own):
+            table, found[message] = _played(folder, [job for job in own if job.part.message == message], metric)
             if joined is None:
-                joined = table.rename_columns({"token_logprobs": "answer_logprobs"})
+                joined = table
+            elif message == "other":
+                for name in ("exact", "logprob", *(("text", "hit", "found") if "hit" in table.column_names else ())):
+                    joined = joined.append_column(f"other_{name}", table[name])
             else:
-                for name in ("text", "hit", "found", "tokens", "token_logprobs"):
-                    joined = joined.append_column(name, table[name])
+                for name in ("exact", "logprob"):
+                    each = getattr(found[message], name)[0, 0, 0][joined["question"].to_numpy()]
+                    joined = joined.append_column(f"alone_{name}", pa.array(each))
         tables.append(joined)
-        written = {"exact": found["hit"], "found": found["found"]} if "hit" in found else None
-        cells[game] = Cells(found["exact"], found["logprob"], written, metric)
+        cells[game] = dataclasses.replace(found["own"], other=found.get("other"), alone=found.get("none"))
     return pa.concat_tables(tables), cells
+
+
+def _played(folder: RunFolder, jobs: Sequence[Job], metric: str) -> tuple[pa.Table, Cells]:
+    """All cells of a game with one kind of message: a row for each cell and question, and the arrays of `Cells`."""
+    grid, joined, found = jobs[0].plan.grid, None, {}
+    grafts = [f if isinstance(f, str) else "none" for f in grid.grafts]
+    shape = (len(grafts), len(grid.ks), len(grid.js), -1)
+    for kind in dict.fromkeys(job.part.kind for job in jobs):
+        files = [job.name(i) for job in jobs if job.part.kind == kind for i in range(len(job.chunks))]
+        table = pa.concat_tables(folder.read(name) for name in files)
+        index = [
+            np.array([list(values).index(v) for v in table[name].to_pylist()])
+            for name, values in (("graft", grafts), ("k", grid.ks), ("j", grid.js))
+        ]
+        table = table.take(np.lexsort((table["question"].to_numpy(), *reversed(index))))
+        for name in {"exact", "logprob", "hit", "found"} & set(table.column_names):
+            found[name] = table[name].to_numpy().reshape(shape)
+        if joined is None:
+            joined = table.rename_columns({"token_logprobs": "answer_logprobs"})
+        else:
+            for name in ("text", "hit", "found", "tokens", "token_logprobs"):
+                joined = joined.append_column(name, table[name])
+    written = {"exact": found["hit"], "found": found["found"]} if "hit" in found else None
+    assert joined is not None  # a game has answers
+    return joined, Cells(found["exact"], found["logprob"], written, metric)
 
 
 def best_table(settings: SweepSettings, cells: Mapping[str, Cells], most: int = 3) -> rich.table.Table:

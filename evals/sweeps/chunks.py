@@ -5,8 +5,8 @@ from __future__ import annotations
 import collections
 import functools
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ from .. import processes
 from ..runs import RunFolder
 from .grid import right, texts
 from .parts import GameSweep, Job
+
+T = TypeVar("T")
 
 
 def columns(sweep: GameSweep, job: Job, chunk: Chunk, result: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def columns(sweep: GameSweep, job: Job, chunk: Chunk, result: Mapping[str, np.nd
     rows = {
         "game": pa.array([part.game] * len(g)),
         "sender_reads": pa.array([sweep.settings.wording.reads] * len(g)),
-        "graft": pa.array(np.array(plan.grid.grafts)[g].tolist()),
+        "graft": pa.array([f if isinstance(f, str) else "none" for f in (plan.grid.grafts[n] for n in g)]),
         "k": pa.array(np.array(plan.grid.ks, np.int32)[k]),
         "j": pa.array(np.array(plan.grid.js, np.int32)[j]),
         "question": pa.array(np.tile(questions.astype(np.int32), len(chunk.cells))),
@@ -80,7 +82,7 @@ def _compiling() -> list[float]:
     return spent
 
 
-def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> None:
+def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> dict[str, float]:
     """Computes the chunks that are not finished yet and belong to this process' share.
 
     A bar shows the time left. It is the work left, at the median speed of this process' chunks of the same kind; time
@@ -91,6 +93,9 @@ def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> None:
         sweep: The sweep.
         jobs: The jobs of the sweep.
 
+    Returns:
+        Seconds of what was computed now, without compiling, by whose message B got (`Part.message`).
+
     Raises:
         OSError: A chunk cannot be written.
     """
@@ -98,6 +103,7 @@ def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> None:
     work = {job.name(i): job.plan.work(chunk) for job, i, chunk in every}
     todo = processes.mine([(job, i, chunk) for job, i, chunk in every if not folder.done(job.name(i))])
     left, paces, compiling = collections.Counter(), collections.defaultdict(list), _compiling()
+    took: dict[str, float] = collections.defaultdict(float)
     for job, i, _ in todo:
         left[job.part.kind] += work[job.name(i)]
     bar = tqdm.tqdm(
@@ -109,10 +115,11 @@ def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> None:
     with bar:
         for job, i, chunk in todo:
             name, kind = job.name(i), job.part.kind
-            bar.set_description(f"{job.part.game}, {kind}")
+            bar.set_description(f"{job.part.game}, {kind}{'' if job.part.message == 'own' else ', control'}")
             start, compiled = time.perf_counter(), compiling[0]
             result = job.run(chunk)
             seconds = time.perf_counter() - start - (compiling[0] - compiled)
+            took[job.part.message] += seconds
             folder.write(name, columns(sweep, job, chunk, result))
             left[kind] -= work[name]
             paces[kind].append(seconds / work[name])
@@ -120,3 +127,19 @@ def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> None:
             still = sum(left[kind] * float(np.median(paces[kind])) for kind in +left if known)
             bar.set_postfix_str(f"{tqdm.tqdm.format_interval(still) if known else '?'} left", refresh=False)
             bar.update()
+    return dict(took)
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """Does some work, and says how many seconds it took without compiling.
+
+    Args:
+        work: The work.
+
+    Returns:
+        What it returned, and the seconds.
+    """
+    compiling, start = _compiling(), time.perf_counter()
+    compiled = compiling[0]
+    made = work()
+    return made, time.perf_counter() - start - (compiling[0] - compiled)

@@ -22,7 +22,16 @@ def layers(agent: Agent) -> list[int]:
     return list(range(1, agent.single.config.layers + 1))
 
 
-def plan_game(game: Game, a: Agent, b: Agent, *, max_new_tokens: int | None, wording: Wording = PLAIN, **how) -> Plan:
+def plan_game(
+    game: Game,
+    a: Agent,
+    b: Agent,
+    *,
+    max_new_tokens: int | None,
+    wording: Wording = PLAIN,
+    told: Game | None = None,
+    **how,
+) -> Plan:
     """Plans a sweep of a game over layer pairs.
 
     Args:
@@ -32,6 +41,7 @@ def plan_game(game: Game, a: Agent, b: Agent, *, max_new_tokens: int | None, wor
         max_new_tokens: Number of tokens to decode in each cell. None: nothing is decoded, and the tokens of the answers
             are scored.
         wording: How the game is put to the agents.
+        told: The items that A reads, one for each of the game's. Default: the game's own.
         **how: The layers `ks` and `js`, the `grafts`, the maps W as `maps`, and further arguments of `Plan`.
 
     Returns:
@@ -41,7 +51,7 @@ def plan_game(game: Game, a: Agent, b: Agent, *, max_new_tokens: int | None, wor
     prompts_b = wording.prompts_b(game, b)
     answers = None if max_new_tokens else b.spell(prompts_b, [i.answer for i in game.items])
     room = max_new_tokens or answers.shape[1] + 1  # pyright: ignore[reportOptionalMemberAccess]
-    both = a.tokenize(wording.prompts_a(game, a)), b.tokenize(prompts_b, room)
+    both = a.tokenize(wording.prompts_a(told or game, a)), b.tokenize(prompts_b, room)
     cells = Grid(how.pop("ks"), how.pop("js"), how.pop("grafts", ("replace",)), how.pop("maps", None))
     how |= dict(max_new_tokens=max_new_tokens or 1, stop_tokens=b.stop_tokens)
     return Plan(a.single, b.single, *both, cells, answers, **how)

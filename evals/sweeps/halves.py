@@ -7,7 +7,7 @@ is. Here it stands beside silence and every control, on questions it was not cho
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -15,8 +15,9 @@ import rich.table
 
 from jaxcomm.protocols import Control
 
+from ..effects import split, split_rows
 from ..play import PlaySettings, play, shown
-from ..scores import accuracy, difference, percent, sign_flip
+from ..scores import accuracy, percent
 from .cells import Cells
 from .parts import GameSweep
 
@@ -35,7 +36,7 @@ class Halved:
         reported: Indices of the other questions.
         ours: The cell's hits on `reported`, of decoded replies.
         silent: Hits of B alone on `reported`.
-        controls: Hits of each control on `reported`.
+        controls: Hits of each control on `reported`, by name (`jaxcomm.protocols.CONTROLS`).
     """
 
     game: str
@@ -81,24 +82,39 @@ def halve(sweep: GameSweep, cells: Mapping[str, Cells], maps: Mapping[str, np.nd
             )  # fmt: skip
 
 
-def halves_table(halves: Iterable[Halved]) -> rich.table.Table:
-    """Makes the table of both halves.
+def halves_table(halves: Sequence[Halved]) -> rich.table.Table:
+    """Makes the table of both halves: what each chosen cell is worth on the other half, and what its message did there.
 
     Args:
         halves: The results of `halve`.
 
     Returns:
-        Hits in % with 95 % intervals on both halves. On the half that is reported: how many points the cell is above
-        silence and above the best control, with p-values by sign flips.
+        Hits in % with 95 % intervals on both halves; presence and content on the half that is reported, in points, with
+        p-values that are corrected over the table (`effects.split_rows`).
     """
-    columns = "game, graft, k, j, half chosen on, other half, silent, +, p, best control, +, p"
-    table = rich.table.Table(*columns.split(", "))
+    found = {}
     for h in halves:
-        name = max(h.controls, key=lambda name: np.mean(h.controls[name]))
-        above = lambda others, h=h: (percent(difference(h.ours, others)), f"{sign_flip(h.ours, others):.4f}")
-        score = lambda hits: percent(accuracy(hits))
-        table.add_row(
-            h.game, h.graft, str(h.k), str(h.j), score(h.flattering), score(h.ours), score(h.silent), *above(h.silent),
-            f"{name} {score(h.controls[name])}", *above(h.controls[name]),
-        )  # fmt: skip
+        cells = h.game, h.graft, str(h.k), str(h.j), percent(accuracy(h.flattering)), percent(accuracy(h.ours))
+        found[cells] = split(h.ours, h.controls["other"], h.silent), "points"
+    columns, rows = split_rows(found)
+    table = rich.table.Table("game", "graft", "k", "j", "half chosen on", "other half", *columns)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def controls_table(halves: Sequence[Halved]) -> rich.table.Table:
+    """Makes the table of all controls of the chosen cells, on the half that is reported.
+
+    Args:
+        halves: The results of `halve`.
+
+    Returns:
+        One row for each control, and B alone: hits in % with 95 % intervals, a column for each cell.
+    """
+    table = rich.table.Table("instead of the message", *(f"{h.game}, {h.graft}, {h.k}, {h.j}" for h in halves))
+    table.add_row("the message itself", *(percent(accuracy(h.ours)) for h in halves))
+    table.add_row("none", *(percent(accuracy(h.silent)) for h in halves))
+    for name in halves[0].controls:
+        table.add_row(name, *(percent(accuracy(h.controls[name])) for h in halves))
     return table

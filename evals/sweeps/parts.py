@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxcomm.agent import Agent
+from jaxcomm.controls import derange
 from jaxcomm.layer_sweep import Chunk, Plan, Sizes
 
 from ..games import Game, Wording
@@ -35,6 +36,7 @@ class SweepSettings:
             GiB.
         wording: How the games are put to the agents.
         examples: Number of worked examples.
+        content: Whether every cell is also played with another item's message, for the maps of content.
     """
 
     games: tuple[str, ...]
@@ -50,6 +52,12 @@ class SweepSettings:
     memory: int | None
     wording: Wording = PLAIN
     examples: int = 0
+    content: bool = True
+
+
+def unchanged(a: Any, b: Any) -> Any:
+    """The graft that leaves B as it is."""
+    return b
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,17 +69,20 @@ class Part:
         kind: "answers": the tokens of the answers are scored; "decoded": replies are decoded.
         group: Number of the group. Answers are scored in groups of about one length (`layer_sweep.by_length`).
         questions: Indices of the questions.
+        message: Whose message B gets: its "own", that of an "other" question (`jaxcomm.derange`), or "none", in a single
+            cell that changes nothing.
     """
 
     game: str
     kind: Literal["answers", "decoded"]
     group: int
     questions: np.ndarray
+    message: Literal["own", "other", "none"] = "own"
 
     @property
     def name(self) -> str:
         """Name of the part, unique in its sweep."""
-        return f"{self.game} {self.kind} {self.group}"
+        return f"{self.game} {self.kind} {self.group}{'' if self.message == 'own' else f' {self.message}'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +109,7 @@ class Job:
         Returns:
             The name, without its ending.
         """
-        return f"{self.part.game}-{self.part.kind}-{self.part.group}-{index:05d}"
+        return f"{self.part.name.replace(' ', '-')}-{index:05d}"
 
     def run(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """Computes one of the chunks.
@@ -139,14 +150,21 @@ class GameSweep:
     games: Mapping[str, Game]
 
     def parts(self) -> list[Part]:
-        """Lists every game in every way in which it is scored."""
+        """Lists every game in every way in which it is scored, and whose messages B gets."""
         found = []
         for name, game in self.games.items():
             groups = answer_groups(game, self.b, self.settings.wording)
-            found += [Part(name, "answers", n, questions) for n, questions in enumerate(groups)]
+            own = [Part(name, "answers", n, questions) for n, questions in enumerate(groups)]
             if self.settings.decode:
-                found.append(Part(name, "decoded", 0, np.arange(len(game.items))))
+                own.append(Part(name, "decoded", 0, np.arange(len(game.items))))
+            found += own
+            for message in ("none", "other") if self.settings.content else ():
+                found += [dataclasses.replace(part, message=message) for part in own]
         return found
+
+    def others(self, game: str) -> np.ndarray:
+        """Draws for each question of a game another one, whose message it gets under the control "other"."""
+        return derange([item.answer for item in self.games[game].items], self.settings.seed)
 
     def plan(self, part: Part, **more: Any) -> Plan:
         """Plans a part.
@@ -158,11 +176,14 @@ class GameSweep:
         Returns:
             The plan.
         """
-        own = self.settings
-        return plan_game(
-            self.games[part.game].part(part.questions), self.a, self.b, wording=own.wording, ks=own.ks, js=own.js,
-            grafts=own.grafts, max_new_tokens=own.decode if part.kind == "decoded" else None, **more,
-        )  # fmt: skip
+        own, game = self.settings, self.games[part.game]
+        cells: dict[str, Any] = dict(ks=own.ks, js=own.js, grafts=own.grafts)
+        if part.message == "none":
+            cells, more = dict(ks=own.ks[:1], js=own.js[-1:], grafts=(unchanged,)), {**more, "maps": None}
+        sent = self.others(part.game)[part.questions] if part.message == "other" else part.questions
+        new = own.decode if part.kind == "decoded" else None
+        how = dict(wording=own.wording, max_new_tokens=new, told=game.part(sent))
+        return plan_game(game.part(part.questions), self.a, self.b, **how, **cells, **more)
 
     def sizes(self, parts: Sequence[Part]) -> dict[str, list[int]]:
         """Finds how much of each part the memory holds at once.

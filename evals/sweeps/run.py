@@ -58,8 +58,8 @@ def run(
         maps = _maps(sweep, folder, texts)
         now = folder.plan if settings.memory is None else sweep.sizes(parts)
         jobs = [sweep.job(part, maps.get(part.game), folder.plan[part.name], now[part.name]) for part in parts]
-        processes.agreed(lambda: compute(folder, sweep, jobs))
-        processes.agreed(lambda: report(folder, sweep, jobs, maps) if processes.first() else None)
+        took = processes.agreed(lambda: compute(folder, sweep, jobs))
+        processes.agreed(lambda: report(folder, sweep, jobs, maps, took) if processes.first() else None)
 
 
 def _drawn(settings: SweepSettings, a: Agent, b: Agent) -> GameSweep:

@@ -268,14 +268,14 @@ def _replaced(
         told = [sentence] * games
         return send_states(a, b, [told] * len(list(a)) if several else told, settings, k=k, games=games).message  # pyright: ignore
 
-    prompts = _lay_out(b, b.rows(prompts_b, 1), Site("embed", positions="all")).prompts
+    shared = _lay_out(b, b.rows(prompts_b, 1), site)
     link = Link(
         first,
         generated,
         unrelated,
-        own=lambda: read_message(b.single, prompts, site=site),
+        own=lambda: read_message(b.single, shared.prompts, site=site, past=shared.past),
         worst=lambda message, answers: adversary(
-            b.single, prompts, b.spell(prompts_b, answers), message, site, settings.graft
+            b.single, shared.prompts, b.spell(prompts_b, answers), message, site, settings.graft, past=shared.past
         ),
     )
     return dataclasses.replace(sent, message=settings.control(sent.message, link, settings.seed))
@@ -315,8 +315,8 @@ def _senders(
 
 
 def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], site: Site) -> Shared:
-    """What prompts have in common is read apart, unless a site may lie in it."""
-    if isinstance(site.positions, str) and site.positions == "last":
+    """What prompts have in common is read apart where it is the stream of the last token that is read or edited."""
+    if site.name == "resid_post" and isinstance(site.positions, str) and site.positions == "last":
         return share(agent, rows)
     prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
     return Shared(by_rows(agent.params, prompts), ())

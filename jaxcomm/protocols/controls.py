@@ -70,6 +70,7 @@ class StandIn:
             "adversarial". None: all differ.
         unrelated: The sentence of the control "unrelated".
         seed: Seed of all draws, or one for each game. None: that of the protocol.
+        order: For "other": for each game the index of the one whose message it gets. None: drawn (`jaxcomm.derange`).
 
     Raises:
         ValueError: There is no such control; "adversarial" has no answers.
@@ -86,6 +87,7 @@ class StandIn:
     answers: Sequence[str] | None = None
     unrelated: str = UNRELATED
     seed: Seed | None = None
+    order: Sequence[int] | None = None
 
     def __post_init__(self):
         if self.name not in get_args(Control):
@@ -123,6 +125,8 @@ class StandIn:
             case "adversarial":
                 assert self.answers is not None
                 return link.worst(message, self.answers)
+            case "other" if self.order is not None:
+                return message.take(self.order)
             case "other":
                 return stand_in(message, "other", answers=self.answers, seed=one_seed(seed))
             case name if message.states is None:
