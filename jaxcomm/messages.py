@@ -1,7 +1,8 @@
 """Messages: what one model hands to another, as a value that can be printed, saved and sent.
 
     read       send(params, prompts, site), send_cache(params, prompts) -> Message
-    deliver    sharding.deliver(message, params_b), or save and load
+    deliver    sharding.deliver(message, params_b), or save and load; where others could change it, message.sign(key)
+               and message.verify(key)
     receive    receive(message, site, graft) -> Edit, for generate, forward and all that take edits;
                receive_cache(message, params_b) -> KVCache, for `past`
 
@@ -13,6 +14,8 @@ follows the paper's rule for unequal models, which asks nothing.)
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import hmac
 import json
 import os
 from collections.abc import Sequence
@@ -50,6 +53,7 @@ class Message(struct.PyTreeNode):
         sender: Identity of the model that the states are from (`fingerprint.identity`). None: it is not checked.
         text: One text for each prompt, if the message says something in words.
         note: Anything else that is to be kept with the message.
+        mac: Signature of all of this (`sign`). None: it is not signed.
 
     Example:
         >>> message = jc.send(params, prompts, jc.Site("resid_post", 3, "last"))
@@ -63,6 +67,7 @@ class Message(struct.PyTreeNode):
     sender: str | None = struct.field(pytree_node=False, default=None)
     text: tuple[str, ...] | None = struct.field(pytree_node=False, default=None)
     note: str = struct.field(pytree_node=False, default="")
+    mac: str | None = struct.field(pytree_node=False, default=None)
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -124,10 +129,11 @@ class Message(struct.PyTreeNode):
             told.append(f"keys and values, {leaf.dtype}{list(leaf.shape)} each")
         elif self.states is not None:
             told.append(f"{self.states.dtype}{list(self.states.shape)}")
-            if (norms := known(self.states)) is not None and (norms := known(self.norms)) is not None:
+            if known(self.states) is not None and (norms := known(self.norms)) is not None and norms.size:
                 told.append(f"norm {norms.min():.1f} to {norms.max():.1f}")
         told += [repr(text[:60]) for text in (self.text or ())[:3]]
-        return f"Message({', '.join(told)}, from {self.sender or 'nobody named'})"
+        signed = "" if self.mac is None else ", signed"
+        return f"Message({', '.join(told)}, from {self.sender or 'nobody named'}{signed})"
 
     def take(self, rows: Any) -> Message:
         """Selects the messages of some prompts, in any order.
@@ -149,10 +155,10 @@ class Message(struct.PyTreeNode):
         if site is not None and np.ndim(site.positions) and hasattr(site.positions, "dtype"):
             site = dataclasses.replace(site, positions=pick(site.positions))
         text = None if text is None else tuple(text[i] for i in rows.tolist())
-        return self.replace(states=states, valid=pick(self.valid), site=site, text=text)
+        return self.replace(states=states, valid=pick(self.valid), site=site, text=text, mac=None)
 
     def anonymous(self) -> Message:
-        """Removes the sender's identity. Any model takes the result, by the rule for unequal widths (`Graft`).
+        """Removes the sender's identity, and the signature. Any model takes the result, by the rule for unequal widths.
 
         Returns:
             A message with the same states.
@@ -207,6 +213,13 @@ class Message(struct.PyTreeNode):
         """
         from safetensors.flax import save_file
 
+        arrays, about = self._parts()
+        part = Path(f"{path}.part")
+        save_file(arrays, part, metadata={"format": FORMAT, "about": _as_json(about | {"mac": self.mac})})
+        os.replace(part, path)
+
+    def _parts(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """All that a message is but its signature: arrays by name, and JSON values. This is what is saved, and signed."""
         arrays: dict[str, Any] = {"valid": self.valid}
         if isinstance(self.states, KVCache):
             arrays |= {"k": self.states.k, "v": self.states.v, "columns": self.states.positions}
@@ -219,10 +232,75 @@ class Message(struct.PyTreeNode):
             if hasattr(at, "dtype"):
                 arrays, fixed = arrays | {"positions": at}, {}
             about["site"] = {"name": site.name, "layer": site.layer, "heads": site.heads, **fixed}
-        part = Path(f"{path}.part")
-        there = {name: jnp.asarray(array) for name, array in arrays.items() if array is not None}
-        save_file(there, part, metadata={"format": FORMAT, "about": json.dumps(about, default=int)})
-        os.replace(part, path)
+        return {name: jnp.asarray(array) for name, array in arrays.items() if array is not None}, about
+
+    def sign(self, key: bytes) -> Message:
+        """Signs the message, with HMAC-SHA256 over all that it holds and says.
+
+        Who has the key can check with `verify` that the message is what somebody with the key sent. What this protects,
+        and what it does not, is in docs/security.md.
+
+        Args:
+            key: A secret that sender and receiver share, such as `secrets.token_bytes(32)`.
+
+        Returns:
+            The same message with a signature. It survives `save` and `deliver`; any change makes it void.
+
+        Raises:
+            ValueError: The key is empty; the message is being computed (under your own jit).
+
+        Example:
+            >>> message = jc.send(params, prompts, 3).sign(b"a secret of ours")
+            >>> len(message.mac), message.anonymous().mac
+            (64, None)
+        """
+        return self.replace(mac=self._mac(key))
+
+    def verify(self, key: bytes) -> Message:
+        """Checks the signature of a message that has arrived.
+
+        Args:
+            key: The secret that the message was signed with.
+
+        Returns:
+            The message, to be taken in by `receive` or `receive_cache`.
+
+        Raises:
+            ValueError: The message is not signed; it was signed with another key, or changed since; the key is empty;
+                the message is being computed (under your own jit).
+
+        Example:
+            >>> message = jc.send(params, prompts, 3).sign(b"a secret of ours")
+            >>> edit = jc.receive(message.verify(b"a secret of ours"), 1)
+            >>> jc.generate(params, prompts, edits=[edit], max_new_tokens=2).tokens.shape
+            (2, 2)
+        """
+        found = self._mac(key)
+        if self.mac is None:
+            raise ValueError("this message is not signed: ask the sender for message.sign(key)")
+        # ascii: a file may hold anything in the signature's place, and compare_digest takes no other letters.
+        if not hmac.compare_digest(ascii(self.mac), ascii(found)):
+            raise ValueError(
+                f"the signature of this message (sender {self.sender!r}) does not match: it was changed since it was "
+                "signed, or signed with another key; do not use it, ask for it again"
+            )
+        return self
+
+    def _mac(self, key: bytes) -> str:
+        """HMAC of the format's name, the JSON values, and every array's name, dtype, shape and bytes, each with its length."""
+        if not key:
+            raise ValueError("the key is empty: share a secret, such as secrets.token_bytes(32)")
+        if trace_state() != UNTRACED:
+            raise ValueError("a message has no values yet under jit, grad or vmap: sign and verify it outside of them")
+        arrays, about = self._parts()
+        parts = [FORMAT.encode(), _as_json(about).encode()]
+        for name, array in sorted(arrays.items()):
+            parts += [name.encode(), array.dtype.name.encode(), repr(array.shape).encode(), np.asarray(array).tobytes()]
+        digest = hmac.new(key, digestmod=hashlib.sha256)
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+        return digest.hexdigest()
 
     @classmethod
     def load(cls, path: str | Path) -> Message:
@@ -256,9 +334,13 @@ class Message(struct.PyTreeNode):
                 states = KVCache(arrays["k"], arrays["v"], arrays["columns"])
             text = None if about["text"] is None else tuple(about["text"])
             site = None if about["site"] is None else _site_of(about["site"], arrays.get("positions"))
-            return cls(states, arrays.get("valid"), site, about["sender"], text, about["note"])
+            return cls(states, arrays.get("valid"), site, about["sender"], text, about["note"], about.get("mac"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a message ({FORMAT}): write one with Message.save") from error
+
+
+def _as_json(about: dict[str, Any]) -> str:
+    return json.dumps(about, default=int, sort_keys=True)
 
 
 def _site_of(told: dict[str, Any], positions: AnyArray | None) -> Site:
