@@ -1,4 +1,4 @@
-"""The command line: `jaxcomm demo | play | read | sweep | eval | report | cost | fit-map | lmnet | convert | train-pair`."""
+"""The command line: `jaxcomm demo | play | read | sweep | eval | report | cost | fit-map | monitor | lmnet | convert | train-pair`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from .commands.convert import Convert
 from .commands.evaluate import Eval
 from .commands.fit_map import FitMap
 from .commands.lmnet import Lmnet
+from .commands.monitor import Monitor
 from .commands.pair import Demo, TrainPair
 from .commands.play import Play
 from .commands.read import Read
 from .commands.report import Cost, Report
 from .commands.sweep import Sweep
 
-COMMANDS = (Demo, Play, Read, Sweep, Eval, Report, Cost, FitMap, Lmnet, Convert, TrainPair)
+COMMANDS = (Demo, Play, Read, Sweep, Eval, Report, Cost, FitMap, Monitor, Lmnet, Convert, TrainPair)
 
 if TYPE_CHECKING:
     Command = Any

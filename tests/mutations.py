@@ -29,6 +29,10 @@ MUTANTS = (
     ("jaxcomm/lora.py", "scale * factor", "factor", "test_lmnet_training"),
     ("evals/networks/texts.py", "[0.0] * len(asked) + [1.0] * len(answered)", "[1.0] * (len(asked) + len(answered))", "test_lmnet_training"),
     ("evals/sweeps/halves.py", "found.best(g, chosen_on)", "found.best(g, reported)", "test_sweeps"),
+    ("jaxcomm/messages.py", "repr(array.shape).encode(), np", "np", "test_signing"),
+    ("evals/monitors.py", "_unit(_unit(wide).sum(axis=1))", "wide.sum(axis=1)", "test_monitors"),
+    ("evals/injections.py", "range(n // 2), range(n // 2, n)", "range(n // 2), range(n // 2 - 1, n)", "test_monitors"),
+    ("evals/scores.py", "n - 1 - int(alarms * n)", "n - 2 - int(alarms * n)", "test_monitors"),
 )  # fmt: skip
 
 

@@ -402,6 +402,7 @@ def test_bad_input_is_one_line_before_anything_is_computed(tmp_path, capsys, arg
         ("eval", "--a", "pair:b", "--b", "pair:b", "--tasks", "countries", "--out"),
         ("play", "--a", "pair:b", "--b", "pair:b", "--k", 1, "--j", 1, "--json"),
         ("fit-map", "--a", "pair:a", "--b", "pair:b", "--ks", 1, "--js", 1, "--text", "statements:countries", "--out"),
+        ("monitor", "--a", "pair:b", "--k", 1, "--out"),
         ("lmnet", "train", "--out"),
         ("convert", "pair:a", "--out"),
         ("train-pair", "a", "--out"),
