@@ -1,5 +1,5 @@
-"""What the README and docs/sites.md show is what happens: their Python blocks run, one after another, and print what their
-comments say."""
+"""What the README, docs/sites.md and docs/security.md show is what happens: their Python blocks run, one after another, and print
+what their comments say."""
 
 import ast
 import contextlib
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/sites.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/sites.md", "docs/security.md"])
 def test_every_block_prints_what_its_comments_say(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     names, blocks = {}, re.findall(r"```python\n(.*?)```", text, re.DOTALL)
