@@ -16,17 +16,19 @@ PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
 
-# A real model with itself, SmolLM2-135M (93 MB, Apache-2.0): a map over the layers, then Countries under every protocol and
-# control, and with a sender that has not read the question. About five minutes.
+# A real model with itself, SmolLM2-135M (93 MB, Apache-2.0): maps of accuracy and of content over the layers, then Countries with
+# every control and with every protocol, and three games looked into.
 REAL = --a real:smollm2 --b real:smollm2 --examples 4
-ACTIVATION = --k 24 --j 24 --control unrelated shuffled zero noise self
+ACTIVATION = --k 24 --j 24
+CONTROL = --control other generated mean moments noise zero adversarial self equal-flops equal-bytes
 real: .venv/.real
 	rm -rf real
 	.venv/bin/jaxcomm sweep $(REAL) --sender-reads statement+question --games countries --seed 1 --n 40 \
 		--ks 3 6 9 12 15 18 21 24 27 30 --js 3 6 9 12 15 18 21 24 27 30 --out real/map
-	.venv/bin/jaxcomm play $(REAL) --sender-reads statement --n 40 --protocol silent activation $(ACTIVATION) --out real/statement
+	.venv/bin/jaxcomm play $(REAL) --sender-reads statement --n 40 --protocol silent activation $(ACTIVATION) $(CONTROL) --out real/statement
 	.venv/bin/jaxcomm play $(REAL) --sender-reads statement+question --n 40 \
 		--protocol silent skyline message debate cipher activation $(ACTIVATION) --out real/question
+	.venv/bin/jaxcomm read $(REAL) --sender-reads statement+question --n 3 $(ACTIVATION) --out real/read
 
 # Every protocol on every kind of task, with local records only, and their report.
 PAIR = --a pair:a --b pair:b
@@ -34,7 +36,7 @@ TASKS = --tasks countries,countries_choice,tip_sheets,gsm8k,mmlu_high_school_geo
 	--data gsm8k=sample mmlu_high_school_geography=sample biographies=sample --judge-by likelihood
 TALK = --form plain --tell "{message} {prompt}" --temperatures 0.1 0.4 --max-message-tokens 24 --max-new-tokens 24 --truncate
 PROTOCOLS = --protocols single sender skyline message debate cipher activation
-CONTROLS = --controls unrelated shuffled zero noise self
+CONTROLS = --controls other generated noise zero self equal-bytes
 
 eval-demo: .venv/.eval
 	rm -rf eval-demo

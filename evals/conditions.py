@@ -15,7 +15,7 @@ from jaxcomm.protocols.text import put
 
 from . import figures
 from .documents import Block, Code, Heading, Items, Picture, Table
-from .effects import Split, effect, holm, kl, meaning, split, split_rows, written
+from .effects import Split, effect, holm, kl, meaning, p_written, split, split_rows, written
 from .games import INFORMATION, PRESETS, Game, Wording
 from .hearing import EQUAL, MORE, features, fitting_tokens, further, named, probe
 from .play import METRICS, SENDS, Outcome, PlaySettings, alone_with, play_together, shown
@@ -360,7 +360,7 @@ def against(every: Sequence[Condition], by: Mapping[str, Outcome], sent: Sequenc
                 if own.choices is not None and other.choices is not None:
                     nats = written(effect(own.scored("among"), other.scored("among")).value, "nats")
                 rows.append([*row, written(found.value, "points"), nats])
-    return [[*row[:4], f"{p:.4f}", row[4]] for row, p in zip(rows, holm(ps), strict=True)]
+    return [[*row[:4], p_written(p), row[4]] for row, p in zip(rows, holm(ps), strict=True)]
 
 
 def hearing(

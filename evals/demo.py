@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,16 +14,16 @@ import rich.table
 
 from jaxcomm.agent import Agent
 from jaxcomm.edits import GRAFTS
-from jaxcomm.protocols import Control
 
 from ..converters import load_agent
 from . import documents, figures
+from .effects import meaning, split, split_rows
 from .files import check_file, check_folder, write_lines, write_whole
-from .games import GAMES, Game
+from .games import GAMES, INFORMATION, Game
 from .games import draw as draw_game
 from .pair import folder
 from .play import Outcome, PlaySettings, play
-from .scores import difference, percent
+from .scores import percent
 from .sweeps.fitting import fit, own_statements
 from .sweeps.grid import layer_map, layers
 
@@ -31,6 +31,8 @@ REPORT, SELECT = 0, 1
 """Seeds: of the games that are reported, and of those (k, j) is chosen on."""
 SELECT_GAMES = 40
 ANSWER_TOKENS = 8
+CONTROLS = ("other", "generated", "mean", "moments", "noise", "zero", "self")
+"""What B gets in place of A's activation."""
 
 
 def draw(game: str) -> tuple[Game, Game]:
@@ -171,8 +173,8 @@ def play_everything() -> Results:
             into_j = {game: c.at(c.j) for game, c in chosen.items()}
             played(f"{pair}, replace, W into layer j", "activation", sender, into_j)
             played(f"{pair}, replace without W", "activation", sender, {game: c.at(None) for game, c in chosen.items()})
-        for control in get_args(Control):
-            played(f"{pair}, control: {control}", "activation", sender, at, control=control)
+        for control in CONTROLS:
+            played(f"{pair}, replace, {control}", "activation", sender, at, control=control)
         played(f"{pair}, replace", "activation", sender, at, new=True)
     return results
 
@@ -199,26 +201,29 @@ def accuracy_table(title: str, rows: dict[str, list[Outcome]]) -> rich.table.Tab
     return table
 
 
-def difference_table(results: Results, pair: str) -> rich.table.Table:
-    """Makes the table that compares `replace` with silence and with every control, paired on the same questions.
+def effects_table(results: Results) -> tuple[rich.table.Table, str]:
+    """Makes the table that parts what activations give into presence and content, paired on the same questions.
 
     Args:
         results: What was played.
-        pair: The pair, such as "a -> b".
 
     Returns:
-        One row for each method: how many points `replace` is above it in each game, with 95 % intervals.
+        One row for each pair and game, and how its p-values are meant.
     """
-    ours, choices = results.outcomes[f"{pair}, replace"], results.choices[pair]
-    where = "; ".join(f"{game.replace('_', ' ')}: {choice}" for game, choice in choices.items())
-    title = f"{pair}, replace, paired: points above ...\n{where} (chosen on other games)"
-    table = rich.table.Table(title=title, title_justify="left")
-    for column in ("method", *(o.game.name.replace("_", " ") for o in ours)):
-        table.add_column(column)
-    for label in ("silent", *(label for label in results.outcomes if label.startswith(f"{pair}, control"))):
-        deltas = (difference(x.hits, y.hits) for x, y in zip(ours, results.outcomes[label], strict=True))
-        table.add_row(label.removeprefix(f"{pair}, "), *map(percent, deltas))
-    return table
+    found = {}
+    for pair in results.choices:
+        label = f"{pair}, replace"
+        rows = (results.outcomes[name] for name in (label, f"{label}, other", "silent"))
+        for own, other, silent in zip(*rows, strict=True):
+            cells = label, own.game.name.replace("_", " ")
+            found[cells] = split(own.hits, other.hits, silent.hits), "points"
+    columns, rows = split_rows(found)
+    table = rich.table.Table(title="What the activation did, exact match, points [95 % interval]", title_justify="left")
+    for n, column in enumerate(("method", "game", *columns)):
+        table.add_column(column, justify="left" if n < 2 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table, meaning(3 * len(found))
 
 
 def transcripts(results: Results, each: int = 2) -> Iterator[str]:
@@ -262,8 +267,11 @@ def run(out: Path, json: Path | None) -> None:
         f"Greedy decoding on {jax.default_backend()}; b -> b is one model with itself, a -> b goes through W.\n"
     )
     console.print(accuracy_table("Exact match, % [95 % interval]", results.outcomes))
-    for pair in results.choices:
-        console.print(difference_table(results, pair))
+    console.print(f"Both games: {INFORMATION['private']}. Layers, chosen on other games:")
+    for pair, choices in results.choices.items():
+        console.print(f"{pair}   " + "; ".join(f"{game.replace('_', ' ')}: {at}" for game, at in choices.items()))
+    for part in effects_table(results):
+        console.print(part)
     console.print(accuracy_table("People and companies that never occur in training", results.unseen))
     console.print("\nWhat B said after A's activation was grafted in:")
     for transcript in transcripts(results):

@@ -139,7 +139,7 @@ def split_rows(splits: Mapping[tuple[str, ...], tuple[Split, str]]) -> tuple[lis
     for cells, (found, unit) in splits.items():
         row = list(cells)
         for part in found:
-            row += [written(part.value, unit), f"{next(corrected):.4f}"]
+            row += [written(part.value, unit), p_written(next(corrected))]
         smallest = max(part.smallest(3 * len(every)) for part in found)
         rows.append([*row, f"{100 * smallest:.0f}" if unit == "points" else f"{smallest:.2f}"])
     return [name for part in PARTS for name in (part, "p")] + ["smallest"], rows
@@ -150,6 +150,11 @@ def written(x: Interval, unit: str) -> str:
     if unit == "points":
         return f"{100 * x.value:+.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
     return f"{x.value:+.2f} [{x.low:.2f}, {x.high:.2f}]"
+
+
+def p_written(p: float) -> str:
+    """Writes a p-value with four decimals."""
+    return "<.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def meaning(tests: int, smallest: bool = True) -> str:

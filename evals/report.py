@@ -20,7 +20,7 @@ import rich.console
 
 from . import figures
 from .documents import Block, Code, Heading, Items, Picture, Table, markdown, page, show
-from .effects import PARTS, Split, holm, meaning, written
+from .effects import PARTS, Split, holm, meaning, p_written, written
 from .evaluation.options import PROTOCOLS
 from .evaluation.settings import SENDS
 from .files import check_folder, write_whole
@@ -197,7 +197,7 @@ def cells(row: Row, corrected: Iterator[float], tests: int) -> tuple[str, ...]:
     """
     line, told = row.line, []
     for part in row.parts:
-        told += ["", ""] if part is None else [written(part.value, "points"), f"{next(corrected):.4f}"]
+        told += ["", ""] if part is None else [written(part.value, "points"), p_written(next(corrected))]
     if row.protocol != "single" and not row.is_control and row.line["low"] is not None:
         ran = {other["protocol"] for other in row.run.lines}
         if row.total is None and "single" not in ran:
