@@ -13,13 +13,16 @@ from typing import Any, get_args
 import numpy as np
 import rich.table
 
-from jaxcomm.protocols import Control
+from jaxcomm.protocols import Control, Grafting, send_states
 
 from ..effects import split, split_rows
 from ..play import PlaySettings, play, shown
 from ..scores import accuracy, percent
 from .cells import Cells
 from .parts import GameSweep
+
+SPARE = 4
+"""Tokens beyond those of the longest answer, for one that is spelled in more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,22 +67,31 @@ def halve(sweep: GameSweep, cells: Mapping[str, Cells], maps: Mapping[str, np.nd
     """
     settings, a, b = sweep.settings, sweep.a, sweep.b
     metric = shown(b, settings.wording, settings.examples)[0]
-    how = PlaySettings(settings.wording, max_new_tokens=settings.decode or 16)
     for game, found in cells.items():
+        how = PlaySettings(settings.wording, max_new_tokens=settings.decode or _room(sweep, game, metric))
         order = np.random.default_rng([settings.seed, 4]).permutation(len(sweep.games[game].items))
         chosen_on, reported = np.split(order, [len(order) // 2])
         half = sweep.games[game].part(reported)
-        played = lambda protocol, half=half, **at: play(half, protocol, a, b, how, **at).scored(metric)
+        played = lambda protocol, half=half, how=how, **at: play(half, protocol, a, b, how, **at).scored(metric)
         silent = played("silent")
         for g, graft in enumerate(settings.grafts):
             k, j = found.best(g, chosen_on)
             W = None if game not in maps else maps[game][k, j if maps[game].shape[1] > 1 else 0]
             at: dict[str, Any] = dict(protocol="activation", k=settings.ks[k], j=settings.js[j], graft=graft, W=W)
+            told = settings.wording.prompts_a(half, a)
+            at["sent"] = send_states(a, b, told, Grafting(W=W), k=settings.ks[k], games=len(half.items))
             controls = {name: played(**at, control=name) for name in get_args(Control)}
             yield Halved(
                 game, graft, settings.ks[k], settings.js[j], chosen_on, found.hits[g, k, j, chosen_on], reported,
                 played(**at), silent, controls,
             )  # fmt: skip
+
+
+def _room(sweep: GameSweep, game: str, metric: str) -> int:
+    """Tokens of a reply. What is much longer than every answer is no exact match, however it goes on."""
+    if metric != "exact":
+        return 16
+    return max(len(sweep.b.tokenizer.encode(f" {item.answer}")) for item in sweep.games[game].items) + SPARE
 
 
 def halves_table(halves: Sequence[Halved]) -> rich.table.Table:

@@ -100,6 +100,7 @@ def activation(
     *,
     k: Any,
     j: Any,
+    sent: Sent | None = None,
     **how: Any,
 ) -> Turn:
     """A reads its prompts up to layer k. B reads its own, with A's states grafted in after layer j.
@@ -114,6 +115,8 @@ def activation(
         prompts_b: What B reads, one prompt for each game.
         k: A is read after this layer, 0 .. L_A. Or any `Site`.
         j: B is edited after this layer, 0 .. L_B. Or any `Site`.
+        sent: What `send_states` returned for the same prompts and k, so that many controls read A's prompts once.
+            Default: A reads them now.
         **how: Options of `Grafting`.
 
     Returns:
@@ -131,7 +134,8 @@ def activation(
     """
     settings = Grafting(**how)
     _site(b, j, settings.where, "j")
-    sent = send_states(a, b, prompts_a, settings, k=k, games=len(prompts_b))
+    if sent is None:
+        sent = send_states(a, b, prompts_a, settings, k=k, games=len(prompts_b))
     if settings.control is not None:
         sent = _replaced(sent, a, b, prompts_b, settings, k=k, j=j)
     return receive_states(b, prompts_b, sent, settings, j=j)
