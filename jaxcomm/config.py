@@ -358,6 +358,17 @@ class NetworkConfig:
         every = self.groups.values()
         return {f"edge {x.layer}.{x.number}-{y.number}": (x, y) for x in every for y in every if y.layer == x.layer + 1}
 
+    def first(self, group: Group) -> int:
+        """Numbers the first vertex of a group within its layer.
+
+        Args:
+            group: One of `groups`.
+
+        Returns:
+            The number, counted from 0, group by group.
+        """
+        return sum(g.copies for g in self.groups.values() if g.layer == group.layer and g.number < group.number)
+
     @property
     def reader(self) -> ModelConfig:
         """Architecture of the vertex that reads the tokens."""

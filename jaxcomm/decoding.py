@@ -6,7 +6,7 @@ reads. Knows token ids only. Prompts are left-padded, so the last token of every
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -397,6 +397,34 @@ def score(
         >>> logprobs.shape
         (2, 2, 2)
     """
+    return score_with(params.read, params.logits, logits, cache, continuations, past=past)
+
+
+def score_with(
+    read: Callable[..., tuple[Array, Any]],
+    head: Callable[[Float[Array, "B T D"]], Float[Array, "B T V"]],
+    logits: Float[Array, "B V"],
+    cache: KVCache,
+    continuations: Int[AnyArray, "B C T"],
+    *,
+    past: Sequence[KVCache] = (),
+) -> tuple[Float[Array, "B C T"], Bool[Array, "B C T"]]:
+    """Scores as `score` does, inside a program, with any function that reads.
+
+    Args:
+        read: Function read(tokens, positions, attended=..) as `LanguageModel.read`.
+        head: Function that makes logits of what it returns.
+        logits: As for `score`.
+        cache: As for `score`.
+        continuations: As for `score`.
+        past: As for `score`.
+
+    Returns:
+        As `score`.
+
+    Raises:
+        ValueError: T is 0; `continuations` has another number of prompts.
+    """
     if continuations.ndim != 3 or len(continuations) != len(logits):
         raise ValueError(
             f"continuations are {continuations.shape} for {len(logits)} prompts: give [prompts, continuations of each, tokens]"
@@ -411,11 +439,11 @@ def score(
     if T > 1:
         positions = jnp.asarray(after((cache,)))[:, :, None] + jnp.arange(T - 1, dtype=jnp.int32)
         positions = jnp.where(real[:, :, 1:], positions, -1).reshape(B, -1)
-        read = tokens[:, :, :-1].reshape(B, -1)
+        given = tokens[:, :, :-1].reshape(B, -1)
         attended = Attended((*past, cache), branches=C if C > 1 else None)
-        h, _ = params.read(read, positions, attended=attended)
+        h, _ = read(given, positions, attended=attended)
         # Logits of all tokens at once would not fit: [tokens, V].
-        predict = lambda x: token_logprobs(params.logits(x[0][None, None])[0, 0], x[1])
+        predict = lambda x: token_logprobs(head(x[0][None, None])[0, 0], x[1])
         rest = jax.lax.map(predict, (h.reshape(-1, h.shape[-1]), tokens[:, :, 1:].reshape(-1)), batch_size=LOGITS)
         join = lambda first, more: jnp.concatenate([first[..., None], more.reshape(B, C, T - 1)], axis=-1)
         logprobs, best = join(logprobs, rest[0]), join(best, rest[1])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcomm.config import ModelConfig
-from jaxcomm.lmnet import Network
 from jaxcomm.model import LanguageModel, Params
+
+if TYPE_CHECKING:  # networks' controls are made of messages, which know their sender's hash
+    from jaxcomm.lmnet import Network
 
 
 def fingerprint(params: LanguageModel) -> str:
@@ -29,13 +32,13 @@ def fingerprint(params: LanguageModel) -> str:
         >>> fingerprint(params.unroll()) == fingerprint(params)
         True
     """
-    if isinstance(params, Network):
-        digest = hashlib.sha256(repr((params.config, params.dtype.name)).encode())
-        digest.update("".join(map(fingerprint, params.models)).encode())
-        for leaf in jax.tree.leaves((params.edges, params.joints)):
+    if not isinstance(params, Params):
+        network = cast("Network", params)  # there are no others
+        digest = hashlib.sha256(repr((network.config, network.dtype.name)).encode())
+        digest.update("".join(map(fingerprint, network.models)).encode())
+        for leaf in jax.tree.leaves((network.edges, network.joints)):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:16]
-    assert isinstance(params, Params)  # there are no others
     layers = [jax.tree.leaves(layer) for layer in params.blocks] if params.unrolled else None
     blocks = [[leaf] for leaf in jax.tree.leaves(params.blocks)] if layers is None else list(zip(*layers, strict=True))
     others = [[leaf] for leaf in jax.tree.leaves((params.embed, params.positions, params.norm, params.head))]

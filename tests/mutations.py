@@ -26,6 +26,7 @@ MUTANTS = (
     ("evals/scores.py", "np.asarray(hits, float) - np.asarray(others, float)\n    if len(x) < 2", "np.asarray(hits, float) + np.asarray(others, float)\n    if len(x) < 2", "test_sweeps"),
     ("jaxcomm/cipher.py", "jnp.where(mixed, p, certain)", "p", "test_debate"),
     ("jaxcomm/lenses.py", "1 + jnp.sum(every > own", "jnp.sum(every > own", "test_lenses"),
+    ("jaxcomm/lmnet/controls.py", "_columns(prompts, given)", "_columns(prompts, answers)", "test_lmnet"),
     ("jaxcomm/lora.py", "scale * factor", "factor", "test_lmnet_training"),
     ("evals/networks/texts.py", "[0.0] * len(asked) + [1.0] * len(answered)", "[1.0] * (len(asked) + len(answered))", "test_lmnet_training"),
     ("evals/sweeps/halves.py", "found.best(g, chosen_on)", "found.best(g, reported)", "test_sweeps"),

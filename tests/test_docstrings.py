@@ -21,12 +21,12 @@ MODULES = (
     "layer_sweep", "layer_sweep.patching", "agent", "chat", "model", "mapping", "sharding", "lora", "training",
     "flops", "fingerprint", "cipher", "cache", "config", "protocols.base", "protocols.controls", "protocols.text",
     "protocols.debates", "protocols.cipher", "protocols.activations", "lmnet.network", "protocols.inspections",
-    "converters.agents", "converters.hf", "converters.checkpoints", "converters.families", "converters.tensors",
-    "converters.table", "converters.gguf.file", "evals.play", "evals.conditions", "evals.scores", "evals.agents",
-    "evals.choices", "evals.cost", "evals.documents", "evals.sentences", "evals.biographies", "evals.processes",
-    "evals.published", "evals.report", "evals.figures", "evals.inspection_figure", "evals.pair",
-    "evals.games.companies", "evals.games.game", "evals.games.places", "evals.games.wording", "evals.networks.texts",
-    "evals.injections", "evals.monitors", "evals.effects",
+    "lmnet.controls", "converters.agents", "converters.hf", "converters.checkpoints", "converters.families",
+    "converters.tensors", "converters.table", "converters.gguf.file", "evals.play", "evals.conditions",
+    "evals.scores", "evals.agents", "evals.choices", "evals.cost", "evals.documents", "evals.sentences",
+    "evals.biographies", "evals.processes", "evals.published", "evals.report", "evals.figures",
+    "evals.inspection_figure", "evals.pair", "evals.games.companies", "evals.games.game", "evals.games.places",
+    "evals.games.wording", "evals.networks.texts", "evals.injections", "evals.monitors", "evals.effects",
 )  # fmt: skip
 
 EXPORTED = {

@@ -1,6 +1,7 @@
 """Networks of language models: exact where they must be, and the same to everything that reads and writes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import jaxcomm as jc
 from jaxcomm import lmnet
+from jaxcomm.cache import Attended
 from jaxcomm.compiled import check_layer
 from jaxcomm.config import EdgeConfig, ModelConfig, Rope
 from jaxcomm.flops import blocks_flops, generation_flops, head_flops
@@ -17,7 +20,7 @@ from jaxcomm.model import init_params as init_model
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.sharding import fsdp_shardings, local_mesh
 
-from conftest import assert_close, compiles, make_checkpoint, prompts, read, write
+from conftest import assert_close, compiles, make_checkpoint, prompts, read, refused, write
 
 QWEN_HALF_BILLION = ModelConfig(
     vocab=151936, width=896, layers=24, heads=14, kv_heads=2, head_dim=64, ff=4864, max_positions=32768, qkv_bias=True,
@@ -100,8 +103,11 @@ def test_separate_models_of_unequal_width_and_both_layouts(llama, wide):
     np.testing.assert_array_equal(np.argmax(logits, axis=-1), out.tokens)
 
 
-def torch_network(pair, network: lmnet.Network, tokens: np.ndarray) -> torch.Tensor:
-    """The same network with transformers' modules and plain loops, float64: shared stack, LlamaDecoderLayer on each edge."""
+def torch_network(pair, network: lmnet.Network, tokens: np.ndarray, wire=lambda layer, i, j, x: x) -> torch.Tensor:
+    """The same network with transformers' modules and plain loops, float64: shared stack, LlamaDecoderLayer on each edge.
+
+    wire(layer, i, j, x): what arrives of what the edge from vertex i of a layer to vertex j of the next one carries.
+    """
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     vertex = pair.torch.double()
@@ -132,7 +138,7 @@ def torch_network(pair, network: lmnet.Network, tokens: np.ndarray) -> torch.Ten
         for layer, width in enumerate(network.config.widths[1:]):
             weights = network.edges[f"edge {layer}.0-0"]
             pick = lambda i, j, weights=weights: jax.tree.map(lambda w: w[i, j], weights)
-            fed = [sum(edge(pick(i, j), x) for i, x in enumerate(xs)) for j in range(width)]
+            fed = [sum(wire(layer, i, j, edge(pick(i, j), x)) for i, x in enumerate(xs)) for j in range(width)]
             xs = [vertex.model(inputs_embeds=x).last_hidden_state for x in fed]
         logits = vertex.lm_head(xs[0])
     pair.torch.float()
@@ -143,6 +149,122 @@ def test_a_plain_pytorch_network_gives_the_same_logits(llama):
     network = networks(llama, widths=(1, 2, 2, 1))
     tokens = prompts(1, 650, seed=4)
     assert_close(read(network, tokens), torch_network(llama, network, tokens), "650 positions", 2e-5)
+
+
+# Controls on edges ---------------------------------------------------------------------------------------------------
+
+ROWS = [[5, 6, 7, 8, 9], [10, 11, 12], [13, 14, 15, 16]]
+ANSWERS = np.array([[[20, 21, 22], [23, -1, -1]], [[24, 25, -1], [26, 27, 28]], [[29, 30, 31], [32, 33, -1]]], np.int32)
+RIGHT = ["x", "y", "z"]
+
+
+def torch_controlled(llama, network, control: str, inside) -> np.ndarray:
+    """Log-probabilities of ANSWERS after ROWS with a control on edges inside(layer, i, j): one row after the other."""
+
+    def carried(row: int, answer: np.ndarray, like: int) -> dict:
+        """What every edge carries of a row, in the columns of another, aligned at the prompts' ends."""
+        own, n, P, seen = ROWS[row], int((answer >= 0).sum()), len(ROWS[row]), {}
+        tokens = np.array([[*own, *answer[:n]]])
+        torch_network(llama, network, tokens, lambda *at: seen.setdefault(at[:3], at[3]))
+        told = [max(0, c + P - len(ROWS[like])) for c in range(len(ROWS[like]))]
+        columns = told + [P + min(t, n - 2) for t in range(ANSWERS.shape[2])]
+        return {edge: x[:, columns] for edge, x in seen.items()}
+
+    found, order = np.zeros(ANSWERS.shape), jc.derange(RIGHT, 0)
+    for row, c in np.ndindex(*ANSWERS.shape[:2]):
+        answer, n, P = ANSWERS[row, c], int((ANSWERS[row, c] >= 0).sum()), len(ROWS[row])
+        if control == "other":
+            put = carried(order[row], answer, row)
+        else:
+            every = [carried(other, ANSWERS[other, c], row) for other in range(3) if other != row]
+            put = {edge: sum(x[edge] for x in every) / 2 * (control == "mean") for edge in every[0]}
+        arrives = lambda *at, put=put, end=P + n: put[at[:3]][:, :end] if inside(*at[:3]) else at[3]
+        logits = torch_network(llama, network, np.array([[*ROWS[row], *answer[:n]]]), arrives)
+        likely = torch.log_softmax(logits[0, P - 1 : -1], -1)
+        found[row, c, :n] = likely[range(n), answer[:n]]
+    return found
+
+
+@pytest.mark.parametrize("control", ["other", "mean", "zero"])
+def test_controlled_edges_equal_plain_pytorch(llama, control):
+    network = networks(llama, widths=(1, 2, 2, 1))
+    sets = {
+        "no edges": lambda layer, i, j: False,
+        "all edges": lambda layer, i, j: True,
+        "edges into layer 2": lambda layer, i, j: layer == 1,
+        "edge 1.1 -> 2.0": lambda layer, i, j: (layer, i, j) == (1, 1, 0),
+    }
+    found = lmnet.control_edges(network, left_pad(ROWS, 6), ANSWERS, control, edges=list(sets), right=RIGHT)
+    for name, inside in sets.items():
+        assert_close(found[name], torch_controlled(llama, network, control, inside), name, 2e-5)
+
+
+def test_no_edges_are_the_network_itself_and_the_last_layers_edges_are_all(llama):
+    network, padded = networks(llama, widths=(1, 2, 2, 1)), left_pad(ROWS, 6)
+    own = jc.score(network, *jc.prefill(network, padded), ANSWERS)[0]
+    for control in ("other", "mean", "moments", "noise", "zero"):
+        names = ["no edges", "all edges", "edges into layer 3"]
+        found = lmnet.control_edges(network, padded, ANSWERS, control, edges=names)
+        assert_close(found["no edges"], own, control)
+        np.testing.assert_array_equal(found["all edges"], found["edges into layer 3"])
+        assert np.abs(found["all edges"] - own).max() > 1e-3, control
+
+
+def test_of_prompts_of_one_length_other_is_the_network_that_reads_the_other_prompt(llama):
+    network, rows = networks(llama), prompts(5, 7)
+    answers = np.random.default_rng(0).integers(0, 97, (5, 3, 2)).astype(np.int32)
+    order = jc.derange(range(5), 3)
+    want = jc.score(network, *jc.prefill(network, rows[order]), answers)[0]
+    found = lmnet.control_edges(network, rows, answers, "other", seed=3)
+    assert [*found] == ["all edges", "edges into layer 1", "edges into layer 2"]
+    for name, logprobs in found.items():
+        assert_close(logprobs, want, name)
+
+
+def test_edges_that_all_carry_the_same_have_no_content(tmp_path):
+    gpt = make_checkpoint(tmp_path, "gpt2", seed=1).params
+    blind = gpt.replace(norm=gpt.norm | {"weight": jnp.zeros_like(gpt.norm["weight"])})
+    network = lmnet.init_network(jax.random.key(0), [blind, gpt], (1, 1), edge="linear")
+    found = lmnet.control_edges(network, left_pad(ROWS), ANSWERS, "other", edges=["no edges", "all edges"])
+    np.testing.assert_array_equal(found["no edges"], found["all edges"])
+    zero = lmnet.control_edges(network, left_pad(ROWS), ANSWERS, "zero", edges=["all edges"])
+    assert np.abs(zero["all edges"] - found["all edges"]).max() > 0.1, "and presence it has"
+
+
+def test_with_zeros_on_its_edges_a_network_knows_nothing(llama):
+    network = lmnet.init_network(jax.random.key(0), llama.params, (1, 1), edge="identity")
+    found = lmnet.control_edges(network, left_pad(ROWS), ANSWERS, "zero", edges=["all edges"])["all edges"]
+    assert_close(found, np.where(ANSWERS < 0, 0, -np.log(97)), "every token is equally likely")
+
+
+def test_what_arrives_is_what_the_wire_makes_of_it_in_this_pass_alone(llama):
+    network, tokens = networks(llama), prompts(2, 6)
+    positions = positions_of(Prompts(tokens))
+    alter = lambda name, x: 2 * x if name.startswith("edge") else x + 1
+    late = lambda name, x: x.at[..., -1, :].set(alter(name, x)[..., -1, :])
+    read = lambda wire: jax.jit(functools.partial(network.read, wire=wire))
+    own = lambda name, x: x
+    whole, _ = read(late)(tokens, positions)
+    attended = Attended(cache=network.empty_cache(2, 5))
+    _, cache = read(own)(tokens[:, :5], positions[:, :5], attended=attended)
+    past = Attended((cache.replace(positions=positions[:, :5]),))
+    last, _ = read(alter)(tokens[:, 5:], positions[:, 5:], attended=past)
+    assert_close(last[:, 0], whole[:, -1], "after a cache")
+    assert np.abs(whole - read(own)(tokens, positions)[0])[:, -1].max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda net, p, a: lmnet.control_edges(net.models[0], p, a, "zero"), "controls stand on the edges of a network"),
+        (lambda net, p, a: lmnet.control_edges(net, p, a, "shuffled"), "unknown control 'shuffled': choose one of other"),
+        (lambda net, p, a: lmnet.control_edges(net, p[:1], a[:1], "other"), "the control other needs at least two games"),
+        (lambda net, p, a: lmnet.control_edges(net, p, a, "zero", edges=["edges into layer 3"]), "there are no 'edges into layer 3'"),
+        (lambda net, p, a: lmnet.control_edges(net, p, a + 90, "zero"), "answers have token"),
+    ],
+)  # fmt: skip
+def test_bad_controls_are_one_clear_line(llama, unchecked, call, says):
+    refused(lambda: call(networks(llama), left_pad(ROWS), ANSWERS), says)
 
 
 def test_the_published_size():

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomm.agent import Agent
-from jaxcomm.config import Group, NetworkConfig
 from jaxcomm.lmnet import Network
 from jaxcomm.model import positions_of, project_head, unembed
 from jaxcomm.prompts import Prompts
@@ -63,6 +62,23 @@ class Reading:
     wires: tuple[Wire, ...]
 
 
+def network_of(agent: Agent) -> Network:
+    """Returns an agent's network.
+
+    Args:
+        agent: A network as an agent.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: The agent is not a network.
+    """
+    if isinstance(agent.params, Network):
+        return agent.params
+    raise ValueError(f"{agent.name} is a single model: only networks have wires (make one with jaxcomm lmnet train)")
+
+
 def carried(network: Network, tokens: Any) -> dict[str, jax.Array]:
     """Reads tokens with a network, and keeps what every wire carries.
 
@@ -74,7 +90,7 @@ def carried(network: Network, tokens: Any) -> dict[str, jax.Array]:
         Vectors by the names of `NetworkConfig`: of vertices [M, B, T, D], of edges [I, J, B, T, D].
     """
     seen: dict[str, jax.Array] = {}
-    network.read(jnp.asarray(tokens), positions_of(Prompts(tokens)), see=seen.__setitem__)
+    network.read(jnp.asarray(tokens), positions_of(Prompts(tokens)), wire=seen.setdefault)
     return seen
 
 
@@ -112,13 +128,9 @@ def read(agent: Agent, prompt: str, words: int = 3) -> Reading:
         ValueError: The agent is not a network; `words` is below 1 or above the size of the vocabulary; the prompt is
             too long.
     """
-    network = agent.params
     if not 1 <= words <= agent.params.config.vocab:
         raise ValueError(f"words = {words}: name at least 1, and no more than the vocabulary has")
-    if not isinstance(network, Network):
-        raise ValueError(
-            f"{agent.name} is a single model: only networks have wires (make one with jaxcomm lmnet train)"
-        )
+    network = network_of(agent)
     tokens = np.asarray(agent.rows([prompt]), np.int32)
     config, found = network.config, []
     for name, x in jax.jit(carried)(network, tokens).items():
@@ -130,19 +142,14 @@ def read(agent: Agent, prompt: str, words: int = 3) -> Reading:
             spelled = tuple((agent.tokenizer.convert_tokens_to_string([word]), p) for word, p in said)
             if name in config.groups:
                 group = config.groups[name]
-                found.append(Wire(group.layer, _first(config, group) + at[0], None, spelled, float(norm[at])))
+                found.append(Wire(group.layer, config.first(group) + at[0], None, spelled, float(norm[at])))
             else:
                 source, target = config.stacks[name]
-                place = target.layer, _first(config, target) + at[1], _first(config, source) + at[0]
+                place = target.layer, config.first(target) + at[1], config.first(source) + at[0]
                 found.append(Wire(*place, spelled, float(norm[at])))
     return Reading(
         prompt, config.widths, tuple(sorted(found, key=lambda w: (w.layer, w.source is None, w.index, w.source or 0)))
     )
-
-
-def _first(config: NetworkConfig, group: Group) -> int:
-    """The number within its layer of a group's first vertex."""
-    return sum(g.copies for g in config.groups.values() if g.layer == group.layer and g.number < group.number)
 
 
 def text(reading: Reading) -> str:

@@ -140,7 +140,7 @@ class Network(struct.PyTreeNode):
         attended: Attended = ALONE,
         last: bool = False,
         training: Training = PLAIN,
-        see: Callable[[str, Array], None] = lambda name, x: None,
+        wire: Callable[[str, Array], Array] = lambda name, x: x,
     ) -> tuple[Float[Array, "B _ D"], Any]:
         """Reads tokens through the whole network (`jaxcomm.model.LanguageModel`).
 
@@ -150,8 +150,9 @@ class Network(struct.PyTreeNode):
             attended: Caches to attend to, and the cache to write.
             last: Return only the last token's stream, [B, 1, D].
             training: Settings of a pass whose gradient is taken.
-            see: Function see(name, x) that is called with every output of the network: of vertices [M, B, T, D], of
-                edges [I, J, B, T, D].
+            wire: Function wire(name, x) of every output of the network: of vertices [M, B, T, D], of edges
+                [I, J, B, T, D]. What it returns arrives. It acts on the tokens of this pass alone: keys and values of
+                earlier tokens stay as they are in a cache, and those that are made here are of what arrived.
 
         Returns:
             The stream [B, T, D] of the writing vertex before its final norm, and the cache, or None without one.
@@ -164,13 +165,12 @@ class Network(struct.PyTreeNode):
                 for edge, (source, target) in c.stacks.items():
                     if target == to:
                         y, k[edge], v[edge] = self._edges(edge, streams[source], positions, attended, training)
-                        see(edge, y)
-                        ys.append(y)
+                        ys.append(wire(edge, y))
                 x = self._join(name, ys)
             end = to.layer == len(c.layers) - 1
             x, k[name], v[name] = self._vertices(name, x, positions, attended, training, last and end)
-            streams[to] = x if end or not c.norm else jax.vmap(functools.partial(final_norm, self.models[to.model]))(x)
-            see(name, streams[to])
+            normed = x if end or not c.norm else jax.vmap(functools.partial(final_norm, self.models[to.model]))(x)
+            x = streams[to] = wire(name, normed)
         kept = lambda new: {name: a for name, a in new.items() if a is not None}
         cache = attended.cache
         return x[0], None if cache is None else cache.replace(k=kept(k), v=kept(v))

@@ -92,8 +92,24 @@ def skyline(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
         (['Bob is at Petra. Which country is Bob located in?'], 'Jordan')
     """
     Writing(**unused)
+    return start_turn(b, together(prompts_a, prompts_b))
+
+
+def together(prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt]) -> list[Prompt]:
+    """Puts A's prompts before B's, as `skyline` reads them.
+
+    Args:
+        prompts_a: A's prompts.
+        prompts_b: B's prompts. One that is the same as A's stays as it is.
+
+    Returns:
+        One prompt for each game.
+
+    Raises:
+        ValueError: The numbers of prompts differ.
+    """
     both = zip(prompts_a, prompts_b, strict=True)
-    return start_turn(b, [y if text(x) == text(y) else put("{text} {prompt}", y, text=text(x)) for x, y in both])
+    return [y if text(x) == text(y) else put("{text} {prompt}", y, text=text(x)) for x, y in both]
 
 
 REPLY = "{message}\n\n{prompt}\n\nAsk your partner what you still need to know."
