@@ -117,9 +117,14 @@ def command_line(command: Any) -> str:
         The line to type in a shell. Settings that have their default are left out.
     """
     words = ["jaxcomm", *command.typed.split()]
-    for field in sorted(dataclasses.fields(command), key=lambda field: field.name not in ("a", "b")):
+    nameless = lambda field: "Positional" in str(field.type)
+    first = lambda field: nameless(field) or field.name in ("a", "b")
+    for field in sorted(dataclasses.fields(command), key=first, reverse=True):
         value = getattr(command, field.name)
         if value == field.default or field.name == "resume":
+            continue
+        if nameless(field):
+            words.append(str(value))
             continue
         words.append("--" + ("no-" if value is False else "") + field.name.replace("_", "-"))
         if not isinstance(value, bool):

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcomm.evals import games
 from jaxcomm.evals.agents import load_agents
 from jaxcomm.evals.networks import compare, wires
+from jaxcomm.evals.play import PlaySettings, play
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.lmnet import Network, forward
 from jaxcomm.protocols.base import start_turn
@@ -99,6 +101,37 @@ def test_what_wires_carry(trained, tmp_path, monkeypatch):
     assert "edge 1.1 -> 2.0" in (tmp_path / "wires.txt").read_text()
 
 
+def test_control_splits_what_edges_give(trained, tmp_path, monkeypatch, capsys):
+    jaxcomm("lmnet", "control", trained, "--n", 4, "--control", "mean", "--each", "--out", tmp_path)
+    told, game = (tmp_path / "report.md").read_text(), games.draw("countries", n=4)
+    assert "## Presence and content (private information)" in told and "But a network is one agent" in told
+    assert "all 36 tests of the table" in told and "all 12 tests" in told, "six sets, two metrics, three parts"
+    assert f"jaxcomm lmnet control {trained} --control mean --each --n 4 --out {tmp_path}" in told
+    assert "Presence and content" in capsys.readouterr().out and "<table>" in (tmp_path / "report.html").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    edges = [line["edges"] for line in lines if line["control"] == "other"]
+    assert edges == ["all edges", "edges into layer 1", *(f"edge {x}" for x in ("0.0 -> 1.0", "0.0 -> 1.1", "1.0 -> 2.0", "1.1 -> 2.0"))]  # fmt: skip
+    assert [line["edges"] for line in lines if line["control"] == "own"] == ["no edges"] and len(lines) == 1 + 3 * 6
+    (agent,) = load_agents(str(trained))
+    both = play(game, "skyline", agent, agent, PlaySettings(choices=True))
+    np.testing.assert_allclose(lines[0]["among"], both.scored("among"), atol=1e-4)
+    assert lines[0]["hits"] == both.scored("choice") and {line["information"] for line in lines} == {"private"}
+
+
+def test_control_plays_a_game_of_ones_own_and_says_when_nothing_is_private(trained, tmp_path, monkeypatch, capsys):
+    line = lambda n, answer: {
+        "prompt_a": "Ask:",
+        "prompt_b": f"Ask: {n} or no?",
+        "answer": answer,
+        "choices": ["yes", answer],
+    }
+    own = tmp_path / "own.jsonl"
+    own.write_text("\n".join(json.dumps(line(n, x)) for n, x in (("Is it", "no"), ("Are we late", "no way"))))
+    jaxcomm("lmnet", "control", trained, "--game", own)
+    said = capsys.readouterr().out
+    assert "own, edges of" in said and "Presence and content (shared information)" in said
+
+
 def test_compare_reports_both_and_goes_on(tmp_path, monkeypatch, capsys):
     words = ("--steps", 2, "--edge", "linear", "--questions", 5, "--seeds", 2, "--out", tmp_path / "c")
     jaxcomm("lmnet", "compare", *words)
@@ -168,6 +201,10 @@ def test_summary_chooses_the_rate_on_the_first_half_and_reports_on_the_other():
         (("show", "nowhere", "--prompt", "x"), "nowhere"),
         (("show", "pair:b", "--prompt", "x"), "only networks have wires"),
         (("show", "RUN", "--prompt", "x", "--words", "0"), "words = 0: name at least 1"),
+        (("control", "nowhere"), "nowhere"),
+        (("control", "pair:b", "--n", "2"), "only networks have wires"),
+        (("control", "RUN", "--n", "1"), "the control other needs at least two games"),
+        (("control", "RUN", "--game", "chess"), "there is no game 'chess'"),
         (("compare", "--questions", "0", "--out", "x"), "questions = 0: it must be at least 1"),
         (("compare", "--learning-rates", "1e-3", "0", "--out", "x"), "learning rate and clip must be above 0"),
         (("compare", "--seeds", "1", "--out", "x"), "needs at least 2"),

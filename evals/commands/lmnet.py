@@ -1,4 +1,4 @@
-"""`jaxcomm lmnet train | compare | show`."""
+"""`jaxcomm lmnet train | compare | show | control`."""
 
 from __future__ import annotations
 
@@ -143,9 +143,62 @@ class Show:
         out.print(f"{self.out}: wires.txt, wires.png")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Control:
+    """What a network's edges give in a game: presence and content of their messages, for all edges and for each layer's.
+
+    Example: jaxcomm lmnet control runs/two-places --game countries --control mean noise --each --out runs/edges
+    """
+
+    typed: ClassVar = "lmnet control"
+
+    network: Annotated[Path, tyro.conf.Positional]
+    """Run folder of jaxcomm lmnet train."""
+    game: str = "countries"
+    """countries, tip_sheets, or a file of your own (as jaxcomm play's --game). The network reads what A and B read together."""
+    control: tuple[Literal["other", "mean", "moments", "noise", "zero"], ...] = ("other", "zero")
+    """What edges carry in place of their own messages. other (another item's) and zero, which part the gain, are always read."""
+    each: bool = False
+    """Also control every edge alone."""
+    n: int | None = None
+    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
+    seed: int = 0
+    """Seed of the games and of the draws."""
+    names: options.Names = "seen"
+    dtype: options.Dtype = "auto"
+    out: Path | None = None
+    """Folder for report.html, report.md and results.jsonl."""
+
+    def run(self) -> None:
+        """Reads the game under every control, prints the tables, and writes the files that are asked for.
+
+        Raises:
+            ValueError: The folder holds no network; an option or a game is not as it should be.
+            OSError: A file or checkpoint does not exist, or a file cannot be written.
+        """
+        from ..agents import load_agents
+        from ..documents import Code, Heading, console, markdown, page, show
+        from ..files import check_folder, write_lines, write_whole
+        from ..games import draw
+        from ..networks import controls
+
+        if self.out is not None:
+            check_folder(self.out)
+        game = draw(self.game, self.seed, self.n, names=self.names)
+        (agent,) = load_agents(str(self.network), dtype=self.dtype)
+        found = controls.control(agent, game, self.control, each=self.each, seed=self.seed)
+        blocks = list(controls.blocks(found))
+        show(blocks, console(180))
+        if self.out is not None:
+            blocks += [Heading(2, "This again"), Code(options.command_line(self))]
+            write_whole(self.out / "report.html", page(f"{game.name}, edges of {agent.name}", blocks).encode())
+            write_whole(self.out / "report.md", markdown(blocks).encode())
+            write_lines(self.out / "results.jsonl", found.rows())
+
+
 @dataclasses.dataclass(frozen=True)
 class Lmnet:
-    """Networks of language models with trainable edges: train, compare with LoRA, look inside."""
+    """Networks of language models with trainable edges: train, compare with LoRA, look inside, control their messages."""
 
     typed: ClassVar = "lmnet"
 
@@ -154,6 +207,7 @@ class Lmnet:
             Annotated[Train, tyro.conf.subcommand("train")]
             | Annotated[Compare, tyro.conf.subcommand("compare")]
             | Annotated[Show, tyro.conf.subcommand("show")]
+            | Annotated[Control, tyro.conf.subcommand("control")]
         ]
     ]
 

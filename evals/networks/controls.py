@@ -1,0 +1,194 @@
+"""What a network's edges give: a game read with the edges' own messages, with another example's and with zeros, layer by layer.
+
+A network is one agent, so it reads what A and B read together (the protocol skyline). Every edge may carry all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcomm.agent import Agent
+from jaxcomm.controls import Drawn
+from jaxcomm.lmnet import control_edges, edge_sets
+from jaxcomm.protocols import CONTROLS
+from jaxcomm.protocols.text import together
+
+from ..choices import Choice, choose
+from ..conditions import overlap_told
+from ..documents import Block, Heading, Items, Table
+from ..effects import effect, holm, meaning, split, split_rows, written
+from ..games import INFORMATION, Game, Wording
+from ..scores import accuracy, mean, percent
+from .wires import network_of
+
+OWN, NONE = "own", "no edges"
+
+
+@dataclasses.dataclass(frozen=True)
+class Controlled:
+    """A game read by a network whose edges were controlled, set by set.
+
+    Attributes:
+        game: The game.
+        network: Name of the network.
+        choices: By set of edges and control, how likely the right answer of each item is among its choices. The edges'
+            own messages are `NONE`, `OWN`.
+    """
+
+    game: Game
+    network: str
+    choices: Mapping[tuple[str, str], Sequence[Choice]]
+
+    @property
+    def edges(self) -> list[str]:
+        """The sets of edges that were controlled."""
+        return [edges for edges, control in self.choices if control == "other"]
+
+    def scored(self, edges: str, control: str) -> tuple[list[bool], list[float]]:
+        """Scores every item.
+
+        Args:
+            edges: A set of edges.
+            control: What they carry.
+
+        Returns:
+            Whether the right choice is the likeliest, and its log-probability, given that it is one of the choices.
+        """
+        found = self.choices[(NONE, OWN) if control == OWN else (edges, control)]
+        return [choice.hit for choice in found], [choice.among for choice in found]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Lists the conditions as JSON objects, with every item's score."""
+        made = []
+        for edges, control in self.choices:
+            hits, among = self.scored(edges, control)
+            told = {"game": self.game.name, "network": self.network, **self.game.source}
+            told |= {"information": self.game.information, "edges": edges, "control": control, "n": len(hits)}
+            for name, x in (("choice_accuracy", accuracy(hits)), ("choice_among", mean(among))):
+                told |= {name: x.value, f"{name}_low": x.low, f"{name}_high": x.high}
+            made.append(told | {"hits": hits, "among": among})
+        return made
+
+
+def control(
+    agent: Agent, game: Game, controls: Sequence[Drawn] = (), *, each: bool = False, seed: int = 0
+) -> Controlled:
+    """Reads a game with a network whose edges are controlled: all of them, those into each layer, or each.
+
+    Those into the last layer are left out. The last vertex reads nothing else, so they are all edges over again.
+
+    Args:
+        agent: A network as an agent.
+        game: The game.
+        controls: Controls beside "other" and "zero".
+        each: Whether every edge is also controlled alone.
+        seed: Seed of the draws.
+
+    Returns:
+        The choices under every control.
+
+    Raises:
+        ValueError: The agent is not a network, or has no edges; the game has one item; a prompt is too long; an answer
+            has no tokens.
+    """
+    network = network_of(agent)
+    wording, count = Wording(), max(len(game.choices(item)) for item in game.items)
+    prompts = together(wording.prompts_a(game, agent, sends=False), wording.prompts_b(game, agent))
+    pairs = [(i, c) for i, item in enumerate(game.items) for c in range(len(game.choices(item)))]
+    spelled = agent.spell([prompts[i] for i, _ in pairs], [game.choices(game.items[i])[c] for i, c in pairs])
+    answers = np.full((len(prompts), count, spelled.shape[1]), -1, np.int32)
+    for (i, c), row in zip(pairs, spelled, strict=True):
+        answers[i, c] = row
+    last = f"edges into layer {len(network.config.layers) - 1}"
+    names = [x for x in edge_sets(network.config) if x not in (NONE, last) and (each or not x.startswith("edge "))]
+    right, found = [item.answer for item in game.items], {}
+    every: list[Drawn] = ["other", "zero", *controls]
+    for name in dict.fromkeys(every):
+        asked = [NONE, *names] if name == "other" else names
+        how: dict[str, Any] = dict(edges=asked, right=right, seed=seed)
+        logprobs = control_edges(network, agent.tokenize(prompts, spelled.shape[1]), answers, name, **how)
+        for edges, x in logprobs.items():
+            each_item = [row[: len(game.choices(item))] for row, item in zip(np.asarray(x), game.items, strict=True)]
+            own = edges == NONE
+            found[edges, OWN if own else name] = choose(game, [row.sum(-1, dtype=float) for row in each_item], None)
+    return Controlled(game, agent.name, found)
+
+
+def blocks(found: Controlled) -> Iterator[Block]:
+    """Writes the report: choices under every control, presence and content, and every further control.
+
+    Args:
+        found: A game read under controls.
+
+    Yields:
+        The blocks of a document (`evals.documents`).
+    """
+    game, told = found.game, f"({found.game.information} information)"
+    about = INFORMATION[game.information]
+    yield Heading(1, f"{game.name.replace('_', ' ')}, edges of {found.network} {told}")
+    yield (
+        f"{about[0].upper()}{about[1:]}. But a network is one agent: it reads A's prompt and B's together, so every edge "
+        "may carry both. The split says what edges bring from vertex to vertex, not from A to B, and another item's "
+        "messages lack this item's question as well as its facts."
+    )
+    yield "Items: " + ", ".join(f"{key} {value}" for key, value in game.source.items()) + f", n = {len(game.items)}."
+    yield Heading(2, f"Choices {told}")
+    yield (
+        "Share of items whose right answer is the likeliest of its choices, in %, and its mean log-probability among "
+        "them, with 95 % intervals. Nothing is decoded."
+    )
+    rows = []
+    for edges, name in found.choices:
+        hits, among = found.scored(edges, name)
+        nats = mean(among)
+        between = f"{nats.value:.2f} [{nats.low:.2f}, {nats.high:.2f}]"
+        rows.append(["all edges" if name == OWN else edges, name, percent(accuracy(hits)), between])
+    yield Table(["edges", "carry", "choice", "log p(right | choices)"], rows, left=2)
+    yield Items([f"{name}: {CONTROLS[name]}" for name in CONTROLS if any(name == x for _, x in found.choices)])
+    yield Heading(2, f"Presence and content {told}")
+    splits = {}
+    for edges in found.edges:
+        scores = [found.scored(edges, name) for name in (OWN, "other", "zero")]
+        splits[edges, "choice"] = split(*(hits for hits, _ in scores)), "points"
+        splits[edges, "log p(right | choices)"] = split(*(among for _, among in scores)), "nats"
+    yield (
+        "Total: edges with their own messages above the same edges with zeros (no message). Presence: with another "
+        "item's messages above zeros. Content: with their own above another item's. " + meaning(3 * len(splits))
+    )
+    yield (
+        "The edges into one layer are all that passes: those into the last layer are the row of all edges, and the other "
+        "layers differ from it mostly as far as items' prompts differ in length. Single edges (--each) tell vertices apart. "
+        "With zeros on all of them the network knows nothing, not even the language: only a choice's number of tokens counts."
+    )
+    yield overlap_told(game)
+    columns, cells = split_rows(splits)
+    yield Table(["edges", "metric", *columns], cells, left=2)
+    yield from further(found)
+
+
+def further(found: Controlled) -> Iterator[Block]:
+    """Writes how far the edges' own messages are above each further control.
+
+    Args:
+        found: A game read under controls.
+
+    Yields:
+        The blocks. There are none without further controls.
+    """
+    rows, ps = [], []
+    for edges, name in found.choices:
+        if name not in (OWN, "other", "zero"):
+            (hits, among), (hits_there, among_there) = found.scored(edges, OWN), found.scored(edges, name)
+            points, nats = effect(hits, hits_there), effect(among, among_there)
+            rows.append([edges, name, written(points.value, "points"), written(nats.value, "nats")])
+            ps += [points.p, nats.p]
+    if rows:
+        corrected = [f"{p:.4f}" for p in holm(ps)]
+        yield Heading(2, f"Against every further control ({found.game.information} information)")
+        yield "By how much the edges' own messages are above each control, paired. " + meaning(len(ps), smallest=False)
+        cells = [[*row[:3], p, row[3], q] for row, p, q in zip(rows, corrected[::2], corrected[1::2], strict=True)]
+        yield Table(["edges", "above", "choice, points", "p", "log p(right | choices), nats", "p"], cells, left=2)
