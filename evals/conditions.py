@@ -383,7 +383,8 @@ def hearing(
         if notes[0].text is not None:
             there = named(game, notes)
         elif notes[0].states is not None:
-            there = probe(game, b, np.stack([note.states for note in notes]), (more or {}).get(label))
+            states = np.stack([np.asarray(note.states) for note in notes])
+            there = probe(game, b, states, (more or {}).get(label))
         else:
             there = []
         moved = lambda x, y: (

@@ -9,7 +9,7 @@ heard   how far B's distribution of the next token moves: KL divergence of right
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -108,7 +108,7 @@ def features(message: Message) -> np.ndarray:
     Returns:
         Vectors [items, F], float32.
     """
-    x = np.asarray(jax.device_get(message.state_array()), np.float32)
+    x: Any = np.asarray(jax.device_get(message.state_array()), np.float32)
     if message.single:
         return x.reshape(len(x), -1)
     x = x.reshape(*x.shape[:2], -1)

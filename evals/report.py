@@ -146,8 +146,8 @@ def told_of(task: str, rows: Sequence[Row]) -> Iterator[Block]:
     Yields:
         The blocks.
     """
-    kinds = {row.line.get("information") for row in rows} - {None}
-    about = INFORMATION[kinds.pop()] if len(kinds) == 1 else ""
+    kinds = [str(kind) for kind in {row.line.get("information") for row in rows} - {None}]
+    about = INFORMATION[kinds[0]] if len(kinds) == 1 else ""
     yield Heading(3, f"{task} ({about})" if about else task)
     yield results(rows)
     if tests := sum(part is not None for row in rows for part in row.parts):

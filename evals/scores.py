@@ -160,7 +160,8 @@ def _tango(better: int, worse: int, n: int) -> Interval:
         return float((better - worse - n * d) / np.sqrt(max(variance, 1e-18)))
 
     value, most = (better - worse) / n, 1 - 1e-12
-    low, high = -1.0, 1.0
+    low: Any = -1.0
+    high: Any = 1.0
     if statistic(-most) > z:
         low = scipy.optimize.brentq(lambda d: statistic(d) - z, -most, value)
     if statistic(most) < -z:

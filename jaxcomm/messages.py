@@ -152,8 +152,8 @@ class Message(struct.PyTreeNode):
             states = KVCache(k, v, states.positions[rows])
         elif states is not None:
             states = pick(states)
-        if site is not None and np.ndim(site.positions) and hasattr(site.positions, "dtype"):
-            site = dataclasses.replace(site, positions=pick(site.positions))
+        if site is not None and hasattr(positions := site.positions, "dtype") and np.ndim(positions):  # pyright: ignore[reportArgumentType]
+            site = dataclasses.replace(site, positions=pick(positions))
         text = None if text is None else tuple(text[i] for i in rows.tolist())
         return self.replace(states=states, valid=pick(self.valid), site=site, text=text, mac=None)
 

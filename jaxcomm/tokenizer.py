@@ -16,6 +16,7 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     chat_template: str | None
     all_special_tokens: list[str]
+    all_special_ids: list[int]
     backend_tokenizer: Any
 
     def __call__(self, text: str, **how: Any) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from jaxcomm.protocols.text import together
 from ..choices import Choice, choose
 from ..conditions import overlap_told
 from ..documents import Block, Heading, Items, Table
-from ..effects import effect, holm, meaning, split, split_rows, written
+from ..effects import effect, holm, meaning, p_written, split, split_rows, written
 from ..games import INFORMATION, Game, Wording
 from ..scores import accuracy, mean, percent
 from .wires import network_of
@@ -187,7 +187,7 @@ def further(found: Controlled) -> Iterator[Block]:
             rows.append([edges, name, written(points.value, "points"), written(nats.value, "nats")])
             ps += [points.p, nats.p]
     if rows:
-        corrected = [f"{p:.4f}" for p in holm(ps)]
+        corrected = [p_written(p) for p in holm(ps)]
         yield Heading(2, f"Against every further control ({found.game.information} information)")
         yield "By how much the edges' own messages are above each control, paired. " + meaning(len(ps), smallest=False)
         cells = [[*row[:3], p, row[3], q] for row, p, q in zip(rows, corrected[::2], corrected[1::2], strict=True)]

@@ -256,25 +256,24 @@ def _replaced(
     j: Any,
 ) -> Sent:
     """With what a control puts in the place of the states that were sent."""
-    games, several = len(prompts_b), not isinstance(a, Agent)
-    first = next(iter(a)) if several else a
+    agents, games = (a,) if isinstance(a, Agent) else tuple(a), len(prompts_b)
     site, there = _site(b, j, settings.where, "j"), sent.message.site
-    assert isinstance(settings.control, StandIn) and isinstance(there, Site) and isinstance(first, Agent)
+    assert isinstance(settings.control, StandIn) and there is not None
 
     def generated() -> Message:
         # As deep in B as A is read.
-        depth = there.layer and round(there.layer * b.single.config.layers / first.single.config.layers)
-        own = dataclasses.replace(there, layer=depth)
+        layers = b.single.config.layers / agents[0].single.config.layers
+        own = there if there.layer is None else dataclasses.replace(there, layer=round(int(there.layer) * layers))
         read = _read(Sender(b, prompts_b, own, None), settings, 0, b)
         return Message(read.states, read.valid, own)
 
     def unrelated(sentence: str) -> Message:
-        told = [sentence] * games
-        return send_states(a, b, [told] * len(list(a)) if several else told, settings, k=k, games=games).message  # pyright: ignore
+        told: Any = [sentence] * games if isinstance(a, Agent) else [[sentence] * games] * len(agents)
+        return send_states(a, b, told, settings, k=k, games=games).message
 
     shared = _lay_out(b, b.rows(prompts_b, 1), site)
     link = Link(
-        first,
+        agents[0],
         generated,
         unrelated,
         own=lambda: read_message(b.single, shared.prompts, site=site, past=shared.past),
@@ -288,7 +287,8 @@ def _replaced(
 def _site(agent: Agent, place: Any, where: str, name: str) -> Site:
     """Where an agent is read or edited. ValueError: its model has no such site."""
     if isinstance(place, Site):
-        check_site(agent.params.config, place)
+        config: Any = agent.params.config  # of a network it is refused
+        check_site(config, place)
         return place
     check_layer(agent.params, place, name)
     return Site("resid_post", int(place), where)
@@ -349,7 +349,7 @@ def _read(sender: Sender, settings: Grafting, n: int, home: Agent) -> _Read:
         thoughts, spent = [reply.text for reply in said], [reply.spent for reply in said]
     shared = _lay_out(agent, rows, site)
     message = deliver(read_message(agent.single, shared.prompts, site=site, past=shared.past), home.params)
-    blocks = config.layers if site.name == "logits" else site.layer or 0
+    blocks = agent.single.config.layers if site.name == "logits" else int(site.layer or 0)
     one = message.state_array().nbytes // max(1, math.prod(message.norms.shape))
     held = np.ones(len(rows), int) if message.valid is None else np.asarray(message.valid).sum(axis=1)
     read = [
