@@ -112,7 +112,7 @@ def features(message: Message) -> np.ndarray:
     if message.single:
         return x.reshape(len(x), -1)
     x = x.reshape(*x.shape[:2], -1)
-    there = np.ones(x.shape[:2], bool) if message.valid is None else np.asarray(message.valid)
+    there: Any = np.ones(x.shape[:2], bool) if message.valid is None else np.asarray(message.valid)
     mean = (x * there[..., None]).sum(axis=1) / np.maximum(there.sum(axis=1, keepdims=True), 1)
     last = there.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
     return np.concatenate([mean, x[np.arange(len(x)), last]], axis=1)

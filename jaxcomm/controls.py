@@ -32,6 +32,8 @@ from jaxcomm.sites import as_site
 
 Drawn = Literal["other", "mean", "moments", "noise", "zero"]
 """Controls that are made of the messages alone."""
+RATE = 0.5
+"""Length of a step of `adversary`, as a share of the norm."""
 
 
 def derange(answers: Sequence[Any], seed: int = 0) -> np.ndarray:
@@ -197,12 +199,11 @@ def adversary(
     *,
     past: Sequence[KVCache] = (),
     steps: int = 6,
-    rate: float = 0.5,
 ) -> Message:
     """Finds messages of the same norms under which the right answers are as unlikely as can be.
 
-    Each step follows the gradient of the answer's log-probability downwards by `rate` times the norm, and then back to
-    the norm (projected gradient descent on a sphere). The first step is from the message itself. Where the stream of the
+    Each step follows the gradient of the answer's log-probability downwards by half the norm, and then back to the norm
+    (projected gradient descent on a sphere). The first step is from the message itself. Where the stream of the
     last token is edited, the prompts are read once, and each step runs the blocks above on that token and the answer.
 
     Args:
@@ -214,7 +215,6 @@ def adversary(
         graft: How they enter, as for `receive`.
         past: Caches of what the receiver read before the prompts, where the stream of the last token is edited.
         steps: Number of steps.
-        rate: Length of a step, as a share of the norm.
 
     Returns:
         The messages. Of all steps, those under which the answer was least likely.
@@ -246,7 +246,7 @@ def adversary(
     states = best = start.astype(jnp.float32)
     lowest, gradient = likely(states)
     for _ in range(steps):
-        states = unit(states - rate * norms * unit(gradient)) * norms
+        states = unit(states - RATE * norms * unit(gradient)) * norms
         found, gradient = likely(states)
         best = jnp.where((found < lowest).reshape(-1, *(1,) * (states.ndim - 1)), states, best)
         lowest = jnp.minimum(found, lowest)
