@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check clean
+.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -36,7 +36,7 @@ TASKS = --tasks countries,countries_choice,tip_sheets,gsm8k,mmlu_high_school_geo
 	--data gsm8k=sample mmlu_high_school_geography=sample biographies=sample --judge-by likelihood
 TALK = --form plain --tell "{message} {prompt}" --temperatures 0.1 0.4 --max-message-tokens 24 --max-new-tokens 24 --truncate
 PROTOCOLS = --protocols single sender skyline message debate cipher activation
-CONTROLS = --controls other generated noise zero self equal-bytes
+CONTROLS = --controls other zero equal-bytes
 
 eval-demo: .venv/.eval
 	rm -rf eval-demo
@@ -92,6 +92,10 @@ bench-sweep: .venv/.test
 # About two minutes: SmolLM2-135M beside a hook loop.
 bench-patching: .venv/.test .venv/.real
 	.venv/bin/python benchmarks/patching.py
+
+# About six minutes.
+bench-controls: .venv/.test .venv/.real
+	.venv/bin/python benchmarks/controls.py
 
 # About four minutes.
 bench-layouts: .venv/.test .venv/.real

@@ -15,7 +15,7 @@ from jaxcomm.protocols.text import put
 
 from . import figures
 from .documents import Block, Code, Heading, Items, Picture, Table
-from .effects import Split, effect, holm, kl, meaning, p_written, split, split_rows, written
+from .effects import LIKELIHOOD, Split, effect, holm, kl, meaning, p_written, split, split_rows, written
 from .games import INFORMATION, PRESETS, Game, Wording
 from .hearing import EQUAL, MORE, features, fitting_tokens, further, named, probe
 from .play import METRICS, SENDS, Outcome, PlaySettings, alone_with, play_together, shown
@@ -106,8 +106,11 @@ def play_all(game: Game, every: Sequence[Condition], a: Agent, b: Agent, setting
             what, of = condition.equal
             own |= limits(what, played[of], game, a, b, settings.wording, own)
             how = dataclasses.replace(settings, drawn={**settings.drawn, "control": what, "cost_of": of})
-        played[condition.label] = play_together(game, condition.protocol, a, b, how, prior, **own)
-        yield played[condition.label]
+        outcome = play_together(game, condition.protocol, a, b, how, prior, **own)
+        if condition.is_control and own.get("control") != "other":  # a vocabulary for each item and control is much
+            outcome = dataclasses.replace(outcome, heard=[note._replace(next=None) for note in outcome.heard])
+        played[condition.label] = outcome
+        yield outcome
 
 
 def limits(
@@ -322,7 +325,7 @@ def splits(by: Mapping[str, Outcome], channels: Sequence[str], metric: str) -> d
         for name in (metric, *(x for x in ("found", "among") if x != metric)):
             values = [by[key].scored(name) for key in (label, f"{label}, other", "silent")]
             if all(len(x) for x in values):
-                what = "log p(right | choices)" if name == "among" else f"{name} match"
+                what = LIKELIHOOD if name == "among" else f"{name} match"
                 found[label, what] = split(*values), "nats" if name == "among" else "points"
     return found
 
@@ -387,14 +390,15 @@ def hearing(
             there = probe(game, b, states, (more or {}).get(label))
         else:
             there = []
-        moved = lambda x, y: (
-            f"{np.mean(kl(*(np.stack([note.next for note in by[key].heard]) for key in (x, y)))):.3f}"
-            if x in by and y in by
-            else ""
-        )
+        moved = lambda x, y: f"{np.mean(kl(_next(by[x]), _next(by[y]))):.3f}" if x in by and y in by else ""
         pairs = ((label, "silent"), (label, f"{label}, other"), (f"{label}, other", "silent"))
         rows.append([label, percent(accuracy(there)) if there else "", *(moved(x, y) for x, y in pairs)])
     return rows
+
+
+def _next(outcome: Outcome) -> np.ndarray:
+    """Log-probabilities of B's next token, [items, V]."""
+    return np.stack([np.asarray(note.next) for note in outcome.heard])
 
 
 def further_messages(

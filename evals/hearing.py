@@ -32,14 +32,14 @@ class Heard(NamedTuple):
     """What arrived for one item, and what B makes of it before it answers.
 
     Attributes:
-        next: Log-probability of every token as B's next, [V], in nats.
+        next: Log-probability of every token as B's next, [V], in nats. None: it was not kept.
         states: The message as numbers, [F]: its mean and its last state. None: it holds no states.
         text: The message in words. None: it has none.
         flops: FLOPs of all agents until B's answer begins.
         sent: Bytes that were sent until then.
     """
 
-    next: np.ndarray
+    next: np.ndarray | None
     states: np.ndarray | None
     text: str | None
     flops: int

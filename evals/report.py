@@ -20,7 +20,7 @@ import rich.console
 
 from . import figures
 from .documents import Block, Code, Heading, Items, Picture, Table, markdown, page, show
-from .effects import PARTS, Split, holm, meaning, p_written, written
+from .effects import LIKELIHOOD, PARTS, Split, holm, meaning, p_written, written
 from .evaluation.options import PROTOCOLS
 from .evaluation.settings import SENDS
 from .files import check_folder, write_whole
@@ -33,10 +33,10 @@ VERSIONS = ("jaxcomm", "jax", "jaxlib", "transformers", "lm_eval", "numpy", "pyt
 T = TypeVar("T")
 K = TypeVar("K")
 HOW_TO_READ = (
-    "Values are per cent with 95 % intervals (bootstrap over the questions). Total, presence and content are points, paired "
-    "question by question, with their intervals: the protocol above B alone (single), another question's message above B "
-    "alone, and the protocol's message above another question's. A row with a comma is a control: something stands in for "
-    "the messages. Unparsed: answers in which the task's filter found nothing; cut: prompts that lost their first tokens. "
+    "Values are per cent with 95 % intervals (bootstrap over the questions); log p(right | choices) is in nats. Total, "
+    "presence and content are points or nats, paired question by question, with their intervals: the protocol above B alone "
+    "(single), another question's message above B alone, and the protocol's message above another question's. A row with a "
+    "comma is a control: something stands in for the messages. Unparsed: answers in which the task's filter found nothing; cut: prompts that lost their first tokens. "
     "FLOPs and tokens (read + written) are means over questions, seconds are sums."
 )
 
@@ -97,7 +97,8 @@ def document(
         for task, those in grouped(own, lambda row: row.line["task"]).items():
             yield from told_of(task, those)
             yield from notes(those)
-            yield from published(those, [e for e in entries if e.task == task], metrics)
+            shares = [row for row in those if row.line["metric"] != LIKELIHOOD]
+            yield from published(shares, [e for e in entries if e.task == task], metrics)
             file = f"pair{number}-{re.sub(r'[^A-Za-z0-9_.-]', '-', task)}"
             yield from picture(f"{file}.png", f"{pair}, {task}", those)
             yield from split_picture(f"{file}-effects.png", those)
@@ -195,9 +196,9 @@ def cells(row: Row, corrected: Iterator[float], tests: int) -> tuple[str, ...]:
     Returns:
         The cells.
     """
-    line, told = row.line, []
+    line, told, unit = row.line, [], "nats" if row.line["metric"] == LIKELIHOOD else "points"
     for part in row.parts:
-        told += ["", ""] if part is None else [written(part.value, "points"), p_written(next(corrected))]
+        told += ["", ""] if part is None else [written(part.value, unit), p_written(next(corrected))]
     if row.protocol != "single" and not row.is_control and row.line["low"] is not None:
         ran = {other["protocol"] for other in row.run.lines}
         if row.total is None and "single" not in ran:
@@ -207,24 +208,27 @@ def cells(row: Row, corrected: Iterator[float], tests: int) -> tuple[str, ...]:
     known = [part.smallest(tests) for part in row.parts if part is not None]
     tokens = f"{line['tokens_read']:.0f} + {line['tokens_written'] + line['message_tokens']:.0f}"
     return (
-        row.protocol, score(line["value"], interval(row.line)), str(line["n"]), *told,
-        f"{100 * max(known):.0f}" if known else "", str(line["unparsed"]), str(line["truncated"]),
+        row.protocol, score(line["value"], interval(row.line), unit), str(line["n"]), *told,
+        (f"{max(known):.2f}" if unit == "nats" else f"{100 * max(known):.0f}") if known else "", str(line["unparsed"]), str(line["truncated"]),
         f"{line['flops'] / 1e6:.0f}", tokens, f"{line['seconds']:.1f}",
     )  # fmt: skip
 
 
-def score(x: float | None, interval: Interval | None) -> str:
+def score(x: float | None, interval: Interval | None, unit: str = "points") -> str:
     """Writes a value in per cent with its interval. A value without an interval is written as it is.
 
     Args:
         x: The value. None: nothing was scored.
         interval: The value with its interval, as shares. None: there is none.
+        unit: "points", or "nats", which are written as they are.
 
     Returns:
         The text.
     """
     if interval is None:
         return "none scored" if x is None else f"{x:.4g} (no interval)"
+    if unit == "nats":
+        return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}] nats"
     return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
@@ -318,7 +322,7 @@ def picture(file: str, title: str, rows: Sequence[Row]) -> Iterator[Picture]:
     panels: dict[str, list[figures.Cost]] = {}
     for row in rows:
         measured = interval(row.line)
-        if measured is not None and row.line["flops"] > 0:
+        if measured is not None and row.line["flops"] > 0 and row.line["metric"] != LIKELIHOOD:
             name = f"{row.protocol} ({row.run.name})" if several else row.protocol
             metric = SETUP["metric"][1](row.run, row.line)
             cost = figures.Cost(name, row.line["flops"], *measured, control=", " in row.protocol)
@@ -338,7 +342,7 @@ def split_picture(file: str, rows: Sequence[Row]) -> Iterator[Picture]:
         The picture. There is none where nothing was parted.
     """
     metric = lambda row: SETUP["metric"][1](row.run, row.line)
-    parted = [row for row in rows if None not in row.parts]
+    parted = [row for row in rows if None not in row.parts and row.line["metric"] != LIKELIHOOD]
     if parted:
         first, several = metric(parted[0]), len({row.run.name for row in parted}) > 1
         name = lambda row: f"{row.protocol} ({row.run.name})" if several else row.protocol

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.special
 import transformers
 
 from jaxcomm.converters import load_agent
@@ -97,7 +98,7 @@ def test_every_protocol_plays_the_games_as_tasks(b, tmp_path):
         protocols=("single", "skyline", "message", "debate", "cipher", "activation", "exchange"), **TEXT,
     )  # fmt: skip
     lines = run(asked, b, tmp_path / "run")
-    value = {(x["protocol"], x["task"]): x for x in lines}
+    value = {(x["protocol"], x["task"]): x for x in lines if not x["metric"].startswith("log p")}
     for task in asked.tasks:
         alone, wrong = value["single", task]["value"], value["activation, other", task]["value"]
         for told in ("skyline", "message", "debate", "cipher", "activation", "exchange"):
@@ -111,6 +112,12 @@ def test_every_protocol_plays_the_games_as_tasks(b, tmp_path):
         assert value["message", task]["flops"] > 1.5 * value["activation", task]["flops"]
         assert value["message", task]["message_tokens"] > 0 and value["single", task]["message_tokens"] == 0
     assert all(x["n"] == 24 and x["low"] <= x["value"] <= x["high"] and x["seconds"] > 0 for x in lines)
+    likely = {x["protocol"]: x["value"] for x in lines if x["metric"] == "log p(right | choices)"}
+    assert likely["activation"] > max(likely["single"], likely["activation, other"]) + 1
+    for row in items(tmp_path / "run"):
+        if row["task"] == "countries_choice":
+            each = scipy.special.log_softmax(numbers(json.loads(row["said"]))[::2])
+            assert json.loads(row["metrics"])["log p(right | choices)"] == pytest.approx(each[int(row["target"])])
 
 
 def test_the_control_other_is_of_another_question_whatever_the_batches(b, tmp_path):

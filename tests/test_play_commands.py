@@ -5,17 +5,20 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tyro
 
-from jaxcomm.evals import cli
+from jaxcomm.evals import cli, options
 from jaxcomm.evals.commands.play import Play
 from jaxcomm.evals.games import GAMES, draw
+from jaxcomm.evals.hearing import EQUAL
 from jaxcomm.evals.options import command_line
 from jaxcomm.evals.play import play
+from jaxcomm.protocols import Control
 
 from command import jaxcomm, refused
 from game_files import lines_of, numbered, write_game
@@ -206,3 +209,8 @@ def test_statements_of_ones_own_game_are_not_made_up(capsys, tmp_path):
         tmp_path / "run",
     )
     assert "name a file of sentences" in refused(capsys, *words)
+
+
+def test_the_command_knows_every_control():
+    """It names them itself, since commands load nothing before they run."""
+    assert get_args(options.Control) == (*get_args(Control), *EQUAL)

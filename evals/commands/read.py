@@ -65,6 +65,7 @@ class Read(options.GameOptions):
         told |= {} if self.target is None else dict(target=self.target)
         looked = inspections.look(game, a, b, wording, k=self.k, j=self.j, graft=self.graft, **told)
         title = f"{game.name.replace('_', ' ')}, {a.name} -> {b.name}, k = {self.k}, j = {self.j}, {self.graft}"
+        title += f" ({game.information} information)"
         metric, _ = shown(b, wording, len(game.examples))
         show(inspections.blocks(title, looked, metric), console(180))
         if self.out is None:

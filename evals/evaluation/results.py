@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.special
 
 from jaxcomm.protocols.answers import ANSWERS, RELEASED, correct
 
 from .. import biographies
-from ..scores import accuracy
+from ..effects import LIKELIHOOD
+from ..scores import accuracy, mean
 from .questions import Questions
 from .settings import EvalSettings, answer_kind
 
@@ -42,6 +44,7 @@ def arm_results(
         lines += _task_lines(lm, task, scored)
         places = {true: local for local, true in enumerate(questions.chosen[task])} if questions.chosen else {}
         items = _items(lm, task, scored["samples"][task], places)
+        lines += _likelihood(items, lines[-1])
         if settings.released_scoring:
             lines += _released(answer_kind(settings, task), items, lines[-1])
         rows += items
@@ -64,6 +67,23 @@ def _task_lines(lm: ProtocolLM, task: str, scored: Mapping[str, Any]) -> Iterato
             | spent
             | {"version": scored["versions"][task], "few_shot": scored["n-shot"].get(task)}
         )
+
+
+def _likelihood(items: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One more line for a task with choices."""
+    each = [json.loads(item["metrics"]).get(LIKELIHOOD) for item in items]
+    if each and None not in each:
+        value, low, high = mean(each)
+        yield {**line, "metric": LIKELIHOOD, "value": value, "low": low, "high": high, "n": len(each), "unparsed": 0}
+
+
+def _likely(task: Any, doc: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The metric `LIKELIHOOD` of a question, if it has choices and one of them is right."""
+    right = task.doc_to_target(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
+    scored = [record["logprobs"] for record in records if "logprobs" in record and "rendered" in record]
+    if not isinstance(right, int) or not scored or not 0 <= right < len(scored[0]):
+        return {}
+    return {LIKELIHOOD: float(scored[0][right] - scipy.special.logsumexp(scored[0]))}
 
 
 def _released(kind: str, items: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -200,8 +220,8 @@ def _items(lm: ProtocolLM, task: str, samples: Sequence[Mapping[str, Any]], plac
     """places: of a question of the data set among those that were asked; {}: all were."""
     rows = []
     for sample in samples:
-        metrics = {m: sample[m] for m in sample["metrics"]}
         records = lm.records[task, places.get(sample["doc_id"], sample["doc_id"])]
+        metrics = {m: sample[m] for m in sample["metrics"]} | _likely(lm.tasks[task], sample["doc"], records)
         sums = {key: sum(r[key] for r in records) for key in ("flops", "read", "written")}
         rows.append(
             {
