@@ -291,6 +291,13 @@ def test_every_control_goes_with_every_protocol(b, protocol):
         assert len(turn.write(2)) == len(ASKED), control
 
 
+@pytest.mark.parametrize("protocol", ["message", "debate", "activation", "exchange"])
+def test_games_may_have_seeds_of_their_own(b, protocol):
+    how = dict(sampling=jc.Sampling(0.7), seed=[n + 3 for n in range(len(ASKED))])
+    for control in CONTROLS:
+        assert len(turn_of(protocol, b, control, **how).write(2)) == len(ASKED), control
+
+
 def test_several_senders_and_debaters_are_controlled(b):
     how = dict(k=[4, 3], j=1)
     for control in CONTROLS:

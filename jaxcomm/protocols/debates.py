@@ -345,8 +345,8 @@ def _received(
         return likelihoods(start_turn(agents[b], step([changed] * len(agents))[b]), answers)
 
     def unrelated(a: int, sentence: str) -> Message:
-        (reply,) = settings.write(start_turn(agents[a], [words.begin(sentence)]), 0, a)
-        return Message(text=(reply.text,) * len(texts[b]))
+        turn = start_turn(agents[a], [words.begin(sentence)] * len(texts[b]))
+        return Message(text=tuple(reply.text for reply in settings.write(turn, 0, a)))
 
     for a, agent in enumerate(agents):
         if a != b:

@@ -237,7 +237,7 @@ def _replaced(sent: Sent, a: Agent, b: Agent, prompts_b: Sequence[Prompt], talk:
     link = Link(
         a,
         generated=lambda: send_text(b, asked(prompts_b), plain).message,
-        unrelated=lambda sentence: send_text(a, asked([sentence]), plain).message.take([0] * len(prompts_b)),
+        unrelated=lambda sentence: send_text(a, asked([sentence] * len(prompts_b)), plain).message,
         own=lambda: Message(text=tuple(text(prompt) for prompt in prompts_b)),
         worst=lambda message, answers: worst_of_others(message, answers, lambda m: likely(m, answers), talk.seed),
     )
