@@ -93,7 +93,7 @@ bench-sweep: .venv/.test
 bench-patching: .venv/.test .venv/.real
 	.venv/bin/python benchmarks/patching.py
 
-# About six minutes.
+# About four minutes.
 bench-controls: .venv/.test .venv/.real
 	.venv/bin/python benchmarks/controls.py
 

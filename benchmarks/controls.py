@@ -1,6 +1,6 @@
 """What controls cost beside a sweep: every cell again with another question's message, and all controls of the chosen cells.
 
-python benchmarks/controls.py          two CPU threads, about six minutes; needs SmolLM2-135M (make .venv/.real)
+python benchmarks/controls.py          two CPU threads, about four minutes; needs SmolLM2-135M (make .venv/.real)
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ REAL = (
 PRESETS = {
     "embedded pair, b -> b, 6 x 6 cells, both games": ["--a", "pair:b", "--b", "pair:b"],
     "SmolLM2-135M, 10 x 10 cells, 40 games of Countries": [*REAL.split(), "--ks", *LAYERS, "--js", *LAYERS],
-    "SmolLM2-135M, 30 x 10 cells, 40 games of Countries": [*REAL.split(), "--js", *LAYERS],
 }
 
 

@@ -215,11 +215,13 @@ def effects_table(results: Results) -> tuple[rich.table.Table, str]:
         label = f"{pair}, replace"
         rows = (results.outcomes[name] for name in (label, f"{label}, other", "silent"))
         for own, other, silent in zip(*rows, strict=True):
-            cells = label, own.game.name.replace("_", " ")
+            cells = pair, own.game.name.replace("_", " ")
             found[cells] = split(own.hits, other.hits, silent.hits), "points"
     columns, rows = split_rows(found)
-    table = rich.table.Table(title="What the activation did, exact match, points [95 % interval]", title_justify="left")
-    for n, column in enumerate(("method", "game", *columns)):
+    table = rich.table.Table(
+        title="What the activation did (replace), exact match, points [95 % interval]", title_justify="left"
+    )
+    for n, column in enumerate(("pair", "game", *columns)):
         table.add_column(column, justify="left" if n < 2 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
@@ -258,7 +260,7 @@ def run(out: Path, json: Path | None) -> None:
     """
     check_folder(out)
     check_file(json)
-    console = documents.console(112)
+    console = documents.console(124)
     results = play_everything()
     for agent in (results.a, results.b):
         c = agent.params.config

@@ -1,7 +1,7 @@
 """Was it sent, and was it heard: what a message says of the answer, and how much B's next word depends on it.
 
 sent    states: a linear probe, trained on other items, reads the answer out of the message; texts: the message names it.
-        B could hear no more than that (a better reader than a linear one might).
+        What the probe finds was sent; a better reader, as B may be, might find more.
 heard   how far B's distribution of the next token moves: KL divergence of right against none, right against another
         example's message, and that against none. A receiver that hears content has the second far from 0.
 """
@@ -24,7 +24,7 @@ from jaxcomm.protocols.base import total
 from .games import GAMES, Game, Item, draw
 
 FOLDS, RIDGE = 10, 0.01
-MORE = 400
+MORE = 200
 """Further items that the probe is trained on, where a game has them."""
 
 

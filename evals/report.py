@@ -182,7 +182,11 @@ def results(rows: Sequence[Row]) -> Table:
     found = [part for row in ordered for part in row.parts if part is not None]
     corrected = iter(holm([part.p for part in found]))
     table = [(*(of(row) for _, of in names), *cells(row, corrected, len(found))) for row in ordered]
-    return Table(columns, table, left=len(names) + 1)
+    told = [
+        n for n, name in enumerate(columns) if name not in ("unparsed", "cut") or any(row[n] != "0" for row in table)
+    ]
+    select = lambda cells: tuple(cells[n] for n in told)
+    return Table(select(columns), list(map(select, table)), left=len(names) + 1)
 
 
 def cells(row: Row, corrected: Iterator[float], tests: int) -> tuple[str, ...]:

@@ -236,7 +236,7 @@ def score_texts(p, texts):
         (lambda p: score_texts(p, [[[5, 6]], [[-1, 6]]]), "continuations have a token after the end of a text"),
         (lambda p: score_texts(p, [[[5, 6]]]), "continuations are (1, 1, 2) for 2 prompts"),
         (lambda p: jc.communicate_logits(p, p, TOKENS, TOKENS, TOKENS + 97, k=1, j=1), "answers have token 97"),
-        (lambda p: jc.communicate_logits(p, p, TOKENS, TOKENS, TOKENS[:1], k=1, j=1), "1 answers for 2 prompts of B"),
+        (lambda p: jc.communicate_logits(p, p, TOKENS, TOKENS, TOKENS[:1], k=1, j=1), "1 answers for 2 prompts: give one for each"),
         (lambda p: jc.sweep_answers(p, p, TOKENS, TOKENS, TOKENS + 97, ks=[1], js=[1]), "answers have token 97"),
         (lambda p: jc.generate(p, TOKENS, **NEW, sampling=jc.Sampling(), keys=KEYS[:1]), "sampling needs keys, one per row, 2 in all"),
         (lambda p: jc.generate(p, TOKENS, **NEW, sampling=jc.Sampling(), keys=KEYS[0]), "sampling needs keys, one per row, 2 in all"),

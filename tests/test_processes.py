@@ -25,7 +25,8 @@ from jaxcomm.evals.commands.sweep import Sweep
 
 programs.keep()
 cluster, out = sys.argv[1] or None, Path(sys.argv[2])
-Play(a="pair:b", b="pair:b", k=4, j=1, n=9, cluster=cluster, json=out / "play.jsonl", items=out / "items.jsonl").run()
+to = dict(json=out / "play.jsonl", items=out / "items.jsonl")
+Play(a="pair:b", b="pair:b", k=4, j=1, n=9, cluster=cluster, control=("other", "zero"), **to).run()
 how = dict(games=("countries",), ks=(2, 4), js=(1, 3), n=8, memory=0.0015, text=str(out.parent / "text.txt"), into=4)
 Sweep(a="pair:b", b="pair:b", out=out / "sweep", **how).run()
 try:
@@ -51,15 +52,21 @@ def test_two_processes_play_and_sweep_as_one_does(tmp_path):
     pair = [start(f"localhost:{port},2,{i}", two) for i in range(2)]
     said = [process.communicate(timeout=300)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], said
-    assert "Best cells on all questions" in said[0] and "Best cells" not in said[1], "one report"
+    assert "Best cells (chosen and scored" in said[0] and "Best cells" not in said[1], "one report"
 
     assert all("REFUSED" in text and "holds this run already: add --resume" in text for text in said), said
 
     read = lambda folder, name: [json.loads(line) for line in (folder / name).read_text().splitlines()]
     for was, now in zip(read(one, "items.jsonl"), read(two, "items.jsonl"), strict=True):
-        assert (was["index"], was["prompt_a"], was["written"]) == (now["index"], now["prompt_a"], now["written"])
-    (was,), (now,) = read(one, "play.jsonl"), read(two, "play.jsonl")
-    assert now.pop("processes") == 2
+        assert (was["index"], was["prompt_a"], was.get("control")) == (
+            now["index"],
+            now["prompt_a"],
+            now.get("control"),
+        )
+        # Another item is one of the same process.
+        assert was.get("control") == "other" or was["written"] == now["written"]
+    was, now = read(one, "play.jsonl")[1], read(two, "play.jsonl")[1]
+    assert (was["protocol"], was["control"], now.pop("processes")) == ("activation", None, 2)
     del was["seconds"], now["seconds"]
     assert was.keys() == now.keys() and was["choice_accuracy"] > 0.2
     for key, value in was.items():

@@ -39,7 +39,7 @@ class Play(options.GameOptions):
     where: Literal["last", "all"] = "last"
     """activation: edit the prompt's last token, or all (graft sum; appendix B.1)."""
     control: options.Controls = ("other",)
-    probe: int = 400
+    probe: int = 200
     """Further items on which the probe is trained that reads the answer out of messages; a game of your own has none."""
     n: int | None = None
     """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
