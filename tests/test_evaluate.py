@@ -74,6 +74,8 @@ def test_single_models_score_as_the_harness_own_hf_backend(checkpoint, splits, t
         for part, kept in theirs.items():
             kept |= found[part]
     for line in lines:
+        if line["metric"].startswith("log p"):
+            continue  # ours alone
         value = theirs["results"][line["task"]][f"{line['metric']},{line['filter']}"]
         assert line["value"] == pytest.approx(value, rel=1e-5), line
     assert {line["task"] for line in lines} == set(names)
@@ -273,8 +275,9 @@ def test_a_run_goes_on_in_other_batches_and_on_another_patch_release(b, tmp_path
     (out / "run.json").write_text(json.dumps(record))
     run(dataclasses.replace(asked, batch_size=2), b, out, resume=True)
     assert len({(row.task, row.question) for own in rows for row in own}) == 6, "two batches of three were missing"
-    said = [{(r["task"], r["question"]): r["metrics"] for r in items(tmp_path / name)} for name in ("peace", "run")]
-    assert said[0] == said[1]
+    scores = lambda row: {name: round(value, 4) for name, value in json.loads(row["metrics"]).items()}
+    said = [{(r["task"], r["question"]): scores(r) for r in items(tmp_path / name)} for name in ("peace", "run")]
+    assert all(said[0][key] == pytest.approx(said[1][key], abs=2e-4) for key in said[0]) and len(said[0]) == 18
     record["config"]["jax"] = "0.1.2"
     (out / "run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r'different run \(jax: "0.1" there'):
