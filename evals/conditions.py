@@ -390,10 +390,35 @@ def hearing(
             there = probe(game, b, states, (more or {}).get(label))
         else:
             there = []
-        moved = lambda x, y: f"{np.mean(kl(_next(by[x]), _next(by[y]))):.3f}" if x in by and y in by else ""
+        far = lambda x, y: f"{np.mean(kl(_next(by[x]), _next(by[y]))):.3f}" if x in by and y in by else ""
         pairs = ((label, "silent"), (label, f"{label}, other"), (f"{label}, other", "silent"))
-        rows.append([label, percent(accuracy(there)) if there else "", *(moved(x, y) for x, y in pairs)])
+        rows.append([label, percent(accuracy(there)) if there else "", *(far(x, y) for x, y in pairs)])
     return rows
+
+
+def moved(every: Sequence[Condition], outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
+    """Says of every item of every condition how far B's next token moved, for results files.
+
+    Args:
+        every: The conditions.
+        outcomes: The outcome of each condition.
+
+    Returns:
+        One record for each item of each outcome, in their order: KL divergences in nats. It is empty where nothing was sent,
+        or where B alone or the control "other" was not played.
+    """
+    by = {condition.label: outcome for condition, outcome in zip(every, outcomes, strict=True)}
+    records: list[dict[str, float]] = []
+    for condition, outcome in zip(every, outcomes, strict=True):
+        other = f"{condition.label}, other"
+        if condition.is_control or other not in by or "silent" not in by:
+            records += [{} for _ in outcome.items]
+            continue
+        own, others, alone = (_next(by[label]) for label in (condition.label, other, "silent"))
+        pairs = {"kl_from_none": (own, alone), "kl_from_other": (own, others), "kl_of_other_from_none": (others, alone)}
+        found = {name: kl(*pair).tolist() for name, pair in pairs.items()}
+        records += [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+    return records
 
 
 def _next(outcome: Outcome) -> np.ndarray:

@@ -74,6 +74,8 @@ def test_a_run_leaves_a_report_a_line_for_every_arm_and_one_for_every_answer(pla
             assert result["calibrated_accuracy"] == mean(row["choice"]["calibrated_rank"] == 1 for row in rows)
         assert (result["n"], result["game"], result["file"]) == (N, "mine", "mine.jsonl")
         assert result["flops"] > 0 and result["seconds"] > 0
+    far = [("kl_from_none" in row, row.get("kl_from_other", 0) > 0) for row in items]
+    assert far == [(arm in (("message", None), ("activation", None)),) * 2 for arm in ARMS for _ in range(N)]
     by = {arm: result["found_accuracy"] for arm, result in zip(ARMS, results, strict=True)}
     assert by["skyline", None] > by["silent", None] and by["activation", None] > by["activation", "other"]
     assert {result["information"] for result in results} == {"private"}

@@ -110,15 +110,17 @@ class Play(options.GameOptions):
         outcomes = list(conditions.play_all(game, every, a, b, settings))
         if processes.first():
             more = conditions.further_messages(every, game, a, b, settings, self.probe)
-            self._report(outcomes, conditions.blocks(every, outcomes, a, b, wording, more))
+            blocks = conditions.blocks(every, outcomes, a, b, wording, more)
+            self._report(outcomes, blocks, conditions.moved(every, outcomes))
 
-    def _report(self, outcomes: Sequence[Outcome], blocks: list[Block]) -> None:
+    def _report(self, outcomes: Sequence[Outcome], blocks: list[Block], moved: Sequence[dict[str, float]]) -> None:
         """Prints the blocks, and writes them and the results where they are asked for."""
         from ..documents import Code, Heading, Picture, console, markdown, page, show
         from ..files import write_lines, write_whole
 
         show(blocks, console(180))
         results, rows = [o.summary() for o in outcomes], [row for o in outcomes for row in o.rows()]
+        rows = [row | more for row, more in zip(rows, moved, strict=True)]
         for path, lines in ((self.json, results), (self.items, rows)):
             if path is not None:
                 write_lines(path, lines)
