@@ -22,6 +22,7 @@ from jaxcomm.protocols import Panel, Turn
 from jaxcomm.protocols.base import total
 
 from .games import GAMES, Game, Item, draw
+from .probes import solve
 
 FOLDS, RIDGE = 10, 0.01
 MORE = 200
@@ -175,21 +176,12 @@ def probe(game: Game, b: Agent, states: np.ndarray, more: tuple[Game, np.ndarray
         train, test = fold != n, np.flatnonzero(fold == n)
         if not train.any() and not more_x:
             continue
-        found = _ridge(np.concatenate([x[train], *more_x]), np.concatenate([y[train], *more_y]), x[test])
-        for i, vec in zip(test, found, strict=True):
+        weight, bias = solve(np.concatenate([x[train], *more_x]), np.concatenate([y[train], *more_y]), RIDGE)
+        for i, vec in zip(test, x[test] @ weight + bias, strict=True):
             every = choices(game, game.items[i])
             alike = every @ vec / np.maximum(np.linalg.norm(every, axis=1), 1e-30)
             hits[i] = int(np.argmax(alike)) == game.choices(game.items[i]).index(game.items[i].answer)
     return hits.tolist()
-
-
-def _ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Ridge regression of y on standardised x, in the dual form (fewer items than numbers), at new x."""
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
-    a, b = (x - mean) / scale, (new - mean) / scale
-    gram = a @ a.T
-    gram += (RIDGE * np.trace(gram) / len(gram) + 1e-6) * np.eye(len(gram), dtype=gram.dtype)
-    return b @ (a.T @ np.linalg.solve(gram, y - y.mean(axis=0))) + y.mean(axis=0)
 
 
 def named(game: Game, notes: Sequence[Heard]) -> list[bool]:

@@ -21,6 +21,7 @@ from jaxcomm.sites import Site, check_site
 
 from .documents import Block, Heading, Items, Table
 from .injections import TEMPLATES, DataSet, Place
+from .probes import solve
 from .scores import Interval, auroc, caught, over_seeds, percent
 
 FORMAT = "jaxcomm.monitor.1"
@@ -89,8 +90,7 @@ def features(message: Message) -> np.ndarray:
         ValueError: The message holds no states, or a state is not a number.
     """
     states = np.asarray(message.state_array(), np.float64)
-    single = message.site is None or message.site.single
-    wide = states.reshape(len(states), 1 if single else states.shape[1], -1)
+    wide = states.reshape(len(states), 1 if message.single else states.shape[1], -1)
     if not (whole := np.isfinite(wide).all(axis=(1, 2))).all():
         raise ValueError(f"the states of row {int(np.argmin(whole))} are not numbers: do not take this message in")
     return _unit(_unit(wide).sum(axis=1))  # padding is 0, and adds nothing
@@ -99,24 +99,6 @@ def features(message: Message) -> np.ndarray:
 def _unit(x: np.ndarray) -> np.ndarray:
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
     return x / np.where(norm == 0, 1, norm)
-
-
-def solve(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fits ridge regression on standardised features, in closed form.
-
-    Args:
-        x: Features [n, D].
-        y: One target [n], or several [n, S].
-
-    Returns:
-        Weights [D] or [D, S], and the bias of each target.
-    """
-    mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale == 0, 1, scale)
-    z = (x - mean) / scale
-    dual = np.linalg.solve(z @ z.T + RIDGE * x.shape[1] * np.eye(len(x)), y - y.mean(axis=0))
-    weight = (z / scale).T @ dual
-    return weight, y.mean(axis=0) - mean @ weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +146,7 @@ class Monitor:
         if getattr(site.positions, "ndim", 0):
             raise ValueError(f"{site.name} is read at other positions of each prompt: name 'last', numbers or a slice")
         x = [features(message) for message in (hidden, neutral)]
-        weight, bias = solve(np.concatenate(x), _labels(*map(len, x)))
+        weight, bias = solve(np.concatenate(x), _labels(*map(len, x)), RIDGE)
         monitor = cls(weight.astype(np.float32), float(bias), site, hidden.sender)
         monitor.check(neutral)
         return monitor
@@ -312,7 +294,7 @@ def _examine(
     share = lambda alarms: caught(take(scores, texts.new.hidden), take(scores, texts.new.neutral), alarms, seed)
     labels = np.tile(_labels(*map(len, train))[:, None], SHUFFLES)
     shuffled = np.random.default_rng([seed, 4]).permuted(labels, axis=0)
-    others = x @ solve(np.concatenate([features(side) for side in train]), shuffled)[0]
+    others = x @ solve(np.concatenate([features(side) for side in train]), shuffled, RIDGE)[0]
     found = Found(
         k,
         same=area(scores, texts.same),

@@ -21,15 +21,16 @@ from jaxcomm.decoding import (
     Generation,
     bucket,
     check_finite,
-    continue_decoding,
     start_decoding,
+    write_until,
 )
 from jaxcomm.edits import Edit, checked
-from jaxcomm.lenses import patchscope
+from jaxcomm.lenses import nearest_tokens, patchscope
 from jaxcomm.messages import Message
 from jaxcomm.model import LanguageModel, Params
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import prefill
+from jaxcomm.seeds import Seed, row_keys
 from jaxcomm.tokenizer import Tokenizer
 
 CHAT_DAY = datetime.datetime(2024, 7, 26)
@@ -50,15 +51,8 @@ THOUGHTS = {"<think>": "</think>", "[THINK]": "[/THINK]"}
 TARGET = "cat -> cat; 1135 -> 1135; hello -> hello; x ->"
 """Target prompt of a patchscope: the examples of Ghandeharioun et al. (2024), which ask for a word to be repeated."""
 
-write_until = jax.jit(continue_decoding, donate_argnames="state")
-"""`continue_decoding` as one program, which writes into the state it is given."""
-
 Prompt = str | Sequence[Mapping[str, str]]
 """A text, or a conversation: turns with a `role` and a `content`, as chat templates take them."""
-
-
-Seed = int | np.integer | Sequence[int] | np.ndarray
-"""Of all rows together, or one for each."""
 
 
 class TooLong(ValueError):
@@ -388,7 +382,7 @@ class Agent:
         Raises:
             ValueError: The message holds no states; the agent is a network.
         """
-        nearest, norms = np.asarray(message.nearest(self.single, count)), np.asarray(message.norms)
+        nearest, norms = np.asarray(nearest_tokens(self.single, message, count=count)[0]), np.asarray(message.norms)
         lines = [repr(message)]
         for row, (ids, norm) in enumerate(zip(nearest, norms, strict=True)):
             last = ids.reshape(-1, count)[-1]
@@ -611,17 +605,3 @@ class Agent:
 def cut(text: str, until: Sequence[str]) -> str:
     """The text before the first stop string."""
     return text[: min((at for stop in until if stop and (at := text.find(stop)) >= 0), default=len(text))]
-
-
-def row_keys(seed: Seed, rows: int) -> jax.Array:
-    """A random key for every row, from one seed or from a seed for each."""
-    if np.ndim(seed) == 0:
-        return jax.random.split(jax.random.key(int(seed)), rows)  # pyright: ignore[reportArgumentType]
-    return jax.vmap(jax.random.key)(np.asarray(seed, np.uint32))
-
-
-def derive_seed(seed: Seed, n: int) -> Seed:
-    """The n-th seed derived from `seed`. Seeds of rows are hashed first, so that neighbouring rows get unrelated streams."""
-    if np.ndim(seed) == 0:
-        return int(seed) + n  # pyright: ignore[reportArgumentType]
-    return (np.asarray(seed, np.uint64) + np.uint64(n * 2654435761)) % np.uint64(2**32)

@@ -324,6 +324,10 @@ def continue_decoding(
     return jax.lax.while_loop(lambda s: (s.t < until) & ~jnp.all(s.done), step, state)
 
 
+write_until = jax.jit(continue_decoding, donate_argnames="state")
+"""`continue_decoding` as one program, which writes into the state it is given."""
+
+
 @compiled(prompts={}, static=("max_new_tokens",))
 def decode(
     params: LanguageModel,

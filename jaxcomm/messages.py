@@ -186,23 +186,6 @@ class Message(struct.PyTreeNode):
                 f"{params.config.width}: give a map (Graft(f, W)), or send message.anonymous() to try it as it is"
             )
 
-    def nearest(self, params: Params, count: int = 5) -> Array:
-        """Finds the tokens that the sender's own head finds likeliest at each state (logit lens).
-
-        Args:
-            params: The sender.
-            count: Number of tokens.
-
-        Returns:
-            Token ids, the likeliest first, [B, count] or [B, n, count].
-
-        Raises:
-            ValueError: The message holds no states.
-        """
-        states = jnp.asarray(self.state_array())
-        found = jax.lax.top_k(params.logits(states.reshape(-1, 1, states.shape[-1]))[:, 0], count)[1]
-        return found.reshape(*states.shape[:-1], count)
-
     def save(self, path: str | Path) -> None:
         """Writes the message to a safetensors file.
 

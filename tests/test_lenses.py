@@ -94,7 +94,6 @@ def test_patchscopes_write_what_hooks_write(kind):
 def test_a_message_that_replaces_is_seen_as_its_sender_sees_it(llama):
     message = jc.send(llama.params, PADDED, 3)
     tokens, logprobs = jc.nearest_tokens(llama.params, message, count=VOCAB)
-    np.testing.assert_array_equal(tokens[:, :5], message.nearest(llama.params))
     lens = jc.logit_lens(llama.params, PADDED, edits=[jc.receive(message, 1)], layers=[1], count=VOCAB)
     assert_close(every(lens.tokens[:, 0], lens.logprobs[:, 0]), every(tokens, logprobs), "after layer j")
 

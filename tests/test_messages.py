@@ -135,7 +135,7 @@ def test_each_kind_is_taken_in_its_own_way(llama):
     for other in (states, text):
         refused(lambda other=other: jc.receive_cache(other, params), "no keys and values: make it with send_cache")
     for other in (cache, text):
-        refused(lambda other=other: other.nearest(params), "this message holds")
+        refused(lambda other=other: jc.nearest_tokens(params, other), "this message holds")
         refused(lambda other=other: other.norms, "this message holds")
 
 

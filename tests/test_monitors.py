@@ -13,7 +13,8 @@ import jaxcomm as jc
 from jaxcomm.evals import monitors
 from jaxcomm.evals.games import draw
 from jaxcomm.evals.injections import LEAST, TEMPLATES, draw_texts
-from jaxcomm.evals.monitors import Monitor, features, read, read_layers, solve
+from jaxcomm.evals.monitors import Monitor, features, read, read_layers
+from jaxcomm.evals.probes import solve
 from jaxcomm.evals.scores import auroc, caught
 
 import command
@@ -75,11 +76,11 @@ def test_the_probe_is_ridge_regression_on_standardised_features(shape):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal(shape) * 3 + 1, rng.standard_normal((shape[0], 2))
     x[:, 3] = 5  # says nothing
-    weight, bias = solve(x, y)
+    weight, bias = solve(x, y, monitors.RIDGE)
     z = (x - x.mean(axis=0)) / np.where(x.std(axis=0) > 0, x.std(axis=0), 1)
     direct = np.linalg.solve(z.T @ z + monitors.RIDGE * shape[1] * np.eye(shape[1]), z.T @ (y - y.mean(axis=0)))
     np.testing.assert_allclose(x @ weight + bias, z @ direct + y.mean(axis=0), atol=1e-9)
-    np.testing.assert_allclose(solve(x, y[:, 0])[0], weight[:, 0])
+    np.testing.assert_allclose(solve(x, y[:, 0], monitors.RIDGE)[0], weight[:, 0])
 
 
 def message(states, site=LAST, sender="a") -> jc.Message:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomm.agent import Agent, Prompt, Seed, derive_seed
+from jaxcomm.agent import Agent, Prompt
 from jaxcomm.communication import read_prompt, resume
 from jaxcomm.compiled import check_layer
 from jaxcomm.config import AnyArray
@@ -27,6 +27,7 @@ from jaxcomm.protocols.base import Sent, Shared, Spent, Turn, dropped, share, st
 from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in
 from jaxcomm.protocols.debates import Panel, lookup
 from jaxcomm.reading import prefill
+from jaxcomm.seeds import Seed, derive_seed
 from jaxcomm.sharding import by_rows, deliver
 from jaxcomm.sites import SITES, Site, check_site
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomm.agent import Agent, Prompt, Seed, derive_seed, row_keys, write_until
+from jaxcomm.agent import Agent, Prompt
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import (
@@ -23,11 +23,13 @@ from jaxcomm.decoding import (
     score,
     start_decoding,
     token_logprobs,
+    write_until,
 )
 from jaxcomm.flops import generation_flops, scoring_flops
 from jaxcomm.messages import Message
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import prefill
+from jaxcomm.seeds import Seed, derive_seed, row_keys
 from jaxcomm.sharding import by_rows
 
 STEP = 16

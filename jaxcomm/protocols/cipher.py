@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxcomm.agent import Agent, Prompt, Seed
+from jaxcomm.agent import Agent, Prompt
 from jaxcomm.cipher import Mixing, Partial, Stop, Vectors, cipher, nearest
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Sampling, bucket
@@ -31,6 +31,7 @@ from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in, wors
 from jaxcomm.protocols.debates import FORMS, Form, check_debate, lookup
 from jaxcomm.protocols.text import likelihoods, text
 from jaxcomm.reading import prefill
+from jaxcomm.seeds import Seed
 from jaxcomm.sites import Site
 
 

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomm.agent import Agent, Seed, row_keys
+from jaxcomm.agent import Agent
 from jaxcomm.controls import derange, stand_in
 from jaxcomm.messages import Message
+from jaxcomm.seeds import Seed, one_seed, row_keys
 
 Control = Literal["other", "generated", "mean", "moments", "noise", "zero", "adversarial", "unrelated", "self"]
 """What a receiver gets in place of the message that was sent to it (`CONTROLS`)."""
@@ -148,11 +149,6 @@ def as_stand_in(control: Control | StandIn | None) -> StandIn | None:
         ValueError: There is no such control.
     """
     return control if control is None or isinstance(control, StandIn) else StandIn(control)
-
-
-def one_seed(seed: Seed) -> int:
-    """Makes one seed of a seed, or of one for each game."""
-    return int(np.asarray(seed, np.uint64).sum() % 2**32)
 
 
 def texts_in_place(control: str, texts: Sequence[str], sender: Agent, keys: jax.Array) -> tuple[str, ...]:

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxcomm.agent import Agent, Prompt, Seed, derive_seed
+from jaxcomm.agent import Agent, Prompt
 from jaxcomm.decoding import Sampling
 from jaxcomm.messages import Message
 from jaxcomm.protocols.answers import ANSWERS, Parse, Tie, vote
 from jaxcomm.protocols.base import Reply, Scored, Spent, Turn, Writing, start_turn, total
 from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in, worst_of_others
 from jaxcomm.protocols.text import check_words, likelihoods, put, text
+from jaxcomm.seeds import Seed, derive_seed
 
 
 @dataclasses.dataclass(frozen=True)
