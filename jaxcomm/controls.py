@@ -234,7 +234,7 @@ def adversary(
     tail = (1,) * (start.ndim - message.norms.ndim)
     norms = message.norms.reshape(*message.norms.shape, *tail)
     unit = lambda x: x / jnp.maximum(jnp.sqrt(jnp.sum(x**2, axis=tuple(range(-len(tail), 0)), keepdims=True)), 1e-30)
-    if message.single and site.name == "resid_post" and site.positions == "last" and is_number(site.layer):
+    if message.single and site.name == "resid_post" and site.last and is_number(site.layer):
         prompt = read_prompt(params, prompts, past=past)
         likely = functools.partial(
             _likely_last, params, prompt, answers, tuple(past), as_graft(graft), j=int(site.layer)

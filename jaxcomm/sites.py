@@ -152,6 +152,11 @@ class Site:
         return p == "last" if isinstance(p, str) else self.numbered and np.ndim(p) < 1 + _is_array(p)  # pyright: ignore[reportArgumentType]
 
     @property
+    def last(self) -> bool:
+        """Whether it is at the last token of a row, and named so."""
+        return isinstance(self.positions, str) and self.positions == "last"
+
+    @property
     def numbered(self) -> bool:
         """Whether its positions are numbers, which every row must have."""
         p = self.positions

@@ -328,6 +328,31 @@ def test_activations_are_controlled_at_every_site_and_position(b, site):
                 )
 
 
+@pytest.mark.parametrize("site", ["resid_post", "z"])
+def test_every_row_may_have_a_position_of_its_own(b, site):
+    """The word that names the place; with or without an axis of positions."""
+    length = np.array([len(b.encode(text)) for text in TOLD])
+    for positions in (length - 2, (length - 2)[:, None]):
+        read = jc.Site(site, 3, positions)
+        at = jc.Site(site, 2, np.full_like(positions, -1))
+        for control in (None, *CONTROLS):
+            if control in ("generated", "unrelated"):
+                continue  # other prompts, other positions
+            turn = turn_of("activation", b, control, k=read, j=at)
+            assert np.isfinite(np.asarray(turn.logits)).all(), control
+
+
+def test_a_padded_vocabulary_names_no_token_that_the_tokenizer_lacks(b):
+    """Vectors beyond every embedding are nearest to one that has a name."""
+    params = b.params
+    rows = jnp.concatenate([params.embed, 5 * jax.random.normal(jax.random.key(0), (64, params.config.width))])
+    config = dataclasses.replace(params.config, vocab=len(rows))
+    wide = dataclasses.replace(b, params=params.replace(embed=rows, config=config))
+    for control in ("noise", "moments", "mean", "zero", "other"):
+        turn = turn_of("cipher", wide, control)
+        assert max(max(row) for row in turn.rows) < len(params.embed), control
+
+
 def test_bytes_that_are_sent_are_counted(b):
     width = b.params.config.width
     assert [x.sent for x in turn_of("activation", b).before] == [4 * width] * len(TOLD)

@@ -211,7 +211,7 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
     shared = _lay_out(b, rows, site)
     message, past = sent.message, shared.past
     states = jnp.asarray(message.state_array())
-    if site.name == "resid_post" and site.positions == "last" and states.ndim == 2:
+    if site.name == "resid_post" and site.last and states.ndim == 2:
         # The last token's edit is an argument, so one program serves every f(a, b).
         prompt = read_prompt(b.single, shared.prompts, past=past)
         own = prompt.states[site.layer]
@@ -321,7 +321,7 @@ def _senders(
 
 def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], site: Site) -> Shared:
     """What prompts have in common is read apart where it is the stream of the last token that is read or edited."""
-    if site.name == "resid_post" and isinstance(site.positions, str) and site.positions == "last":
+    if site.name == "resid_post" and site.last:
         return share(agent, rows)
     prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
     return Shared(by_rows(agent.params, prompts), ())

@@ -252,10 +252,10 @@ class _Response(NamedTuple):
         return Message(jnp.asarray(self.vectors), jnp.asarray(valid), Site("embed"), text=tuple(self.texts))
 
     @classmethod
-    def of(cls, message: Message, reader: Agent) -> _Response:
-        """A message as an agent reads it."""
+    def of(cls, message: Message, reader: Agent, vocab: int | None) -> _Response:
+        """A message as an agent reads it. vocab: tokens of the vocabulary, if the embedding matrix is padded."""
         vectors, valid = jnp.asarray(message.state_array()), np.asarray(message.valid)
-        tokens = np.where(valid, nearest(vectors, reader.params.embed), -1)
+        tokens = np.where(valid, nearest(vectors, jnp.asarray(reader.params.embed)[:vocab]), -1)
         rows = [[int(t) for t in row if t >= 0] for row in tokens]
         texts = message.text or [reader.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
         return cls(np.asarray(vectors), tokens, valid.sum(axis=1), texts)
@@ -321,17 +321,17 @@ class _Conversation:
 
     def arrived(self, b: int, first: int, spoken: Sequence[_Response], last: bool) -> list[_Response]:
         """What agent b gets of what everybody said: its own, and the others' through the control."""
-        control, made = self.settings.control, list(spoken)
+        control, seed, made = self.settings.control, self.settings.seed, list(spoken)
         if not isinstance(control, StandIn):
             return made
-        reader = self.agents[b]
+        reader, vocab = self.agents[b], self.mixings[b].vocab
 
         def unrelated(a: int, sentence: str) -> Message:
             turn = self.begin(a, [self.words.begin(sentence)] * len(self.said))
             return self.say(a, turn, [b])[0][b].message
 
         def likely(a: int, message: Message, answers: Sequence[str]) -> np.ndarray:
-            changed = [*made[:a], _Response.of(message, reader), *made[a + 1 :]]
+            changed = [*made[:a], _Response.of(message, reader, vocab), *made[a + 1 :]]
             return likelihoods(self.next_turn(b, first, changed, last), answers)
 
         for a, response in enumerate(spoken):
@@ -341,9 +341,9 @@ class _Conversation:
                     generated=lambda: spoken[b].message,
                     unrelated=functools.partial(unrelated, a),
                     own=lambda: _read_aloud(reader, self.prompts[b]),
-                    worst=lambda m, answers, a=a: worst_of_others(m, answers, lambda x: likely(a, x, answers)),
+                    worst=lambda m, answers, a=a: worst_of_others(m, answers, lambda x: likely(a, x, answers), seed),
                 )
-                made[a] = _Response.of(control(response.message, link, self.settings.seed), reader)
+                made[a] = _Response.of(control(response.message, link, seed), reader, vocab)
         return made
 
 
