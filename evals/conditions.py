@@ -299,8 +299,9 @@ def effects_told(
     yield Heading(2, f"Sent and heard {told}")
     yield (
         "Sent: a text names the answer; of states, a linear probe that was trained on other items reads the answer out of "
-        "the message (what it finds was sent; a better reader might find more). Heard: KL divergence of B's distribution of its next token, in nats, as means over the items: with "
-        "its own message against none, against another item's message, and of that against none."
+        "the message (what it finds was sent; a better reader might find more). Heard: KL divergence of B's distribution of "
+        "its next token, in nats, as means over the items: with its own message against none, against another item's message, "
+        "and of that against none."
     )
     yield Table(
         ["protocol", "sent, %", "own from none", "own from other", "other from none"],

@@ -20,7 +20,10 @@ POWER, LEVEL = 0.8, 0.05
 PARTS = ("total", "presence", "content")
 LIKELIHOOD = "log p(right | choices)"
 """Metric: log-probability of the right answer, given that it is one of the choices, in nats. It moves where accuracy does not yet."""
-HOLM = "p by random signs, after Holm's correction over all {n} tests of the table."
+HOLM = (
+    "p is exact where items are right or wrong, by random signs elsewhere, after Holm's correction over all {n} tests of the "
+    "table."
+)
 SMALLEST = (
     " Smallest: the effect that a run of this size sees in 80 % of cases at the strictest of Holm's levels, the largest of "
     "the row's three."

@@ -395,7 +395,7 @@ class ProtocolLM(LM):
         prompts_a, prompts_b = [row.prompt_a for row in rows], [row.prompt for row in rows]
         writing = dict(until=until, sampling=sampling, seed=[row.seed for row in rows])
         order = None if count == len(rows) else [*range(count, len(rows)), *range(count)]
-        answers = [self._gold(row) for row in rows]
+        answers = [self._gold(row) for row in rows] if self.arm.control else ()
         return self.arm.converse(Batch(agents, prompts_a, prompts_b, rows[0].task, writing, answers, order))
 
     def _gold(self, row: Row) -> str:
@@ -403,9 +403,9 @@ class ProtocolLM(LM):
         if (task := self.tasks.get(row.task)) is None:
             return str(row.doc.get("person"))
         target = task.doc_to_target(row.doc)
-        if isinstance(target, int) and task.OUTPUT_TYPE == "multiple_choice":
-            target = task.doc_to_choice(row.doc)[target]
-        return str(target)
+        choices = task.doc_to_choice(row.doc) if task.OUTPUT_TYPE == "multiple_choice" else ()
+        known = isinstance(target, int) and 0 <= target < len(choices)  # the harness has -100 for questions without one
+        return str(choices[target] if known else target)
 
     def _with_others(self, rows: Sequence[Row]) -> list[Row]:
         """Rows, and under the control "other", behind them the rows whose messages they get: drawn once for a whole task, so

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,6 +139,17 @@ def test_the_control_other_is_of_another_question_whatever_the_batches(b, tmp_pa
     assert said[0] == said[1] == said[2]
     with pytest.raises(ValueError, match="countries has one question: the control other needs at least two"):
         run(dataclasses.replace(asked, n=1), b, tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "gold"),
+    [(1, "multiple_choice", "no"), (-100, "multiple_choice", "-100"), (7, "multiple_choice", "7"), ([0, 1], "multiple_choice", "[0, 1]"), (1, "generate_until", "1"), ("x", "generate_until", "x")],
+)  # fmt: skip
+def test_answers_are_told_apart_by_what_they_say(b, target, kind, gold):
+    """Whatever a task calls the right one; some have none."""
+    task = SimpleNamespace(OUTPUT_TYPE=kind, doc_to_target=lambda doc: target, doc_to_choice=lambda doc: ["yes", "no"])
+    lm = harness.ProtocolLM(Arm("any", (b,), None), None, harness.Decoding(), {"task": task})
+    assert lm._gold(harness.Row("task", 0, {}, "asked", (), (0,), 0)) == gold
 
 
 def test_a_game_as_a_task_is_the_game(b, tmp_path):

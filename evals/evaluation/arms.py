@@ -134,8 +134,8 @@ def _channel(
 ) -> Iterator[Arm]:
     """A protocol in which B is sent something, and its controls."""
     told: dict[str, Any] = dict(reads=settings.sender_reads, draws=protocol != "cipher")
-    talks = {"message": 1, "debate": 1, "cipher": 1}
-    told["message_tokens"] = settings.max_message_tokens if protocol in talks else settings.think
+    written = protocol in ("message", "debate", "cipher")
+    told["message_tokens"] = settings.max_message_tokens if written else settings.think
     converse = functools.partial(_CONVERSE[protocol], settings, maps if protocol == "activation-w" else None)
     for control in (None, *settings.controls):
         name = protocol if control is None else f"{protocol}, {control}"
