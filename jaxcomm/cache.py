@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxcomm.layers import Segment
+from jaxcomm.config import AnyArray
+from jaxcomm.layers import Segment, rows_for
 
 
 class KVCache(struct.PyTreeNode):
@@ -26,6 +27,11 @@ class KVCache(struct.PyTreeNode):
         v: Values, in the same shape.
         positions: Position of the token in each column, [B, S], or [B, C, S] with branches. It is -1 for an empty
             column: left padding, or a column that is not written yet.
+        seen: Which columns each layer sees, if not all: bool [L, R, S], where R and S may be 1. R is the number of
+            prompts that are read after it, and may be a multiple of B (`rows_for`).
+        begin: Position of the first token that is read after it, [R] or [1]. None: the one after its last.
+        back: By how many positions each layer takes the tokens read after it to be nearer to the start than they are
+            when it looks for what comes before a token, [L, R] (`prefixes.select`, published_mask). None: by none.
 
     Example:
         >>> logits, cache = jc.prefill(params, prompts)
@@ -36,6 +42,9 @@ class KVCache(struct.PyTreeNode):
     k: PyTree[Float[Array, "..."]]
     v: PyTree[Float[Array, "..."]]
     positions: Int[Array, "B ..."]
+    seen: Bool[Array, "L _ _"] | None = None
+    begin: Int[Array, "_"] | None = None
+    back: Int[Array, "L _"] | None = None
 
     def extend(self, columns: int) -> KVCache:
         """Adds empty columns at the end.
@@ -48,7 +57,7 @@ class KVCache(struct.PyTreeNode):
         """
         free = lambda a: jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, columns), (0, 0)])
         positions = jnp.pad(self.positions, [(0, 0)] * (self.positions.ndim - 1) + [(0, columns)], constant_values=-1)
-        return KVCache(jax.tree.map(free, self.k), jax.tree.map(free, self.v), positions)
+        return self.replace(k=jax.tree.map(free, self.k), v=jax.tree.map(free, self.v), positions=positions)
 
     def announce(self, positions: Int[Array, "B T"], column) -> KVCache:
         """Enters the positions of tokens whose keys and values are written, or will be written.
@@ -72,10 +81,33 @@ class KVCache(struct.PyTreeNode):
         Returns:
             Keys, values and positions of the layer.
         """
-        if isinstance(self.k, tuple):
-            return self.k[i], self.v[i], self.positions
-        index = lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False)
-        return index(self.k), index(self.v), self.positions
+        index = lambda a: a[i] if isinstance(a, tuple) else jax.lax.dynamic_index_in_dim(a, i, keepdims=False)
+        positions = self.positions
+        if self.seen is not None:
+            seen = index(self.seen)
+            positions = jnp.where(seen, rows_for(positions, max(len(seen), len(positions))), -1)
+        return index(self.k), index(self.v), positions
+
+    def after(self) -> Int[Array, "_"]:
+        """Finds the position of the first token that is read after it.
+
+        Returns:
+            One position for each row, or one for each prompt that is read after it, or one for all.
+        """
+        return self.positions.max(axis=-1) + 1 if self.begin is None else self.begin
+
+    def take(self, rows: AnyArray) -> KVCache:
+        """Selects rows, in any order.
+
+        Args:
+            rows: Their indices.
+
+        Returns:
+            A cache with as many rows.
+        """
+        pick = lambda a, axis: a if a is None or a.shape[axis] == 1 < len(self.positions) else jnp.take(a, rows, axis)
+        k, v = jax.tree.map(lambda a: jnp.take(a, rows, axis=-4), (self.k, self.v))
+        return KVCache(k, v, self.positions[rows], pick(self.seen, 1), pick(self.begin, 0), pick(self.back, 1))
 
     def write(self, i, k: Array, v: Array, column) -> KVCache:
         """Writes keys and values of one layer. `announce` enters their positions.
@@ -135,6 +167,9 @@ class Attended(NamedTuple):
 
         def gather(k: Array, v: Array) -> tuple[tuple[Segment, ...], KVCache | None]:
             own, kept = (k, v, positions), self.cache
+            for back in (cache.back for cache in self.past if cache.back is not None):
+                # Only what each sees of the others changes. (A copy, since keys in order are read in blocks.)
+                own = own[0] + 0, v, jnp.where(own[2] < 0, -1, jnp.maximum(own[2] - back[layer][:, None], 0))
             if self.branches is not None:
                 split = lambda a, axis: a.reshape(*a.shape[:axis], self.branches, -1, *a.shape[axis + 1 :])
                 own = split(k, 2), split(v, 2), split(positions, 1)

@@ -199,18 +199,21 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
         check_cache(params, cache)
     rows = len(prompts) if prompts is not None else max((len(cache.positions) for cache in past), default=1)
     for cache in past:
-        if len(cache.positions) not in (1, rows):
+        if rows % len(cache.positions) or (cache.seen is not None and cache.seen.shape[1] not in (1, rows)):
+            told = len(cache.positions) if cache.seen is None else max(len(cache.positions), cache.seen.shape[1])
             raise ValueError(
-                f"a cache has {len(cache.positions)} rows for {rows} prompts: give one row for each, or one for all"
+                f"a cache has {told} rows for {rows} prompts: give one row for each, for every few, or for all"
             )
     limit, columns = params.config.max_positions, prompts.shape[1] if prompts is not None else 0
-    if not past or sum(cache.positions.shape[-1] for cache in past) + columns + new <= limit:
-        return  # nearly always; what follows waits for the caches
     real = np.ones((rows, 0), bool) if prompts is None else prompts.real
-    places = [known(cache.positions) for cache in past]
+    if not past or sum(cache.positions.shape[-1] for cache in past if cache.begin is None) + columns + new <= limit:
+        if all(cache.begin is None for cache in past):
+            return  # nearly always; what follows waits for the caches
+    places = [known(cache.positions if cache.begin is None else cache.begin[:, None] - 1) for cache in past]
     if real is None or any(x is None for x in places):
         return
-    before = np.max([np.broadcast_to(x.max(axis=-1) + 1, rows) for x in places if x is not None], axis=0)
+    repeated = lambda x: np.repeat(x, rows // len(x))
+    before = np.max([repeated(x.max(axis=-1) + 1) for x in places if x is not None], axis=0)
     if (over := before + real.sum(axis=1) + new > limit).any():
         row = int(np.argmax(over))
         raise ValueError(

@@ -441,7 +441,7 @@ def score_with(
     tokens = jnp.where(real, continuations, 0)
     logprobs, best = token_logprobs(logits[:, None], tokens[:, :, 0])
     if T > 1:
-        positions = jnp.asarray(after((cache,)))[:, :, None] + jnp.arange(T - 1, dtype=jnp.int32)
+        positions = jnp.asarray(after((cache,), B))[:, :, None] + jnp.arange(T - 1, dtype=jnp.int32)
         positions = jnp.where(real[:, :, 1:], positions, -1).reshape(B, -1)
         given = tokens[:, :, :-1].reshape(B, -1)
         attended = Attended((*past, cache), branches=C if C > 1 else None)

@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomm.config import ModelConfig, Rope
 
-Segment = tuple[Float[Array, "#B K *_ H"], Float[Array, "#B K *_ H"], Int[Array, "#B *_"]]
-"""Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment. B may
-be 1: what all rows share.
+Segment = tuple[Float[Array, "_ K *_ H"], Float[Array, "_ K *_ H"], Int[Array, "_ *_"]]
+"""Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment. They may
+have fewer rows than there are queries: each is then shared by as many consecutive rows (`rows_for`).
 
 Or of C branches, [B, K, C, S, H] and [B, C, S]: the row's T queries are then C groups of T / C, and each group sees its
 own branch only. So many continuations of one prompt are one row, which shares that prompt's segment."""
@@ -233,6 +233,17 @@ def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array] | None) -> Fl
     return jnp.concatenate([*(part.astype(x.dtype) for part in turned), x[..., 2 * half :]], axis=-1)
 
 
+def rows_for(x: Array, rows: int) -> Array:
+    """x [B, ...] for so many rows: each of its own is that of rows / B consecutive ones. One stays one."""
+    return x if len(x) in (1, rows) else jnp.repeat(x, rows // len(x), axis=0)
+
+
+def grouped(x: Float[Array, "B K G T X"], keys: Array, key_positions: Array) -> Float[Array, "b n K G *C t X"]:
+    """What queries have, beside a segment's keys: n rows for each of the keys' b, t tokens for each of its branches."""
+    b, branches = len(keys), key_positions.shape[1:-1]
+    return x.reshape(b, len(x) // b, *x.shape[1:3], *branches, x.shape[3] // math.prod(branches), x.shape[4])
+
+
 def visible(queries: Int[Array, "*#n T"], keys: Int[Array, "*#n S"], window) -> Array:
     """[*n, T, S]: key exists, is not later than the query and, if `window` is not None, is within the window."""
     distance = queries[..., :, None] - keys[..., None, :]
@@ -293,13 +304,13 @@ class Attention(nn.Module):
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
         scores = []
         for keys, _, key_positions in segments:
-            branches = (*key_positions.shape[1:-1], -1)  # (-1,), or (C, -1)
-            queries = q.reshape(*q.shape[:3], *branches, c.head_dim)
-            score = jnp.einsum("bkg...th,bk...sh->bkg...ts", queries, keys, preferred_element_type=jnp.float32) * scale
+            beside = grouped(q, keys, key_positions)
+            score = jnp.einsum("bnkg...th,bk...sh->bnkg...ts", beside, keys, preferred_element_type=jnp.float32) * scale
             if c.attention_softcap is not None:
                 score = jnp.tanh(score / c.attention_softcap) * c.attention_softcap
-            seen = visible(positions.reshape(len(positions), *branches), key_positions, window)
-            score = jnp.where(seen[:, None, None], score, MASKED)
+            asked = positions.reshape(len(positions), *key_positions.shape[1:-1], -1)
+            seen = visible(asked, rows_for(key_positions, len(positions)), window)
+            score = jnp.where(seen[:, None, None], score.reshape(len(q), *score.shape[2:]), MASKED)
             scores.append(score.reshape(*q.shape[:4], -1))
         return scores
 
@@ -314,8 +325,8 @@ class Attention(nn.Module):
         parts = [jnp.exp(s - jax.lax.stop_gradient(most)) for s in scores]
         out, total = jnp.zeros(q.shape, jnp.float32), functools.reduce(jnp.add, [jnp.sum(p, axis=-1) for p in parts])
         for part, (_, values, key_positions) in zip(parts, segments, strict=True):
-            part = part.astype(q.dtype).reshape(*q.shape[:3], *key_positions.shape[1:-1], -1, values.shape[-2])
-            got = jnp.einsum("bkg...ts,bk...sh->bkg...th", part, values).astype(jnp.float32)
+            part = grouped(part.astype(q.dtype), values, key_positions)
+            got = jnp.einsum("bnkg...ts,bk...sh->bnkg...th", part, values).astype(jnp.float32)
             out += got.reshape(q.shape)
         return (out / total[..., None]).astype(q.dtype)
 

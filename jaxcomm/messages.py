@@ -148,8 +148,7 @@ class Message(struct.PyTreeNode):
         pick = lambda a: None if a is None else jnp.asarray(a)[rows]
         states, site, text = self.states, self.site, self.text
         if isinstance(states, KVCache):
-            k, v = jax.tree.map(lambda a: jnp.take(a, rows, axis=-4), (states.k, states.v))
-            states = KVCache(k, v, states.positions[rows])
+            states = states.take(rows)
         elif states is not None:
             states = pick(states)
         if site is not None and hasattr(positions := site.positions, "dtype") and np.ndim(positions):  # pyright: ignore[reportArgumentType]

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomm.cache import ALONE, Attended, KVCache
 from jaxcomm.config import FULL, AnyArray, ModelConfig, NetworkConfig, Remat
-from jaxcomm.layers import NO_HOOK, Block, Hook, Surroundings, angles_of, norm_of, project, rotary
+from jaxcomm.layers import NO_HOOK, Block, Hook, Surroundings, angles_of, norm_of, project, rotary, rows_for
 from jaxcomm.prompts import Prompts
 
 
@@ -297,23 +297,24 @@ def positions_of(prompts: Prompts, past: Sequence[KVCache] = ()) -> Int[Array, "
         Positions [B, P]: consecutive over the real tokens of each row, from the position that follows `past`; -1 on
         padding. All are `INVALID` in a row that ends in padding.
     """
-    begin, mask = after(past), prompts.mask
+    begin, mask = after(past, len(prompts)), prompts.mask
     if mask is None:
         return jnp.broadcast_to(begin + jnp.arange(prompts.shape[1], dtype=jnp.int32), prompts.shape)
     places = jnp.where(mask, begin + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
     return jnp.where(mask[:, -1:], places, INVALID)
 
 
-def after(caches: Sequence[KVCache]) -> Int[Array, "B 1"] | int:
+def after(caches: Sequence[KVCache], rows: int) -> Int[Array, "_ 1"] | int:
     """Finds the position that follows everything in caches.
 
     Args:
-        caches: The caches. A cache with one row is shared by all rows.
+        caches: The caches. They may have fewer rows, each shared by consecutive prompts (`layers.rows_for`).
+        rows: Number of prompts.
 
     Returns:
         Positions [B, 1] (B is 1 if all caches have one row), or 0 without caches.
     """
-    return functools.reduce(jnp.maximum, [c.positions.max(axis=-1, keepdims=True) + 1 for c in caches], 0)
+    return functools.reduce(jnp.maximum, [rows_for(c.after(), rows)[:, None] for c in caches], 0)
 
 
 def embed(
