@@ -18,11 +18,13 @@ from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.controls import adversary, derange, overlap, stand_in
 from jaxcomm.decoding import Generation, Sampling, decode, generate, score
 from jaxcomm.edits import GRAFTS, Context, Edit, Graft, add, apply_graft, project_out, replace, scale
+from jaxcomm.latents import Thoughts, think
 from jaxcomm.layer_sweep import AnswerSweep, Patching, Sweep, patch, sweep, sweep_answers
 from jaxcomm.lenses import Lens, logit_lens, nearest_tokens, patchscope
 from jaxcomm.mapping import Maps, RidgeMaps, Similarity, fit_maps, similarity, train_maps
 from jaxcomm.messages import Message, receive, receive_cache, send, send_cache
 from jaxcomm.model import Params, init_params
+from jaxcomm.prefixes import choose_layers, select, selection_logprobs
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import forward, hidden_states, prefill, prefix, run_with_cache, suffix
 from jaxcomm.sharding import deliver, shard, shardings
@@ -57,10 +59,12 @@ __all__ = [
     "Similarity",
     "Site",
     "Sweep",
+    "Thoughts",
     "add",
     "adversary",
     "answer_logits",
     "apply_graft",
+    "choose_layers",
     "communicate",
     "communicate_logits",
     "decode",
@@ -88,6 +92,8 @@ __all__ = [
     "run_with_cache",
     "scale",
     "score",
+    "select",
+    "selection_logprobs",
     "send",
     "send_cache",
     "shard",
@@ -97,6 +103,7 @@ __all__ = [
     "suffix",
     "sweep",
     "sweep_answers",
+    "think",
     "train_maps",
 ]
 

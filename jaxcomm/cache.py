@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -95,6 +96,25 @@ class KVCache(struct.PyTreeNode):
             One position for each row, or one for each prompt that is read after it, or one for all.
         """
         return self.positions.max(axis=-1) + 1 if self.begin is None else self.begin
+
+    @property
+    def columns_seen(self) -> np.ndarray:
+        """Number of columns that each layer sees, [L, R] (R is B, or the number of prompts that are read after it)."""
+        real = np.asarray(self.positions) >= 0
+        if self.seen is None:
+            return np.broadcast_to(real.sum(axis=-1), (len(self.k), len(real)))
+        seen = np.asarray(self.seen)
+        real = np.repeat(real, max(1, seen.shape[1] // len(real)), axis=0)
+        return (seen & real).sum(axis=-1)
+
+    @property
+    def bytes(self) -> np.ndarray:
+        """Number of bytes of the keys and values that are seen, [R]."""
+        leaves = jax.tree.leaves((self.k, self.v))
+        column = sum(leaf.nbytes for leaf in leaves) // max(1, self.positions.size)  # in all layers together
+        if self.seen is None:
+            return column * (np.asarray(self.positions) >= 0).sum(axis=-1)
+        return column // len(self.k) * self.columns_seen.sum(axis=0)
 
     def take(self, rows: AnyArray) -> KVCache:
         """Selects rows, in any order.

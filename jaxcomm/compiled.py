@@ -206,9 +206,9 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
             )
     limit, columns = params.config.max_positions, prompts.shape[1] if prompts is not None else 0
     real = np.ones((rows, 0), bool) if prompts is None else prompts.real
-    if not past or sum(cache.positions.shape[-1] for cache in past if cache.begin is None) + columns + new <= limit:
-        if all(cache.begin is None for cache in past):
-            return  # nearly always; what follows waits for the caches
+    held, numbered = sum(cache.positions.shape[-1] for cache in past), any(cache.begin is not None for cache in past)
+    if not numbered and held + columns + new <= limit:
+        return  # nearly always; what follows waits for the caches
     places = [known(cache.positions if cache.begin is None else cache.begin[:, None] - 1) for cache in past]
     if real is None or any(x is None for x in places):
         return

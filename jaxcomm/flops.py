@@ -88,6 +88,25 @@ def wires_flops(config: NetworkConfig, tokens: int, context: int = 0) -> int:
     return total
 
 
+def prefix_flops(config: Config, prefix: Sequence[int], prompt: int, new: int = 1) -> int:
+    """FLOPs of attending to a prefix, on top of what reading a prompt and writing after it cost.
+
+    Args:
+        config: Architecture of the model that reads.
+        prefix: Number of the prefix's tokens that each layer sees. Empty: there is no prefix.
+        prompt: Length of the prompt behind it, P. In the last layer only its last token asks.
+        new: Number of tokens that are written.
+
+    Returns:
+        FLOPs; a multiply-add counts 2.
+    """
+    if not len(prefix):
+        return 0
+    assert isinstance(config, ModelConfig)  # networks see no prefix
+    pairs = prompt * sum(prefix[:-1]) + prefix[-1] + (new - 1) * sum(prefix)
+    return 4 * config.heads * config.head_dim * int(pairs)
+
+
 def reading_flops(config: Config, tokens: int) -> int:
     """FLOPs of the blocks over a prompt, when only the last token's output is needed.
 

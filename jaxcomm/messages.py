@@ -77,14 +77,12 @@ class Message(struct.PyTreeNode):
 
     @property
     def bytes(self) -> int:
-        """Number of bytes that have to be sent: states without padding, or UTF-8 text."""
+        """Number of bytes that have to be sent: states without padding, keys and values that are seen, or UTF-8 text."""
         if self.states is None:
             return sum(len(text.encode()) for text in self.text or ())
         if isinstance(self.states, KVCache):
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves((self.states.k, self.states.v)))
-            there = np.asarray(self.states.positions) >= 0
-        else:
-            size, there = self.states.nbytes, np.ones(1) if self.valid is None else np.asarray(self.valid)
+            return int(self.states.bytes.sum())
+        size, there = self.states.nbytes, np.ones(1) if self.valid is None else np.asarray(self.valid)
         return round(size * float(there.mean()))
 
     @property
@@ -204,7 +202,12 @@ class Message(struct.PyTreeNode):
         """All that a message is but its signature: arrays by name, and JSON values. This is what is saved, and signed."""
         arrays: dict[str, Any] = {"valid": self.valid}
         if isinstance(self.states, KVCache):
-            arrays |= {"k": self.states.k, "v": self.states.v, "columns": self.states.positions}
+            cache, kept = self.states, slice(None)
+            if cache.seen is not None:  # what no layer sees is not sent
+                kept = np.flatnonzero(np.asarray(cache.seen).any(axis=(1, 2)))
+            k, v = (jnp.asarray(_stacked(x))[kept] for x in (cache.k, cache.v))
+            arrays |= {"k": k, "v": v, "columns": cache.positions}
+            arrays |= {"seen": cache.seen, "begin": cache.begin, "back": cache.back}
         else:
             arrays |= {"states": self.states}
         about: dict[str, Any] = {"sender": self.sender, "text": self.text, "note": self.note, "site": None}
@@ -313,12 +316,25 @@ class Message(struct.PyTreeNode):
             about = json.loads(header["about"])
             states = arrays.get("states")
             if "k" in arrays:
-                states = KVCache(arrays["k"], arrays["v"], arrays["columns"])
+                states = _cache_of(arrays)
             text = None if about["text"] is None else tuple(about["text"])
             site = None if about["site"] is None else _site_of(about["site"], arrays.get("positions"))
             return cls(states, arrays.get("valid"), site, about["sender"], text, about["note"], about.get("mac"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a message ({FORMAT}): write one with Message.save") from error
+
+
+def _stacked(layers: Any) -> Array:
+    return jnp.stack(layers) if isinstance(layers, tuple) else layers
+
+
+def _cache_of(arrays: dict[str, Array]) -> KVCache:
+    """Keys and values as `Message.save` writes them: of layers that see nothing there are none."""
+    k, v, seen = arrays["k"], arrays["v"], arrays.get("seen")
+    if seen is not None:
+        kept = np.flatnonzero(np.asarray(seen).any(axis=(1, 2)))
+        k, v = (jnp.zeros((len(seen), *x.shape[1:]), x.dtype).at[kept].set(x) for x in (k, v))
+    return KVCache(k, v, arrays["columns"], seen, arrays.get("begin"), arrays.get("back"))
 
 
 def _as_json(about: dict[str, Any]) -> str:
@@ -429,8 +445,7 @@ def send_cache(params: Params, prompts: Prompts | AnyArray, *, past: Sequence[KV
         (2, 2)
     """
     cache = prefill(params, as_prompts(prompts), past=past)[1]
-    stacked = lambda layers: jnp.stack(layers) if isinstance(layers, tuple) else layers
-    message = Message(cache.replace(k=stacked(cache.k), v=stacked(cache.v)))
+    message = Message(cache.replace(k=_stacked(cache.k), v=_stacked(cache.v)))
     return message if trace_state() != UNTRACED else message.replace(sender=identity(params))
 
 

@@ -1,0 +1,490 @@
+"""Prefixes: what of a sender's keys and values a receiver sees before its own prompt (KVComm, Shi et al. 2025, arXiv
+2510.03346).
+
+    message = send_cache(params_a, prompts_a)                  keys and values of every layer
+    cache = select(receive_cache(message, params_b), chosen)   only these layers see them
+    generate(params_b, prompts_b, past=[cache])                B goes on behind them
+
+Which layers see a prefix is data (`KVCache.seen`), so every selection of layers runs through one program, and one prefix
+serves many of them (`spread`). Layers count from 1 where they are named; an array has one entry for each.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxcomm.cache import Attended, KVCache
+from jaxcomm.compiled import check_texts, compiled
+from jaxcomm.config import FULL, AnyArray, ModelConfig
+from jaxcomm.decoding import score
+from jaxcomm.layers import Hook, rows_for
+from jaxcomm.model import Params, check_room, enter, positions_of, run_blocks
+from jaxcomm.prompts import Prompts, as_prompts
+from jaxcomm.reading import prefill
+
+Scheme = Literal["score", "greedy", "first", "last", "random", "every"]
+"""How layers are chosen (`choose_layers`)."""
+ROWS = 8192
+"""Tokens that `selection_logprobs` reads at once."""
+
+
+def select(
+    cache: KVCache,
+    layers: Bool[AnyArray, "*R L"] | Sequence[int],
+    *,
+    positions: Literal["after", "own"] = "after",
+    sink: bool = False,
+    future: bool = False,
+) -> KVCache:
+    """Shows a prefix to some layers only.
+
+    Args:
+        cache: Keys and values of the prefix (`messages.receive_cache`).
+        layers: Which layers see it: numbers from 1, or bool [L]; or bool [R, L] for each of R prompts.
+        positions: "after": what is read next is numbered on from the prefix in every layer, as published. "own": it
+            begins at 0, and sees all of the prefix, whose keys stay rotated for 0, 1, ...
+        sink: The first token of the prefix is seen by all layers, and the first layer sees all, as in the authors' code.
+        future: The published mask: a token also sees the tokens after it, in layers that do not see the prefix, as far as
+            it is long. In the authors' code this is an error (docs/channels.md). It needs `sink`. (In a window shorter
+            than the prefix a token then sees nothing, not even itself.)
+
+    Returns:
+        The prefix as these layers see it. Keys and values are not copied.
+
+    Raises:
+        ValueError: A layer is out of range; it is the cache of a network; `future` without `sink`, or with own positions.
+
+    Example:
+        >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
+        >>> cache = jc.select(told, [3, 4])
+        >>> jc.generate(params, prompts, past=[cache], max_new_tokens=2).tokens.shape
+        (2, 2)
+    """
+    if isinstance(cache.k, dict):
+        raise ValueError("a network has no layers to choose from: name a single model")
+    if future and (not sink or positions == "own"):
+        raise ValueError("the published mask belongs to sink=True and to positions after the prefix")
+    count = depth(cache)
+    chosen = as_layers(layers, count)
+    seen = jnp.moveaxis(jnp.atleast_2d(jnp.asarray(chosen)), -1, 0)[..., None]  # [L, R, 1]
+    real, back = cache.positions >= 0, None
+    if sink:
+        seen, rows = seen.at[0].set(True), max(seen.shape[1], len(real))
+        first = rows_for(real & (jnp.cumsum(real, axis=1) == 1), rows)
+        if future:
+            moved = jnp.maximum(rows_for(jnp.sum(real, axis=1, dtype=jnp.int32), rows) - 1, 0)
+            back = jnp.where(seen[..., 0], 0, moved)
+        seen = seen | first
+    if positions == "own":
+        begin = jnp.zeros(1, jnp.int32)
+        return cache.replace(seen=seen, positions=jnp.where(real, 0, -1), begin=begin)
+    return cache.replace(seen=seen, back=back)
+
+
+def depth(cache: KVCache) -> int:
+    """Counts the layers of a cache.
+
+    Args:
+        cache: Keys and values of a single model.
+
+    Returns:
+        The number of layers, L.
+    """
+    return len(cache.k)
+
+
+def as_layers(layers: Bool[AnyArray, "*R L"] | Sequence[int], count: int) -> AnyArray:
+    """Marks layers that are named by their numbers.
+
+    Args:
+        layers: Numbers of layers, from 1; or bool [L] or [R, L] already.
+        count: Number of layers, L.
+
+    Returns:
+        Bool [L], or [R, L] as it was given.
+
+    Raises:
+        ValueError: A layer is out of range; the array is not for L layers.
+    """
+    if hasattr(layers, "dtype") and layers.dtype == bool:  # pyright: ignore[reportAttributeAccessIssue]
+        if layers.shape[-1] != count:  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError(f"layers are chosen out of {layers.shape[-1]}, the prefix has {count}")  # pyright: ignore
+        return layers  # pyright: ignore[reportReturnType]
+    numbers = [int(n) for n in layers]
+    if wrong := [n for n in numbers if not 1 <= n <= count]:
+        raise ValueError(f"layer {wrong[0]} cannot see a prefix: this model's layers are 1 to {count}")
+    return np.isin(np.arange(1, count + 1), numbers)
+
+
+def join(caches: Sequence[KVCache]) -> KVCache:
+    """Joins the prefixes of several senders to one, as KVComm does: keys stay as they are.
+
+    Senders that have not read each other each begin at position 0. What is read next follows the sum of their lengths. A
+    sender that has read the others goes on where they end.
+
+    Args:
+        caches: One cache for each sender, of the same layers and rows, none of it selected yet.
+
+    Returns:
+        The caches side by side.
+
+    Raises:
+        ValueError: The numbers of layers, rows or heads differ.
+
+    Example:
+        >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
+        >>> jc.prefixes.join([told, told]).positions.shape
+        (2, 6)
+    """
+    if len(caches) == 1:
+        return caches[0]
+    shape = lambda c: (len(c.k), *jax.tree.leaves(c.k)[0].shape[-4:-2], jax.tree.leaves(c.k)[0].shape[-1])
+    if len({shape(c) for c in caches}) > 1:
+        told = " and ".join(sorted({f"[layers, rows, heads, head size] {list(shape(c))}" for c in caches}))
+        raise ValueError(f"the senders' keys and values are {told}: they must be alike")
+    beside = lambda *leaves: jnp.concatenate(leaves, axis=-2)
+    k, v = jax.tree.map(beside, *[(c.k, c.v) for c in caches])
+    positions = jnp.concatenate([c.positions for c in caches], axis=-1)
+    return KVCache(k, v, positions, begin=jnp.sum(positions >= 0, axis=-1, dtype=jnp.int32))
+
+
+def stretch(cache: KVCache, layers: int) -> KVCache:
+    """Brings a prefix to a receiver of another depth: each of its layers goes to the one that is as deep.
+
+    Layer l of L_A goes to round((l + 1/2) L_B / L_A - 1/2), counted from 0, as in KVComm's code. Layers to which none
+    goes see nothing. Of several that go to one layer, the last counts.
+
+    Args:
+        cache: Keys and values of the sender, all layers of it.
+        layers: Number of the receiver's layers, L_B.
+
+    Returns:
+        A cache of L_B layers.
+    """
+    count = depth(cache)
+    if count == layers:
+        return cache
+    source = np.full(layers, -1)
+    for n in range(count):
+        source[min(max(round((n + 0.5) * layers / count - 0.5), 0), layers - 1)] = n
+    at = lambda tree: tuple(tree[max(n, 0)] for n in source)
+    k, v = at(cache.k), at(cache.v)
+    if not isinstance(cache.k, tuple):
+        k, v = jnp.stack(k), jnp.stack(v)
+    whole = jnp.ones((count, 1, 1), bool) if cache.seen is None else cache.seen
+    seen = jnp.where(jnp.asarray(source >= 0)[:, None, None], whole[np.maximum(source, 0)], False)
+    return cache.replace(k=k, v=v, seen=seen)
+
+
+def check_prefix(a: ModelConfig, b: ModelConfig) -> None:
+    """Checks that a model can read another's keys and values as they are.
+
+    Args:
+        a: Architecture of the sender.
+        b: Architecture of the receiver.
+
+    Raises:
+        ValueError: Their key heads, head sizes or rotary embeddings differ.
+    """
+    mend = "give a map of keys and values (fit_kv_maps), or send states"
+    if (a.kv_heads, a.head_dim) != (b.kv_heads, b.head_dim):
+        raise ValueError(
+            f"A's keys are {a.kv_heads} heads of {a.head_dim} numbers, B's {b.kv_heads} heads of {b.head_dim}: {mend}"
+        )
+    if {a.ropes[n] for n in a.rope_of} != {b.ropes[n] for n in b.rope_of}:
+        raise ValueError(f"A and B turn their keys by other angles (their rotary embeddings differ): {mend}")
+
+
+# Which layers --------------------------------------------------------------------------------------------------------
+
+
+@compiled()
+def attention_mass(
+    params: Params, prompts: Prompts, *, past: Sequence[KVCache], sink: Any = False
+) -> Float[Array, "L B"]:
+    """Measures how much of its attention each layer gives to a prefix (KVComm, section 3.2: importance before scaling).
+
+    Args:
+        params: The receiver.
+        prompts: What it reads behind the prefix.
+        past: Keys and values of the prefix; all layers see it.
+        sink: Whether the first token of the prefix is left out, as in the authors' code.
+
+    Returns:
+        For each layer and row the share of attention, 0 to 1: the sum over the prefix, the mean over heads and the
+        prompt's tokens.
+
+    Raises:
+        ValueError: The prompts are invalid; the prefix is of another model.
+
+    Example:
+        >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
+        >>> jc.prefixes.attention_mass(params, prompts, past=[told]).shape
+        (4, 2)
+    """
+    check_room(params, prompts)
+    positions = positions_of(prompts, past)
+    real = positions >= 0
+    counted = [cache.positions >= 0 for cache in past]
+    first = [there & (jnp.cumsum(there, axis=1) == 1) for there in counted]
+    kept = [there & ~(sink & one) for there, one in zip(counted, first, strict=True)]
+    columns = jnp.concatenate([rows_for(x, len(real)) for x in kept], axis=1)
+
+    def at(site: str, layer: Any, x: Array, state: Array) -> tuple[Array, Array]:
+        onto = jnp.sum(jnp.where(columns[:, None, None], x[..., : columns.shape[1]], 0), axis=-1)  # [B, N, P]
+        mean = jnp.sum(jnp.where(real[:, None], onto, 0), axis=(1, 2)) / (
+            x.shape[1] * jnp.sum(real, axis=1).astype(x.dtype)
+        )
+        return x, state.at[layer - 1].set(mean.astype(jnp.float32))
+
+    state = jnp.zeros((params.config.layers, len(real)), jnp.float32)
+    h, hook = enter(params, prompts.tokens, positions, Hook(at, state, frozenset(["pattern"])))
+    return run_blocks(params, h, positions, attended=Attended(past), hook=hook)[2]
+
+
+def layer_scores(
+    mass: Float[AnyArray, "L *B"], *, alpha: float = 1.0, centre: float | None = None, width: float = 10.0
+) -> np.ndarray:
+    """Computes KVComm's score of every layer (section 3.2): alpha S + (1 - alpha) P.
+
+    S is the attention mass, scaled to 0 .. 1 over the layers. P is exp(-(l - centre)^2 / (2 width^2)), l counted from 0.
+
+    Args:
+        mass: Attention mass of the layers (`attention_mass`). The mean over rows counts.
+        alpha: Weight of the attention. The paper has 1 for Llama, 0.8 for Qwen and Falcon.
+        centre: Centre of the prior. Default: L / 2.
+        width: Width of the prior, in layers.
+
+    Returns:
+        The scores, [L].
+
+    Example:
+        >>> jc.prefixes.layer_scores(np.array([0.2, 0.6, 0.4])).round(1)
+        array([0. , 1. , 0.5])
+    """
+    flat = np.asarray(mass, np.float64).reshape(len(mass), -1).mean(axis=1)
+    span = flat.max() - flat.min()
+    scaled = (flat - flat.min()) / (span or 1.0)
+    at = np.arange(len(flat)) - (len(flat) / 2 if centre is None else centre)
+    return alpha * scaled + (1 - alpha) * np.exp(-(at**2) / (2 * width**2))
+
+
+def choose_layers(
+    scheme: Scheme, ratio: float, layers: int, *, scores: Sequence[float] | AnyArray | None = None, seed: int = 0
+) -> np.ndarray:
+    """Chooses ceil(ratio L) layers.
+
+    Args:
+        scheme: "score" and "greedy": those with the largest `scores`. "first", "last": the lowest, the highest. "random":
+            drawn with `seed`; a larger ratio keeps those of a smaller one. "every": evenly spaced.
+        ratio: Share of the layers, 0 to 1.
+        layers: Number of layers, L.
+        scores: One number for each layer (`layer_scores`, `greedy_scores`).
+        seed: Seed of "random".
+
+    Returns:
+        Bool [L].
+
+    Raises:
+        ValueError: There is no such scheme; the ratio is not between 0 and 1; scores are missing, or not of L layers.
+
+    Example:
+        >>> jc.choose_layers("last", 0.5, 4).tolist()
+        [False, False, True, True]
+    """
+    if scheme not in get_args(Scheme):
+        raise ValueError(f"unknown scheme {scheme!r}: choose one of {', '.join(get_args(Scheme))}")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio {ratio}: it is a share of the layers, 0 to 1")
+    count = math.ceil(round(ratio * layers, 9))
+    match scheme:
+        case "first":
+            order = np.arange(layers)
+        case "last":
+            order = np.arange(layers)[::-1]
+        case "random":
+            order = np.random.default_rng([seed, 21]).permutation(layers)
+        case "every":
+            order = np.unique(((np.arange(count) + 0.5) * layers / max(count, 1)).astype(int))
+        case _:
+            if scores is None or len(scores) != layers:
+                raise ValueError(f"the scheme {scheme} needs scores, one for each of {layers} layers")
+            order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    chosen = np.zeros(layers, bool)
+    chosen[order[:count]] = True
+    return chosen
+
+
+def spread(
+    prompts: Prompts | AnyArray, cache: KVCache, selections: Bool[AnyArray, "C L"], **how: Any
+) -> tuple[Prompts, KVCache]:
+    """Lays out prompts so that each is read under C selections of layers. The prefix is not copied.
+
+    Args:
+        prompts: What the receiver reads, B rows.
+        cache: Keys and values of the prefix, B rows or one.
+        selections: The layers of each selection.
+        **how: As for `select`.
+
+    Returns:
+        Prompts of B C rows (row b C + c is prompt b under selection c), and the prefix for `past`.
+
+    Example:
+        >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
+        >>> many, cache = jc.prefixes.spread(prompts, told, np.eye(4, dtype=bool))
+        >>> jc.generate(params, many, past=[cache], max_new_tokens=2).tokens.shape
+        (8, 2)
+    """
+    prompts, C = as_prompts(prompts), len(selections)
+    every = jnp.tile(jnp.asarray(selections), (len(prompts), 1))
+    repeat = lambda a: None if a is None else jnp.repeat(jnp.asarray(a), C, axis=0)
+    return Prompts(repeat(prompts.tokens), repeat(prompts.mask)), select(cache, every, **how)
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def _selection_logprobs(params: Params, prompts: Prompts, cache: KVCache, selections, answers, how) -> Any:
+    many, past = spread(prompts, cache, selections, **dict(how))
+    logits, own = prefill(params, many, past=[past])
+    texts = jnp.repeat(answers, len(selections), axis=0)[:, None]
+    found, best = score(params, logits, own, texts, past=[past])
+    shape = len(prompts), len(selections)
+    return found.sum(axis=(1, 2)).reshape(shape), best.all(axis=(1, 2)).reshape(shape)
+
+
+def selection_logprobs(
+    params: Params,
+    prompts: Prompts | AnyArray,
+    cache: KVCache,
+    selections: Bool[AnyArray, "C L"],
+    answers: Int[AnyArray, "B T"],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    **how: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores given answers behind a prefix, under many selections of layers, in one program.
+
+    The prefix has been read once, and lies there once. All selections read the prompts side by side, in parts of `ROWS`
+    tokens.
+
+    Args:
+        params: The receiver.
+        prompts: What it reads behind the prefix.
+        cache: Keys and values of the prefix, whole.
+        selections: The layers of each selection.
+        answers: Token ids [B, T]; -1 after the end of an answer.
+        progress: Called as progress(done, all) after every part.
+        **how: As for `select`.
+
+    Returns:
+        Log-probability of each answer in nats [B, C], and whether greedy decoding would write it [B, C].
+
+    Raises:
+        ValueError: As for `select` and `score`.
+
+    Example:
+        >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
+        >>> every = np.stack([jc.choose_layers("first", n / 4, 4) for n in range(5)])
+        >>> logprobs, greedy = jc.selection_logprobs(params, prompts, told, every, np.array([[7, 8], [9, -1]]))
+        >>> logprobs.shape
+        (2, 5)
+    """
+    prompts, selections = as_prompts(prompts), np.asarray(selections, bool)
+    check_texts(params, answers, "answers")
+    select(cache, selections[0], **how)  # refuses what is wrong before anything is compiled
+    size = max(1, min(len(selections), ROWS // max(1, prompts.tokens.shape[0] * prompts.shape[1])))
+    parts = -(-len(selections) // size)
+    size = -(-len(selections) // parts)
+    filled = np.concatenate([selections, np.repeat(selections[-1:], parts * size - len(selections), axis=0)])
+    logprobs, greedy = [], []
+    for n in range(parts):
+        part = filled[n * size : (n + 1) * size]
+        found = _selection_logprobs(params, prompts, cache, part, jnp.asarray(answers), tuple(sorted(how.items())))
+        for kept, new in zip((logprobs, greedy), jax.device_get(found), strict=True):
+            kept.append(new)
+        if progress is not None:
+            progress(min((n + 1) * size, len(selections)), len(selections))
+    cut = lambda kept: np.concatenate(kept, axis=1)[:, : len(selections)]
+    return cut(logprobs), cut(greedy)
+
+
+def greedy_scores(
+    params: Params,
+    prompts: Prompts | AnyArray,
+    cache: KVCache,
+    answers: Int[AnyArray, "B T"],
+    *,
+    most: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **how: Any,
+) -> np.ndarray:
+    """Ranks layers greedily: at each step the one that makes the right answers likeliest is added.
+
+    Every step tries all layers in one program, so L layers take L passes over the prompts under L selections.
+
+    Args:
+        params: The receiver.
+        prompts: What it reads behind the prefix, in examples that results are not reported on.
+        cache: Keys and values of the prefix, whole.
+        answers: Token ids [B, T] of the right answers; -1 after the end of an answer.
+        most: Number of layers to rank; the rest follows in the order of the last step. Default: all.
+        progress: Called as progress(done, all) after every step.
+        **how: As for `select`.
+
+    Returns:
+        One number for each layer, [L]: L for the one that was added first, and so on down.
+
+    Raises:
+        ValueError: As for `selection_logprobs`.
+
+    Example:
+        >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
+        >>> sorted(jc.prefixes.greedy_scores(params, prompts, told, np.array([[7], [8]])).tolist())
+        [1.0, 2.0, 3.0, 4.0]
+    """
+    count = params.config.layers
+    steps = count if most is None else min(most, count)
+    scores, chosen = np.zeros(count), np.zeros(count, bool)
+    means = np.zeros(count)
+    for step in range(steps):
+        tried = chosen | np.eye(count, dtype=bool)
+        means = selection_logprobs(params, prompts, cache, tried, answers, **how)[0].mean(axis=0)
+        best = int(np.argmax(np.where(chosen, -np.inf, means)))
+        chosen[best], scores[best] = True, count - step
+        if progress is not None:
+            progress(step + 1, steps)
+    rest = np.flatnonzero(~chosen)
+    scores[rest[np.argsort(-means[rest], kind="stable")]] = np.arange(len(rest), 0, -1)
+    return scores
+
+
+def check_reach(config: ModelConfig, layers: Bool[AnyArray, "*R L"], prompt: int) -> None:
+    """Checks that the last token of a prompt sees something of the prefix in every layer that is chosen for it.
+
+    If all layers are chosen, nothing is checked: the receiver then reads both texts, and windows are what they are.
+
+    Args:
+        config: Architecture of the receiver.
+        layers: Which layers are to see the prefix.
+        prompt: Length of the receiver's longest prompt, in tokens.
+
+    Raises:
+        ValueError: A sliding window is no longer than the prompt.
+    """
+    chosen = np.atleast_2d(np.asarray(layers)).any(axis=0)
+    if chosen.all():
+        return
+    for n, window in enumerate(config.windows):
+        if chosen[n] and window != FULL and window <= prompt:
+            reach = [m + 1 for m, w in enumerate(config.windows) if w == FULL or w > prompt]
+            raise ValueError(
+                f"layer {n + 1} sees {window} tokens back, and B's prompt has {prompt}: its answer sees nothing of the prefix "
+                f"there; choose among layers {reach}, or all"
+            )
