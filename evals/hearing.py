@@ -16,7 +16,7 @@ import numpy as np
 import scipy.special
 
 from jaxcomm.agent import Agent, Prompt
-from jaxcomm.flops import generation_flops, reading_flops
+from jaxcomm.flops import generation_flops, head_flops, reading_flops
 from jaxcomm.messages import Message
 from jaxcomm.protocols import Panel, Turn
 from jaxcomm.protocols.base import total
@@ -63,7 +63,7 @@ def heard(turn: Turn | Panel) -> list[Heard]:
     for i in range(len(likely)):
         spent = total(each.before[i] for each in every)
         spent += turn.before[i] if isinstance(turn, Panel) else total(())
-        read = sum(reading_flops(each.agent.params.config, len(each.rows[i])) for each in every)
+        read = sum(each.flops(i) - head_flops(each.agent.params.config) for each in every)
         text = None if message is None or message.text is None else message.text[i]
         notes.append(Heard(likely[i], None if states is None else states[i], text, spent.flops + read, spent.sent))
     return notes

@@ -25,6 +25,7 @@ from jaxcomm.decoding import (
     write_until,
 )
 from jaxcomm.edits import Edit, checked
+from jaxcomm.latents import realignment
 from jaxcomm.lenses import nearest_tokens, patchscope
 from jaxcomm.messages import Message
 from jaxcomm.model import LanguageModel, Params
@@ -171,10 +172,20 @@ class Agent:
         Raises:
             ValueError: The prompt has a token that the model does not have; the chat template refuses it.
         """
-        return self._spell(self.render(prompt))
+        return self.spelled(self.render(prompt))
 
-    def _spell(self, text: str) -> list[int]:
-        """Of a rendered text: what the tokenizer begins texts with is not put before one that begins with it already."""
+    def spelled(self, text: str) -> list[int]:
+        """Encodes a rendered text. What the tokenizer begins texts with is not put before one that begins with it already.
+
+        Args:
+            text: What `render` returned, or the beginning of it.
+
+        Returns:
+            Its token ids.
+
+        Raises:
+            ValueError: It has a token that the model does not have.
+        """
         begun = self.chat or (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
         ids = self.tokenizer.encode(text, add_special_tokens=not begun)
         vocab = self.params.config.vocab
@@ -318,7 +329,7 @@ class Agent:
                         raise ValueError(
                             f"{part!r} begins or ends within the token {text[start:stop]!r} of the prompt: name whole words"
                         )
-        return inside[self.kept(list(self._spell(text)))]
+        return inside[self.kept(list(self.spelled(text)))]
 
     def stream(
         self,
@@ -451,7 +462,7 @@ class Agent:
                 with.
         """
         text, read = self.render(prompt), self.encode(prompt)
-        whole = self._spell(text + continuation)
+        whole = self.spelled(text + continuation)
         if whole[: len(read)] != read and text != text.rstrip():
             raise ValueError(
                 f"the prompt ends in space ({text[-20:]!r}): begin the text {continuation!r} with it instead"
@@ -479,7 +490,7 @@ class Agent:
             if self.chat:
                 row = self.tokenizer.encode(answer, add_special_tokens=False)
             else:
-                whole = self._spell(f"{text} {answer}")
+                whole = self.spelled(f"{text} {answer}")
                 if whole[: len(begin)] != begin:
                     raise ValueError(
                         f"{answer!r} does not follow {text[-80:]!r} in tokens: end the prompt with punctuation"
@@ -573,6 +584,11 @@ class Agent:
             if (before := cut(text, marked)) != text:
                 found.append(functools.reduce(lambda text, token: text.replace(token, ""), special, before))
         return min(found, key=len, default=None)
+
+    @functools.cached_property
+    def realignment(self) -> AnyArray:
+        """The matrix that brings the model's last states into the space of its embeddings (`latents.realignment`)."""
+        return realignment(self.single)
 
     @functools.cached_property
     def line_ends(self) -> tuple[int, ...]:

@@ -94,8 +94,8 @@ def prefix_flops(config: Config, prefix: Sequence[int], prompt: int, new: int = 
     Args:
         config: Architecture of the model that reads.
         prefix: Number of the prefix's tokens that each layer sees. Empty: there is no prefix.
-        prompt: Length of the prompt behind it, P. In the last layer only its last token asks.
-        new: Number of tokens that are written.
+        prompt: Length of the prompt behind it, P. In the last layer only its last token asks. 0: it is counted elsewhere.
+        new: Number of tokens that are written. The last one is not read.
 
     Returns:
         FLOPs; a multiply-add counts 2.
@@ -103,8 +103,25 @@ def prefix_flops(config: Config, prefix: Sequence[int], prompt: int, new: int = 
     if not len(prefix):
         return 0
     assert isinstance(config, ModelConfig)  # networks see no prefix
-    pairs = prompt * sum(prefix[:-1]) + prefix[-1] + (new - 1) * sum(prefix)
-    return 4 * config.heads * config.head_dim * int(pairs)
+    reading = prompt * sum(prefix[:-1]) + (prefix[-1] if prompt else 0)
+    return 4 * config.heads * config.head_dim * int(reading + (new - 1) * sum(prefix))
+
+
+def thinking_flops(config: Config, prompt: int, steps: int, mapped: bool = True) -> int:
+    """FLOPs of thinking in latents after a prompt (`latents.think`).
+
+    Args:
+        config: Architecture of the model.
+        prompt: Length of the prompt, P.
+        steps: Number of steps.
+        mapped: Whether states go through the matrix W_a.
+
+    Returns:
+        FLOPs; a multiply-add counts 2.
+    """
+    if not steps:
+        return 0
+    return blocks_flops(config, steps, context=prompt) + mapped * steps * 2 * config.width**2
 
 
 def reading_flops(config: Config, tokens: int) -> int:
@@ -166,21 +183,6 @@ def generation_flops(config: Config, prompt: int, new: int) -> int:
     """
     reading = reading_flops(config, prompt) + head_flops(config)
     return reading + blocks_flops(config, new - 1, context=prompt) + (new - 1) * head_flops(config)
-
-
-def scoring_flops(config: Config, prompt: int, texts: Sequence[int]) -> int:
-    """FLOPs of reading a prompt once and scoring several texts after it.
-
-    Args:
-        config: Architecture of the model, or of a network.
-        prompt: Length of the prompt, P.
-        texts: Number of tokens of each text, at least 1. The model does not read the last token of a text.
-
-    Returns:
-        FLOPs; a multiply-add counts 2.
-    """
-    after = sum(blocks_flops(config, n - 1, context=prompt) + (n - 1) * head_flops(config) for n in texts)
-    return reading_flops(config, prompt) + head_flops(config) + after
 
 
 def graft_flops(config_a: ModelConfig, config_b: ModelConfig, mapped: bool) -> int:

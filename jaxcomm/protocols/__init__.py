@@ -20,7 +20,9 @@ from jaxcomm.protocols.base import Reply, Scored, Sent, Turn
 from jaxcomm.protocols.cipher import cipher_debate
 from jaxcomm.protocols.controls import CONTROLS, Control, StandIn
 from jaxcomm.protocols.debates import FORMS, Form, Panel, debate
+from jaxcomm.protocols.deltas import deltas, receive_deltas, send_deltas
 from jaxcomm.protocols.inspections import Inspecting, Inspection, inspect_activation
+from jaxcomm.protocols.prefixes import Prefixing, kv, latent, receive_prefix, send_prefix, thinking
 from jaxcomm.protocols.text import Conversation, message, receive_text, send_text, sender, silent, skyline
 
 PROTOCOLS = {
@@ -32,6 +34,10 @@ PROTOCOLS = {
     "cipher": lambda a, b, prompts_a, prompts_b, **how: cipher_debate((a, b), (prompts_a, prompts_b), **how),
     "activation": activation,
     "exchange": exchange,
+    "kv": kv,
+    "latent": latent,
+    "thinking": thinking,
+    "deltas": deltas,
 }
 """name -> protocol. Two agents debate here; `debate` and `cipher_debate` take any number."""
 
@@ -47,6 +53,7 @@ __all__ = [
     "Inspecting",
     "Inspection",
     "Panel",
+    "Prefixing",
     "Reply",
     "Scored",
     "Sent",
@@ -55,14 +62,22 @@ __all__ = [
     "activation",
     "cipher_debate",
     "debate",
+    "deltas",
     "exchange",
     "inspect_activation",
+    "kv",
+    "latent",
     "message",
+    "receive_deltas",
+    "receive_prefix",
     "receive_states",
     "receive_text",
+    "send_deltas",
+    "send_prefix",
     "send_states",
     "send_text",
     "sender",
     "silent",
     "skyline",
+    "thinking",
 ]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomm.agent import Agent, Prompt
+from jaxcomm.agent import Agent, Prompt, TooLong
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import (
@@ -25,7 +25,7 @@ from jaxcomm.decoding import (
     token_logprobs,
     write_until,
 )
-from jaxcomm.flops import generation_flops, scoring_flops
+from jaxcomm.flops import blocks_flops, generation_flops, head_flops, prefix_flops
 from jaxcomm.messages import Message
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import prefill
@@ -252,6 +252,9 @@ class Turn:
         details: What the protocol tells of each prompt, for its `Reply`.
         before: What was spent on each prompt until then.
         received: What the agent got from others for each prompt, as it arrived. None: nothing.
+        prefix: Number of tokens of a prefix that each layer sees before each prompt, [B, L]. None: there is no prefix.
+        begin: Position of the first token of each prompt, [B]. None: 0.
+        thought: Number of steps that the agent thinks in latents before it writes.
 
     Example:
         >>> turn = protocols.silent(agent, agent, [""], ["Bob is at Petra. Which country is Bob located in?"])
@@ -268,6 +271,9 @@ class Turn:
     details: Sequence[Mapping[str, Any]]
     before: Sequence[Spent]
     received: Message | None = None
+    prefix: np.ndarray | None = None
+    begin: np.ndarray | None = None
+    thought: int = 0
 
     @property
     def dropped(self) -> list[int]:
@@ -311,17 +317,15 @@ class Turn:
             ValueError: A prompt leaves no room for so many tokens; `max_new_tokens` is below 1.
             FloatingPointError: The logits of a row are not numbers.
         """
-        self.agent.check_room(self.rows, max_new_tokens)
+        self.check_room([max_new_tokens] * len(self.rows))
         until = [stop for stop in until if stop]  # an empty one is everywhere
         out = self._generate(max_new_tokens, until, sampling, row_keys(seed, len(self.rows)))
         check_finite(out)
-        config = self.agent.params.config
         replies, lost = [], self.dropped
         for i, row in enumerate(self.rows):
             written = out.tokens[i, : out.lengths[i]]
             raw = self.agent.said(written, row, until)
-            flops = generation_flops(config, len(row), len(written))
-            spent = self.before[i] + Spent(flops, len(row), len(written), lost[i])
+            spent = self.before[i] + Spent(self.flops(i, [len(written)]), len(row), len(written), lost[i])
             logprob = float(out.logprobs[i].sum())
             read, spelled = self.agent.tokens(row), self.agent.tokens(written)
             replies.append(
@@ -336,6 +340,43 @@ class Turn:
                 )
             )
         return replies
+
+    def flops(self, i: int, new: Sequence[int] = (1,)) -> int:
+        """Counts what it costs to read a prompt behind its prefix, and to write or score texts after it.
+
+        What the agent thinks in between is paid for before the turn.
+
+        Args:
+            i: Number of the prompt.
+            new: Number of tokens of each text, at least 1. The last token of a text is not read.
+
+        Returns:
+            FLOPs; a multiply-add counts 2.
+        """
+        config, length = self.agent.params.config, len(self.rows[i])
+        prefix = () if self.prefix is None else self.prefix[i].tolist()
+        after = sum(n - 1 for n in new)
+        reading = generation_flops(config, length, 1) + prefix_flops(config, prefix, length, 1 + self.thought + after)
+        context = length + self.thought
+        return reading + sum(blocks_flops(config, n - 1, context=context) for n in new) + after * head_flops(config)
+
+    def check_room(self, new: Sequence[int]) -> None:
+        """Checks that prefixes, prompts, thoughts and new tokens fit the model's positions.
+
+        Args:
+            new: Number of tokens that follow each prompt.
+
+        Raises:
+            TooLong: They do not. TooLong is a ValueError.
+        """
+        for i, (row, more) in enumerate(zip(self.rows, new, strict=True)):
+            self.agent.check_room([row], more + self.thought)
+            limit = self.agent.params.config.max_positions - more - self.thought
+            if self.begin is not None and self.begin[i] + len(row) > limit:
+                raise TooLong(
+                    f"a prefix of {self.begin[i]} tokens and a prompt of {len(row)} do not fit: the model's positions "
+                    f"leave room for {limit}; shorten them"
+                )
 
     def _generate(self, max_new_tokens, until, sampling, keys) -> Generation:
         """On the host; nothing is left after the token that completes a stop string."""
@@ -409,10 +450,10 @@ class Turn:
         Raises:
             ValueError: A text has no tokens, or does not fit after its prompt.
         """
-        for row, texts in zip(self.rows, continuations, strict=True):
+        for texts in continuations:
             if not all(texts):
                 raise ValueError("a text to score has no tokens")
-            self.agent.check_room([row], max(map(len, texts), default=1) - 1)
+        self.check_room([max(map(len, texts), default=1) - 1 for texts in continuations])
         logprobs, greedy = self._score_first(continuations)
         # Tokens after the first are read; of most short answers there are none.
         longer = [[c for c, text in enumerate(texts) if len(text) > 1] for texts in continuations]
@@ -425,7 +466,7 @@ class Turn:
         scored, lost = [], self.dropped
         for i, (row, texts) in enumerate(zip(self.rows, continuations, strict=True)):
             lengths = tuple(map(len, texts))
-            flops = scoring_flops(self.agent.params.config, len(row), lengths)
+            flops = self.flops(i, lengths)
             spent = self.before[i] + Spent(flops, len(row), sum(lengths), lost[i])
             each = tuple(logprobs[i].tolist()), tuple(greedy[i].tolist())
             scored.append(Scored(*each, lengths, spent, dict(self.details[i])))

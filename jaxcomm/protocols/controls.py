@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomm.agent import Agent
+from jaxcomm.cache import KVCache
 from jaxcomm.controls import derange, stand_in
 from jaxcomm.messages import Message
 from jaxcomm.seeds import Seed, one_seed, row_keys
@@ -212,7 +213,7 @@ def worst_of_others(
         seed: Seed of the draw.
 
     Returns:
-        The messages. States are scaled to the norms of the game's own, state by state.
+        The messages. States at a site are scaled to the norms of the game's own, state by state.
     """
     orders = np.stack([derange(answers, one_seed(seed) + t) for t in range(TRIES)])
     tried = [scaled_like(message.take(order), message) for order in orders]
@@ -221,8 +222,8 @@ def worst_of_others(
 
 
 def scaled_like(message: Message, like: Message) -> Message:
-    """Gives states the norms that other states have, one by one as far as there are both. Texts stay."""
-    if message.states is None:
+    """Gives states the norms that other states have, one by one as far as there are both. Texts, keys and values stay."""
+    if message.states is None or isinstance(message.states, KVCache):
         return message
     x, norms, wanted = jnp.asarray(message.state_array()), message.norms, like.norms
     ratio = jnp.where(wanted > 0, wanted / jnp.maximum(norms, 1e-30), 1.0)

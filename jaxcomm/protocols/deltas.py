@@ -1,0 +1,241 @@
+"""State deltas (Tang et al., EMNLP 2025, arXiv 2506.19209): a written message whose tokens carry how A's state moved.
+
+A writes a message. s_i = h_i - h_(i-1) is the difference of A's states after a layer at the message's i-th token and at
+the one before it (h_0: the last token of A's prompt). The tokens are pasted into B's prompt, and B's state after that
+layer gets s_i added at the i-th of them.
+
+An independent study found no effect of the deltas' content (docs/channels.md): another question's do as well as A's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomm.agent import Agent, Prompt
+from jaxcomm.compiled import check_layer
+from jaxcomm.decoding import bucket
+from jaxcomm.flops import blocks_flops
+from jaxcomm.messages import Message, read_message, receive
+from jaxcomm.prompts import left_pad
+from jaxcomm.protocols.base import Reply, Sent, Spent, Turn, start_turn
+from jaxcomm.protocols.cipher import check_vocabularies
+from jaxcomm.protocols.controls import Link, StandIn, worst_of_others
+from jaxcomm.protocols.text import Conversation, likelihoods, put
+from jaxcomm.reading import prefill
+from jaxcomm.sharding import by_rows, deliver
+from jaxcomm.sites import Site
+
+MARK = "\u27e6message\u27e7"
+"""Stands for the message while a prompt is rendered, so that its tokens are pasted as they were written."""
+
+
+def deltas(
+    a: Agent,
+    b: Agent,
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
+    *,
+    j: int | Sequence[int],
+    sent: Sent | None = None,
+    **how: Any,
+) -> Turn:
+    """A writes a message; B reads its tokens, and at each of them how A's state moved (State Delta Encoding, arXiv 2506.19209).
+
+    Args:
+        a: Who writes.
+        b: Who reads. It has A's vocabulary and width.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B is asked, one prompt for each game.
+        j: The layer of both models after which states are read and added, 1 .. L; or several layers.
+        sent: What `send_deltas` returned for the same prompts and layers. Default: A writes now.
+        **how: Options of `Conversation`, with a single turn. A `control` stands in for the deltas; the tokens stay A's.
+
+    Returns:
+        B's turn. Details of a `Reply`: the message, and the mean norm of its deltas.
+
+    Raises:
+        ValueError: The vocabularies or widths differ; a layer is out of range; an option is invalid.
+
+    Example:
+        >>> told, asked = ["Bob is at Petra."], ["Which country is Bob located in?"]
+        >>> protocols.deltas(agent, agent, told, asked, j=4, max_message_tokens=8).write(4)[0].text
+        'Jordan'
+    """
+    talk, layers = Conversation(**how), _layers(a, b, j)
+    if talk.turns > 1:
+        raise ValueError(f"turns = {talk.turns}: deltas are sent with a single message")
+    plain = dataclasses.replace(talk, control=None)
+    written = send_deltas(a, prompts_a, plain, layers=layers) if sent is None else sent
+    if talk.control is None:
+        return receive_deltas(b, prompts_b, written, talk, layers=layers)
+    again = lambda who, prompts: send_deltas(who, prompts, plain, layers=layers).message
+
+    def likely(message: Message, answers: Sequence[str]) -> np.ndarray:
+        other = dataclasses.replace(written, message=_with(written.message, message))
+        return likelihoods(receive_deltas(b, prompts_b, other, plain, layers=layers), answers)
+
+    assert isinstance(talk.control, StandIn)
+    link = Link(
+        a,
+        generated=lambda: again(b, prompts_b),
+        unrelated=lambda sentence: again(a, [sentence] * len(prompts_b)),
+        own=lambda: _own(b, prompts_b, written, plain, layers),
+        worst=lambda message, answers: worst_of_others(message, answers, lambda m: likely(m, answers), talk.seed),
+    )
+    states = Message(written.message.states, written.message.valid)
+    message = _with(written.message, talk.control(states, link, talk.seed))
+    return receive_deltas(b, prompts_b, dataclasses.replace(written, message=message), talk, layers=layers)
+
+
+def send_deltas(a: Agent, prompts: Sequence[Prompt], talk: Conversation, *, layers: Sequence[int]) -> Sent:
+    """Lets an agent write messages, and reads how its state moved at each of their tokens.
+
+    Args:
+        a: Who writes.
+        prompts: What it reads, one prompt for each game.
+        talk: How it writes.
+        layers: The layers after which its states are read.
+
+    Returns:
+        Messages of text and of states: deltas [B, n, M, D] of n tokens after M layers. Details hold each text's tokens.
+
+    Raises:
+        ValueError: A prompt is empty, or leaves no room.
+
+    Example:
+        >>> talk = protocols.Conversation(max_message_tokens=8)
+        >>> sent = protocols.send_deltas(agent, ["Bob is at Petra."], talk, layers=[4])
+        >>> sent.message.states.shape[1] == len(sent.details[0]["ids"])
+        True
+    """
+    turn = start_turn(a, [put(talk.ask, prompt) for prompt in prompts])
+    written = talk.write(turn, 1)
+    ids = [list(reply.ids) for reply in written]
+    rows = [[*row, *said] for row, said in zip(turn.rows, ids, strict=True)]
+    states, valid = _read(a, rows, [len(said) + 1 for said in ids], layers)
+    both = valid[:, 1:] & valid[:, :-1]
+    moved = jnp.where(jnp.asarray(both)[..., None, None], states[:, 1:] - states[:, :-1], 0)
+    texts = tuple(reply.text for reply in written)
+    size = moved.nbytes // max(1, moved.shape[0] * moved.shape[1])
+    spent = [
+        reply.spent + Spent(_again(a, reply, max(layers)), sent=len(x.encode()) + size * len(said))
+        for reply, x, said in zip(written, texts, ids, strict=True)
+    ]
+    details = [{"message": x, "ids": said} for x, said in zip(texts, ids, strict=True)]
+    return Sent(Message(moved, jnp.asarray(both), text=texts), details, spent)
+
+
+def receive_deltas(
+    b: Agent, prompts_b: Sequence[Prompt], sent: Sent, talk: Conversation, *, layers: Sequence[int]
+) -> Turn:
+    """Lets an agent read messages with the deltas of their tokens, and its own prompts.
+
+    Args:
+        b: Who reads.
+        prompts_b: Its own prompts, one for each game.
+        sent: What `send_deltas` returned.
+        talk: How the agent is told.
+        layers: The layers after which the deltas are added.
+
+    Returns:
+        The agent's turn.
+
+    Raises:
+        ValueError: There is not one message for each prompt; a prompt is empty, or leaves no room.
+
+    Example:
+        >>> talk = protocols.Conversation(max_message_tokens=8)
+        >>> sent = protocols.send_deltas(agent, ["Bob is at Petra."], talk, layers=[4])
+        >>> asked = ["Which country is Bob located in?"]
+        >>> protocols.receive_deltas(agent, asked, sent, talk, layers=[4]).write(4)[0].text
+        'Jordan'
+    """
+    if len(sent.message) != len(prompts_b):
+        raise ValueError(f"{len(sent.message)} messages for {len(prompts_b)} prompts: give one for each")
+    rows, there = _pasted(b, prompts_b, [told["ids"] for told in sent.details], talk)
+    b.check_room(rows, 1)
+    prompts = by_rows(b.params, left_pad(rows, bucket(max(map(len, rows)), b.params.config.max_positions)))
+    columns = prompts.shape[1]
+    mask = np.stack([np.pad(x, (columns - len(x), 0)) for x in there])
+    message = deliver(sent.message, b.params)
+    moved = jnp.asarray(message.state_array())
+    edits = []
+    for m, layer in enumerate(layers):
+        site = Site("resid_post", layer, jnp.asarray(mask))
+        edits.append(receive(Message(moved[:, :, m], message.valid), site, "sum"))
+    logits, cache = prefill(b.single, prompts, edits=edits)
+    control = None if talk.control is None else talk.control.name  # pyright: ignore
+    size = np.asarray(message.norms).sum(axis=1) / np.maximum(1, np.asarray(message.valid).sum(axis=1))
+    details = [
+        {**told, "j": list(layers), "control": control, "norm_sent": float(norm)}
+        for told, norm in zip(sent.details, size, strict=True)
+    ]
+    told = [put(talk.tell, x, message=m) for x, m in zip(prompts_b, message.text or (), strict=True)]
+    return Turn(b, told, rows, logits, cache, (), details, sent.spent, message)
+
+
+def _layers(a: Agent, b: Agent, j: int | Sequence[int]) -> list[int]:
+    """The layers. ValueError: they cannot be what both models have."""
+    layers = [j] if isinstance(j, int) else list(j)
+    check_vocabularies([a, b])
+    if (own := a.single.config.width) != (width := b.single.config.width):
+        raise ValueError(f"deltas of width {own} cannot be added to states of width {width}: use message or activation")
+    for agent in (a, b):
+        for layer in layers:
+            check_layer(agent.params, layer, "j")
+    if not layers:
+        raise ValueError("j names no layer: name the one after which states are read and added")
+    return layers
+
+
+def _read(
+    agent: Agent, rows: Sequence[Sequence[int]], counts: Sequence[int], layers: Sequence[int]
+) -> tuple[Any, np.ndarray]:
+    """States [B, n, M, D] after some layers at the last tokens of each row, and whether there is one, [B, n]."""
+    agent.check_room(rows, 0)
+    prompts = by_rows(agent.params, left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions)))
+    columns, n = prompts.shape[1], max(counts)
+    last = np.arange(columns) >= columns - np.array(counts)[:, None]
+    read = lambda layer: read_message(agent.single, prompts, site=Site("resid_post", layer, jnp.asarray(last)))
+    states = jnp.stack([jnp.asarray(read(layer).state_array())[:, -n:] for layer in layers], axis=2)
+    return states, last[:, -n:]
+
+
+def _again(a: Agent, reply: Reply, layer: int) -> int:
+    """FLOPs of reading the message once more, as far as the highest layer. (A decoder that kept states would save them.)"""
+    return blocks_flops(a.params.config, len(reply.ids), context=len(reply.read), blocks=layer)
+
+
+def _pasted(
+    b: Agent, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], talk: Conversation
+) -> tuple[list[list[int]], list[np.ndarray]]:
+    """B's prompts with the messages' tokens in them, and where those stand."""
+    rows, there = [], []
+    for prompt, said in zip(prompts, ids, strict=True):
+        before, _, after = b.render(put(talk.tell, prompt, message=MARK)).partition(MARK)
+        begin = b.spelled(before)
+        end = b.tokenizer.encode(after, add_special_tokens=False)
+        rows.append([*begin, *said, *end])
+        there.append(np.repeat([False, True, False], [len(begin), len(said), len(end)]))
+    return rows, there
+
+
+def _own(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, talk: Conversation, layers: Sequence[int]) -> Message:
+    """How B's own state moves over the message's tokens as it reads them."""
+    ids = [told["ids"] for told in sent.details]
+    rows, there = _pasted(b, prompts_b, ids, talk)
+    until = [row[: int(np.flatnonzero(x)[-1]) + 1] if x.any() else row for row, x in zip(rows, there, strict=True)]
+    counts = [min(len(said) + 1, len(row)) for said, row in zip(ids, until, strict=True)]
+    states, valid = _read(b, until, counts, layers)
+    both = valid[:, 1:] & valid[:, :-1]
+    return Message(jnp.where(jnp.asarray(both)[..., None, None], states[:, 1:] - states[:, :-1], 0), jnp.asarray(both))
+
+
+def _with(message: Message, states: Message) -> Message:
+    """A message's text with other deltas."""
+    return message.replace(states=states.states, valid=states.valid)

@@ -1,0 +1,409 @@
+"""Keys and values as messages: `kv` (KVComm), `latent` (LatentMAS), and `thinking`, one agent's thoughts for itself.
+
+What a sender has read, and what it has thought after that, stands before the receiver's prompt as keys and values that
+some layers see (`jaxcomm.prefixes`), or as vectors that the receiver reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomm.agent import Agent, Prompt
+from jaxcomm.cache import KVCache
+from jaxcomm.config import AnyArray
+from jaxcomm.decoding import bucket
+from jaxcomm.flops import blocks_flops, head_flops, reading_flops, thinking_flops
+from jaxcomm.latents import Thought, think
+from jaxcomm.messages import Message
+from jaxcomm.prefixes import as_layers, check_prefix, check_reach, join, select, stretch
+from jaxcomm.prompts import Prompts, left_pad
+from jaxcomm.protocols.base import Sent, Spent, Turn, dropped, total
+from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in, worst_of_others
+from jaxcomm.protocols.text import likelihoods
+from jaxcomm.reading import prefill
+from jaxcomm.seeds import Seed
+from jaxcomm.sharding import by_rows, deliver
+from jaxcomm.sites import Site
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefixing:
+    """Options of `kv` and `latent`: what stands before B's prompt, and who sees it.
+
+    Attributes:
+        layers: Layers of B that see the prefix: "all", numbers from 1, or bool [L_B] (`choose_layers`).
+        positions: "after": B's prompt is numbered on from the prefix. "own": it begins at 0 (`prefixes.select`).
+        sink: The first token is seen by all layers, and the first layer sees all, as in KVComm's code.
+        future: KVComm's published mask (`prefixes.select`).
+        steps: Number of steps that every sender thinks in latents after its prompt. With 0 it only reads.
+        thought: What a sender reads in place of tokens while it thinks (`latents.Thought`).
+        sends: "kv": keys and values of what was read and thought. "thoughts": the vectors that were thought, which B reads
+            before its prompt. They need `steps`.
+        order: Of several senders. "parallel": each reads its own prompt alone. "row": each goes on from the keys and values
+            of those before it.
+        control: What B gets in place of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
+        seed: Seed of noise, for all games or one for each.
+
+    Raises:
+        ValueError: There is no such option; no layer is chosen; thoughts are sent, and there are none.
+
+    Example:
+        >>> how = protocols.Prefixing(layers=[3, 4, 5])
+        >>> sent = protocols.send_prefix(agent, agent, ["Bob is at Petra."], how)
+        >>> len(sent.message), sent.message.bytes == sent.spent[0].sent
+        (1, True)
+    """
+
+    layers: Literal["all"] | Sequence[int] | AnyArray = "all"
+    positions: Literal["after", "own"] = "after"
+    sink: bool = False
+    future: bool = False
+    steps: int = 0
+    thought: Thought = "aligned"
+    sends: Literal["kv", "thoughts"] = "kv"
+    order: Literal["parallel", "row"] = "parallel"
+    control: Control | StandIn | None = None
+    seed: Seed = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "control", as_stand_in(self.control))
+        for name, value, known in (
+            ("positions", self.positions, ("after", "own")),
+            ("sends", self.sends, ("kv", "thoughts")),
+            ("order", self.order, ("parallel", "row")),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}: choose {' or '.join(known)}")
+        if self.sends == "thoughts" and not self.steps:
+            raise ValueError("thoughts are sent, and there are none: give steps")
+        if not isinstance(self.layers, str) and not np.any(np.asarray(self.layers)):
+            raise ValueError("no layer sees the prefix: name at least one, or play the protocol silent")
+
+    def chosen(self, config: Any) -> np.ndarray:
+        """Finds the layers of a receiver that see the prefix.
+
+        Args:
+            config: The receiver's architecture.
+
+        Returns:
+            Bool [L_B].
+
+        Raises:
+            ValueError: A layer is out of range.
+        """
+        if isinstance(self.layers, str):
+            return np.ones(config.layers, bool)
+        return np.asarray(as_layers(self.layers, config.layers))
+
+
+def kv(
+    a: Agent | Sequence[Agent],
+    b: Agent,
+    prompts_a: Sequence[Any],
+    prompts_b: Sequence[Prompt],
+    *,
+    sent: Sent | None = None,
+    **how: Any,
+) -> Turn:
+    """A reads its prompts, and its keys and values stand before B's prompts, in some layers (KVComm, arXiv 2510.03346).
+
+    With all layers, and a sender like the receiver, B answers as if it had read both texts.
+
+    Args:
+        a: The sender, or a list of several. Then `a` and `prompts_a` are lists with one for each.
+        b: The receiver.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B reads, one prompt for each game.
+        sent: What `send_prefix` returned for the same prompts, so that many controls read A's prompts once. Default: A
+            reads them now.
+        **how: Options of `Prefixing`.
+
+    Returns:
+        B's turn. Details of a `Reply`: the layers that see the prefix, its tokens, and how many steps were thought.
+
+    Raises:
+        ValueError: The models' keys do not match; prefix and prompt exceed B's positions; a chosen layer's window hides
+            the prefix; an option is invalid.
+
+    Example:
+        >>> told, asked = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
+        >>> protocols.kv(agent, agent, told, asked).write(4)[0].text
+        'Greece'
+    """
+    settings = Prefixing(**how)
+    if sent is None:
+        sent = send_prefix(a, b, prompts_a, settings)
+    if settings.control is not None:
+        sent = _replaced(sent, a, b, prompts_a, prompts_b, settings)
+    return receive_prefix(b, prompts_b, sent, settings)
+
+
+def latent(
+    a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], prompts_b: Sequence[Prompt], **how: Any
+) -> Turn:
+    """A reads its prompts and thinks on in latents; B reads behind all of it (LatentMAS, arXiv 2511.20639).
+
+    It is `kv` with 10 `steps`, unless they are given. With 0 steps it is `kv`.
+
+    Args:
+        a: The sender, or a list of several roles, in a row or in parallel.
+        b: The receiver.
+        prompts_a: What A reads, one prompt for each game; of several senders a list for each.
+        prompts_b: What B reads, one prompt for each game.
+        **how: Options of `Prefixing`.
+
+    Returns:
+        B's turn, as for `kv`.
+
+    Raises:
+        ValueError: As for `kv`.
+
+    Example:
+        >>> told, asked = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
+        >>> turn = protocols.latent(agent, agent, told, asked, steps=2)
+        >>> turn.details[0]["steps"]
+        2
+    """
+    return kv(a, b, prompts_a, prompts_b, **{"steps": 10, **how})
+
+
+def thinking(
+    a: Agent,
+    b: Agent,
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
+    *,
+    steps: int = 10,
+    thought: Thought = "aligned",
+    **unused: Any,
+) -> Turn:
+    """B thinks in latents after its own prompt, and answers. Nobody tells it anything.
+
+    It is what a gain of `latent` over `silent` has to be compared with.
+
+    Args:
+        a: The other agent. It does nothing.
+        b: Who answers.
+        prompts_a: What A would read.
+        prompts_b: What B reads, one prompt for each game.
+        steps: Number of steps, m. With 0 it is `silent`.
+        thought: What B reads in place of tokens while it thinks (`latents.Thought`).
+        **unused: Options of `Prefixing`. They change nothing.
+
+    Returns:
+        B's turn.
+
+    Raises:
+        ValueError: A prompt is empty, or leaves no room for the thoughts.
+
+    Example:
+        >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
+        >>> protocols.thinking(agent, agent, [""], asked, steps=2).details[0]
+        {'steps': 2}
+    """
+    settings = Prefixing(**{"steps": steps, "thought": thought, **unused})
+    rows = b.rows(prompts_b, steps + 1)
+    prompts = by_rows(b.params, left_pad(rows, bucket(max(map(len, rows)), b.params.config.max_positions - steps)))
+    thoughts = _think(b, prompts, settings, ())
+    spent = [Spent(_thinking(b, len(row), settings)) for row in rows]
+    details = [{"steps": steps} for _ in rows]
+    turn = Turn(b, prompts_b, rows, thoughts.logits, thoughts.cache, (), details, spent)
+    return dataclasses.replace(turn, thought=steps)
+
+
+def send_prefix(a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], settings: Prefixing) -> Sent:
+    """Lets one sender or several read their prompts, and think, and makes their keys and values a prefix for the receiver.
+
+    Args:
+        a: The sender, or a list of several.
+        b: The receiver.
+        prompts_a: What the sender reads, one prompt for each game; of several senders, a list for each.
+        settings: Layers, steps, order.
+
+    Returns:
+        Messages of keys and values, as the receiver's layers see them; or of vectors.
+
+    Raises:
+        ValueError: The models' keys do not match; the numbers of senders and prompts differ; a prompt is empty or too
+            long.
+
+    Example:
+        >>> sent = protocols.send_prefix(agent, agent, ["Bob is at Petra."], protocols.Prefixing())
+        >>> sent.message.states.positions.shape[0]
+        1
+    """
+    agents, reads = ([a], [prompts_a]) if isinstance(a, Agent) else (list(a), list(prompts_a))
+    if len(agents) != len(reads):
+        raise ValueError(f"{len(agents)} senders, {len(reads)} lists of prompts: give one of each")
+    if len({len(x) for x in reads}) > 1:
+        raise ValueError(f"the senders have {' and '.join(str(len(x)) for x in reads)} prompts: give one for each game")
+    _check_models(agents, b, settings)
+    heard: list[_Read] = []
+    for agent, prompts in zip(agents, reads, strict=True):
+        before = [x.cache for x in heard] if settings.order == "row" else []
+        heard.append(_read(agent, prompts, settings, before))
+    if settings.sends == "thoughts":
+        vectors = jnp.concatenate([deliver(x.vectors, b.params) for x in heard], axis=1)
+        message = Message(vectors, jnp.ones(vectors.shape[:2], bool), Site("embed"))
+        sent = np.full(len(vectors), vectors[0].nbytes)
+    else:
+        message = _as_seen(join([deliver(x.cache, b.params) for x in heard]), b, settings)
+        sent = message.states.bytes  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    details = [
+        {
+            "layers": (np.flatnonzero(settings.chosen(b.single.config)) + 1).tolist(),
+            "prefix_tokens": [len(x.rows[i]) for x in heard],
+            "steps": settings.steps,
+        }
+        for i in range(len(reads[0]))
+    ]
+    spent = [total(x.spent[i] for x in heard) + Spent(sent=int(sent[i])) for i in range(len(reads[0]))]
+    return Sent(message, details, spent)
+
+
+def receive_prefix(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: Prefixing) -> Turn:
+    """Lets the receiver read its prompts behind a prefix.
+
+    Args:
+        b: The receiver.
+        prompts_b: What it reads, one prompt for each game.
+        sent: Messages of keys and values, or of vectors, one for each prompt.
+        settings: What the control is called in the details.
+
+    Returns:
+        The receiver's turn.
+
+    Raises:
+        ValueError: There is not one message for each prompt; prefix and prompt exceed the receiver's positions; a chosen
+            layer's window hides the prefix.
+
+    Example:
+        >>> told, asked = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
+        >>> how = protocols.Prefixing(layers=[1, 2, 3, 4, 5, 6])
+        >>> protocols.receive_prefix(agent, asked, protocols.send_prefix(agent, agent, told, how), how).write(4)[0].text
+        'Greece'
+    """
+    message, rows, params = sent.message, b.rows(prompts_b, 1), b.single
+    if len(message) != len(rows):
+        raise ValueError(f"{len(message)} prefixes for {len(rows)} prompts: give one for each")
+    read = [Spent() for _ in rows]
+    if isinstance(message.states, KVCache):
+        cache = message.states
+        check_reach(params.config, settings.chosen(params.config), max(map(len, rows)))
+    else:
+        vectors = jnp.asarray(message.state_array())
+        cache = prefill(params, Prompts(vectors.astype(params.dtype)))[1]
+        read = [Spent(blocks_flops(params.config, vectors.shape[1]), vectors.shape[1]) for _ in rows]
+    begin = np.broadcast_to(np.asarray(cache.after()), len(rows))
+    control = None if settings.control is None else settings.control.name  # pyright: ignore
+    details = [{**told, "control": control} for told in sent.details]
+    before = [x + y for x, y in zip(sent.spent, read, strict=True)]
+    # Checked before anything is compiled; the rest of the turn's fields follow.
+    blank: Any = None
+    turn = Turn(b, prompts_b, rows, blank, blank, (cache,), details, before, message, cache.columns_seen.T, begin)
+    turn.check_room([1] * len(rows))
+    prompts = by_rows(params, left_pad(rows, bucket(max(map(len, rows)), params.config.max_positions)))
+    logits, own = prefill(params, prompts, past=(cache,))
+    return dataclasses.replace(turn, logits=logits, cache=own)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """What a sender has read and thought: its cache, its vectors [B, m, D], and what that cost."""
+
+    cache: KVCache
+    vectors: AnyArray
+    rows: Sequence[Sequence[int]]
+    spent: Sequence[Spent]
+
+
+def _read(agent: Agent, prompts: Sequence[Prompt], settings: Prefixing, before: Sequence[KVCache]) -> _Read:
+    """Reads and thinks, behind the caches of senders before it."""
+    rows, params, steps = agent.rows(prompts, settings.steps), agent.single, settings.steps
+    behind = sum((np.asarray((cache.positions >= 0).sum(axis=-1)) for cache in before), np.zeros(len(rows), int))
+    limit = params.config.max_positions - steps
+    agent.check_room([[0] * int(n) + list(row) for n, row in zip(behind, rows, strict=True)], steps)
+    padded = by_rows(params, left_pad(rows, bucket(max(map(len, rows)), limit)))
+    before = [deliver(cache, params) for cache in before]
+    thoughts = _think(agent, padded, settings, before)
+    spent = []
+    for row, lost, n in zip(rows, dropped(agent, prompts, rows), behind.tolist(), strict=True):
+        attending = 4 * params.config.heads * params.config.head_dim * n * len(row) * params.config.layers
+        reading = (blocks_flops if steps else reading_flops)(params.config, len(row)) + attending
+        spent.append(Spent(reading + _thinking(agent, len(row) + n, settings), len(row) + steps, 0, lost))
+    return _Read(thoughts.cache, thoughts.vectors, rows, spent)
+
+
+def _think(agent: Agent, prompts: Prompts, settings: Prefixing, past: Sequence[KVCache]) -> Any:
+    W = agent.realignment if settings.steps and settings.thought == "aligned" else None
+    return think(agent.single, prompts, steps=settings.steps, thought=settings.thought, W=W, past=tuple(past))
+
+
+def _thinking(agent: Agent, prompt: int, settings: Prefixing) -> int:
+    """FLOPs of all steps after so many tokens."""
+    config = agent.single.config
+    said = 2 * head_flops(config) * settings.steps if settings.thought == "soft" else 0
+    return said + thinking_flops(config, prompt, settings.steps, settings.thought == "aligned")
+
+
+def _check_models(agents: Sequence[Agent], b: Agent, settings: Prefixing) -> None:
+    """Raises ValueError where what is sent means nothing to who gets it."""
+    for agent in agents:
+        if settings.sends == "kv":
+            check_prefix(agent.single.config, b.single.config)
+        elif (own := agent.params.config.width) != (width := b.params.config.width):
+            raise ValueError(
+                f"thoughts are vectors of width {own}, B reads width {width}: send keys and values, or text"
+            )
+    if settings.order == "row":
+        for agent in agents[1:]:
+            check_prefix(agents[0].single.config, agent.single.config)
+            if agent.single.config.layers != agents[0].single.config.layers:
+                raise ValueError("senders in a row go on from each other's keys and values: give models of one depth")
+
+
+def _as_seen(cache: KVCache, b: Agent, settings: Prefixing) -> Message:
+    """A sender's keys and values as the receiver's layers see them."""
+    config = b.single.config
+    cache = stretch(cache, config.layers)
+    how = dict(positions=settings.positions, sink=settings.sink, future=settings.future)
+    there = True if cache.seen is None else np.asarray(cache.seen)[:, 0, 0]
+    return Message(select(cache, settings.chosen(config) & there, **how))  # pyright: ignore[reportArgumentType]
+
+
+def _replaced(
+    sent: Sent,
+    a: Agent | Sequence[Agent],
+    b: Agent,
+    prompts_a: Sequence[Any],
+    prompts_b: Sequence[Prompt],
+    settings: Prefixing,
+) -> Sent:
+    """With what a control puts in the place of what was sent."""
+    plain, games = dataclasses.replace(settings, control=None), len(prompts_b)
+    one = functools.partial(send_prefix, b, b)
+
+    def unrelated(sentence: str) -> Message:
+        told: Any = [sentence] * games if isinstance(a, Agent) else [[sentence] * games] * len(a)
+        return send_prefix(a, b, told, plain).message
+
+    def likely(message: Message, answers: Sequence[str]) -> np.ndarray:
+        return likelihoods(receive_prefix(b, prompts_b, dataclasses.replace(sent, message=message), plain), answers)
+
+    assert isinstance(settings.control, StandIn)
+    link = Link(
+        a if isinstance(a, Agent) else a[0],
+        generated=lambda: one(prompts_b, plain).message,
+        unrelated=unrelated,
+        own=lambda: (
+            one(prompts_b, plain if settings.sends == "thoughts" else dataclasses.replace(plain, steps=0)).message
+        ),
+        worst=lambda message, answers: worst_of_others(message, answers, lambda m: likely(m, answers), settings.seed),
+    )
+    return dataclasses.replace(sent, message=settings.control(sent.message, link, settings.seed))
