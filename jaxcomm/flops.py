@@ -141,9 +141,25 @@ def reading_flops(config: Config, tokens: int) -> int:
         saved = blocks_flops(config.writer, tokens) - reading_flops(config.writer, tokens)
         return blocks_flops(config, tokens) - saved
     c = config
-    keys = 2 * tokens * c.width * c.head_dim * 2 * c.kv_heads
-    one = blocks_flops(c, 1, context=tokens - 1, blocks=1) - keys // tokens
-    return blocks_flops(c, tokens, blocks=c.layers - 1) + keys + one
+    one = blocks_flops(c, 1, context=tokens - 1, blocks=1) - _keys(c, 1)
+    return keys_flops(c, tokens) + one
+
+
+def keys_flops(config: ModelConfig, tokens: int) -> int:
+    """FLOPs of the keys and values of a prompt in every layer, when nothing is written after it.
+
+    Args:
+        config: Architecture of the model.
+        tokens: Length of the prompt.
+
+    Returns:
+        FLOPs of all blocks but the last, and of the last block's keys and values; a multiply-add counts 2.
+    """
+    return blocks_flops(config, tokens, blocks=config.layers - 1) + _keys(config, tokens)
+
+
+def _keys(config: ModelConfig, tokens: int) -> int:
+    return 2 * tokens * config.width * config.head_dim * 2 * config.kv_heads
 
 
 def head_flops(config: Config) -> int:

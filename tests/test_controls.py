@@ -28,6 +28,9 @@ SENDING = {
     "cipher": dict(TALK, form="plain", temperatures=(0.4, 0.1), rounds=2),
     "activation": dict(k=4, j=1),
     "exchange": dict(k=4, j=1),
+    "kv": dict(layers=[1, 2, 3, 5, 6]),
+    "latent": dict(steps=2),
+    "deltas": dict(TALK, j=[2, 4]),
 }
 
 
@@ -60,7 +63,7 @@ def test_answers_that_differ_in_case_only_are_the_same():
     refused(lambda: jc.derange(["Peru"]), "needs at least two games")
 
 
-@pytest.mark.parametrize("protocol", ["message", "activation", "cipher"])
+@pytest.mark.parametrize("protocol", ["message", "activation", "cipher", "kv", "latent"])
 def test_another_items_message_is_what_the_sender_says_in_that_item(b, protocol):
     order = jc.derange(ANSWERS, 0)
     alone = [TOLD[n] for n in order]
@@ -86,7 +89,7 @@ def test_in_an_exchange_the_sender_still_reads_its_own_prompt(b):
 
 
 def test_a_generated_message_is_the_receivers_own_from_its_own_prompt(b):
-    for protocol in ("message", "activation"):
+    for protocol in ("message", "activation", "kv", "latent"):
         assert said(turn_of(protocol, b, "generated")) == said(turn_of(protocol, b, told=ASKED))
     panel = turn_of("debate", b, "generated", max_message_tokens=5)
     own = said(silent(b, b, TOLD, ASKED))
@@ -107,10 +110,12 @@ def test_a_receiver_of_another_depth_is_read_as_deep_as_the_sender(b):
 def test_an_unrelated_message_is_the_same_for_all(b, protocol):
     turn = turn_of(protocol, b, "unrelated")
     received = (turn.turns[turn.receiver] if hasattr(turn, "turns") else turn).received
-    if received.text is not None:
+    if received.states is None:
         assert len({*received.text}) == 1
     else:
-        assert_close(received.states, jnp.broadcast_to(received.states[:1], received.states.shape), "one for all")
+        cache = isinstance(received.states, jc.KVCache)
+        for x in (received.states.k[0], received.states.v[-1]) if cache else (received.states,):
+            assert_close(x, jnp.broadcast_to(x[:1], x.shape), "one for all")
 
 
 # What it is ---------------------------------------------------------------------------------------------------------

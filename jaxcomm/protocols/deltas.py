@@ -162,10 +162,11 @@ def receive_deltas(
     prompts = by_rows(b.params, left_pad(rows, bucket(max(map(len, rows)), b.params.config.max_positions)))
     columns = prompts.shape[1]
     mask = np.stack([np.pad(x, (columns - len(x), 0)) for x in there])
+    mask[:, -1] |= ~mask.any(axis=1)  # a row has a place for a message, also where none was written
     message = deliver(sent.message, b.params)
     moved = jnp.asarray(message.state_array())
     edits = []
-    for m, layer in enumerate(layers):
+    for m, layer in enumerate(layers if moved.shape[1] else ()):
         site = Site("resid_post", layer, jnp.asarray(mask))
         edits.append(receive(Message(moved[:, :, m], message.valid), site, "sum"))
     logits, cache = prefill(b.single, prompts, edits=edits)

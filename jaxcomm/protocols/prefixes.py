@@ -16,9 +16,9 @@ import numpy as np
 
 from jaxcomm.agent import Agent, Prompt
 from jaxcomm.cache import KVCache
-from jaxcomm.config import AnyArray
+from jaxcomm.config import AnyArray, ModelConfig
 from jaxcomm.decoding import bucket
-from jaxcomm.flops import blocks_flops, head_flops, reading_flops, thinking_flops
+from jaxcomm.flops import blocks_flops, head_flops, keys_flops, thinking_flops
 from jaxcomm.latents import Thought, think
 from jaxcomm.messages import Message
 from jaxcomm.prefixes import as_layers, check_prefix, check_reach, join, select, stretch
@@ -334,10 +334,14 @@ def _read(agent: Agent, prompts: Sequence[Prompt], settings: Prefixing, before: 
     thoughts = _think(agent, padded, settings, before)
     spent = []
     for row, lost, n in zip(rows, dropped(agent, prompts, rows), behind.tolist(), strict=True):
-        attending = 4 * params.config.heads * params.config.head_dim * n * len(row) * params.config.layers
-        reading = (blocks_flops if steps else reading_flops)(params.config, len(row)) + attending
+        reading = blocks_flops(params.config, len(row), n) if steps else _keys_behind(params.config, len(row), n)
         spent.append(Spent(reading + _thinking(agent, len(row) + n, settings), len(row) + steps, 0, lost))
     return _Read(thoughts.cache, thoughts.vectors, rows, spent)
+
+
+def _keys_behind(config: ModelConfig, tokens: int, before: int) -> int:
+    """FLOPs of a prompt's keys and values, behind other senders' tokens. In the last layer nothing asks."""
+    return keys_flops(config, before + tokens) - (keys_flops(config, before) if before else 0)
 
 
 def _think(agent: Agent, prompts: Prompts, settings: Prefixing, past: Sequence[KVCache]) -> Any:
