@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxcomm.agent import Agent
 from jaxcomm.controls import derange, overlap
-from jaxcomm.protocols import CONTROLS, Grafting, send_states
+from jaxcomm.protocols import CONTROLS, Grafting, Prefixing, send_prefix, send_states
 from jaxcomm.protocols.text import put
 
 from . import figures
@@ -181,6 +181,7 @@ def blocks(
             f"{about}. Rank 1 is the likeliest. Calibrated: after each choice's log-probability without the message is taken off, so of B alone there is none. "
             "Last column: mean log-probability of the right answer, given that it is one of the choices."
         )
+    made.append(costs_drawn(every, outcomes, metric))
     made += effects_told(every, outcomes, metric, b, more)
     made.append(Heading(2, "What was read and said"))
     made += [Code(text) for text in spoken(every, outcomes, metric, transcripts)]
@@ -225,16 +226,20 @@ def scores(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str)
         metric: The metric in the first column, a key of `play.METRICS`.
 
     Returns:
-        Accuracies in %, with 95 % intervals; scores of the choices, if there are any; GFLOPs of one item; seconds.
+        Accuracies in %, with 95 % intervals; scores of the choices, if there are any; GFLOPs of one item, and bytes that
+        are sent for it; seconds.
     """
     order = [metric, *(name for name in ("exact", "found") if name != metric)]
-    columns = ["protocol", "k, j", *(f"{name} match" for name in order)]
+    columns = ["protocol", "layers", *(f"{name} match" for name in order)]
     choices = outcomes[0].choices is not None
     columns += ["choice", "rank", "calibrated choice", "calibrated rank", "log p(right | choices)"] if choices else []
     rows = []
     for condition, outcome in zip(every, outcomes, strict=True):
-        at = f"{condition.settings['k']}, {condition.settings['j']}" if "k" in condition.settings else ""
-        row = [condition.label, at, *(percent(accuracy(outcome.scored(name))) for name in order)]
+        row = [
+            condition.label,
+            layers_told(condition.settings),
+            *(percent(accuracy(outcome.scored(name))) for name in order),
+        ]
         if outcome.choices is not None:
             told = outcome.choices
             row += [percent(accuracy([c.hit for c in told])), f"{np.mean([c.rank for c in told]):.1f}"]
@@ -246,8 +251,52 @@ def scores(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str)
                     f"{np.mean([c.calibrated_rank or 0 for c in told]):.1f}",
                 ]
             row.append(f"{np.mean([c.among for c in told]):.2f}")
-        rows.append([*row, f"{outcome.flops / 1e9:.3g}", f"{outcome.seconds:.1f}"])
-    return Table([*columns, "GFLOPs an item", "seconds"], rows, left=2)
+        rows.append([*row, f"{outcome.flops / 1e9:.3g}", f"{outcome.sent:,.0f}", f"{outcome.seconds:.1f}"])
+    return Table([*columns, "GFLOPs an item", "bytes sent", "seconds"], rows, left=2)
+
+
+def layers_told(settings: Mapping[str, Any]) -> str:
+    """Says at which layers a protocol reads and writes.
+
+    Args:
+        settings: The protocol's own settings.
+
+    Returns:
+        Such as "k 26, j 26" (activation), "1-8, 12" (those that see a prefix), "all", or "" where there are none.
+    """
+    if "k" in settings:
+        return f"k {settings['k']}, j {settings['j']}"
+    named = settings.get("layers", settings.get("j", ()))
+    if isinstance(named, str):
+        return named
+    runs: list[list[int]] = []
+    for n in sorted(named):
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def costs_drawn(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str) -> Block:
+    """Draws accuracy against FLOPs and against bytes, for all but controls of messages.
+
+    Args:
+        every: The conditions.
+        outcomes: The outcome of each condition.
+        metric: The metric, a key of `play.METRICS`.
+
+    Returns:
+        The picture.
+    """
+    points = [
+        (condition.label, outcome.flops, outcome.sent, accuracy(outcome.scored(metric)))
+        for condition, outcome in zip(every, outcomes, strict=True)
+        if condition.equal is not None or not condition.is_control
+    ]
+    png = figures.every_cost({f"{metric} match": points})
+    assert png is not None  # whoever reads costs FLOPs
+    return Picture("costs.png", png, "Accuracy against cost")
 
 
 def effects_told(
@@ -444,15 +493,18 @@ def further_messages(
         By label of the conditions that send states, the further items and their messages.
     """
     others = further(game, n)
-    channels = [c for c in every if c.protocol in ("activation", "exchange") and not c.is_control]
+    channels = [c for c in every if c.protocol in ("activation", "exchange", "kv", "latent") and not c.is_control]
     if others is None or not others.items:
         return {}
     found = {}
     for condition in channels:
-        own = dict(condition.settings)
+        own, prompts = dict(condition.settings), settings.wording.prompts_a(others, a)
+        if condition.protocol in ("kv", "latent"):
+            found[condition.label] = others, features(send_prefix(a, b, prompts, Prefixing(**own)).message)
+            continue
         k = own.pop("k")
         how = Grafting(**{name: value for name, value in own.items() if name in ("graft", "W", "where", "think")})
-        sent = send_states(a, b, settings.wording.prompts_a(others, a), how, k=k, games=len(others.items))
+        sent = send_states(a, b, prompts, how, k=k, games=len(others.items))
         found[condition.label] = others, features(sent.message)
     return found
 

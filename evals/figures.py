@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from .effects import Split
+    from .scores import Interval
 
 J_AXIS = "j: layer of B after which it is grafted in"
 K_AXIS = "k: layer of A that is sent"
@@ -319,7 +320,7 @@ class Cost:
 
     Attributes:
         name: Name of the protocol.
-        flops: FLOPs of a question, above 0.
+        amount: What it costs: FLOPs of a question, or bytes that are sent. Above 0.
         value: Accuracy, as a share.
         low: Lower end of its interval.
         high: Upper end of its interval.
@@ -327,18 +328,18 @@ class Cost:
     """
 
     name: str
-    flops: float
+    amount: float
     value: float
     low: float
     high: float
     control: bool = False
 
 
-def costs(panels: Mapping[str, Sequence[Cost]], *, label: str) -> bytes:
-    """Draws accuracy against compute, as in Ramesh & Li (2025), Figure 3.
+def costs(rows: Mapping[str, Mapping[str, Sequence[Cost]]], *, label: str) -> bytes:
+    """Draws accuracy against what it costs, as in Ramesh & Li (2025), Figure 3.
 
     Args:
-        panels: By title of the panel, its points. Each panel has at least one.
+        rows: By kind of cost ("FLOPs a question"), the panels of a row: by title, the points. Each panel has at least one.
         label: Label of the accuracy.
 
     Returns:
@@ -349,15 +350,21 @@ def costs(panels: Mapping[str, Sequence[Cost]], *, label: str) -> bytes:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    size = (6.6 * len(panels), 4.8)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, dpi=130, squeeze=False, layout="constrained")
-    for axis, (title, points) in zip(axes.flat, panels.items(), strict=True):
-        draw_costs(axis, points)
-        axis.set_title(title, fontsize="medium", parse_math=False)
-        axis.set_ylabel(label)
+    columns = max(map(len, rows.values()))
+    size = (6.6 * columns, 4.8 * len(rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, dpi=130, squeeze=False, layout="constrained")
+    drawn, colours = [], palette([p for panels in rows.values() for points in panels.values() for p in points])
+    for line, (amount, panels) in zip(axes, rows.items(), strict=True):
+        for axis, (title, points) in zip(line, panels.items(), strict=False):
+            draw_costs(axis, points, colours)
+            axis.set_title(title, fontsize="medium", parse_math=False)
+            axis.set(xlabel=amount, ylabel=label)
+            drawn.append((axis, points))
+        for axis in line[len(panels) :]:
+            axis.set_axis_off()
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # labels are put where there is room: nothing may move any more
-    for axis, points in zip(axes.flat, panels.values(), strict=True):
+    for axis, points in drawn:
         name_points(axis, points)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=130)
@@ -365,26 +372,59 @@ def costs(panels: Mapping[str, Sequence[Cost]], *, label: str) -> bytes:
     return png.getvalue()
 
 
-def draw_costs(axis: Axes, points: Sequence[Cost]) -> None:
-    """Draws points with their intervals. Accuracy is in %; FLOPs are on a logarithmic axis.
+def every_cost(points: Mapping[str, Sequence[tuple[str, float, float, Interval]]]) -> bytes | None:
+    """Draws accuracy against FLOPs, and against the bytes that agents send each other.
+
+    Args:
+        points: By title of the panel: name of the protocol, FLOPs and bytes of a question, accuracy with its interval. A
+            name with a comma is that of a control.
+
+    Returns:
+        The bytes of a PNG. None: nothing costs anything.
+    """
+    rows: dict[str, dict[str, list[Cost]]] = {}
+    for panel, found in points.items():
+        for name, flops, sent, value in found:
+            for amount, x in (("FLOPs a question", flops), ("bytes sent a question", sent)):
+                if x > 0:
+                    cost = Cost(name, x, *value, control=", " in name)
+                    rows.setdefault(amount, {}).setdefault(panel, []).append(cost)
+    return costs(rows, label="%, with 95 % intervals") if rows else None
+
+
+def palette(points: Sequence[Cost]) -> dict[str, str]:
+    """Gives every protocol a colour of its own, and all controls grey.
+
+    Args:
+        points: The points.
+
+    Returns:
+        The colours, by name.
+    """
+    names = dict.fromkeys(point.name for point in points if not point.control)
+    colours = itertools.cycle(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))  # the one left out is grey
+    return dict(zip(names, colours, strict=False)) | {point.name: "0.6" for point in points if point.control}
+
+
+def draw_costs(axis: Axes, points: Sequence[Cost], colours: Mapping[str, str]) -> None:
+    """Draws points with their intervals. Accuracy is in %; Costs are on a logarithmic axis.
 
     Args:
         axis: The axes to draw on.
         points: The points.
+        colours: Their colours, by name (`palette`).
     """
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-    colours = itertools.cycle(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))  # the one left out is grey
     for point in points:
-        colour = "0.6" if point.control else next(colours)
+        colour = colours[point.name]
         bar = [[100 * (point.value - point.low)], [100 * (point.high - point.value)]]
         how: dict[str, Any] = dict(markersize=6, linewidth=1.2, capsize=3, zorder=2 if point.control else 3)
-        axis.errorbar(point.flops, 100 * point.value, bar, fmt="o", color=colour, **how)
-    flops = [point.flops for point in points]
-    span = max(max(flops) / min(flops), 4)
+        axis.errorbar(point.amount, 100 * point.value, bar, fmt="o", color=colour, **how)
+    amounts = [point.amount for point in points]
+    span = max(max(amounts) / min(amounts), 4)
     axis.set_xscale("log")
-    axis.set(xlim=(min(flops) / span**0.3, max(flops) * span**0.3), ylim=(-14, 114), yticks=range(0, 101, 20))
-    axis.set_xlabel("FLOPs a question")
+    axis.set(xlim=(min(amounts) / span**0.3, max(amounts) * span**0.3), ylim=(-14, 114), yticks=range(0, 101, 20))
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 100 else (1,)))
     axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -407,7 +447,7 @@ def name_points(axis: Axes, points: Sequence[Cost]) -> np.ndarray:
     """
     figure, inside = axis.get_figure(root=True), np.array([axis.get_window_extent().extents])
     assert figure is not None
-    at = lambda shares: axis.transData.transform([(p.flops, 100 * x) for p, x in zip(points, shares, strict=True)])
+    at = lambda shares: axis.transData.transform([(p.amount, 100 * x) for p, x in zip(points, shares, strict=True)])
     centres = at([p.value for p in points])
     wide, bottoms, tops = np.array([7, 3]), at([p.low for p in points]), at([p.high for p in points])
     taken = np.vstack([np.hstack([centres - 9, centres + 9]), np.hstack([bottoms - wide, tops + wide])])
@@ -440,7 +480,7 @@ def name_points(axis: Axes, points: Sequence[Cost]) -> np.ndarray:
         side, edge = ("left", 0) if best[0] > 1 else ("right", 1) if best[0] < -1 else ("center", 0.5)
         line = dict(arrowstyle="-", color="0.6", linewidth=0.7, shrinkA=0, shrinkB=4, relpos=(edge, 0.5))
         axis.annotate(
-            p.name, (p.flops, 100 * p.value), best, textcoords="offset points", ha=side, va="center", fontsize="small",
+            p.name, (p.amount, 100 * p.value), best, textcoords="offset points", ha=side, va="center", fontsize="small",
             color="0.4" if p.control else "black", arrowprops=line if np.hypot(*best) > 12 else None, parse_math=False,
         )  # fmt: skip
     return labels

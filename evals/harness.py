@@ -499,6 +499,7 @@ class ProtocolLM(LM):
 def _spent(spent: Spent, answer: int, details: Mapping[str, Any]) -> dict[str, Any]:
     """answer: its tokens; what was written besides are messages."""
     told = {"read": spent.read, "written": answer, "messages": spent.written - answer, "dropped": spent.dropped}
+    told |= {"sent": spent.sent}
     return {**told, "flops": spent.flops, "details": dict(details)}
 
 

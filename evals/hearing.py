@@ -16,6 +16,7 @@ import numpy as np
 import scipy.special
 
 from jaxcomm.agent import Agent, Prompt
+from jaxcomm.cache import KVCache
 from jaxcomm.flops import generation_flops, head_flops, reading_flops
 from jaxcomm.messages import Message
 from jaxcomm.protocols import Panel, Turn
@@ -104,11 +105,13 @@ def features(message: Message) -> np.ndarray:
     """Makes one vector of a message: of several states, their mean and the last one.
 
     Args:
-        message: A message of states.
+        message: A message of states; or of keys and values, of which the values are taken, in all layers that see any.
 
     Returns:
         Vectors [items, F], float32.
     """
+    if isinstance(message.states, KVCache):
+        return _of_cache(message.states)
     x: Any = np.asarray(jax.device_get(message.state_array()), np.float32)
     if message.single:
         return x.reshape(len(x), -1)
@@ -117,6 +120,19 @@ def features(message: Message) -> np.ndarray:
     mean = (x * there[..., None]).sum(axis=1) / np.maximum(there.sum(axis=1, keepdims=True), 1)
     last = there.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
     return np.concatenate([mean, x[np.arange(len(x)), last]], axis=1)
+
+
+def _of_cache(cache: KVCache) -> np.ndarray:
+    """The mean and the last of the values that are seen, layer by layer."""
+    real = np.asarray(cache.positions) >= 0
+    layers = np.flatnonzero(cache.columns_seen.any(axis=1))
+    share = real / np.maximum(real.sum(axis=1, keepdims=True), 1)
+    last = real.shape[1] - 1 - np.argmax(real[:, ::-1], axis=1)
+    found = []
+    for n in layers:
+        v = np.asarray(jax.device_get(cache.v[n]), np.float32)  # [B, K, S, H]
+        found += [np.einsum("bs,bksh->bkh", share, v), v[np.arange(len(v)), :, last]]
+    return np.concatenate([x.reshape(len(x), -1) for x in found], axis=1).astype(np.float32)
 
 
 def further(game: Game, n: int = MORE) -> Game | None:

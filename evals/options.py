@@ -107,6 +107,99 @@ class GameOptions:
         return Wording(self.wording, self.instruction, self.sender_reads)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefixOptions:
+    """What keys and values, thoughts and deltas are sent as."""
+
+    layers: tuple[int, ...] = ()
+    """kv, latent: numbers of B's layers that see the prefix; default: all."""
+    scheme: Literal["score", "greedy", "first", "last", "random", "every"] | None = None
+    """kv, latent: choose --ratio of B's layers instead. score: KVComm's; greedy: those that make right answers likeliest; every: evenly spaced."""
+    ratio: float | None = None
+    alpha: float = 1.0
+    """score: weight of the attention; the rest is KVComm's prior (the paper: 1 for Llama, 0.8 for Qwen and Falcon)."""
+    calibration: str | None = None
+    """score, greedy: a game or FILE.jsonl whose items are looked at; default: further items of the game that is played. None of them is played."""
+    calibration_items: int = 8
+    positions: Literal["after", "own"] = "after"
+    """kv, latent: B's prompt is numbered on from the prefix, or from 0."""
+    published_mask: bool = False
+    """kv, latent: as KVComm's code: all layers see the first token, the first layer all, and in the others B's prompt sees its own future."""
+    steps: int = 10
+    """latent, thinking: steps of thinking in latents."""
+    thought: Literal["aligned", "identity", "soft"] = "aligned"
+    """latent, thinking: what is read in place of tokens: the last state through W_a (LatentMAS), the state itself, or the expected embedding."""
+    sends: Literal["kv", "thoughts"] = "kv"
+    """latent: keys and values of all that A has read and thought, or the vectors it has thought."""
+    delta_layers: tuple[int, ...] = ()
+    """deltas: layers after which differences of A's states are added to B's."""
+
+    def layer_choice(self, seed: int = 0) -> Any:
+        """How B's layers are chosen.
+
+        Args:
+            seed: Seed of random choices.
+
+        Returns:
+            A `prefixes.LayerChoice`.
+
+        Raises:
+            ValueError: The options do not fit each other.
+        """
+        from .prefixes import LayerChoice
+
+        chosen = self.layers, self.scheme, self.ratio, self.alpha, self.calibration, self.calibration_items
+        return LayerChoice(*chosen, seed)
+
+    def channel_settings(self, layers: Any = "all") -> dict[str, dict[str, Any]]:
+        """The settings of protocols that send keys and values, thoughts or deltas.
+
+        Args:
+            layers: The layers that were chosen.
+
+        Returns:
+            Options by name of the protocol.
+        """
+        seen = dict(layers=layers, positions=self.positions, sink=self.published_mask, future=self.published_mask)
+        thinking = dict(steps=self.steps, thought=self.thought)
+        return {
+            "kv": seen,
+            "latent": seen | thinking | dict(sends=self.sends),
+            "thinking": thinking,
+            "deltas": dict(j=self.delta_layers),
+        }
+
+    def check_channels(self, protocols: tuple[str, ...]) -> None:
+        """Checks that the options mean something to the protocols.
+
+        Args:
+            protocols: The protocols.
+
+        Raises:
+            ValueError: An option means nothing, or is missing. The message names it.
+        """
+        self.layer_choice()
+        if self.steps < 0 or (self.steps == 0 and self.sends == "thoughts"):
+            raise ValueError(f"--steps {self.steps}: it must be at least {int(self.sends == 'thoughts')}")
+        if "deltas" in protocols and not self.delta_layers:
+            raise ValueError("deltas needs --delta-layers, the layers after which they are read and added")
+        means = {
+            "kv and latent": (
+                {"kv", "latent"},
+                ("layers", "scheme", "ratio", "alpha", "calibration", "positions", "published_mask"),
+            ),
+            "latent and thinking": ({"latent", "thinking"}, ("steps", "thought")),
+            "latent": ({"latent"}, ("sends",)),
+            "deltas": ({"deltas"}, ("delta_layers",)),
+        }
+        default = {field.name: field.default for field in dataclasses.fields(PrefixOptions)}
+        for told, (users, names) in means.items():
+            if not users & {*protocols} and (odd := [name for name in names if getattr(self, name) != default[name]]):
+                raise ValueError(
+                    f"--{odd[0].replace('_', '-')} means nothing to the protocol {', '.join(protocols)}: it is an option of {told}"
+                )
+
+
 def command_line(command: Any) -> str:
     """Writes the command that runs a command again, in a new folder.
 

@@ -20,7 +20,7 @@ from .games import PRESETS, Game, Wording
 from .hearing import Heard, heard
 from .scores import Interval, accuracy, exact_match, mean, normalised_match
 
-SENDS = ("message", "debate", "cipher", "activation", "exchange")
+SENDS = ("message", "debate", "cipher", "activation", "exchange", "kv", "latent", "deltas")
 """Protocols in which A reads and then says something: what it reads is a setting (`Wording.reads`)."""
 
 
@@ -98,6 +98,11 @@ class Outcome:
         """FLOPs of both models for one item, as a mean over the items. Scoring the choices is not counted."""
         return float(np.mean([r.flops for r in self.replies]))
 
+    @property
+    def sent(self) -> float:
+        """Bytes that agents send each other for one item, as a mean over the items."""
+        return float(np.mean([r.spent.sent for r in self.replies]))
+
     def summary(self) -> dict[str, Any]:
         """Summarises the outcome as one JSON object.
 
@@ -123,7 +128,7 @@ class Outcome:
             **scores,
             "n": len(self.items),
             "flops": self.flops,
-            "bytes_sent": float(np.mean([r.spent.sent for r in self.replies])),
+            "bytes_sent": self.sent,
             "seconds": self.seconds,
         }
 

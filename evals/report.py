@@ -175,7 +175,7 @@ def results(rows: Sequence[Row]) -> Table:
     names = [(name, of) for name, of in (("run", run), ("metric", metric)) if len({of(row) for row in rows}) > 1]
     columns = (
         *(name for name, _ in names), "protocol", "value", "n", *(x for part in PARTS for x in (part, "p")), "smallest",
-        "unparsed", "cut", "MFLOPs", "tokens", "seconds",
+        "unparsed", "cut", "MFLOPs", "bytes", "tokens", "seconds",
     )  # fmt: skip
     order = [metric(row) for row in rows]
     ordered = sorted(rows, key=lambda row: order.index(metric(row)))
@@ -214,7 +214,7 @@ def cells(row: Row, corrected: Iterator[float], tests: int) -> tuple[str, ...]:
     return (
         row.protocol, score(line["value"], interval(row.line), unit), str(line["n"]), *told,
         (f"{max(known):.2f}" if unit == "nats" else f"{100 * max(known):.0f}") if known else "", str(line["unparsed"]), str(line["truncated"]),
-        f"{line['flops'] / 1e6:.0f}", tokens, f"{line['seconds']:.1f}",
+        f"{line['flops'] / 1e6:.0f}", f"{line.get('bytes_sent', 0):,.0f}", tokens, f"{line['seconds']:.1f}",
     )  # fmt: skip
 
 
@@ -312,7 +312,7 @@ def set_ups(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[str,
 
 
 def picture(file: str, title: str, rows: Sequence[Row]) -> Iterator[Picture]:
-    """Draws accuracy against compute, with a panel for every metric that has intervals.
+    """Draws accuracy against FLOPs and bytes, with a panel for every metric that has intervals.
 
     Args:
         file: Name of the file.
@@ -323,16 +323,16 @@ def picture(file: str, title: str, rows: Sequence[Row]) -> Iterator[Picture]:
         The picture. There is none if no metric has intervals.
     """
     several = len({row.run.name for row in rows}) > 1
-    panels: dict[str, list[figures.Cost]] = {}
+    panels: dict[str, list[tuple[str, float, float, Interval]]] = {}
     for row in rows:
         measured = interval(row.line)
-        if measured is not None and row.line["flops"] > 0 and row.line["metric"] != LIKELIHOOD:
+        if measured is not None and row.line["metric"] != LIKELIHOOD:
             name = f"{row.protocol} ({row.run.name})" if several else row.protocol
             metric = SETUP["metric"][1](row.run, row.line)
-            cost = figures.Cost(name, row.line["flops"], *measured, control=", " in row.protocol)
-            panels.setdefault(f"{row.line['task']}, {metric}", []).append(cost)
-    if panels:
-        yield Picture(file, figures.costs(panels, label="%, with 95 % intervals"), f"Accuracy against compute: {title}")
+            point = name, row.line["flops"], row.line.get("bytes_sent", 0), measured
+            panels.setdefault(f"{row.line['task']}, {metric}", []).append(point)
+    if (png := figures.every_cost(panels)) is not None:
+        yield Picture(file, png, f"Accuracy against cost: {title}")
 
 
 def split_picture(file: str, rows: Sequence[Row]) -> Iterator[Picture]:

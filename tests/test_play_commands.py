@@ -56,7 +56,7 @@ def played(mine, tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_a_report_a_line_for_every_arm_and_one_for_every_answer(played, mine):
-    files = {"report.html", "report.md", "results.jsonl", "items.jsonl", "effects.png"}
+    files = {"report.html", "report.md", "results.jsonl", "items.jsonl", "effects.png", "costs.png"}
     assert {path.name for path in played.iterdir()} == files
     results, items = records(played / "results.jsonl"), records(played / "items.jsonl")
     assert [(r["protocol"], r["control"]) for r in results] == ARMS and len(items) == len(ARMS) * N

@@ -352,10 +352,10 @@ def test_labels_cover_no_point_and_no_other_label():
         )
     ]  # fmt: skip
     figure, axis = plt.subplots(figsize=(6.6, 4.8), dpi=130)
-    figures.draw_costs(axis, points)
+    figures.draw_costs(axis, points, figures.palette(points))
     figure.draw_without_rendering()
     labels = figures.name_points(axis, points)
-    spots = axis.transData.transform([(p.flops, 100 * p.value) for p in points])
+    spots = axis.transData.transform([(p.amount, 100 * p.value) for p in points])
     left, bottom, right, top = axis.get_window_extent().extents
     plt.close(figure)
     for n, label in enumerate(labels):
@@ -367,4 +367,6 @@ def test_labels_cover_no_point_and_no_other_label():
 @pytest.mark.parametrize("n", [1, 2])
 def test_costs_are_a_png_even_of_one_point(n):
     panels = {f"panel {i}, $x$": [figures.Cost("single $", 1e9, 0.5, 0.5, 0.5)] for i in range(n)}
-    assert figures.costs(panels, label="%").startswith(b"\x89PNG\r\n\x1a\n")
+    assert figures.costs({"FLOPs": panels, "bytes": dict([*panels.items()][:1])}, label="%").startswith(
+        b"\x89PNG\r\n\x1a\n"
+    )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # commands load nothing before they run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Play(options.GameOptions):
+class Play(options.GameOptions, options.PrefixOptions):
     """Play a game with any pair of checkpoints, under one protocol or several, with controls; a table, and what was said.
 
     Example: jaxcomm play --a meta-llama/Llama-3.2-3B-Instruct --b meta-llama/Llama-3.2-3B-Instruct --game countries --protocol silent skyline message activation --k 26 --j 26
@@ -27,9 +27,23 @@ class Play(options.GameOptions):
     b: options.Receiver
     game: str = "countries"
     """countries, tip_sheets, or a file of your own: FILE.jsonl, whose lines have prompt_a, prompt_b, answer and, if you like, choices."""
-    protocol: tuple[Literal["silent", "skyline", "message", "debate", "cipher", "activation", "exchange"], ...] = (
-        "activation",
-    )
+    protocol: tuple[
+        Literal[
+            "silent",
+            "skyline",
+            "message",
+            "debate",
+            "cipher",
+            "activation",
+            "exchange",
+            "kv",
+            "latent",
+            "thinking",
+            "deltas",
+        ],
+        ...,
+    ] = ("activation",)
+    """kv: A's keys and values before B's prompt; latent: of what A thinks in latents, too; thinking: B thinks alone; deltas: A's message with how its state moved."""
     k: int | None = None
     """A's layer, 0 (embedding) to its number of layers; activation only."""
     j: int | None = None
@@ -97,15 +111,19 @@ class Play(options.GameOptions):
             check_file(path)
         if self.out is not None:
             check_folder(self.out)
-        wording, own = self.game_wording(), self._protocol_settings()
+        self._check()
+        wording = self.game_wording()
         game = draw(self.game, self.seed, self.n, names=self.names, examples=self.examples)
         controls = [control for control in self.control if control != "other" or len(game.items) > 1]
-        every = conditions.conditions(self.protocol, own, controls)
         if len(game.items) < 2 and (made := {"mean", "moments", "adversarial"} & {*self.control}):
             raise ValueError(f"--control {min(made)} needs at least two games: leave it out, or play more (--n)")
         a, b = load_agents(self.a, self.b, dtype=self.dtype, tensor=self.tensor, int8=self.int8, **self.agent_options())
+        layers, told = (
+            self.layer_choice(self.seed)(game, a, b, wording) if {"kv", "latent"} & {*self.protocol} else ("all", {})
+        )
+        every = conditions.conditions(self.protocol, self._protocol_settings(layers), controls)
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
-        drawn = {"int8": self.int8} | read_as((a, b))
+        drawn = {"int8": self.int8} | read_as((a, b)) | told
         settings = PlaySettings(wording, self.choices, self.max_new_tokens, sampling, self.seed, drawn)
         outcomes = list(conditions.play_all(game, every, a, b, settings))
         if processes.first():
@@ -135,18 +153,20 @@ class Play(options.GameOptions):
             write_lines(self.out / "results.jsonl", results)
             write_lines(self.out / "items.jsonl", rows)
 
-    def _protocol_settings(self) -> dict[str, dict[str, Any]]:
-        """Of each protocol. ValueError: options that mean nothing, or are missing."""
-        self._check()
+    def _protocol_settings(self, layers: Any) -> dict[str, dict[str, Any]]:
+        """Of each protocol."""
         talk: dict[str, Any] = dict(form=self.form, max_message_tokens=self.max_message_tokens)
         rounds = lambda default: default if self.rounds is None else self.rounds
-        return {
+        own: dict[str, dict[str, Any]] = {
             "message": dict(ask=self.ask, tell=self.tell, turns=self.turns, max_message_tokens=self.max_message_tokens),
             "debate": dict(talk, rounds=rounds(2), tie="last"),
             "cipher": dict(talk, rounds=rounds(3), temperatures=self.temperatures),
             "activation": dict(k=self.k, j=self.j, graft=self.graft, where=self.where),
             "exchange": dict(k=self.k, j=self.j, graft=self.graft, where=self.where, tie="first"),
         }
+        channels = self.channel_settings(layers)
+        channels["deltas"] |= dict(ask=self.ask, tell=self.tell, max_message_tokens=self.max_message_tokens)
+        return own | channels
 
     def _check(self) -> None:
         from jaxcomm.protocols.text import check_message
@@ -168,6 +188,7 @@ class Play(options.GameOptions):
             raise ValueError(
                 f"--k, --j, --graft and --where mean nothing to the protocol {', '.join(self.protocol)}: leave them out, or name activation"
             )
+        self.check_channels(self.protocol)
         if self.control not in ((), ("other",)) and not {*SENDS} & {*self.protocol}:
             raise ValueError(
                 f"--control means nothing to the protocol {', '.join(self.protocol)}, which sends nothing: leave it out"

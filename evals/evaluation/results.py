@@ -133,7 +133,7 @@ def group_lines(groups: Mapping[str, Sequence[str]], lines: Sequence[Mapping[str
                 {"protocol": arm, "task": name, "metric": metric, "filter": filtered}
                 | {"information": information if len({x.get("information") for x in part}) == 1 else "mixed"}
                 | _value(float(np.mean(each)), each)
-                | {key: mean(key) for key in ("flops", "tokens_read", "tokens_written", "message_tokens")}
+                | {key: mean(key) for key in ("flops", "bytes_sent", "tokens_read", "tokens_written", "message_tokens")}
                 | {key: sum(x[key] for x in part) for key in ("seconds", "unparsed", "truncated")}
                 | {"version": None, "few_shot": part[0]["few_shot"]}
             )
@@ -186,6 +186,7 @@ def biography_rows(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[d
                     "rendered_a": json.dumps([]),
                     "rendered": json.dumps([]),
                     "flops": record["flops"],
+                    "bytes_sent": record["sent"],
                     "tokens_read": record["read"],
                     "tokens_written": record["written"],
                 }
@@ -203,11 +204,12 @@ def _value(value: float, each: Sequence[Any]) -> dict[str, Any]:
 
 
 def _spent(questions: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """What a question cost, of all agents: means of FLOPs and tokens (written: the answer's; messages: all others), the sum
+    """What a question cost, of all agents: means of FLOPs, bytes and tokens (written: the answer's; messages: all others), the sum
     of seconds, and of how many questions a prompt was cut. questions: the records of each."""
     mean = lambda key: float(np.mean([sum(r[key] for r in own) for own in questions]))
     return {
         "flops": mean("flops"),
+        "bytes_sent": mean("sent"),
         "tokens_read": mean("read"),
         "tokens_written": mean("written"),
         "message_tokens": mean("messages"),
@@ -222,7 +224,7 @@ def _items(lm: ProtocolLM, task: str, samples: Sequence[Mapping[str, Any]], plac
     for sample in samples:
         records = lm.records[task, places.get(sample["doc_id"], sample["doc_id"])]
         metrics = {m: sample[m] for m in sample["metrics"]} | _likely(lm.tasks[task], sample["doc"], records)
-        sums = {key: sum(r[key] for r in records) for key in ("flops", "read", "written")}
+        sums = {key: sum(r[key] for r in records) for key in ("flops", "sent", "read", "written")}
         rows.append(
             {
                 "protocol": lm.arm.name,
@@ -239,6 +241,7 @@ def _items(lm: ProtocolLM, task: str, samples: Sequence[Mapping[str, Any]], plac
                 "rendered_a": json.dumps([record.get("rendered_a", "") for record in records]),
                 "rendered": json.dumps([record.get("rendered", []) for record in records]),
                 "flops": sums["flops"],
+                "bytes_sent": sums["sent"],
                 "tokens_read": sums["read"],
                 "tokens_written": sums["written"],
             }

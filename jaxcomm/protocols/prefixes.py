@@ -17,7 +17,7 @@ import numpy as np
 from jaxcomm.agent import Agent, Prompt
 from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray, ModelConfig
-from jaxcomm.decoding import bucket
+from jaxcomm.decoding import Sampling, bucket
 from jaxcomm.flops import blocks_flops, head_flops, keys_flops, thinking_flops
 from jaxcomm.latents import Thought, think
 from jaxcomm.messages import Message
@@ -49,6 +49,8 @@ class Prefixing:
             of those before it.
         control: What B gets in place of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
         seed: Seed of noise, for all games or one for each.
+        sampling: As in other protocols. Nothing is drawn before B's turn, so it changes nothing.
+        until: Likewise.
 
     Raises:
         ValueError: There is no such option; no layer is chosen; thoughts are sent, and there are none.
@@ -70,6 +72,8 @@ class Prefixing:
     order: Literal["parallel", "row"] = "parallel"
     control: Control | StandIn | None = None
     seed: Seed = 0
+    sampling: Sampling | None = None
+    until: Sequence[str] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "control", as_stand_in(self.control))

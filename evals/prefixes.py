@@ -1,0 +1,146 @@
+"""Which layers of B see a prefix: named, or chosen by a scheme, if need be on calibration items that are never played."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcomm.agent import Agent
+from jaxcomm.decoding import bucket
+from jaxcomm.prefixes import Scheme, attention_mass, choose_layers, greedy_scores, layer_scores
+from jaxcomm.prompts import left_pad
+from jaxcomm.protocols import Prefixing, send_prefix
+
+from .games import Game, Wording, draw
+from .hearing import further
+
+CALIBRATED = ("score", "greedy")
+"""Schemes that look at items."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerChoice:
+    """How B's layers that see a prefix are chosen.
+
+    Attributes:
+        layers: Their numbers, from 1. Empty: by `scheme`, or all.
+        scheme: How `ratio` of the layers are chosen (`jaxcomm.choose_layers`). None: all, or `layers`.
+        ratio: Share of the layers, above 0.
+        alpha: Weight of the attention in KVComm's score.
+        calibration: A game, or a file, whose items are looked at. None: further items of the game that is played.
+        items: Number of calibration items.
+        seed: Seed of the scheme "random", and of the draw of calibration items from another game.
+
+    Raises:
+        ValueError: The options do not fit each other.
+    """
+
+    layers: tuple[int, ...] = ()
+    scheme: Scheme | None = None
+    ratio: float | None = None
+    alpha: float = 1.0
+    calibration: str | None = None
+    items: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.layers and self.scheme is not None:
+            raise ValueError(f"--layers name what --scheme {self.scheme} would choose: give one of them")
+        if (self.scheme is None) != (self.ratio is None):
+            raise ValueError("--scheme and --ratio go together: how layers are chosen, and which share of them")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(
+                f"--ratio {self.ratio}: a share of the layers, above 0 and at most 1 (0 is the protocol silent)"
+            )
+        if self.calibration is not None and self.scheme not in CALIBRATED:
+            raise ValueError(f"--calibration is for --scheme {' and '.join(CALIBRATED)}: leave it out")
+        if self.items < 1:
+            raise ValueError(f"--calibration-items {self.items}: it must be at least 1")
+
+    def __call__(self, game: Game | None, a: Agent, b: Agent, wording: Wording) -> tuple[Any, dict[str, Any]]:
+        """Chooses the layers.
+
+        Args:
+            game: The game that is played, whose items are left out of the calibration. None: it is a task of another kind.
+            a: The sender.
+            b: The receiver.
+            wording: How games are put to the agents.
+
+        Returns:
+            The layers as `Prefixing` takes them, and how they were chosen, for results.
+
+        Raises:
+            ValueError: There are no calibration items, or some of them are played.
+        """
+        if self.scheme is None:
+            return (self.layers or "all"), {}
+        count, told = b.single.config.layers, {"scheme": self.scheme, "ratio": self.ratio}
+        scores = None
+        if self.scheme in CALIBRATED:
+            items = self._items(game)
+            scores = calibrate(self.scheme, items, a, b, wording, self.alpha)
+            told |= {"calibration": self.calibration or items.name, "calibration_items": len(items.items)}
+            told |= {"layer_scores": [round(float(x), 6) for x in scores]}
+        chosen = choose_layers(self.scheme, self.ratio or 0.0, count, scores=scores, seed=self.seed)
+        return tuple((np.flatnonzero(chosen) + 1).tolist()), told
+
+    def _items(self, game: Game | None) -> Game:
+        """The calibration items. ValueError: there are none, or some are played."""
+        if self.calibration is None:
+            found = None if game is None else further(game, 4 * self.items)
+            if found is None or not found.items:
+                name = "this task" if game is None else game.name
+                raise ValueError(
+                    f"--scheme {self.scheme} looks at items that are not played, and {name} has no others: name a game or a "
+                    "file with --calibration"
+                )
+            return found.part(range(min(self.items, len(found.items))))
+        found = draw(self.calibration, self.seed + 7, self.items)
+        played = set() if game is None else {item.prompt_a for item in (*game.items, *game.examples)}
+        if twice := [item.prompt_a for item in found.items if item.prompt_a in played]:
+            raise ValueError(
+                f"--calibration {self.calibration}: {twice[0][:60]!r} is also played; layers would be chosen on what is "
+                "reported: calibrate on other items"
+            )
+        return found
+
+
+def calibrate(scheme: str, items: Game, a: Agent, b: Agent, wording: Wording, alpha: float = 1.0) -> np.ndarray:
+    """Scores B's layers on calibration items.
+
+    Args:
+        scheme: "score": KVComm's score, of the attention that B's prompts give to the prefix. "greedy": which layer makes
+            the right answers likeliest, one after the other.
+        items: The calibration items.
+        a: The sender.
+        b: The receiver.
+        wording: How games are put to the agents.
+        alpha: Weight of the attention in KVComm's score.
+
+    Returns:
+        One number for each layer, [L_B].
+    """
+    prompts_a, prompts_b = wording.prompts_a(items, a), wording.prompts_b(items, b)
+    cache: Any = send_prefix(a, b, prompts_a, Prefixing()).message.states
+    rows = b.rows(prompts_b, 1)
+    prompts = left_pad(rows, bucket(max(map(len, rows)), b.params.config.max_positions))
+    if scheme == "score":
+        return layer_scores(np.asarray(attention_mass(b.single, prompts, past=[cache])), alpha=alpha)
+    return greedy_scores(b.single, prompts, cache, answers_of(items, b, prompts_b))
+
+
+def answers_of(game: Game, b: Agent, prompts_b: Sequence[Any]) -> np.ndarray:
+    """Encodes the right answer of every item as it follows B's prompt.
+
+    Args:
+        game: The game.
+        b: The receiver.
+        prompts_b: What B reads.
+
+    Returns:
+        Token ids [items, T]; -1 after the end of an answer.
+    """
+    return b.spell(prompts_b, [item.answer for item in game.items])
