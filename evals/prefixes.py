@@ -80,15 +80,25 @@ class LayerChoice:
         count, told = b.single.config.layers, {"scheme": self.scheme, "ratio": self.ratio}
         scores = None
         if self.scheme in CALIBRATED:
-            items = self._items(game)
+            items = self.calibration_items(game)
             scores = calibrate(self.scheme, items, a, b, wording, self.alpha)
             told |= {"calibration": self.calibration or items.name, "calibration_items": len(items.items)}
             told |= {"layer_scores": [round(float(x), 6) for x in scores]}
         chosen = choose_layers(self.scheme, self.ratio or 0.0, count, scores=scores, seed=self.seed)
         return tuple((np.flatnonzero(chosen) + 1).tolist()), told
 
-    def _items(self, game: Game | None) -> Game:
-        """The calibration items. ValueError: there are none, or some are played."""
+    def calibration_items(self, game: Game | None) -> Game:
+        """Draws the items that layers are chosen on.
+
+        Args:
+            game: The game that is played. None: it is a task of another kind.
+
+        Returns:
+            The calibration items.
+
+        Raises:
+            ValueError: There are none, or some are played.
+        """
         if self.calibration is None:
             found = None if game is None else further(game, 4 * self.items)
             if found is None or not found.items:

@@ -69,9 +69,11 @@ class Eval(EvalOptions):
         settings = self._settings()
         check(settings, 1 + len(self.others), self.map is not None)
         team, fitted = self._team()
+        team, chosen = self._seen(team, settings)
         recorded = {"a": self.a, "b": self.b, "others": self.others, "judge": self.judge or self.b}
         recorded |= {"chat": self.chat, "int8": self.int8, "into": self.into}
         recorded |= read_as((team.a, team.b, team.checker, *team.others))
+        recorded |= chosen
         recorded |= {"W": None if fitted is None else {"recipe": fitted.recipe, "text": fitted.text}}
         how: dict[str, Any] = dict(resume=self.resume, command=options.command_line(self), recorded=recorded)
         run.run(settings, team, self.out, **how)
@@ -93,6 +95,19 @@ class Eval(EvalOptions):
         paths = {task: tasks.sample(task) if path == "sample" else Path(path) for task, path in data.items()}
         names = tuple(name for name in self.tasks.split(",") if name)
         return EvalSettings(**fields, tasks=names, data=paths)
+
+    def _seen(self, team: Team, settings: EvalSettings) -> tuple[Team, dict[str, Any]]:
+        """The team with B's layers that see a prefix, and how they were chosen."""
+        from ..games import Wording
+
+        choice = settings.layer_choice(self.seed)
+        if choice.scheme is None or not {"kv", "latent"} & {*self.protocols}:
+            return team, {}
+        wording = Wording(self.wording, self.instruction, self.sender_reads)
+        items = choice.calibration_items(None) if choice.calibration else None
+        layers, told = choice(None, team.a, team.b, wording)
+        known = [] if items is None else [item.prompt_a for item in items.items]
+        return dataclasses.replace(team, layers=layers, calibrated=known), {"layers_chosen": layers, **told}
 
     def _team(self) -> tuple[Team, Fitted | None]:
         """The agents, and where W is from."""

@@ -8,7 +8,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxcomm.agent import Agent, Prompt
-from jaxcomm.protocols import Back, Panel, StandIn, Turn, activation, cipher_debate, debate, exchange, message, skyline
+from jaxcomm.protocols import (
+    Back,
+    Panel,
+    StandIn,
+    Turn,
+    activation,
+    cipher_debate,
+    debate,
+    deltas,
+    exchange,
+    kv,
+    latent,
+    message,
+    skyline,
+    thinking,
+)
 from jaxcomm.protocols.base import start_turn
 from jaxcomm.protocols.text import put
 
@@ -27,6 +42,8 @@ class Team:
         others: Further senders or debaters.
         judge: The agent that checks the facts of biographies. None: it is `b`.
         maps: The map W of each sender, [D_B, D_A] each, for "activation-w". None: there is none.
+        layers: B's layers that see a prefix, where a scheme has chosen them. None: the settings name them.
+        calibrated: What A reads in the items that they were chosen on. None of them may be asked.
     """
 
     a: Agent
@@ -34,6 +51,8 @@ class Team:
     others: Sequence[Agent] = ()
     judge: Agent | None = None
     maps: Sequence[Any] | None = None
+    layers: tuple[int, ...] | None = None
+    calibrated: Sequence[str] = ()
 
     @property
     def senders(self) -> tuple[Agent, ...]:
@@ -117,6 +136,9 @@ def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
         ValueError: The settings do not make sense (`settings.check`).
     """
     check(settings, len(team.senders), team.maps is not None)
+    if team.layers is not None:
+        chosen: Any = dict(layers=team.layers, scheme=None, ratio=None, calibration=None)
+        settings = dataclasses.replace(settings, **chosen)
     pair, everybody = (team.a, team.b), (*team.senders, team.b)
     sends = [p for p in settings.protocols if p in SENDS]
     alone = ("single",) if sends and settings.controls and "single" not in settings.protocols else ()
@@ -125,8 +147,11 @@ def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
             yield Arm(protocol, (team.b if protocol == "single" else team.a,), _alone, alone=True)
         elif protocol == "skyline":
             yield Arm(protocol, pair, _skyline)
+        elif protocol == "thinking":
+            yield Arm(protocol, (team.b,), functools.partial(_thinking, settings))
         else:
-            yield from _channel(settings, protocol, pair if protocol == "message" else everybody, team.maps)
+            two = protocol in ("message", "deltas")
+            yield from _channel(settings, protocol, pair if two else everybody, team.maps)
 
 
 def _channel(
@@ -134,7 +159,7 @@ def _channel(
 ) -> Iterator[Arm]:
     """A protocol in which B is sent something, and its controls."""
     told: dict[str, Any] = dict(reads=settings.sender_reads, draws=protocol != "cipher")
-    written = protocol in ("message", "debate", "cipher")
+    written = protocol in ("message", "debate", "cipher", "deltas")
     told["message_tokens"] = settings.max_message_tokens if written else settings.think
     converse = functools.partial(_CONVERSE[protocol], settings, maps if protocol == "activation-w" else None)
     for control in (None, *settings.controls):
@@ -219,6 +244,27 @@ def _exchange(settings: EvalSettings, maps: Any, control: str | None, batch: Bat
     return exchange(a, b, batch.prompts_a, batch.prompts_b, **own)
 
 
+def _thinking(settings: EvalSettings, batch: Batch) -> Turn:
+    b = batch.agents[-1]
+    return thinking(b, b, (), batch.prompts_b, **settings.channel_settings()["thinking"])
+
+
+def _prefix(
+    protocol: Callable[..., Turn], settings: EvalSettings, maps: Any, control: str | None, batch: Batch
+) -> Turn:
+    *senders, b = batch.agents
+    own = settings.channel_settings(settings.layers or "all")[protocol.__name__]
+    how = dict(own, control=batch.control(control), **batch.writing)
+    return protocol(senders, b, [batch.prompts_a] * len(senders), batch.prompts_b, **how)
+
+
+def _deltas(settings: EvalSettings, maps: Any, control: str | None, batch: Batch) -> Turn:
+    a, b = batch.agents
+    words: dict[str, Any] = dict(ask=settings.ask, tell=settings.tell, max_message_tokens=settings.max_message_tokens)
+    words |= dict(control=batch.control(control), j=settings.delta_layers, **batch.writing)
+    return deltas(a, b, batch.prompts_a, batch.prompts_b, **words)
+
+
 _CONVERSE: dict[str, Callable[..., Turn | Panel]] = {
     "message": _message,
     "debate": _debate,
@@ -226,4 +272,7 @@ _CONVERSE: dict[str, Callable[..., Turn | Panel]] = {
     "activation": _activation,
     "activation-w": _activation,
     "exchange": _exchange,
+    "kv": functools.partial(_prefix, kv),
+    "latent": functools.partial(_prefix, latent),
+    "deltas": _deltas,
 }

@@ -9,17 +9,29 @@ from .. import options
 from ..games.wording import Reads
 
 Protocol = Literal[
-    "single", "sender", "skyline", "message", "debate", "cipher", "activation", "activation-w", "exchange"
+    "single",
+    "sender",
+    "skyline",
+    "message",
+    "debate",
+    "cipher",
+    "activation",
+    "activation-w",
+    "exchange",
+    "kv",
+    "latent",
+    "thinking",
+    "deltas",
 ]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class EvalOptions(options.PrefixOptions):
     """How agents are evaluated. The agents and the tasks are given elsewhere."""
 
     protocols: tuple[Protocol, ...] = ("single",)
-    """single: B alone; sender: A alone; skyline: B also reads what A reads (the same as single in tasks that give A nothing of its own); exchange: both directions at once."""
+    """single: B alone; sender: A alone; skyline: B also reads what A reads (the same as single in tasks that give A nothing of its own); exchange: both directions at once; kv: A's keys and values before B's prompt; latent: of what A thinks in latents, too; thinking: B thinks alone; deltas: A's message with how its state moved."""
     controls: options.Controls = ("other",)
     k: tuple[int, ...] = ()
     """A's layer, or one for each sender."""

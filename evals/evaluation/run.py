@@ -52,6 +52,7 @@ def run(
     every = list(arms(settings, team))
     check_layers(settings, team.senders, team.b)
     questions = read_questions(settings)
+    _check_calibration(team, questions)
     config = _config(settings, team, recorded)
     decoding = Decoding(
         settings.seed, settings.batch_size, settings.max_new_tokens, settings.sampling, settings.truncate
@@ -78,6 +79,18 @@ def run(
         folder.put("results.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         folder.put("items.parquet", parquet(pa.Table.from_pylist(rows)))
         return lines
+
+
+def _check_calibration(team: Team, questions: Questions) -> None:
+    """Raises ValueError where layers were chosen on what is asked."""
+    known = {*team.calibrated}
+    for name, task in questions.tasks.items() if known else ():
+        docs = task.test_docs() if task.has_test_docs() else task.validation_docs()
+        if twice := [doc["prompt_a"] for doc in docs if doc.get("prompt_a") in known]:
+            raise ValueError(
+                f"{name}: {twice[0][:60]!r} is also a calibration item; layers would be chosen on what is reported: "
+                "calibrate on other items (--calibration)"
+            )
 
 
 def _config(settings: EvalSettings, team: Team, recorded: Mapping[str, Any]) -> dict[str, Any]:

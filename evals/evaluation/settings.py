@@ -15,7 +15,7 @@ from jaxcomm.protocols.text import check_message
 from ..games.wording import Wording
 from .options import EvalOptions
 
-SENDS = {"message", "debate", "cipher", "activation", "activation-w", "exchange"}
+SENDS = {"message", "debate", "cipher", "activation", "activation-w", "exchange", "kv", "latent", "deltas"}
 """Protocols in which B is sent something. They have controls."""
 
 
@@ -98,6 +98,11 @@ def check(settings: EvalSettings, senders: int, mapped: bool) -> None:
         if value is not None and value < smallest:
             raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least {smallest}")
     check_message(settings.ask, settings.tell, "--")
+    settings.check_channels(settings.protocols)
+    if settings.scheme in ("score", "greedy") and settings.calibration is None:
+        raise ValueError(
+            f"--scheme {settings.scheme} looks at items that are not reported on: name a game or a file with --calibration"
+        )
 
 
 def check_layers(settings: EvalSettings, senders: Sequence[Agent], b: Agent) -> None:
