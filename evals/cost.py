@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,17 @@ from jaxcomm.communication import read_prompt, resume
 from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.decoding import continue_decoding, start_decoding
 from jaxcomm.edits import apply_graft
-from jaxcomm.flops import blocks_flops, generation_flops, graft_flops, paper_activation, paper_message
+from jaxcomm.flops import (
+    blocks_flops,
+    generation_flops,
+    graft_flops,
+    head_flops,
+    keys_flops,
+    paper_activation,
+    paper_message,
+    prefix_flops,
+    thinking_flops,
+)
 from jaxcomm.messages import send
 from jaxcomm.model import init_params
 from jaxcomm.reading import prefill
@@ -59,12 +70,22 @@ class Count:
         paper: By the formula of Ramesh & Li (2025, section 3.2). None: the paper has no formula for this protocol.
         exact: Counted for the architecture, with a KV cache (`jaxcomm.flops`).
         compiled: Counted by XLA for the compiled programs. None: it was not asked for.
+        sent: Bytes that A sends B: states, keys and values of two bytes a number, text of about `TEXT` bytes a token.
     """
 
     protocol: str
     paper: int | None
     exact: int
     compiled: int | None
+    sent: int = 0
+
+
+TEXT = 4
+"""Bytes of a token of English text, about."""
+NUMBER = 2
+"""Bytes of a number in bfloat16, as models on accelerators have it."""
+STEPS = 10
+"""Steps of thinking in latents."""
 
 
 def counts(
@@ -110,18 +131,86 @@ def counts(
         paper_message(a, b, P, M, T),
         write(a, P, M) + write(b, P + M, T),
         xla(lambda: xla_writing(a, P, M) + xla_writing(b, P + M, T)),
+        TEXT * M,
     )
     rounds = lambda one: one(a, P, M) + one(b, P, M) + one(a, P + 2 * M, T) + one(b, P + 2 * M, T)
-    yield Count("debate", None, rounds(write), xla(lambda: rounds(xla_writing)))
+    yield Count("debate", None, rounds(write), xla(lambda: rounds(xla_writing)), 3 * TEXT * M)
     said = [(a, M), (b, M), (b, M), (b, T)]  # A's through A's matrix and B's, B's through its own: only B listens last
     speak = lambda one, mix: one(a, P, M) + one(b, P, M) + one(b, P + 2 * M, T) + sum(n * mix(c) for c, n in said)
     yield Count(
-        "cipher", None, speak(write, lambda c: 2 * c.width * c.vocab), xla(lambda: speak(xla_writing, xla_mixing))
-    )
+        "cipher", None, speak(write, lambda c: 2 * c.width * c.vocab), xla(lambda: speak(xla_writing, xla_mixing)),
+        NUMBER * M * (a.width + b.width),
+    )  # fmt: skip
     for name, mapped in (("activation", False), ("activation-w", True)):
         exact = blocks_flops(a, P, blocks=k) + graft_flops(a, b, mapped) + write(b, P, T)
         measured = lambda mapped=mapped: xla_activation(a, b, P, T, k, j, mapped)
-        yield Count(name, paper_activation(a, b, P, T, k, mapped), exact, xla(measured))
+        yield Count(name, paper_activation(a, b, P, T, k, mapped), exact, xla(measured), NUMBER * a.width)
+    yield from prefix_counts(a, b, P, T, compiled=compiled)
+    again = blocks_flops(a, M, context=P, blocks=j if j <= a.layers else a.layers)
+    deltas = write(a, P, M) + again + write(b, P + M, T)
+    yield Count("deltas", None, deltas, None, M * (TEXT + NUMBER * a.width))
+
+
+def prefix_counts(a: ModelConfig, b: ModelConfig, P: int, T: int, *, compiled: bool) -> Iterator[Count]:
+    """Counts the FLOPs of protocols that send keys and values, all layers of them, and of thinking alone.
+
+    Args:
+        a: Architecture of the sender.
+        b: Architecture of the receiver.
+        P: Number of tokens of the prompt, for each agent.
+        T: Number of tokens of the answer.
+        compiled: Whether XLA counts, too.
+
+    Yields:
+        One count for each protocol.
+    """
+    seen = min(a.layers, b.layers)
+    one = NUMBER * 2 * a.layers * a.kv_heads * a.head_dim
+    told = lambda length: [0] * (b.layers - seen) + [length] * seen
+    hear = lambda length: generation_flops(b, P, T) + prefix_flops(b, told(length), P, T)
+    alike = (a.kv_heads, a.head_dim) == (b.kv_heads, b.head_dim)
+    if alike:
+        measured = (lambda: xla_keys(a, P) + xla_behind(b, P, P, T)) if compiled else lambda: None
+        yield Count("kv", None, keys_flops(a, P) + hear(P), measured(), one * P)
+        thought = blocks_flops(a, P) + thinking_flops(a, P, STEPS)
+        yield Count(f"latent, {STEPS} steps", None, thought + hear(P + STEPS), None, one * (P + STEPS))
+    after = blocks_flops(b, T - 1, context=P + STEPS) + (T - 1) * head_flops(b)
+    thinking = generation_flops(b, P, 1) + thinking_flops(b, P, STEPS) + after
+    yield Count(f"thinking, {STEPS} steps", None, thinking, None)
+
+
+def xla_keys(config: ModelConfig, prompt: int) -> int:
+    """Counts with XLA the FLOPs of a prompt's keys and values."""
+    read = lambda p, t: prefill(p, t)[1]
+    every = _layered(config, lambda p: jax.jit(read).lower(p, _ints(1, prompt)))
+    last = _flops(jax.jit(lambda h, w: jnp.einsum("bd,vd->bv", h, w)).lower(*_head(config)))
+    return every - last  # prefill makes logits, too
+
+
+def _head(config: ModelConfig) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    return jax.ShapeDtypeStruct((1, config.width), jnp.float32), jax.ShapeDtypeStruct(
+        (config.vocab, config.width), jnp.float32
+    )
+
+
+def xla_behind(config: ModelConfig, prefix: int, prompt: int, new: int) -> int:
+    """Counts with XLA the FLOPs of reading a prompt behind a prefix that all layers see, and of writing after it.
+
+    Args:
+        config: The architecture.
+        prefix: Number of tokens of the prefix.
+        prompt: Number of tokens of the prompt.
+        new: Number of tokens that are written.
+
+    Returns:
+        FLOPs.
+    """
+    before = lambda p: jax.eval_shape(lambda: p.empty_cache(1, prefix))
+
+    def read(p):
+        return jax.jit(lambda p, t, past: prefill(p, t, past=(past,))).lower(p, _ints(1, prompt), before(p))
+
+    return _layered(config, read) + (new - 1) * _step(config, prompt, new, before)
 
 
 def xla_writing(config: ModelConfig, prompt: int, new: int) -> int:
@@ -179,12 +268,15 @@ def xla_activation(a: ModelConfig, b: ModelConfig, prompt: int, new: int, k: int
     return sent + read + _flops(edit) + again + (new - 1) * _step(b, prompt, new)
 
 
-def _step(config: ModelConfig, prompt: int, new: int) -> int:
+def _step(config: ModelConfig, prompt: int, new: int, before: Callable[[Any], Any] | None = None) -> int:
+    """before: makes the prefix of a model."""
+
     def lower(p):
         cache = jax.eval_shape(lambda: p.empty_cache(1, prompt))
         logits = jax.ShapeDtypeStruct((1, config.vocab), jnp.float32)
         writing = jax.eval_shape(lambda x, c: start_decoding(x, c, max_new_tokens=new), logits, cache)
-        return jax.jit(continue_decoding).lower(p, writing, new)
+        past = () if before is None else (before(p),)
+        return jax.jit(lambda p, s, n, past: continue_decoding(p, s, n, past=past)).lower(p, writing, new, past)
 
     return 0 if new < 2 else _layered(config, lower)
 
@@ -209,7 +301,7 @@ def _flops(lowered) -> int:
 
 
 def table(title: str, found: list[Count]) -> rich.table.Table:
-    """Makes the table of the counts, in GFLOPs and as shares of the protocol "message".
+    """Makes the table of the counts, in GFLOPs and as shares of the protocol "message", and of the bytes that are sent.
 
     Args:
         title: Title of the table.
@@ -219,13 +311,19 @@ def table(title: str, found: list[Count]) -> rich.table.Table:
         The table.
     """
     shown = rich.table.Table(title=title, title_justify="left")
-    for name in ("protocol", "paper's formula", "exact, KV cache", "XLA", "of message: paper's", "exact"):
+    for name in ("protocol", "paper's formula", "exact, KV cache", "XLA", "of message: paper's", "exact", "bytes"):
         shown.add_column(name, justify="left" if name == "protocol" else "right")
     giga = lambda x: "" if x is None else f"{x / 1e9:,.3g}" if x < 1e12 else f"{x / 1e9:,.0f}"
     message = next(c for c in found if c.protocol == "message")
     for c in found:
         share = "" if c.paper is None or message.paper is None else f"{c.paper / message.paper:.2f}"
         shown.add_row(
-            c.protocol, giga(c.paper), giga(c.exact), giga(c.compiled), share, f"{c.exact / message.exact:.2f}"
+            c.protocol,
+            giga(c.paper),
+            giga(c.exact),
+            giga(c.compiled),
+            share,
+            f"{c.exact / message.exact:.2f}",
+            f"{c.sent:,}",
         )
     return shown
