@@ -1,4 +1,4 @@
-"""The command line: `jaxcomm demo | play | read | sweep | eval | report | cost | fit-map | monitor | lmnet | convert | train-pair`."""
+"""The command line: `jaxcomm demo | play | read | sweep | select | eval | report | cost | fit-map | monitor | lmnet | convert | train-pair`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from .commands.pair import Demo, TrainPair
 from .commands.play import Play
 from .commands.read import Read
 from .commands.report import Cost, Report
+from .commands.select import Select
 from .commands.sweep import Sweep
 
-COMMANDS = (Demo, Play, Read, Sweep, Eval, Report, Cost, FitMap, Monitor, Lmnet, Convert, TrainPair)
+COMMANDS = (Demo, Play, Read, Sweep, Select, Eval, Report, Cost, FitMap, Monitor, Lmnet, Convert, TrainPair)
 
 if TYPE_CHECKING:
     Command = Any

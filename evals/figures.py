@@ -314,6 +314,46 @@ def markup(text: str) -> str:
     return html.escape(text, quote=False).replace("\n", "<br>")
 
 
+def lines(
+    xs: Sequence[float],
+    panels: Mapping[tuple[str, str], Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    x: str,
+) -> bytes:
+    """Draws one line for each series, and a dashed one for what stands in for it, in rows and columns of panels.
+
+    Args:
+        xs: Where the points are.
+        panels: By name of the row and label of the column: by name of the series, its values and those of its control.
+        x: Label of the horizontal axis.
+
+    Returns:
+        The bytes of a PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows, columns = (list(dict.fromkeys(key[n] for key in panels)) for n in (0, 1))
+    size = (5.6 * len(columns), 3.6 * len(rows))
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=size, dpi=130, squeeze=False, layout="constrained")
+    for (row, column), series in panels.items():
+        axis = axes[rows.index(row), columns.index(column)]
+        for n, (name, (own, other)) in enumerate(series.items()):
+            axis.plot(xs, own, "o-", color=f"C{n}", markersize=4, label=name)
+            axis.plot(xs, other, "--", color=f"C{n}", linewidth=1, alpha=0.6)
+        axis.set(xlabel=x, ylabel=column)
+        axis.set_title(row, fontsize="medium", parse_math=False)
+        axis.grid(alpha=0.25)
+    axes[0, 0].plot([], [], "--", color="0.5", label="another item's")
+    axes[0, 0].legend(fontsize="small", frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    plt.close(figure)
+    return png.getvalue()
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """What a protocol costs, and how accurate it is.

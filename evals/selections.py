@@ -1,0 +1,357 @@
+"""Sweeps over selections: a game behind A's keys and values, for every scheme of choosing B's layers and every ratio.
+
+A's prompts are read once; one program reads B's prompts under all selections (`jaxcomm.selection_logprobs`). Beside the
+item's own prefix stands another item's, so every cell has its content.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jaxcomm.agent import Agent
+from jaxcomm.cache import KVCache
+from jaxcomm.controls import derange
+from jaxcomm.decoding import bucket
+from jaxcomm.prefixes import Scheme, choose_layers, selection_logprobs
+from jaxcomm.prompts import left_pad
+from jaxcomm.protocols import Prefixing, send_prefix
+
+from . import figures
+from .documents import Block, Heading, Items, Picture, Table
+from .effects import effect, holm, p_written, written
+from .games import Game, Wording
+from .prefixes import CALIBRATED, answers_of, calibrate
+from .runs import RunFolder
+from .scores import accuracy, percent
+
+WAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "plain": ({}, "only the layers that are chosen see the prefix; B's prompt follows it"),
+    "own": (dict(positions="own"), "the same, but B's prompt begins at position 0"),
+    "sink": (dict(sink=True), "all layers see the first token, the first layer all, as in KVComm's code"),
+    "published": (
+        dict(sink=True, future=True),
+        "the same, and in layers that do not see the prefix B's prompt sees its own future: the mask of KVComm's code",
+    ),
+}
+"""How a selection is read: options of `jaxcomm.select`, and what they mean."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What is swept.
+
+    Attributes:
+        schemes: How layers are chosen.
+        ratios: Shares of the layers, 0 to 1.
+        ways: How a selection is read (`WAYS`).
+        scores: By scheme that looks at items, one number for each layer.
+        layers: Number of B's layers.
+        seed: Seed of the scheme "random".
+    """
+
+    schemes: tuple[Scheme, ...]
+    ratios: tuple[float, ...]
+    ways: tuple[str, ...]
+    scores: dict[str, Sequence[float]]
+    layers: int
+    seed: int = 0
+
+    def chosen(self, scheme: Scheme, ratio: float) -> np.ndarray:
+        """Chooses the layers of a cell.
+
+        Args:
+            scheme: How.
+            ratio: Share of the layers.
+
+        Returns:
+            Bool [L].
+        """
+        return choose_layers(scheme, ratio, self.layers, scores=self.scores.get(scheme), seed=self.seed)
+
+    @functools.cached_property
+    def selections(self) -> np.ndarray:
+        """All selections, each once, bool [C, L]."""
+        return np.unique([self.chosen(s, r) for s in self.schemes for r in self.ratios], axis=0)
+
+    @property
+    def cells(self) -> list[tuple[Scheme, float, int]]:
+        """Every scheme and ratio, and the number of its selection."""
+        return [(s, r, self.index(s, r)) for s in self.schemes for r in self.ratios]
+
+    def index(self, scheme: Scheme, ratio: float) -> int:
+        """Finds the selection of a cell.
+
+        Args:
+            scheme: How layers are chosen.
+            ratio: Share of the layers.
+
+        Returns:
+            Its number in `selections`.
+        """
+        return int(np.flatnonzero((self.selections == self.chosen(scheme, ratio)).all(axis=1))[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Swept:
+    """Results of one way: log-probability of each right answer, and whether it is the likeliest, [items, selections].
+
+    Attributes:
+        logprobs: With each item's own prefix, in nats.
+        hits: Likewise.
+        other_logprobs: With another item's prefix.
+        other_hits: Likewise.
+    """
+
+    logprobs: np.ndarray
+    hits: np.ndarray
+    other_logprobs: np.ndarray
+    other_hits: np.ndarray
+
+
+def scored_layers(
+    schemes: Sequence[str], items: Game | None, a: Agent, b: Agent, wording: Wording, alpha: float
+) -> dict[str, list[float]]:
+    """Scores B's layers for the schemes that look at items.
+
+    Args:
+        schemes: The schemes.
+        items: The calibration items. None: no scheme looks at any.
+        a: The sender.
+        b: The receiver.
+        wording: How games are put to the agents.
+        alpha: Weight of the attention in KVComm's score.
+
+    Returns:
+        The scores, by scheme.
+    """
+    wanted = [scheme for scheme in schemes if scheme in CALIBRATED] if items is not None else []
+    return {scheme: [float(x) for x in calibrate(scheme, items, a, b, wording, alpha)] for scheme in wanted}  # pyright: ignore
+
+
+def sweep(
+    game: Game, a: Agent, b: Agent, wording: Wording, grid: Grid, folder: RunFolder, progress: Callable[[str], None]
+) -> dict[str, Swept]:
+    """Plays a game under every selection, piece by piece, in a run folder.
+
+    Args:
+        game: The game.
+        a: The sender.
+        b: The receiver.
+        wording: How the game is put to the agents.
+        grid: What is swept.
+        folder: The run folder. Pieces that are done are read.
+        progress: Called with the name of every piece that is computed.
+
+    Returns:
+        The results, by way.
+    """
+    prompts_b = wording.prompts_b(game, b)
+    rows = b.rows(prompts_b, 1)
+    prompts = left_pad(rows, bucket(max(map(len, rows)), b.params.config.max_positions))
+    answers = answers_of(game, b, prompts_b)
+    order = derange([item.answer for item in game.items], grid.seed)
+    prefix: Any = functools.cache(lambda: send_prefix(a, b, wording.prompts_a(game, a), Prefixing()).message.states)
+    found = {}
+    for way in grid.ways:
+        pair = []
+        for whose in ("own", "other"):
+            name = f"{way}-{whose}"
+            if not folder.done(name):
+                progress(name)
+                cache: KVCache = prefix() if whose == "own" else prefix().take(order)
+                logprobs, hits = selection_logprobs(b.single, prompts, cache, grid.selections, answers, **WAYS[way][0])
+                item, selection = np.indices(logprobs.shape)
+                columns = {"item": item, "selection": selection, "logprob": logprobs, "hit": hits}
+                folder.write(name, {key: pa.array(x.ravel()) for key, x in columns.items()})
+            table, shape = folder.read(name), (len(rows), len(grid.selections))
+            pair += [table[key].to_numpy(zero_copy_only=False).reshape(shape) for key in ("logprob", "hit")]
+        found[way] = Swept(*pair)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """What keys and values weigh.
+
+    Attributes:
+        tokens: Number of tokens of an item's prefix, as a mean.
+        one: Bytes of one token's keys and values in one layer.
+    """
+
+    tokens: float
+    one: int
+
+    def of(self, chosen: np.ndarray, way: str) -> float:
+        """Computes how many bytes of an item's prefix are seen.
+
+        Args:
+            chosen: Which layers see the prefix, [L].
+            way: How a selection is read (`WAYS`).
+
+        Returns:
+            The number of bytes, as a mean over the items.
+        """
+        if not WAYS[way][0].get("sink"):
+            return self.one * self.tokens * float(chosen.sum())
+        whole = chosen | (np.arange(len(chosen)) == 0)
+        return self.one * (self.tokens * float(whole.sum()) + float((~whole).sum()))
+
+
+def weight(game: Game, a: Agent, b: Agent, wording: Wording) -> Weight:
+    """Computes what an item's keys and values weigh. Nothing is read.
+
+    Args:
+        game: The game.
+        a: The sender.
+        b: The receiver, whose dtype they arrive in.
+        wording: How the game is put to the agents.
+
+    Returns:
+        The weight.
+    """
+    c, tokens = a.single.config, [len(row) for row in a.rows(wording.prompts_a(game, a))]
+    return Weight(float(np.mean(tokens)), 2 * c.kv_heads * c.head_dim * b.params.dtype.itemsize)
+
+
+def records(game: Game, grid: Grid, found: dict[str, Swept]) -> list[dict[str, Any]]:
+    """Makes a record of every cell, for results files.
+
+    Args:
+        game: The game.
+        grid: What was swept.
+        found: The results, by way.
+
+    Returns:
+        One record for each way, scheme and ratio.
+    """
+    made = []
+    for way, swept in found.items():
+        for scheme in grid.schemes:
+            for ratio in grid.ratios:
+                c = grid.index(scheme, ratio)
+                mean = lambda x, c=c: float(x[:, c].mean())
+                made.append(
+                    {
+                        "game": game.name, "way": way, "scheme": scheme, "ratio": ratio, "n": len(game.items),
+                        "layers": (np.flatnonzero(grid.selections[c]) + 1).tolist(), "accuracy": mean(swept.hits),
+                        "logprob": mean(swept.logprobs), "other_accuracy": mean(swept.other_hits),
+                        "other_logprob": mean(swept.other_logprobs),
+                    }
+                )  # fmt: skip
+    return made
+
+
+def blocks(game: Game, grid: Grid, found: dict[str, Swept], heavy: Weight, told: Sequence[str]) -> list[Block]:
+    """Writes the report.
+
+    Args:
+        game: The game.
+        grid: What was swept.
+        found: The results, by way.
+        heavy: What an item's keys and values weigh.
+        told: Facts about the set-up.
+
+    Returns:
+        The blocks of a document.
+    """
+    made: list[Block] = [
+        Heading(1, f"{game.name.replace('_', ' ')}: which layers see the prefix"),
+        Items([*told, *(f"Way {way}: {WAYS[way][1]}." for way in grid.ways)]),
+        "Exact match: the right answer is the likeliest, token by token. Content: with the item's own prefix above another "
+        "item's. p is exact for hits and by random signs for nats, after Holm's correction over all selections of a table.",
+        Picture("selections.png", picture(grid, found), "Accuracy and log-probability against the share of layers"),
+    ]
+    for way in grid.ways:
+        made += [Heading(2, f"Way {way}"), Table(COLUMNS, list(rows(grid, found[way], way, heavy)), left=1)]
+    if "sink" in found and "published" in found:
+        made += [
+            Heading(2, "What the published mask does"),
+            "Published above sink, the same layers, without and with the mask.",
+            Table(
+                ["scheme", "ratio", "exact match, points", "p", "log p(right), nats", "p"],
+                list(compared(grid, found["published"], found["sink"])),
+                left=1,
+            ),
+        ]
+    return made
+
+
+COLUMNS = (
+    "scheme", "ratio", "layers", "bytes", "exact match, %", "content, points", "p", "log p(right)", "content, nats", "p",
+)  # fmt: skip
+
+
+def rows(grid: Grid, swept: Swept, way: str, heavy: Weight) -> Iterator[list[str]]:
+    """Writes the rows of a way's table, one for each scheme and ratio.
+
+    Args:
+        grid: What was swept.
+        swept: The results.
+        way: The way.
+        heavy: What an item's keys and values weigh.
+
+    Yields:
+        The cells.
+    """
+    told = _effects(grid, (swept.hits, swept.logprobs), (swept.other_hits, swept.other_logprobs))
+    for scheme, ratio, c in grid.cells:
+        chosen = grid.selections[c]
+        yield [
+            scheme, f"{ratio:g}", str(chosen.sum()), f"{heavy.of(chosen, way):,.0f}",
+            percent(accuracy([bool(x) for x in swept.hits[:, c]])), *told[c][:2],
+            f"{swept.logprobs[:, c].mean():.2f}", *told[c][2:],
+        ]  # fmt: skip
+
+
+def compared(grid: Grid, some: Swept, others: Swept) -> Iterator[list[str]]:
+    """Writes the rows of a table that compares two ways, cell by cell.
+
+    Args:
+        grid: What was swept.
+        some: The results of one way.
+        others: The results of the other.
+
+    Yields:
+        The cells.
+    """
+    told = _effects(grid, (some.hits, some.logprobs), (others.hits, others.logprobs))
+    for scheme, ratio, c in grid.cells:
+        yield [scheme, f"{ratio:g}", *told[c]]
+
+
+def _effects(grid: Grid, some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> list[tuple[str, str, str, str]]:
+    """Of every selection: points and their p, nats and their p, after Holm's correction over all of them. The selection of no
+    layer is no test."""
+    tested = np.flatnonzero(grid.selections.any(axis=1))
+    each = [[effect(x[:, c], y[:, c]) for c in range(len(grid.selections))] for x, y in zip(some, others, strict=True)]
+    corrected = iter(holm([found[c].p for found in each for c in tested]))
+    ps = [dict(zip(tested.tolist(), [next(corrected) for _ in tested], strict=True)) for _ in each]
+    told = lambda n, c, unit: (written(each[n][c].value, unit), p_written(ps[n][c]) if c in ps[n] else "")
+    return [(*told(0, c, "points"), *told(1, c, "nats")) for c in range(len(grid.selections))]
+
+
+def picture(grid: Grid, found: dict[str, Swept]) -> bytes:
+    """Draws exact match and log-probability against the share of layers, a line for each scheme.
+
+    Args:
+        grid: What was swept.
+        found: The results, by way.
+
+    Returns:
+        The bytes of a PNG.
+    """
+    panels = {}
+    for way, swept in found.items():
+        for what, own, other, scale in (
+            ("exact match, %", swept.hits, swept.other_hits, 100),
+            ("log p(right answer), nats", swept.logprobs, swept.other_logprobs, 1),
+        ):
+            at = lambda x, scheme, scale=scale: [scale * x[:, grid.index(scheme, r)].mean() for r in grid.ratios]
+            panels[way, what] = {s: (at(own.astype(float), s), at(other.astype(float), s)) for s in grid.schemes}
+    return figures.lines(grid.ratios, panels, x="share of B's layers that see the prefix")
