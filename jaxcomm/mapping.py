@@ -25,10 +25,7 @@ from jaxcomm.config import AnyArray
 from jaxcomm.model import Params
 from jaxcomm.prompts import Prompts
 from jaxcomm.reading import hidden_states
-
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-HELD_OUT = 10
-"""Every tenth sentence is kept back, to choose the ridge on and to measure the error on."""
+from jaxcomm.ridge import HELD_OUT, RIDGES, Moments, add, regress_each
 
 Batches = Iterable[tuple[Prompts, Prompts]]
 """The same n sentences in A's and in B's tokens, [n, P] each."""
@@ -103,68 +100,10 @@ class RidgeMaps(Maps):
     ridge: Float[Array, "K J"]
 
 
-class Moments(struct.PyTreeNode):
-    """Sums over n sentences. They are all that the closed form needs.
-
-    Attributes:
-        aa: Sum of a a^T for each layer of A, [K, D_A, D_A].
-        ab: Sum of a b^T for each pair of layers, [K, J, D_A, D_B].
-        bb: Sum of the squares of b for each layer of B, [J].
-    """
-
-    aa: Float[Array, "K DA DA"]
-    ab: Float[Array, "K J DA DB"]
-    bb: Float[Array, "J"]
-
-    @classmethod
-    def of(cls, a: Float[Array, "K n DA"], b: Float[Array, "J n DB"]) -> Moments:
-        """Sums the products of the states of one batch.
-
-        Args:
-            a: States of A, [K, n, D_A].
-            b: States of B for the same sentences, [J, n, D_B].
-
-        Returns:
-            The sums over the n sentences.
-        """
-        return cls(jnp.einsum("knd,kne->kde", a, a), jnp.einsum("knd,jne->kjde", a, b), jnp.einsum("jnd,jnd->j", b, b))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _add(sums: tuple[Moments, Moments] | None, a, b, held):
-    """Moments of the sentences to fit on and of those `held` [n] out, with these added. float32 at full precision
-    (accelerators would round the products to TF32 or bfloat16)."""
-    with jax.default_matmul_precision("highest"):
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        new = tuple(Moments.of(jnp.where(use[:, None], a, 0), jnp.where(use[:, None], b, 0)) for use in (~held, held))
-        return new if sums is None else jax.tree.map(jnp.add, sums, new)
-
-
 @jax.jit
 def _solve(fit: Moments, held: Moments, ridges) -> RidgeMaps:
-    def solve(aa, ab, ridge):
-        """W [J, D_B, D_A] at one k."""
-        penalty = ridge * jnp.trace(aa) / aa.shape[0] * jnp.eye(aa.shape[0], dtype=aa.dtype)
-        factor = jax.scipy.linalg.cho_factor(aa + penalty)
-        return jax.vmap(lambda ab: jax.scipy.linalg.cho_solve(factor, ab).T)(ab)
-
-    def at(moments):
-        (aa, ab), (held_aa, held_ab) = moments
-
-        def error(ridge):
-            W = solve(aa, ab, ridge)
-            explained = 2 * jnp.einsum("jed,jde->j", W, held_ab) - jnp.einsum("jed,df,jef->j", W, held_aa, W)
-            return 1 - explained / held.bb
-
-        errors = jax.lax.map(error, ridges)  # [ridges, J]
-        best = jnp.argmin(jnp.where(jnp.isnan(errors), jnp.inf, errors), axis=0)
-        # Once more with every sentence: ridge by ridge, since one factorisation serves every j.
-        choose = lambda i, W: jnp.where((best == i)[:, None, None], solve(aa + held_aa, ab + held_ab, ridges[i]), W)
-        W = jax.lax.fori_loop(0, len(ridges), choose, jnp.swapaxes(jnp.zeros_like(ab), 1, 2))
-        return RidgeMaps(W, jnp.take_along_axis(errors, best[None], axis=0)[0], ridges[best])
-
     with jax.default_matmul_precision("highest"):
-        return jax.lax.map(at, ((fit.aa, fit.ab), (held.aa, held.ab)))
+        return RidgeMaps(*regress_each(fit, held, ridges))
 
 
 def fit_maps(
@@ -213,7 +152,7 @@ def fit_maps(
         raise ValueError("ridges needs at least one value")
     sums = None
     for a, b, held in _final_states(params_a, params_b, batches, ks, js):
-        sums = _add(sums, a, b, held)
+        sums = add(sums, a, b, held)
     assert sums is not None  # no sentences: refused above
     return _solve(*sums, jnp.asarray(ridges, jnp.float32))
 

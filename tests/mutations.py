@@ -18,7 +18,7 @@ MUTANTS = (
     ("jaxcomm/edits.py", "a[..., a.shape[-1] - d :]", "a[..., :d]", "test_communicate"),
     ("jaxcomm/decoding.py", "jax.vmap(jax.random.fold_in, (0, None))(self.keys, t)", "self.keys", "test_model"),
     ("jaxcomm/layer_sweep/programs.py", "jnp.where((at == i)[..., None], edit, h)", "jnp.where((at == i + 1)[..., None], edit, h)", "test_sweep"),
-    ("jaxcomm/mapping.py", "aa + penalty", "aa", "test_mapping"),
+    ("jaxcomm/ridge.py", "sums.aa + jnp.diag(_penalty(sums.aa, ridge, intercept))", "sums.aa", "test_mapping"),
     ("jaxcomm/training.py", "documents[:, 1:] != documents[:, :-1]", "documents[:, 1:] < documents[:, :-1]", "test_lmnet_training"),
     ("jaxcomm/prompts.py", "not real.size or real[:, -1].all()", "not real.size or real[:, 0].all()", "test_compiled"),
     ("converters/weights.py", "begin = sum(self.parts(c)[: self.part])", "begin = 0", "test_parity"),
