@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from jaxcomm.agent import Agent
+from jaxcomm.alignment import align
 from jaxcomm.cache import KVCache
 from jaxcomm.chat import Chat
 from jaxcomm.communication import answer_logits, communicate, communicate_logits
@@ -18,6 +19,7 @@ from jaxcomm.config import ModelConfig, Rope
 from jaxcomm.controls import adversary, derange, overlap, stand_in
 from jaxcomm.decoding import Generation, Sampling, decode, generate, score
 from jaxcomm.edits import GRAFTS, Context, Edit, Graft, add, apply_graft, project_out, replace, scale
+from jaxcomm.kv_mapping import KVMaps, LayerMaps, attention_cosine, fit_kv_maps, map_cache
 from jaxcomm.latents import Thoughts, think
 from jaxcomm.layer_sweep import AnswerSweep, Patching, Sweep, patch, sweep, sweep_answers
 from jaxcomm.lenses import Lens, logit_lens, nearest_tokens, patchscope
@@ -46,6 +48,8 @@ __all__ = [
     "Generation",
     "Graft",
     "KVCache",
+    "KVMaps",
+    "LayerMaps",
     "Lens",
     "Maps",
     "Message",
@@ -62,14 +66,17 @@ __all__ = [
     "Thoughts",
     "add",
     "adversary",
+    "align",
     "answer_logits",
     "apply_graft",
+    "attention_cosine",
     "choose_layers",
     "communicate",
     "communicate_logits",
     "decode",
     "deliver",
     "derange",
+    "fit_kv_maps",
     "fit_maps",
     "forward",
     "from_hf",
@@ -79,6 +86,7 @@ __all__ = [
     "left_pad",
     "load_agent",
     "logit_lens",
+    "map_cache",
     "nearest_tokens",
     "overlap",
     "patch",

@@ -13,6 +13,7 @@ import jax
 import jinja2
 import numpy as np
 
+from jaxcomm.alignment import PADDING, align
 from jaxcomm.cache import KVCache
 from jaxcomm.compiled import check_past
 from jaxcomm.config import NEW_TOKENS, AnyArray
@@ -311,13 +312,10 @@ class Agent:
 
     def _find(self, text: str, part: str) -> np.ndarray:
         """Which of a rendered text's tokens that are read lie in a part of it."""
-        if not getattr(self.tokenizer, "is_fast", False):
-            raise ValueError(f"{self.name}: its tokenizer does not say where tokens stand; give positions as numbers")
+        found = self._offsets(text)
         begins = [at.start() for at in re.finditer(re.escape(part), text)] if part else []
         if not begins:
             raise ValueError(f"{part!r} is not in the prompt {text[:80]!r}")
-        begun = self.chat or (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
-        found = self.tokenizer(text, add_special_tokens=not begun, return_offsets_mapping=True)["offset_mapping"]
         inside = np.zeros(len(found), bool)
         for begin in begins:
             end = begin + len(part)
@@ -330,6 +328,49 @@ class Agent:
                             f"{part!r} begins or ends within the token {text[start:stop]!r} of the prompt: name whole words"
                         )
         return inside[self.kept(list(self.spelled(text)))]
+
+    def _offsets(self, text: str) -> np.ndarray:
+        """Where every token of a rendered text begins and ends in it, [T, 2]."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise ValueError(f"{self.name}: its tokenizer does not say where tokens stand; give positions as numbers")
+        begun = self.chat or (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
+        found = self.tokenizer(text, add_special_tokens=not begun, return_offsets_mapping=True)["offset_mapping"]
+        return np.asarray(found, int).reshape(-1, 2)
+
+    def align(self, receiver: Agent, prompts: Sequence[Prompt]) -> np.ndarray:
+        """Finds for each token that a receiver reads the token of this agent that stands for it (`alignment.align`).
+
+        Args:
+            receiver: The receiver B.
+            prompts: Texts, or conversations. Both agents read them as the same text.
+
+        Returns:
+            Columns of `self.tokenize(prompts)`, in the columns of `receiver.tokenize(prompts)`, [B, P_B]; -1 on
+            padding, -2 for a token of B with none of this agent's. `fit_kv_maps` and `map_cache` take them.
+
+        Raises:
+            ValueError: The agents read different texts (through chat templates, or with another `system`); a tokenizer
+                does not say where tokens stand.
+
+        Example:
+            >>> agent.align(agent, ["Bob is at Petra."])[0, -4:]
+            array([28, 29, 30, 31])
+        """
+        sides, rows = (self, receiver), []
+        for prompt in prompts:
+            texts = [side.render(prompt) for side in sides]
+            if texts[0] != texts[1]:
+                raise ValueError(
+                    f"{self.name} reads {texts[0][:40]!r}, {receiver.name} reads {texts[1][:40]!r}: tokens are aligned in "
+                    "one text, so let both read prompts raw"
+                )
+            read = [side._offsets(texts[0])[side.kept(side.spelled(texts[0]))] for side in sides]
+            rows.append((len(read[0]), align(*read)))
+        columns_a, columns_b = (side.tokenize(prompts).shape[1] for side in sides)
+        columns = np.full((len(rows), columns_b), PADDING)
+        for row, (length, found) in enumerate(rows):
+            columns[row, columns_b - len(found) :] = np.where(found < 0, found, found + columns_a - length)
+        return columns
 
     def stream(
         self,

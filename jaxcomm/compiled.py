@@ -225,7 +225,7 @@ def check_cache(params: Any, cache: Any) -> None:
     """Raises ValueError unless it is a cache of a model of this architecture. Of a network's, nothing is asked but that it is one."""
     if not isinstance(cache, KVCache):
         raise ValueError(f"past holds a {type(cache).__name__}: give caches (of a message, receive_cache makes one)")
-    if not isinstance(c := params.config, ModelConfig):
+    if not isinstance(c := getattr(params, "config", params), ModelConfig):
         return
     keys = jax.tree.leaves(cache.k)
     layers, (heads, _, size) = len(keys) if isinstance(cache.k, tuple) else len(keys[0]), keys[0].shape[-3:]

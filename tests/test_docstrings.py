@@ -17,8 +17,8 @@ from jaxcomm import converters, lmnet, protocols
 from jaxcomm.evals.pair import folder
 
 MODULES = (
-    "prompts", "sites", "edits", "reading", "decoding", "messages", "controls", "lenses", "communication",
-    "layer_sweep", "layer_sweep.patching", "agent", "chat", "model", "mapping", "sharding", "lora", "training",
+    "prompts", "sites", "edits", "reading", "decoding", "messages", "controls", "lenses", "communication", "alignment",
+    "layer_sweep", "layer_sweep.patching", "agent", "chat", "model", "mapping", "kv_mapping", "sharding", "lora", "training",
     "flops", "fingerprint", "cipher", "cache", "prefixes", "latents", "config", "protocols.base", "protocols.controls", "protocols.text",
     "protocols.debates", "protocols.cipher", "protocols.activations", "protocols.prefixes", "protocols.deltas", "lmnet.network", "protocols.inspections",
     "lmnet.controls", "converters.agents", "converters.hf", "converters.checkpoints", "converters.families",

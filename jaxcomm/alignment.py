@@ -1,0 +1,49 @@
+"""Which token of one tokenizer stands for a token of another: by the characters of their common text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+PADDING = -1
+"""In a row of columns: there is no token of B here."""
+UNREAD = -2
+"""There is a token of B, but A has no token yet that could stand for it."""
+
+Offsets = Sequence[tuple[int, int]] | Int[np.ndarray, "T 2"]
+"""For each token of a text, its first character and the one after its last. A token that stands for no character (such as
+one that begins every text) has twice the same number."""
+
+
+def align(offsets_a: Offsets, offsets_b: Offsets) -> Int[np.ndarray, "T"]:
+    """Finds for each token of B the token of A that stands for it.
+
+    It is the last token of A that begins before B's token ends. So it contains the last character of B's token, and A
+    has read that character. If A has no token for the character (such as a space that its tokenizer drops), it is the
+    last token before the character. If several tokens contain it (bytes of one letter), it is the last of them.
+
+    A token of B without characters gets the last token of A that has read no more characters than stand before it: a
+    token that begins B's text gets one that begins A's.
+
+    Args:
+        offsets_a: Offsets of A's tokens in the text, as a fast tokenizer gives them, in the text's order.
+        offsets_b: Offsets of B's tokens in the same text.
+
+    Returns:
+        For each token of B, the index of A's token, or `UNREAD` (-2) if there is none.
+
+    Example:
+        >>> from jaxcomm.alignment import align
+        >>> align([(0, 0), (0, 3), (3, 9)], [(0, 0), (0, 2), (2, 5), (5, 9)])  # A: "", "the", " Louvre"
+        array([0, 1, 2, 2])
+    """
+    a, b = (np.asarray(offsets, int).reshape(-1, 2) for offsets in (offsets_a, offsets_b))
+    full = np.flatnonzero(a[:, 0] < a[:, 1])
+    spelled = np.searchsorted(a[full, 0], b[:, 1], side="left") - 1
+    # Tokenizers give those without characters (0, 0), wherever they stand.
+    read_a, read_b = (np.maximum.accumulate(x[:, 1]) for x in (a, b))
+    empty = np.searchsorted(read_a, read_b, side="right") - 1
+    found = np.where(b[:, 0] < b[:, 1], np.append(full, UNREAD)[spelled], empty)
+    return np.where(found < 0, UNREAD, found)
