@@ -12,7 +12,7 @@ PADDING = -1
 UNREAD = -2
 """There is a token of B, but A has no token yet that could stand for it."""
 
-Offsets = Sequence[tuple[int, int]] | Int[np.ndarray, "T 2"]
+Offsets = Sequence[tuple[int, int]] | Int[np.ndarray, "_ 2"]
 """For each token of a text, its first character and the one after its last. A token that stands for no character (such as
 one that begins every text) has twice the same number."""
 
@@ -24,8 +24,8 @@ def align(offsets_a: Offsets, offsets_b: Offsets) -> Int[np.ndarray, "T"]:
     has read that character. If A has no token for the character (such as a space that its tokenizer drops), it is the
     last token before the character. If several tokens contain it (bytes of one letter), it is the last of them.
 
-    A token of B without characters gets the last token of A that has read no more characters than stand before it: a
-    token that begins B's text gets one that begins A's.
+    A token without characters stands between those around it. If B has one, A's may be one that stands at the same
+    place: a token that begins B's text gets one that begins A's.
 
     Args:
         offsets_a: Offsets of A's tokens in the text, as a fast tokenizer gives them, in the text's order.
@@ -40,10 +40,10 @@ def align(offsets_a: Offsets, offsets_b: Offsets) -> Int[np.ndarray, "T"]:
         array([0, 1, 2, 2])
     """
     a, b = (np.asarray(offsets, int).reshape(-1, 2) for offsets in (offsets_a, offsets_b))
-    full = np.flatnonzero(a[:, 0] < a[:, 1])
-    spelled = np.searchsorted(a[full, 0], b[:, 1], side="left") - 1
     # Tokenizers give those without characters (0, 0), wherever they stand.
     read_a, read_b = (np.maximum.accumulate(x[:, 1]) for x in (a, b))
-    empty = np.searchsorted(read_a, read_b, side="right") - 1
-    found = np.where(b[:, 0] < b[:, 1], np.append(full, UNREAD)[spelled], empty)
+    begins = np.where(a[:, 0] < a[:, 1], a[:, 0], read_a)
+    found = np.searchsorted(begins, read_b, side="left") - 1
+    same = np.searchsorted(read_a, read_b, side="right") - 1
+    found = np.where(b[:, 0] < b[:, 1], found, np.maximum(found, same))
     return np.where(found < 0, UNREAD, found)

@@ -398,9 +398,7 @@ def _check_models(maps: KVMaps, params_a: Params | ModelConfig, params_b: Params
         if expected is None or isinstance(params, ModelConfig) or traced:
             continue
         if (found := identity(params)) != expected:
-            raise ValueError(
-                f"these maps were fitted for an {name} that is {expected}, this one is {found}: fit others"
-            )
+            raise ValueError(f"these maps were fitted for model {expected} as {name}, this one is {found}: fit others")
     c, (layers, size, _) = params_b.config, maps.v.W.shape
     if (layers, size) != (c.layers, c.kv_heads * c.head_dim):
         raise ValueError(
