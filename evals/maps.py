@@ -1,6 +1,6 @@
-"""Maps W as files: an Orbax checkpoint that knows which two models it belongs to.
+"""Maps as files: an Orbax checkpoint that knows which two models it belongs to.
 
-    maps/    W [K, J, D_B, D_A] and the held-out errors [K, J]
+    maps/    W [K, J, D_B, D_A] and the held-out errors [K, J] (`save`); or maps of keys and values (`save_kv`)
     about/   JSON: layers, recipe, text and its hash, seed, the models' fingerprints, versions
 
 Orbax writes beside the folder and renames at the end: a folder of this name is whole.
@@ -15,12 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.table
 
 from jaxcomm.agent import Agent
-from jaxcomm.fingerprint import fingerprint
+from jaxcomm.fingerprint import fingerprint, identity
+from jaxcomm.kv_mapping import KVMaps, LayerMaps
 from jaxcomm.mapping import HELD_OUT, Maps, Similarity
 
 from .files import check_new
@@ -68,7 +71,7 @@ class Fitted:
         Returns:
             The maps with these facts.
         """
-        digest = hashlib.sha256("\n".join(sentences).encode()).hexdigest()
+        digest = _digest(sentences)
         return cls(np.asarray(maps.W), np.asarray(maps.error), sentences=len(sentences), sha256=digest, **how)
 
     def at(self, k: int, j: int) -> np.ndarray:
@@ -92,6 +95,41 @@ class Fitted:
         return self.W[self.ks.index(k), self.js.index(j)]
 
 
+@dataclasses.dataclass(frozen=True)
+class FittedKV:
+    """Maps of keys and values, and how they were fitted.
+
+    Attributes:
+        maps: The maps (`jaxcomm.fit_kv_maps`).
+        stride: Every how many tokens there was a row.
+        text: Source of the texts (`evals.sentences`).
+        seed: Seed of the choice of texts.
+        sentences: Number of texts.
+        sha256: SHA-256 of the texts, one on each line.
+    """
+
+    maps: KVMaps
+    stride: int
+    text: str
+    seed: int
+    sentences: int
+    sha256: str
+
+    @classmethod
+    def of(cls, maps: KVMaps, sentences: Sequence[str], **how: Any) -> FittedKV:
+        """Adds to maps how they were fitted.
+
+        Args:
+            maps: The maps.
+            sentences: The texts.
+            **how: The fields stride, text and seed.
+
+        Returns:
+            The maps with these facts.
+        """
+        return cls(maps, sentences=len(sentences), sha256=_digest(sentences), **how)
+
+
 def save(folder: Path, fitted: Fitted, a: Agent, b: Agent) -> None:
     """Saves maps in a new folder.
 
@@ -105,17 +143,25 @@ def save(folder: Path, fitted: Fitted, a: Agent, b: Agent) -> None:
         OSError: The folder exists, or cannot be written.
         ValueError: It is not a local path.
     """
-    import orbax.checkpoint as ocp
+    how = _facts(fitted, "W", "error") | {"ks": list(fitted.ks), "js": list(fitted.js)}
+    _write(folder, {"W": fitted.W, "error": fitted.error}, how, a, b)
 
-    check_new(folder)
-    about = {f.name: getattr(fitted, f.name) for f in dataclasses.fields(fitted) if f.name not in ("W", "error")}
-    about |= {"ks": list(fitted.ks), "js": list(fitted.js), **surroundings()}
-    for side, agent in (("a", a), ("b", b)):
-        about |= {side: agent.name, f"fingerprint_{side}": fingerprint(agent.params), f"chat_{side}": agent.chat}
-        about |= {f"reads_{side}": agent.encode(PROBE)}
-    maps = ocp.args.StandardSave({"W": fitted.W, "error": fitted.error})
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder.absolute(), args=ocp.args.Composite(maps=maps, about=ocp.args.JsonSave(about)))
+
+def save_kv(folder: Path, fitted: FittedKV, a: Agent, b: Agent) -> None:
+    """Saves maps of keys and values in a new folder, as `save` does.
+
+    Args:
+        folder: The folder. It must not exist.
+        fitted: The maps.
+        a: The sender.
+        b: The receiver.
+
+    Raises:
+        OSError: The folder exists, or cannot be written.
+        ValueError: It is not a local path.
+    """
+    arrays = {f"{part}_{f.name}": getattr(maps, f.name) for part, maps in _parts(fitted.maps) for f in _LAYERS}
+    _write(folder, jax.device_get(arrays), _facts(fitted, "maps"), a, b)
 
 
 def load(folder: Path, a: Agent, b: Agent) -> Fitted:
@@ -134,6 +180,61 @@ def load(folder: Path, a: Agent, b: Agent) -> Fitted:
             architecture or dtype), or of agents that read otherwise (raw or through a chat template, another
             tokenizer).
     """
+    arrays, how = _read(folder, a, b, Fitted)
+    return Fitted(**arrays, **how)
+
+
+def load_kv(folder: Path, a: Agent, b: Agent) -> FittedKV:
+    """Loads maps of keys and values that were saved for a pair of agents.
+
+    Args:
+        folder: The folder.
+        a: The sender.
+        b: The receiver.
+
+    Returns:
+        The maps.
+
+    Raises:
+        ValueError: As for `load`.
+    """
+    arrays, how = _read(folder, a, b, FittedKV)
+    k, v = (LayerMaps(**{f.name: jnp.asarray(arrays[f"{part}_{f.name}"]) for f in _LAYERS}) for part in "kv")
+    return FittedKV(KVMaps(k, v, identity(a.single), identity(b.single)), **how)
+
+
+_LAYERS = dataclasses.fields(LayerMaps)
+
+
+def _parts(maps: KVMaps) -> tuple[tuple[str, LayerMaps], ...]:
+    return ("k", maps.k), ("v", maps.v)
+
+
+def _digest(sentences: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sentences).encode()).hexdigest()
+
+
+def _facts(fitted: Fitted | FittedKV, *arrays: str) -> dict[str, Any]:
+    """All fields but the arrays."""
+    return {f.name: getattr(fitted, f.name) for f in dataclasses.fields(fitted) if f.name not in arrays}
+
+
+def _write(folder: Path, arrays: dict[str, Any], about: dict[str, Any], a: Agent, b: Agent) -> None:
+    """Arrays, and what there is to say about them and the agents."""
+    import orbax.checkpoint as ocp
+
+    check_new(folder)
+    about |= surroundings()
+    for side, agent in (("a", a), ("b", b)):
+        about |= {side: agent.name, f"fingerprint_{side}": fingerprint(agent.params), f"chat_{side}": agent.chat}
+        about |= {f"reads_{side}": agent.encode(PROBE)}
+    maps = ocp.args.StandardSave(arrays)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder.absolute(), args=ocp.args.Composite(maps=maps, about=ocp.args.JsonSave(about)))
+
+
+def _read(folder: Path, a: Agent, b: Agent, kind: type[Fitted | FittedKV]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays of a folder of this kind, and the other fields, after a check that they are of these agents."""
     import orbax.checkpoint as ocp
 
     def read(**items: Any) -> Any:
@@ -144,6 +245,9 @@ def load(folder: Path, a: Agent, b: Agent) -> Fitted:
             raise ValueError(f"{folder} holds no maps, or not whole ones: make them with jaxcomm fit-map") from error
 
     about = read(about=ocp.args.JsonRestore())["about"]
+    if ("stride" in about) != (kind is FittedKV):
+        found, wanted = ("keys and values", "states") if "stride" in about else ("states", "keys and values")
+        raise ValueError(f"{folder} holds maps of {found}, not of {wanted}: name another folder")
     others = [
         f"{side} was {about[side]} ({about[f'fingerprint_{side}']}), here it is {agent.name} ({found})"
         for side, agent in (("a", a), ("b", b))
@@ -159,8 +263,8 @@ def load(folder: Path, a: Agent, b: Agent) -> Fitted:
             raise ValueError(
                 f"{folder} was fitted with another tokenizer or chat template of {side}, which reads {PROBE!r} as other tokens: fit another map"
             )
-    how = {f.name: about[f.name] for f in dataclasses.fields(Fitted) if f.name in about}
-    return Fitted(**read(maps=ocp.args.PyTreeRestore())["maps"], **how)
+    how = {f.name: about[f.name] for f in dataclasses.fields(kind) if f.name in about}
+    return read(maps=ocp.args.PyTreeRestore())["maps"], how
 
 
 def show(title: str, ks: Sequence[int], js: Sequence[int], fits: Mapping[str, Maps], alike: Similarity) -> None:

@@ -131,9 +131,9 @@ class _Rows(NamedTuple):
     """Rows of one batch, each one token, for the keys and for the values: a [1, R, F + 1], whose last number is 1, and
     b [J, R, E], all 0 where there is no row; and the points that both are measured from."""
 
-    a: tuple[Array, Array]
-    b: tuple[Array, Array]
-    origin: tuple[tuple[Array, Array], tuple[Array, Array]]
+    a: tuple[Array, ...]
+    b: tuple[Array, ...]
+    origin: tuple[tuple[Array, ...], tuple[Array, ...]]
 
 
 @functools.partial(jax.jit, static_argnames=("configs", "ks", "stride"))
@@ -320,12 +320,14 @@ def fit_kv_maps(
         raise ValueError(
             f"k = {wrong[0]} is out of range: A has keys and values in layers 1 to {params_a.config.layers}"
         )
-    configs, sums, origin = (params_a.config, params_b.config), [None, None], None
+    configs, origin = (params_a.config, params_b.config), None
+    sums: list[Any] = [None, None]
     for *caches, columns, texts in _batches(params_a, params_b, batches):
         a, b, origin = _rows(tuple(caches), columns, texts, origin, configs=configs, ks=layers, stride=stride)
         held = np.repeat(texts % HELD_OUT == HELD_OUT - 1, a[0].shape[1] // len(texts))
         sums = [add(old, x, y, held) for old, x, y in zip(sums, a, b, strict=True)]
-    counts = [int(moments.aa[0, -1, -1]) for moments in sums[0] or ()]
+    assert origin is not None  # no texts: refused above
+    counts = [int(moments.aa[0, -1, -1]) for moments in sums[0]]
     if min(counts) < 2:
         raise ValueError(
             f"{counts[0]} rows to fit on and {counts[1]} held out are too few: give more or longer texts, or a smaller stride"

@@ -40,6 +40,13 @@ MUTANTS = (
     ("evals/monitors.py", "_unit(_unit(wide).sum(axis=1))", "wide.sum(axis=1)", "test_monitors"),
     ("evals/injections.py", "range(n // 2), range(n // 2, n)", "range(n // 2), range(n // 2 - 1, n)", "test_monitors"),
     ("evals/scores.py", "n - 1 - int(alarms * n)", "n - 2 - int(alarms * n)", "test_monitors"),
+    ("jaxcomm/kv_mapping.py", "cos / scale**2, -sin / scale**2", "cos, -sin", "test_kv_mapping"),
+    ("jaxcomm/kv_mapping.py", "(texts + texts // HELD_OUT) % stride", "texts % stride", "test_kv_mapping"),
+    ("jaxcomm/kv_mapping.py", "jnp.where(there[:, None], x - x0, 0)", "jnp.where(there[:, None], x, 0)", "test_kv_mapping"),
+    ("jaxcomm/kv_mapping.py", "_turn(b, keys, places, layers, back=False)", "_turn(b, keys, cache.positions, layers, back=False)", "test_kv_mapping"),
+    ("jaxcomm/kv_mapping.py", "return jnp.concatenate([x[: len(question)]] * 2), found", "return x, found", "test_kv_mapping"),
+    ("jaxcomm/ridge.py", "* jnp.mean(centred)).at[-1].set(0)", "* jnp.mean(centred))", "test_kv_mapping"),
+    ("jaxcomm/alignment.py", "np.maximum(found, same)", "same", "test_kv_mapping"),
 )  # fmt: skip
 
 

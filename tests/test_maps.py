@@ -24,7 +24,9 @@ from jaxcomm.evals.pair import NAMES, folder
 from jaxcomm.evals.pair.text import statements
 from jaxcomm.evals.sentences import read_both, sentences
 from jaxcomm.evals.sweeps import fitting
+from jaxcomm.kv_mapping import fit_kv_maps, map_cache
 from jaxcomm.mapping import Maps
+from jaxcomm.reading import prefill
 
 KS, JS = (2, 5), (1, 3, 4)
 
@@ -98,6 +100,24 @@ def test_it_stays_with_how_its_pair_reads(pair, saved, tmp_path):
     other = chatty(b, "{{ messages[0].content }}?")
     assert "another tokenizer or chat template of b" in refused(lambda: maps.load(tmp_path / "chat", chatty(a), other))
     assert_same(maps.load(tmp_path / "chat", chatty(a), chatty(b)), fitted(pair))
+
+
+def test_maps_of_keys_and_values_come_back_for_their_pair_alone(pair, saved, tmp_path):
+    a, b = pair
+    text = sentences("statements:countries", 20)
+    fit = fit_kv_maps(a.params, b.params, read_both(a, b, text), sources=2, stride=2)
+    want = maps.FittedKV.of(fit, text, stride=2, text="my.txt", seed=3)
+    maps.save_kv(tmp_path / "kv", want, a, b)
+    got = maps.load_kv(tmp_path / "kv", a, b)
+    assert dataclasses.replace(got, maps=None) == dataclasses.replace(want, maps=None)
+    assert (got.maps.sender, got.maps.receiver) == (fit.sender, fit.receiver)
+    jax.tree.map(np.testing.assert_array_equal, got.maps, fit)
+    cache = prefill(a.params, a.tokenize(text[:2]))[1]
+    jax.tree.map(np.testing.assert_array_equal, *(map_cache(m, cache, a.params, b.params) for m in (got.maps, fit)))
+    assert "fitted for another pair" in refused(lambda: maps.load_kv(tmp_path / "kv", b, a))
+    assert "choose another folder" in refused(lambda: maps.save_kv(tmp_path / "kv", want, a, b))
+    assert "holds maps of keys and values, not of states" in refused(lambda: maps.load(tmp_path / "kv", a, b))
+    assert "holds maps of states, not of keys and values" in refused(lambda: maps.load_kv(saved, a, b))
 
 
 def test_a_folder_that_is_there_is_not_touched(pair, saved, tmp_path):
