@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check clean
+.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-kv bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -96,6 +96,10 @@ bench-patching: .venv/.test .venv/.real
 # About four minutes.
 bench-controls: .venv/.test .venv/.real
 	.venv/bin/python benchmarks/controls.py
+
+# About three minutes.
+bench-kv: .venv/.test
+	taskset -c 0 .venv/bin/python benchmarks/kv_mapping.py
 
 # About four minutes.
 bench-layouts: .venv/.test .venv/.real

@@ -286,7 +286,7 @@ def fit_kv_maps(
 
     Memory, in float32 numbers, with F = len(ks) K_A H_A and G = L_B K_B H_B: sums of 4 F (F + G), and while a batch is
     added about half of it again; rows of a batch, 2 (F + G) each. The result is 2 sources K_A H_A G. For Qwen 3 14B as
-    A, F is 40960, and the sums are 26 GiB beside those of G: name fewer layers in `ks`, if that is too much.
+    A, F is 40960, and the sums are 25 GiB beside those of G: name fewer layers in `ks`, if that is too much.
 
     Args:
         params_a: The sender A.

@@ -299,6 +299,7 @@ def cut(draw, length):
         end = min(at + draw(st.integers(1, 4)), length)
         if at < end:
             found += [(at, end)] * (draw(st.integers(1, 3)) if end == at + 1 else 1)
+            found += [(0, 0)] * draw(st.sampled_from([0, 0, 0, 1]))
         at = end
     before, after = draw(st.integers(0, 2)), draw(st.integers(0, 1))
     return [(0, 0)] * before + found + [(0, 0)] * after
