@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -131,6 +132,8 @@ class PrefixOptions:
     """latent, thinking: what is read in place of tokens: the last state through W_a (LatentMAS), the state itself, or the expected embedding."""
     sends: Literal["kv", "thoughts"] = "kv"
     """latent: keys and values of all that A has read and thought, or the vectors it has thought."""
+    kv_map: Path | None = None
+    """kv, latent: folder of jaxcomm fit-map --kv, for models whose keys do not match."""
     delta_layers: tuple[int, ...] = ()
     """deltas: layers after which differences of A's states are added to B's."""
 
@@ -151,16 +154,36 @@ class PrefixOptions:
         chosen = self.layers, self.scheme, self.ratio, self.alpha, self.calibration, self.calibration_items
         return LayerChoice(*chosen, seed)
 
-    def channel_settings(self, layers: Any = "all") -> dict[str, dict[str, Any]]:
+    def kv_maps(self, a: Any, b: Any) -> Any:
+        """Loads the maps of keys and values.
+
+        Args:
+            a: The sender.
+            b: The receiver.
+
+        Returns:
+            The maps, or None if none are named.
+
+        Raises:
+            ValueError: They are of another pair, or there are none in the folder.
+        """
+        from . import maps
+
+        return None if self.kv_map is None else maps.load_kv(self.kv_map, a, b).maps
+
+    def channel_settings(self, layers: Any = "all", maps: Any = None) -> dict[str, dict[str, Any]]:
         """The settings of protocols that send keys and values, thoughts or deltas.
 
         Args:
             layers: The layers that were chosen.
+            maps: What `kv_maps` returned.
 
         Returns:
             Options by name of the protocol.
         """
-        seen = dict(layers=layers, positions=self.positions, sink=self.published_mask, future=self.published_mask)
+        seen = dict(
+            layers=layers, positions=self.positions, sink=self.published_mask, future=self.published_mask, maps=maps
+        )
         thinking = dict(steps=self.steps, thought=self.thought)
         return {
             "kv": seen,
@@ -186,7 +209,7 @@ class PrefixOptions:
         means = {
             "kv and latent": (
                 {"kv", "latent"},
-                ("layers", "scheme", "ratio", "alpha", "calibration", "positions", "published_mask"),
+                ("layers", "scheme", "ratio", "alpha", "calibration", "positions", "published_mask", "kv_map"),
             ),
             "latent and thinking": ({"latent", "thinking"}, ("steps", "thought")),
             "latent": ({"latent"}, ("sends",)),

@@ -304,7 +304,8 @@ def _kept(
         kept |= {"graft": "replace", "where": "last", "mapped": own.get("W") is not None}
     if sampling := settings.sampling:
         kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    kept |= {name: value for name, value in own.items() if name not in ("W", "sent", "limits", "bytes")}
+    kept |= {name: value for name, value in own.items() if name not in ("W", "maps", "sent", "limits", "bytes")}
+    kept |= {"mapped": own["maps"] is not None} if "maps" in own else {}
     return kept | {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
 
 

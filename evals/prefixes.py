@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxcomm.agent import Agent
 from jaxcomm.decoding import bucket
+from jaxcomm.kv_mapping import KVMaps
 from jaxcomm.prefixes import Scheme, attention_mass, choose_layers, greedy_scores, layer_scores
 from jaxcomm.prompts import left_pad
 from jaxcomm.protocols import Prefixing, send_prefix
@@ -60,7 +61,9 @@ class LayerChoice:
         if self.items < 1:
             raise ValueError(f"--calibration-items {self.items}: it must be at least 1")
 
-    def __call__(self, game: Game | None, a: Agent, b: Agent, wording: Wording) -> tuple[Any, dict[str, Any]]:
+    def __call__(
+        self, game: Game | None, a: Agent, b: Agent, wording: Wording, maps: KVMaps | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Chooses the layers.
 
         Args:
@@ -68,6 +71,7 @@ class LayerChoice:
             a: The sender.
             b: The receiver.
             wording: How games are put to the agents.
+            maps: Maps of A's keys and values to B's, if they need any.
 
         Returns:
             The layers as `Prefixing` takes them, and how they were chosen, for results.
@@ -81,7 +85,7 @@ class LayerChoice:
         scores = None
         if self.scheme in CALIBRATED:
             items = self.calibration_items(game)
-            scores = calibrate(self.scheme, items, a, b, wording, self.alpha)
+            scores = calibrate(self.scheme, items, (a, b), wording, Prefixing(maps=maps), self.alpha)
             told |= {"calibration": self.calibration or items.name, "calibration_items": len(items.items)}
             told |= {"layer_scores": [round(float(x), 6) for x in scores]}
         chosen = choose_layers(self.scheme, self.ratio or 0.0, count, scores=scores, seed=self.seed)
@@ -118,23 +122,26 @@ class LayerChoice:
         return found
 
 
-def calibrate(scheme: str, items: Game, a: Agent, b: Agent, wording: Wording, alpha: float = 1.0) -> np.ndarray:
+def calibrate(
+    scheme: str, items: Game, agents: tuple[Agent, Agent], wording: Wording, how: Prefixing, alpha: float = 1.0
+) -> np.ndarray:
     """Scores B's layers on calibration items.
 
     Args:
         scheme: "score": KVComm's score, of the attention that B's prompts give to the prefix. "greedy": which layer makes
             the right answers likeliest, one after the other.
         items: The calibration items.
-        a: The sender.
-        b: The receiver.
+        agents: The sender and the receiver.
         wording: How games are put to the agents.
+        how: How the prefix is sent, to all layers.
         alpha: Weight of the attention in KVComm's score.
 
     Returns:
         One number for each layer, [L_B].
     """
+    a, b = agents
     prompts_a, prompts_b = wording.prompts_a(items, a), wording.prompts_b(items, b)
-    cache: Any = send_prefix(a, b, prompts_a, Prefixing()).message.states
+    cache: Any = send_prefix(a, b, prompts_a, how).message.states
     rows = b.rows(prompts_b, 1)
     prompts = left_pad(rows, bucket(max(map(len, rows)), b.params.config.max_positions))
     if scheme == "score":

@@ -131,7 +131,9 @@ def scored_layers(
         The scores, by scheme.
     """
     wanted = [scheme for scheme in schemes if scheme in CALIBRATED] if items is not None else []
-    return {scheme: [float(x) for x in calibrate(scheme, items, a, b, wording, alpha)] for scheme in wanted}  # pyright: ignore
+    return {
+        scheme: [float(x) for x in calibrate(scheme, items, (a, b), wording, Prefixing(), alpha)] for scheme in wanted
+    }  # pyright: ignore
 
 
 def sweep(

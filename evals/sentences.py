@@ -89,6 +89,25 @@ def read_both(a: Agent, b: Agent, sentences: Sequence[str]) -> Iterator[tuple[An
         yield both[0][rows], both[1][rows]
 
 
+def read_aligned(a: Agent, b: Agent, sentences: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Turns sentences into prompts of both agents, as `read_both` does, token by token.
+
+    Args:
+        a: The sender.
+        b: The receiver.
+        sentences: The sentences.
+
+    Yields:
+        The prompts of A and of B; if their tokenizers differ, also which of A's tokens stands for each of B's, as
+        `jaxcomm.fit_kv_maps` takes them.
+    """
+    columns = None if a.tokenizer.get_vocab() == b.tokenizer.get_vocab() else a.align(b, sentences)
+    rows = 0
+    for one, other in read_both(a, b, sentences):
+        rows, begin = rows + len(one), rows
+        yield (one, other) if columns is None else (one, other, columns[begin:rows])
+
+
 def _statements(game: str, seed: int) -> Iterator[str]:
     if game.endswith(".jsonl"):
         return iter([item.prompt_a for item in read_items(Path(game))])

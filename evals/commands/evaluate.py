@@ -100,12 +100,13 @@ class Eval(EvalOptions):
         """The team with B's layers that see a prefix, and how they were chosen."""
         from ..games import Wording
 
+        team = dataclasses.replace(team, kv_maps=settings.kv_maps(team.a, team.b))
         choice = settings.layer_choice(self.seed)
         if choice.scheme is None or not {"kv", "latent"} & {*self.protocols}:
             return team, {}
         wording = Wording(self.wording, self.instruction, self.sender_reads)
         items = choice.calibration_items(None) if choice.calibration else None
-        layers, told = choice(None, team.a, team.b, wording)
+        layers, told = choice(None, team.a, team.b, wording, team.kv_maps)
         known = [] if items is None else [item.prompt_a for item in items.items]
         return dataclasses.replace(team, layers=layers, calibrated=known), {"layers_chosen": layers, **told}
 

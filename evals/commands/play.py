@@ -118,10 +118,10 @@ class Play(options.GameOptions, options.PrefixOptions):
         if len(game.items) < 2 and (made := {"mean", "moments", "adversarial"} & {*self.control}):
             raise ValueError(f"--control {min(made)} needs at least two games: leave it out, or play more (--n)")
         a, b = load_agents(self.a, self.b, dtype=self.dtype, tensor=self.tensor, int8=self.int8, **self.agent_options())
-        layers, told = (
-            self.layer_choice(self.seed)(game, a, b, wording) if {"kv", "latent"} & {*self.protocol} else ("all", {})
-        )
-        every = conditions.conditions(self.protocol, self._protocol_settings(layers), controls)
+        layers, told, maps = "all", {}, self.kv_maps(a, b)
+        if {"kv", "latent"} & {*self.protocol}:
+            layers, told = self.layer_choice(self.seed)(game, a, b, wording, maps)
+        every = conditions.conditions(self.protocol, self._protocol_settings(layers, maps), controls)
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
         drawn = {"int8": self.int8} | read_as((a, b)) | told
         settings = PlaySettings(wording, self.choices, self.max_new_tokens, sampling, self.seed, drawn)
@@ -153,7 +153,7 @@ class Play(options.GameOptions, options.PrefixOptions):
             write_lines(self.out / "results.jsonl", results)
             write_lines(self.out / "items.jsonl", rows)
 
-    def _protocol_settings(self, layers: Any) -> dict[str, dict[str, Any]]:
+    def _protocol_settings(self, layers: Any, maps: Any) -> dict[str, dict[str, Any]]:
         """Of each protocol."""
         talk: dict[str, Any] = dict(form=self.form, max_message_tokens=self.max_message_tokens)
         rounds = lambda default: default if self.rounds is None else self.rounds
@@ -164,7 +164,7 @@ class Play(options.GameOptions, options.PrefixOptions):
             "activation": dict(k=self.k, j=self.j, graft=self.graft, where=self.where),
             "exchange": dict(k=self.k, j=self.j, graft=self.graft, where=self.where, tie="first"),
         }
-        channels = self.channel_settings(layers)
+        channels = self.channel_settings(layers, maps)
         channels["deltas"] |= dict(ask=self.ask, tell=self.tell, max_message_tokens=self.max_message_tokens)
         return own | channels
 

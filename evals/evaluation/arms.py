@@ -42,6 +42,7 @@ class Team:
         others: Further senders or debaters.
         judge: The agent that checks the facts of biographies. None: it is `b`.
         maps: The map W of each sender, [D_B, D_A] each, for "activation-w". None: there is none.
+        kv_maps: Maps of A's keys and values to B's. None: B takes them as they are.
         layers: B's layers that see a prefix, where a scheme has chosen them. None: the settings name them.
         calibrated: What A reads in the items that they were chosen on. None of them may be asked.
     """
@@ -51,6 +52,7 @@ class Team:
     others: Sequence[Agent] = ()
     judge: Agent | None = None
     maps: Sequence[Any] | None = None
+    kv_maps: Any = None
     layers: tuple[int, ...] | None = None
     calibrated: Sequence[str] = ()
 
@@ -151,17 +153,16 @@ def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
             yield Arm(protocol, (team.b,), functools.partial(_thinking, settings))
         else:
             two = protocol in ("message", "deltas")
-            yield from _channel(settings, protocol, pair if two else everybody, team.maps)
+            yield from _channel(settings, protocol, pair if two else everybody, team)
 
 
-def _channel(
-    settings: EvalSettings, protocol: str, agents: tuple[Agent, ...], maps: Sequence[Any] | None
-) -> Iterator[Arm]:
+def _channel(settings: EvalSettings, protocol: str, agents: tuple[Agent, ...], team: Team) -> Iterator[Arm]:
     """A protocol in which B is sent something, and its controls."""
     told: dict[str, Any] = dict(reads=settings.sender_reads, draws=protocol != "cipher")
     written = protocol in ("message", "debate", "cipher", "deltas")
     told["message_tokens"] = settings.max_message_tokens if written else settings.think
-    converse = functools.partial(_CONVERSE[protocol], settings, maps if protocol == "activation-w" else None)
+    maps = team.kv_maps if protocol in ("kv", "latent") else team.maps if protocol == "activation-w" else None
+    converse = functools.partial(_CONVERSE[protocol], settings, maps)
     for control in (None, *settings.controls):
         name = protocol if control is None else f"{protocol}, {control}"
         if control not in EQUAL:
@@ -253,7 +254,7 @@ def _prefix(
     protocol: Callable[..., Turn], settings: EvalSettings, maps: Any, control: str | None, batch: Batch
 ) -> Turn:
     *senders, b = batch.agents
-    own = settings.channel_settings(settings.layers or "all")[protocol.__name__]
+    own = settings.channel_settings(settings.layers or "all", maps)[protocol.__name__]
     how = dict(own, control=batch.control(control), **batch.writing)
     return protocol(senders, b, [batch.prompts_a] * len(senders), batch.prompts_b, **how)
 

@@ -101,6 +101,8 @@ def _config(settings: EvalSettings, team: Team, recorded: Mapping[str, Any]) -> 
     config |= {"data": {task: sha(*(f.read_bytes() for f in own)) for task, own in files.items()}}
     if own := [sha(Path(name).read_bytes()) for name in settings.tasks if name.endswith(".jsonl")]:
         config |= {"games_sha256": own}
+    kv = [] if team.kv_maps is None else [np.asarray(W).tobytes() for W in (team.kv_maps.k.W, team.kv_maps.v.W)]
+    config |= {"kv_map": sha(*kv) if kv else None}
     config |= {"maps": None if team.maps is None else sha(*(np.asarray(W).tobytes() for W in team.maps))}
     agents = (team.a, team.b, *team.others, team.checker)
     prints = {id(agent): agent_fingerprint(agent) for agent in agents}

@@ -19,6 +19,7 @@ from jaxcomm.cache import KVCache
 from jaxcomm.config import AnyArray, ModelConfig
 from jaxcomm.decoding import Sampling, bucket
 from jaxcomm.flops import blocks_flops, head_flops, keys_flops, thinking_flops
+from jaxcomm.kv_mapping import KVMaps, map_cache
 from jaxcomm.latents import Thought, think
 from jaxcomm.messages import Message
 from jaxcomm.prefixes import as_layers, check_prefix, check_reach, join, select, stretch
@@ -45,6 +46,8 @@ class Prefixing:
         thought: What a sender reads in place of tokens while it thinks (`latents.Thought`).
         sends: "kv": keys and values of what was read and thought. "thoughts": the vectors that were thought, which B reads
             before its prompt. They need `steps`.
+        maps: Maps of A's keys and values to B's (`fit_kv_maps`), for a single sender whose keys do not match B's. Tokens
+            of another tokenizer are aligned by characters (`Agent.align`). None: B takes them as they are.
         order: Of several senders. "parallel": each reads its own prompt alone. "row": each goes on from the keys and values
             of those before it.
         control: What B gets in place of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
@@ -69,6 +72,7 @@ class Prefixing:
     steps: int = 0
     thought: Thought = "aligned"
     sends: Literal["kv", "thoughts"] = "kv"
+    maps: KVMaps | None = None
     order: Literal["parallel", "row"] = "parallel"
     control: Control | StandIn | None = None
     seed: Seed = 0
@@ -257,7 +261,10 @@ def send_prefix(a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], 
         message = Message(vectors, jnp.ones(vectors.shape[:2], bool), Site("embed"))
         sent = np.full(len(vectors), vectors[0].nbytes)
     else:
-        message = _as_seen(join([deliver(x.cache, b.params) for x in heard]), b, settings)
+        caches = [deliver(x.cache, b.params) for x in heard]
+        if settings.maps is not None:
+            caches = [_mapped(caches[0], agents[0], b, reads[0], settings)]
+        message = _as_seen(join(caches), b, settings)
         sent = message.states.bytes  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
     details = [
         {
@@ -267,7 +274,11 @@ def send_prefix(a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], 
         }
         for i in range(len(reads[0]))
     ]
-    spent = [total(x.spent[i] for x in heard) + Spent(sent=int(sent[i])) for i in range(len(reads[0]))]
+    mapping = _mapping(settings, b)
+    spent = [
+        total(x.spent[i] + Spent(mapping * (len(x.rows[i]) + settings.steps)) for x in heard) + Spent(sent=int(sent[i]))
+        for i in range(len(reads[0]))
+    ]
     return Sent(message, details, spent)
 
 
@@ -360,9 +371,32 @@ def _thinking(agent: Agent, prompt: int, settings: Prefixing) -> int:
     return said + thinking_flops(config, prompt, settings.steps, settings.thought == "aligned")
 
 
+def _mapped(cache: KVCache, a: Agent, b: Agent, prompts: Sequence[Prompt], settings: Prefixing) -> KVCache:
+    """A sender's keys and values as the receiver's own."""
+    assert settings.maps is not None
+    columns = None
+    if a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
+        if settings.steps:
+            raise ValueError(
+                f"thoughts have no characters, so they cannot be aligned with {b.name}'s tokens: send what was read (steps=0)"
+            )
+        columns = a.align(b, prompts)
+    return map_cache(settings.maps, cache, a.single, b.single, columns)
+
+
+def _mapping(settings: Prefixing, b: Agent) -> int:
+    """FLOPs of the map for each token, in the layers that see it."""
+    if settings.maps is None:
+        return 0
+    chosen, maps = settings.chosen(b.single.config), settings.maps
+    return int(sum(2 * np.size(W[0]) * chosen.sum() for W in (maps.k.W, maps.v.W)))
+
+
 def _check_models(agents: Sequence[Agent], b: Agent, settings: Prefixing) -> None:
     """Raises ValueError where what is sent means nothing to who gets it."""
-    for agent in agents:
+    if settings.maps is not None and (len(agents) > 1 or settings.sends == "thoughts"):
+        raise ValueError("maps are of one sender's keys and values: name a single sender, and send no thoughts")
+    for agent in agents if settings.maps is None else ():
         if settings.sends == "kv":
             check_prefix(agent.single.config, b.single.config)
         elif (own := agent.params.config.width) != (width := b.params.config.width):
@@ -395,6 +429,7 @@ def _replaced(
 ) -> Sent:
     """With what a control puts in the place of what was sent."""
     plain, games = dataclasses.replace(settings, control=None), len(prompts_b)
+    home = dataclasses.replace(plain, maps=None)  # what B sends itself needs no map
     one = functools.partial(send_prefix, b, b)
 
     def unrelated(sentence: str) -> Message:
@@ -407,7 +442,7 @@ def _replaced(
     assert isinstance(settings.control, StandIn)
     link = Link(
         a if isinstance(a, Agent) else a[0],
-        generated=lambda: one(prompts_b, plain).message,
+        generated=lambda: one(prompts_b, home).message,
         unrelated=unrelated,
         own=lambda: (
             one(prompts_b, plain if settings.sends == "thoughts" else dataclasses.replace(plain, steps=0)).message

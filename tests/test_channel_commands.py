@@ -1,0 +1,207 @@
+"""Channels by the command line: games, evaluations, maps of keys and values, and sweeps over selections of layers."""
+
+import json
+
+import numpy as np
+import pytest
+
+import jaxcomm as jc
+from jaxcomm.evals import selections
+from jaxcomm.evals.effects import effect
+from jaxcomm.evals.evaluation.arms import Team, arms
+from jaxcomm.evals.evaluation.run import run as evaluate
+from jaxcomm.evals.evaluation.settings import EvalSettings
+from jaxcomm.evals.games import Wording, draw
+from jaxcomm.evals.prefixes import LayerChoice, answers_of, calibrate
+from jaxcomm.protocols import Prefixing, kv, send_prefix
+
+from command import jaxcomm, refused
+from evaluations import items
+from game_files import lines_of, write_game
+
+PAIR = ("--a", "pair:b", "--b", "pair:b")
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+# Games ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_channel_is_played_with_controls_its_layers_and_its_bytes(tmp_path, b):
+    channels = ("kv", "latent", "thinking", "deltas")
+    options = ("--steps", 2, "--delta-layers", 4, "--scheme", "score", "--ratio", 0.5, "--control", "other", "noise")
+    jaxcomm(
+        "play", *PAIR, "--n", 6, "--protocol", "silent", *channels, *options, "--probe", 12, "--out", tmp_path / "run"
+    )
+    rows = {(r["protocol"], r["control"]): r for r in records(tmp_path / "run" / "results.jsonl")}
+    wanted = [("silent", None), ("thinking", None)]
+    wanted += [(name, control) for name in ("kv", "latent", "deltas") for control in (None, "other", "noise")]
+    assert {*rows} == {*wanted}
+    own = rows["kv", None]
+    assert own["scheme"] == "score" and own["calibration_items"] == 8 and len(own["layers"]) == 3
+    tokens = np.mean([len(row) for row in b.rows([item.prompt_a for item in draw("countries", 0, 6).items])])
+    c = b.params.config
+    assert own["bytes_sent"] == pytest.approx(tokens * 3 * 2 * c.kv_heads * c.head_dim * 4)
+    assert rows["latent", None]["bytes_sent"] == pytest.approx((tokens + 2) * 3 * 2 * c.kv_heads * c.head_dim * 4)
+    assert rows["thinking", None]["bytes_sent"] == rows["silent", None]["bytes_sent"] == 0
+    assert own["accuracy"] > 0.8 and rows["kv", "other"]["accuracy"] == 0
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "| kv |" in report and "costs.png" in report
+
+
+def test_layers_are_chosen_on_items_that_are_not_played(tmp_path, b):
+    game, wording = draw("countries", 0, 6), Wording()
+    choice = LayerChoice(scheme="greedy", ratio=0.5, items=4)
+    found = choice.calibration_items(game)
+    assert len(found.items) == 4 and not {i.prompt_a for i in found.items} & {i.prompt_a for i in game.items}
+    layers, told = choice(game, b, b, wording)
+    scores = calibrate("greedy", found, (b, b), wording, Prefixing())
+    assert layers == tuple(sorted((np.argsort(-scores)[:3] + 1).tolist())) and told["calibration_items"] == 4
+    file = write_game(tmp_path / "mine.jsonl", *lines_of(game.items[:3]))
+    mine = draw(file)
+    with pytest.raises(ValueError, match="has no others: name a game or a file with --calibration"):
+        choice(mine, b, b, wording)
+    with pytest.raises(ValueError, match="is also played; layers would be chosen on what is reported"):
+        LayerChoice(scheme="score", ratio=0.5, calibration=file, items=2)(game, b, b, wording)
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (("--protocol", "kv", "--ratio", 0.5), "--scheme and --ratio go together"),
+        (("--protocol", "kv", "--scheme", "last", "--ratio", 0), "--ratio 0.0: a share of the layers, above 0"),
+        (
+            ("--protocol", "kv", "--scheme", "last", "--ratio", 0.5, "--layers", 3),
+            "--layers name what --scheme last would",
+        ),
+        (("--protocol", "kv", "--layers", 9), "layer 9 cannot see a prefix: this model's layers are 1 to 6"),
+        (("--protocol", "kv", "--steps", 3), "--steps means nothing to the protocol kv"),
+        (("--protocol", "silent", "--layers", 3), "--layers means nothing to the protocol silent"),
+        (("--protocol", "deltas"), "deltas needs --delta-layers"),
+        (("--protocol", "deltas", "--delta-layers", 9), "j = 9 is out of range"),
+        (("--protocol", "latent", "--steps", 0, "--sends", "thoughts"), "--steps 0: it must be at least 1"),
+        (("--protocol", "kv", "--a", "pair:a"), "give a map of keys and values"),
+        (
+            ("--protocol", "kv", "--scheme", "last", "--ratio", 0.5, "--calibration", "countries"),
+            "--calibration is for",
+        ),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(capsys, words, says):
+    assert says in refused(capsys, "play", *PAIR, "--n", 2, *words)
+
+
+# Maps of keys and values -----------------------------------------------------------------------------------------------
+
+
+def test_keys_and_values_are_mapped_between_models_of_unequal_size(tmp_path, capsys):
+    ab = ("--a", "pair:a", "--b", "pair:b")
+    fit = ("--kv", "--text", "statements:countries", "--n", 400, "--stride", 1)
+    jaxcomm("fit-map", *ab, *fit, "--out", tmp_path / "map")
+    table = capsys.readouterr().out
+    assert "cosine" in table and "R2: on held-out texts" in table
+    jaxcomm("play", *ab, "--n", 8, "--protocol", "kv", "--kv-map", tmp_path / "map", "--out", tmp_path / "run")
+    rows = {(r["protocol"], r["control"]): r for r in records(tmp_path / "run" / "results.jsonl")}
+    assert rows["kv", None]["accuracy"] >= 0.5 and rows["kv", "other"]["accuracy"] == 0 and rows["kv", None]["mapped"]
+    says = refused(capsys, "play", *PAIR, "--n", 2, "--protocol", "kv", "--kv-map", tmp_path / "map")
+    assert "was fitted for another pair" in says
+    assert "or --kv, which maps all of them" in refused(
+        capsys, "fit-map", *ab, "--text", "x", "--out", tmp_path / "new"
+    )
+
+
+# Evaluations -----------------------------------------------------------------------------------------------------------
+
+
+def test_channels_are_arms_of_an_evaluation(b, tmp_path):
+    protocols = ("single", "kv", "latent", "thinking", "deltas")
+    how = dict(layers=(3, 4, 5, 6), steps=2, delta_layers=(4,), max_message_tokens=16, max_new_tokens=6, form="plain")
+    asked = EvalSettings(tasks=("countries",), n=4, protocols=protocols, tell="{message} {prompt}", **how)
+    lines = evaluate(asked, Team(b, b), tmp_path / "run", resume=False, command="jaxcomm eval", recorded={})
+    found = {line["protocol"]: line for line in lines if line["metric"] == "exact_match"}
+    assert {*found} == {*protocols, "kv, other", "latent, other", "deltas, other"}
+    game = [row for row in items(tmp_path / "run") if row["protocol"] == "kv"]
+    c = b.params.config
+    for row in game:
+        assert row["bytes_sent"] == len(b.encode(json.loads(row["rendered_a"])[0])) * 4 * 2 * c.kv_heads * c.head_dim * 4
+    turn = kv(b, b, [json.loads(r["rendered_a"])[0] for r in game], [r["prompt"] for r in game], layers=[3, 4, 5, 6])
+    assert [r.text for r in turn.write(6)] == [row["answer"].strip() for row in game]
+
+
+def test_an_evaluation_asks_for_nothing_that_layers_were_chosen_on(b, tmp_path):
+    asked = EvalSettings(tasks=("countries",), n=4, protocols=("single", "kv"))
+    docs = evaluate_docs(asked)
+    team = Team(b, b, layers=(3, 4), calibrated=[docs[0]["prompt_a"]])
+    with pytest.raises(ValueError, match="is also a calibration item; layers would be chosen on what is reported"):
+        evaluate(asked, team, tmp_path / "run", resume=False, command="", recorded={})
+    chosen = dict(scheme="score", ratio=0.5)
+    with pytest.raises(ValueError, match="looks at items that are not reported on: name a game or a file"):
+        list(arms(EvalSettings(tasks=("countries",), protocols=("kv",), **chosen), Team(b, b)))
+
+
+def evaluate_docs(asked):
+    from jaxcomm.evals.evaluation.questions import read_questions
+
+    (task,) = read_questions(asked).tasks.values()
+    return list(task.test_docs())
+
+
+# Selections ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory):
+    out = tmp_path_factory.mktemp("selected") / "run"
+    words = ("--schemes", "score", "last", "--ratios", 0, 0.5, 1, "--ways", "plain", "sink", "published", "--n", 5)
+    jaxcomm("select", *PAIR, *words, "--calibration-items", 3, "--out", out)
+    return out, words
+
+
+def test_a_sweep_over_selections_says_what_each_selection_says(selected, b):
+    out, _ = selected
+    cells, game = records(out / "results.jsonl"), draw("countries", 0, 5)
+    told, asked = [i.prompt_a for i in game.items], [i.prompt_b for i in game.items]
+    answers = answers_of(game, b, asked)
+    order = jc.derange([i.answer for i in game.items], 0)
+    for cell in cells:
+        how = dict(sink=cell["way"] != "plain", future=cell["way"] == "published")
+        for whose, of in (("", range(5)), ("other_", order)):
+            past = jc.select(
+                send_prefix(b, b, [told[n] for n in of], Prefixing()).message.states, cell["layers"], **how
+            )
+            logits, own = jc.prefill(b.params, b.tokenize(asked), past=[past])
+            found, best = jc.score(b.params, logits, own, answers[:, None], past=[past])
+            assert cell[f"{whose}logprob"] == pytest.approx(float(found.sum(axis=(1, 2)).mean()), abs=1e-3)
+            assert cell[f"{whose}accuracy"] == pytest.approx(float(np.mean(np.asarray(best.all(axis=(1, 2))))))
+    assert len(cells) == 3 * 2 * 3
+
+
+def test_a_sweep_over_selections_goes_on_where_it_was(selected, tmp_path, capsys):
+    out, words = selected
+    before = {path.name: path.read_bytes() for path in out.glob("*.*")}
+    (out / "chunks" / "sink-own.parquet").unlink()
+    jaxcomm("select", *PAIR, *words, "--calibration-items", 3, "--out", out, "--resume")
+    assert capsys.readouterr().out.count("computing") == 1
+    assert {path.name: path.read_bytes() for path in out.glob("*.*")} == before
+    assert "holds a different run" in refused(
+        capsys, "select", *PAIR, *words, "--calibration-items", 2, "--out", out, "--resume"
+    )
+
+
+def test_tables_of_selections_are_paired_and_corrected_over_distinct_selections():
+    rng = np.random.default_rng(0)
+    grid = selections.Grid(("first", "last"), (0.0, 0.5, 1.0), ("plain",), {}, 4)
+    assert len(grid.selections) == 4, "none, all, and two halves"
+    hits, others = rng.random((40, 4)) < 0.7, rng.random((40, 4)) < 0.3
+    swept = selections.Swept(rng.normal(size=(40, 4)), hits, rng.normal(size=(40, 4)) - 1, others)
+    heavy = selections.Weight(10.0, 100)
+    rows = list(selections.rows(grid, swept, "plain", heavy))
+    for row, (_, _, c) in zip(rows, grid.cells, strict=True):
+        value = effect(hits[:, c], others[:, c]).value.value
+        assert row[5].startswith(f"{100 * value:+.0f}") and row[3] == f"{1000 * grid.selections[c].sum():,}"
+        assert (row[6] == "") == (not grid.selections[c].any())
+    # The first layer whole, and one token of each of the others.
+    assert heavy.of(np.array([False, False, True, False]), "sink") == 100 * (2 * 10 + 2)
+    assert selections.picture(grid, {"plain": swept}).startswith(b"\x89PNG")
