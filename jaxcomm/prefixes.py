@@ -206,9 +206,49 @@ def check_prefix(a: ModelConfig, b: ModelConfig) -> None:
 # Which layers --------------------------------------------------------------------------------------------------------
 
 
-@compiled()
+@compiled(static=("last",))
+def attention_onto(
+    params: Params, prompts: Prompts, *, past: Sequence[KVCache], last: bool = False
+) -> Float[Array, "L B S"]:
+    """Measures how much of its attention each layer gives to each token of a prefix.
+
+    Args:
+        params: The receiver.
+        prompts: What it reads behind the prefix.
+        past: Keys and values of the prefix, S columns in all, and which layers see them.
+        last: Whether only the prompt's last token counts.
+
+    Returns:
+        Shares of attention, 0 to 1: the mean over heads, and over the prompt's tokens or of its last one. 0 on padding.
+
+    Raises:
+        ValueError: The prompts are invalid; the prefix is of another model.
+
+    Example:
+        >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
+        >>> jc.prefixes.attention_onto(params, prompts, past=[told]).shape
+        (4, 2, 3)
+    """
+    check_room(params, prompts)
+    positions = positions_of(prompts, past)
+    columns = sum(cache.positions.shape[-1] for cache in past)
+    counted = positions >= 0
+    if last:
+        counted = jnp.arange(prompts.shape[1]) == prompts.shape[1] - 1
+    weight = jnp.broadcast_to(counted, prompts.shape).astype(jnp.float32)
+    weight /= jnp.sum(weight, axis=1, keepdims=True)
+
+    def at(site: str, layer: Any, x: Array, state: Array) -> tuple[Array, Array]:
+        found = jnp.einsum("bnqs,bq->bs", x[..., :columns], weight) / x.shape[1]
+        return x, state.at[layer - 1].set(found)
+
+    state = jnp.zeros((params.config.layers, prompts.shape[0], columns), jnp.float32)
+    h, hook = enter(params, prompts.tokens, positions, Hook(at, state, frozenset(["pattern"])))
+    return run_blocks(params, h, positions, attended=Attended(past), hook=hook)[2]
+
+
 def attention_mass(
-    params: Params, prompts: Prompts, *, past: Sequence[KVCache], sink: Any = False
+    params: Params, prompts: Prompts | AnyArray, *, past: Sequence[KVCache], sink: bool = False
 ) -> Float[Array, "L B"]:
     """Measures how much of its attention each layer gives to a prefix (KVComm, section 3.2: importance before scaling).
 
@@ -223,31 +263,20 @@ def attention_mass(
         prompt's tokens.
 
     Raises:
-        ValueError: The prompts are invalid; the prefix is of another model.
+        ValueError: As for `attention_onto`.
 
     Example:
         >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
         >>> jc.prefixes.attention_mass(params, prompts, past=[told]).shape
         (4, 2)
     """
-    check_room(params, prompts)
-    positions = positions_of(prompts, past)
-    real = positions >= 0
-    counted = [cache.positions >= 0 for cache in past]
-    first = [there & (jnp.cumsum(there, axis=1) == 1) for there in counted]
-    kept = [there & ~(sink & one) for there, one in zip(counted, first, strict=True)]
-    columns = jnp.concatenate([rows_for(x, len(real)) for x in kept], axis=1)
-
-    def at(site: str, layer: Any, x: Array, state: Array) -> tuple[Array, Array]:
-        onto = jnp.sum(jnp.where(columns[:, None, None], x[..., : columns.shape[1]], 0), axis=-1)  # [B, N, P]
-        mean = jnp.sum(jnp.where(real[:, None], onto, 0), axis=(1, 2)) / (
-            x.shape[1] * jnp.sum(real, axis=1).astype(x.dtype)
-        )
-        return x, state.at[layer - 1].set(mean.astype(jnp.float32))
-
-    state = jnp.zeros((params.config.layers, len(real)), jnp.float32)
-    h, hook = enter(params, prompts.tokens, positions, Hook(at, state, frozenset(["pattern"])))
-    return run_blocks(params, h, positions, attended=Attended(past), hook=hook)[2]
+    onto = attention_onto(params, as_prompts(prompts), past=past)
+    if not sink:
+        return jnp.sum(onto, axis=-1)
+    there = [cache.positions >= 0 for cache in past]
+    kept = [x & (jnp.cumsum(x, axis=1) > 1) for x in there]
+    kept = jnp.concatenate([rows_for(x, onto.shape[1]) for x in kept], axis=1)
+    return jnp.sum(jnp.where(kept, onto, 0), axis=-1)
 
 
 def layer_scores(

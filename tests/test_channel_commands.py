@@ -93,6 +93,23 @@ def test_options_that_cannot_be_are_one_line(capsys, words, says):
     assert says in refused(capsys, "play", *PAIR, "--n", 2, *words)
 
 
+def test_prefixes_and_thoughts_are_read(tmp_path, capsys, b):
+    jaxcomm("read", *PAIR, "--channel", "latent", "--steps", 2, "--n", 2, "--out", tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "After thought 2 A would say:" in printed and "most looked at by the last token" in printed
+    rows, game = records(tmp_path / "run" / "items.jsonl"), draw("countries", 0, 2)
+    for row, item in zip(rows, game.items, strict=True):
+        shares = np.array(row["attention"])
+        tokens = len(b.rows([item.prompt_a])[0]) + 2
+        assert shares.shape == (6, tokens) == (6, len(row["tokens"])) and row["tokens"][-1] == "<thought 2>"
+        assert (shares.sum(axis=1) < 1).all() and shares.sum(axis=1).max() > 0.5
+        told = jc.think(b.params, b.tokenize([item.prompt_a], 2), steps=2)
+        likely = float(np.max(np.exp(told.logits[0] - np.logaddexp.reduce(np.asarray(told.logits[0])))))
+        assert row["thoughts"][1][0][1] == pytest.approx(likely, abs=1e-4)
+    assert {p.name for p in (tmp_path / "run").glob("*.png")} == {"item-1.png", "item-2.png"}
+    assert "to read activations, or --channel kv or latent" in refused(capsys, "read", *PAIR)
+
+
 # Maps of keys and values -----------------------------------------------------------------------------------------------
 
 
@@ -125,9 +142,11 @@ def test_channels_are_arms_of_an_evaluation(b, tmp_path):
     game = [row for row in items(tmp_path / "run") if row["protocol"] == "kv"]
     c = b.params.config
     for row in game:
-        assert row["bytes_sent"] == len(b.encode(json.loads(row["rendered_a"])[0])) * 4 * 2 * c.kv_heads * c.head_dim * 4
+        assert (
+            row["bytes_sent"] == len(b.encode(json.loads(row["rendered_a"])[0])) * 4 * 2 * c.kv_heads * c.head_dim * 4
+        )
     turn = kv(b, b, [json.loads(r["rendered_a"])[0] for r in game], [r["prompt"] for r in game], layers=[3, 4, 5, 6])
-    assert [r.text for r in turn.write(6)] == [row["answer"].strip() for row in game]
+    assert [r.text for r in turn.write(6)] == [json.loads(row["answer"])[0].strip() for row in game]
 
 
 def test_an_evaluation_asks_for_nothing_that_layers_were_chosen_on(b, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jaxcomm as jc
 from jaxcomm import prefixes
-from jaxcomm.prefixes import attention_mass, greedy_scores, join, layer_scores, spread, stretch
+from jaxcomm.prefixes import attention_mass, attention_onto, greedy_scores, join, layer_scores, spread, stretch
 
 from conftest import assert_close, compiles, make_checkpoint, prompts, refused
 
@@ -132,6 +132,12 @@ def test_attention_on_the_prefix_is_transformers(kind, masked):
             weights = masked.behind(x, y, [True] * 4)[1]
             want = [w[..., int(sink) :].sum(axis=-1).mean() for w in weights]
             assert_close(mass[:, row], np.array(want), f"row {row}", 1e-5)
+    some = jc.select(told, [2, 4])
+    onto = attention_onto(kind.params, READS, past=[some], last=True)
+    for row, (x, y) in enumerate(zip(TOLD, ASKED, strict=True)):
+        weights = masked.behind(x, y, [False, True, False, True])[1]
+        want = np.stack([np.pad(w[:, -1].mean(axis=0), (16 - len(x), 0)) for w in weights])
+        assert_close(onto[:, row], want, f"the last token of row {row}", 1e-5)
 
 
 def test_scores_are_the_papers():
