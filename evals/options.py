@@ -122,6 +122,8 @@ class PrefixOptions:
     calibration: str | None = None
     """score, greedy: a game or FILE.jsonl whose items are looked at; default: further items of the game that is played. None of them is played."""
     calibration_items: int = 8
+    place: Literal["start", "turn"] = "start"
+    """kv, latent: the prefix stands before B's prompt, as published, or before its last turn, behind worked examples."""
     positions: Literal["after", "own"] = "after"
     """kv, latent: B's prompt is numbered on from the prefix, or from 0."""
     published_mask: bool = False
@@ -134,6 +136,8 @@ class PrefixOptions:
     """latent: keys and values of all that A has read and thought, or the vectors it has thought."""
     kv_map: Path | None = None
     """kv, latent: folder of jaxcomm fit-map --kv, for models whose keys do not match."""
+    order: Literal["parallel", "row"] = "parallel"
+    """kv, latent, several senders (eval --others): each reads alone, or each goes on from those before it."""
     delta_layers: tuple[int, ...] = ()
     """deltas: layers after which differences of A's states are added to B's."""
 
@@ -209,7 +213,18 @@ class PrefixOptions:
         means = {
             "kv and latent": (
                 {"kv", "latent"},
-                ("layers", "scheme", "ratio", "alpha", "calibration", "positions", "published_mask", "kv_map"),
+                (
+                    "layers",
+                    "scheme",
+                    "ratio",
+                    "alpha",
+                    "calibration",
+                    "place",
+                    "positions",
+                    "published_mask",
+                    "kv_map",
+                    "order",
+                ),
             ),
             "latent and thinking": ({"latent", "thinking"}, ("steps", "thought")),
             "latent": ({"latent"}, ("sends",)),

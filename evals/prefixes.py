@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from jaxcomm.agent import Agent
-from jaxcomm.decoding import bucket
-from jaxcomm.kv_mapping import KVMaps
-from jaxcomm.prefixes import Scheme, attention_mass, choose_layers, greedy_scores, layer_scores
-from jaxcomm.prompts import left_pad
+from jaxcomm.cache import KVCache
+from jaxcomm.prefixes import Scheme, attention_onto, choose_layers, greedy_scores, layer_scores
+from jaxcomm.prompts import Prompts
 from jaxcomm.protocols import Prefixing, send_prefix
+from jaxcomm.protocols.prefixes import behind, places
 
 from .games import Game, Wording, draw
 from .hearing import further
@@ -62,7 +62,7 @@ class LayerChoice:
             raise ValueError(f"--calibration-items {self.items}: it must be at least 1")
 
     def __call__(
-        self, game: Game | None, a: Agent, b: Agent, wording: Wording, maps: KVMaps | None = None
+        self, game: Game | None, a: Agent, b: Agent, wording: Wording, how: Prefixing | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Chooses the layers.
 
@@ -71,7 +71,7 @@ class LayerChoice:
             a: The sender.
             b: The receiver.
             wording: How games are put to the agents.
-            maps: Maps of A's keys and values to B's, if they need any.
+            how: How the prefix is sent, but for the layers: maps, and where it stands. None: as it is by default.
 
         Returns:
             The layers as `Prefixing` takes them, and how they were chosen, for results.
@@ -85,7 +85,7 @@ class LayerChoice:
         scores = None
         if self.scheme in CALIBRATED:
             items = self.calibration_items(game)
-            scores = calibrate(self.scheme, items, (a, b), wording, Prefixing(maps=maps), self.alpha)
+            scores = calibrate(self.scheme, items, (a, b), wording, how or Prefixing(), self.alpha)
             told |= {"calibration": self.calibration or items.name, "calibration_items": len(items.items)}
             told |= {"layer_scores": [round(float(x), 6) for x in scores]}
         chosen = choose_layers(self.scheme, self.ratio or 0.0, count, scores=scores, seed=self.seed)
@@ -140,13 +140,35 @@ def calibrate(
         One number for each layer, [L_B].
     """
     a, b = agents
-    prompts_a, prompts_b = wording.prompts_a(items, a), wording.prompts_b(items, b)
-    cache: Any = send_prefix(a, b, prompts_a, how).message.states
+    before, cache, prompts, answers = laid_out(items, a, b, wording, how)
+    if scheme == "greedy":
+        return greedy_scores(b.single, prompts, cache, answers, before=before)
+    columns = sum(x.positions.shape[-1] for x in before)
+    onto = attention_onto(b.single, prompts, past=[*before, cache])[..., columns:]
+    return layer_scores(np.asarray(onto.sum(axis=-1)), alpha=alpha)
+
+
+def laid_out(
+    game: Game, a: Agent, b: Agent, wording: Wording, how: Prefixing
+) -> tuple[tuple[KVCache, ...], KVCache, Prompts, np.ndarray]:
+    """Lets A read a game, and lays out what B reads behind it.
+
+    Args:
+        game: The game.
+        a: The sender.
+        b: The receiver.
+        wording: How the game is put to the agents.
+        how: How the prefix is sent, to all layers.
+
+    Returns:
+        Caches of what stands before the prefix, the prefix, the rest of B's prompts, and the right answers [items, T].
+    """
+    prompts_b = wording.prompts_b(game, b)
+    cache: Any = send_prefix(a, b, wording.prompts_a(game, a), how).message.states
     rows = b.rows(prompts_b, 1)
-    prompts = left_pad(rows, bucket(max(map(len, rows)), b.params.config.max_positions))
-    if scheme == "score":
-        return layer_scores(np.asarray(attention_mass(b.single, prompts, past=[cache])), alpha=alpha)
-    return greedy_scores(b.single, prompts, cache, answers_of(items, b, prompts_b))
+    ahead = places(b, prompts_b, rows) if how.place == "turn" else 0
+    (*before, cache), prompts = behind(b, rows, cache, ahead)
+    return tuple(before), cache, prompts, answers_of(game, b, prompts_b)
 
 
 def answers_of(game: Game, b: Agent, prompts_b: Sequence[Any]) -> np.ndarray:

@@ -15,18 +15,15 @@ import numpy as np
 import pyarrow as pa
 
 from jaxcomm.agent import Agent
-from jaxcomm.cache import KVCache
 from jaxcomm.controls import derange
-from jaxcomm.decoding import bucket
 from jaxcomm.prefixes import Scheme, choose_layers, selection_logprobs
-from jaxcomm.prompts import left_pad
-from jaxcomm.protocols import Prefixing, send_prefix
+from jaxcomm.protocols import Prefixing
 
 from . import figures
 from .documents import Block, Heading, Items, Picture, Table
 from .effects import effect, holm, p_written, written
 from .games import Game, Wording
-from .prefixes import CALIBRATED, answers_of, calibrate
+from .prefixes import CALIBRATED, calibrate, laid_out
 from .runs import RunFolder
 from .scores import accuracy, percent
 
@@ -115,37 +112,46 @@ class Swept:
 
 
 def scored_layers(
-    schemes: Sequence[str], items: Game | None, a: Agent, b: Agent, wording: Wording, alpha: float
+    schemes: Sequence[str],
+    items: Game | None,
+    agents: tuple[Agent, Agent],
+    wording: Wording,
+    how: Prefixing,
+    alpha: float,
 ) -> dict[str, list[float]]:
     """Scores B's layers for the schemes that look at items.
 
     Args:
         schemes: The schemes.
         items: The calibration items. None: no scheme looks at any.
-        a: The sender.
-        b: The receiver.
+        agents: The sender and the receiver.
         wording: How games are put to the agents.
+        how: How the prefix is sent: where it stands.
         alpha: Weight of the attention in KVComm's score.
 
     Returns:
         The scores, by scheme.
     """
     wanted = [scheme for scheme in schemes if scheme in CALIBRATED] if items is not None else []
-    return {
-        scheme: [float(x) for x in calibrate(scheme, items, (a, b), wording, Prefixing(), alpha)] for scheme in wanted
-    }  # pyright: ignore
+    return {scheme: [float(x) for x in calibrate(scheme, items, agents, wording, how, alpha)] for scheme in wanted}  # pyright: ignore
 
 
 def sweep(
-    game: Game, a: Agent, b: Agent, wording: Wording, grid: Grid, folder: RunFolder, progress: Callable[[str], None]
+    game: Game,
+    agents: tuple[Agent, Agent],
+    wording: Wording,
+    how: Prefixing,
+    grid: Grid,
+    folder: RunFolder,
+    progress: Callable[[str], None],
 ) -> dict[str, Swept]:
     """Plays a game under every selection, piece by piece, in a run folder.
 
     Args:
         game: The game.
-        a: The sender.
-        b: The receiver.
+        agents: The sender and the receiver.
         wording: How the game is put to the agents.
+        how: How the prefix is sent: where it stands.
         grid: What is swept.
         folder: The run folder. Pieces that are done are read.
         progress: Called with the name of every piece that is computed.
@@ -153,12 +159,9 @@ def sweep(
     Returns:
         The results, by way.
     """
-    prompts_b = wording.prompts_b(game, b)
-    rows = b.rows(prompts_b, 1)
-    prompts = left_pad(rows, bucket(max(map(len, rows)), b.params.config.max_positions))
-    answers = answers_of(game, b, prompts_b)
+    a, b = agents
     order = derange([item.answer for item in game.items], grid.seed)
-    prefix: Any = functools.cache(lambda: send_prefix(a, b, wording.prompts_a(game, a), Prefixing()).message.states)
+    laid = functools.cache(lambda: laid_out(game, a, b, wording, how))
     found = {}
     for way in grid.ways:
         pair = []
@@ -166,12 +169,14 @@ def sweep(
             name = f"{way}-{whose}"
             if not folder.done(name):
                 progress(name)
-                cache: KVCache = prefix() if whose == "own" else prefix().take(order)
-                logprobs, hits = selection_logprobs(b.single, prompts, cache, grid.selections, answers, **WAYS[way][0])
+                before, cache, prompts, answers = laid()
+                cache = cache if whose == "own" else cache.take(order)
+                told = dict(WAYS[way][0], before=before)
+                logprobs, hits = selection_logprobs(b.single, prompts, cache, grid.selections, answers, **told)
                 item, selection = np.indices(logprobs.shape)
                 columns = {"item": item, "selection": selection, "logprob": logprobs, "hit": hits}
                 folder.write(name, {key: pa.array(x.ravel()) for key, x in columns.items()})
-            table, shape = folder.read(name), (len(rows), len(grid.selections))
+            table, shape = folder.read(name), (len(game.items), len(grid.selections))
             pair += [table[key].to_numpy(zero_copy_only=False).reshape(shape) for key in ("logprob", "hit")]
         found[way] = Swept(*pair)
     return found

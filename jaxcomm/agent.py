@@ -329,6 +329,23 @@ class Agent:
                         )
         return inside[self.kept(list(self.spelled(text)))]
 
+    def before_last_turn(self, prompt: Prompt) -> int:
+        """Counts the tokens of a prompt before its last turn: worked examples, a system prompt, what a template writes.
+
+        Args:
+            prompt: A text, or a conversation. Nothing of it may be cut off (`longest`).
+
+        Returns:
+            The number of tokens. 0 for a raw text alone.
+
+        Raises:
+            ValueError: The tokenizer does not say where tokens stand.
+        """
+        if isinstance(prompt, str) and not self.chat and not self.system:
+            return 0
+        text, last = self.render(prompt), prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        return int(np.sum(self._offsets(text)[:, 1] <= text.rindex(last.strip())))
+
     def _offsets(self, text: str) -> np.ndarray:
         """Where every token of a rendered text begins and ends in it, [T, 2]."""
         if not getattr(self.tokenizer, "is_fast", False):

@@ -25,7 +25,7 @@ from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import check_texts, compiled
 from jaxcomm.config import FULL, AnyArray, ModelConfig
 from jaxcomm.decoding import score
-from jaxcomm.layers import Hook, rows_for
+from jaxcomm.layers import Hook, angles_of, rotary, rotate, rows_for
 from jaxcomm.model import Params, check_room, enter, positions_of, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.reading import prefill
@@ -154,6 +154,33 @@ def join(caches: Sequence[KVCache]) -> KVCache:
     k, v = jax.tree.map(beside, *[(c.k, c.v) for c in caches])
     positions = jnp.concatenate([c.positions for c in caches], axis=-1)
     return KVCache(k, v, positions, begin=jnp.sum(positions >= 0, axis=-1, dtype=jnp.int32))
+
+
+def move(cache: KVCache, config: ModelConfig, by: int) -> KVCache:
+    """Moves a prefix to later positions: its keys are rotated on.
+
+    What was read at positions 0, 1, .. then stands at `by`, `by` + 1, ..; what it has read itself stays what it was. Keys
+    of a model with learned positions stay as they are.
+
+    Args:
+        cache: Keys and values of the prefix.
+        config: Architecture of the model that they are for.
+        by: Number of positions.
+
+    Returns:
+        The cache at its new positions.
+    """
+    tables = rotary(config, jnp.full((1, 1), by, jnp.int32))
+    positions = jnp.where(cache.positions < 0, -1, cache.positions + by)
+    begin = None if cache.begin is None else cache.begin + by
+    k = cache.k
+    if tables is not None:
+        # Keys hold the rope's scale already.
+        scale = [config.ropes[n].scale for n in config.rope_of]
+        turn = lambda k, n: rotate(k, tuple(x / scale[n] for x in angles_of(config, tables, n)))  # pyright: ignore
+        turned = [turn(k[n], n) for n in range(config.layers)]
+        k = tuple(turned) if isinstance(k, tuple) else jnp.stack(turned)
+    return cache.replace(k=k, positions=positions, begin=begin)
 
 
 def stretch(cache: KVCache, layers: int) -> KVCache:
@@ -379,11 +406,12 @@ def spread(
 
 
 @functools.partial(jax.jit, static_argnames="how")
-def _selection_logprobs(params: Params, prompts: Prompts, cache: KVCache, selections, answers, how) -> Any:
-    many, past = spread(prompts, cache, selections, **dict(how))
-    logits, own = prefill(params, many, past=[past])
+def _selection_logprobs(params: Params, prompts: Prompts, cache: KVCache, selections, answers, before, how) -> Any:
+    many, behind = spread(prompts, cache, selections, **dict(how))
+    past = [*before, behind]
+    logits, own = prefill(params, many, past=past)
     texts = jnp.repeat(answers, len(selections), axis=0)[:, None]
-    found, best = score(params, logits, own, texts, past=[past])
+    found, best = score(params, logits, own, texts, past=past)
     shape = len(prompts), len(selections)
     return found.sum(axis=(1, 2)).reshape(shape), best.all(axis=(1, 2)).reshape(shape)
 
@@ -395,6 +423,7 @@ def selection_logprobs(
     selections: Bool[AnyArray, "C L"],
     answers: Int[AnyArray, "B T"],
     *,
+    before: Sequence[KVCache] = (),
     progress: Callable[[int, int], None] | None = None,
     **how: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -409,6 +438,7 @@ def selection_logprobs(
         cache: Keys and values of the prefix, whole.
         selections: The layers of each selection.
         answers: Token ids [B, T]; -1 after the end of an answer.
+        before: Caches of what the receiver has read before the prefix.
         progress: Called as progress(done, all) after every part.
         **how: As for `select`.
 
@@ -435,7 +465,8 @@ def selection_logprobs(
     logprobs, greedy = [], []
     for n in range(parts):
         part = filled[n * size : (n + 1) * size]
-        found = _selection_logprobs(params, prompts, cache, part, jnp.asarray(answers), tuple(sorted(how.items())))
+        told = tuple(sorted(how.items()))
+        found = _selection_logprobs(params, prompts, cache, part, jnp.asarray(answers), tuple(before), told)
         for kept, new in zip((logprobs, greedy), jax.device_get(found), strict=True):
             kept.append(new)
         if progress is not None:
@@ -465,7 +496,7 @@ def greedy_scores(
         answers: Token ids [B, T] of the right answers; -1 after the end of an answer.
         most: Number of layers to rank; the rest follows in the order of the last step. Default: all.
         progress: Called as progress(done, all) after every step.
-        **how: As for `select`.
+        **how: As for `select`; and `before`, as for `selection_logprobs`.
 
     Returns:
         One number for each layer, [L]: L for the one that was added first, and so on down.

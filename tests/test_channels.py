@@ -100,6 +100,34 @@ def test_thoughts_as_vectors_are_read_before_the_prompt(b):
         np.testing.assert_allclose(turn.logits[i], want[0], atol=2e-3)
 
 
+def test_a_prefix_before_the_last_turn_stands_behind_worked_examples(b):
+    """They are read once for all games, and cost what they cost in any case."""
+    shown = [
+        ("Anna is at Petra. Which country is Anna located in?", "Jordan"),
+        ("Ben is at the Louvre. Which country is Ben located in?", "France"),
+    ]
+    prompts = [
+        [{"role": "user", "content": f"{x} {y}"} for x, y in shown] + [{"role": "user", "content": q}] for q in ASKED
+    ]
+    turn = kv(b, b, TOLD, prompts, place="turn")
+    ahead = b.before_last_turn(prompts[0])
+    assert turn.ahead == ahead and b.tokenizer.decode(turn.rows[0][ahead:]).strip() == ASKED[0]
+    before = jc.prefill(b.params, jc.left_pad([turn.rows[0][:ahead]]))[1]
+    for i, row in enumerate(turn.rows):
+        told = jc.receive_cache(jc.send_cache(b.params, jc.left_pad(b.rows([TOLD[i]]))), b.params)
+        past = [before, jc.prefixes.move(told, b.params.config, ahead)]
+        want, _ = jc.prefill(b.params, jc.left_pad([row[ahead:]]), past=past)
+        np.testing.assert_allclose(turn.logits[i], want[0], atol=2e-4)
+    start, c = kv(b, b, TOLD, prompts), b.params.config
+    for near, far, x in zip(turn.write(1), start.write(1), b.rows(TOLD), strict=True):
+        pairs = ahead * len(x) * (c.layers - 1)  # examples that do not look at the prefix
+        assert far.spent.flops - near.spent.flops == 4 * c.heads * c.head_dim * pairs
+    refused(
+        lambda: kv(b, b, TOLD, [*prompts[:4], ASKED[4]], place="turn"), "do not begin alike before their last turns"
+    )
+    refused(lambda: kv(b, b, TOLD, prompts, place="turn", positions="own"), "leave out the rest")
+
+
 def test_a_control_reads_what_was_sent_once(b):
     sent = send_prefix(b, b, TOLD, Prefixing())
     again = kv(b, b, TOLD, ASKED, sent=sent, control="other")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jaxcomm as jc
 from jaxcomm import prefixes
-from jaxcomm.prefixes import attention_mass, attention_onto, greedy_scores, join, layer_scores, spread, stretch
+from jaxcomm.prefixes import attention_mass, attention_onto, greedy_scores, join, layer_scores, move, spread, stretch
 
 from conftest import assert_close, compiles, make_checkpoint, prompts, refused
 
@@ -228,6 +228,30 @@ def test_several_senders_lie_side_by_side(llama):
         among, ours = causal & (text[:, None] == text), causal & ((text[:, None] == text) | (text[:, None] == 2))
         want = masked.run(tokens, positions, [among, ours, ours, among])[0][-1]
         assert_close(logits[row], want, f"row {row}", 1e-4)
+
+
+def test_a_prefix_moves_behind_what_the_receiver_has_read(kind, masked):
+    """Worked examples, then A's text, which has not read them, then the question."""
+    params, shown = kind.params, prompts(1, 5, seed=7)[0].tolist()
+    told = jc.receive_cache(jc.send_cache(params, WRITES), params)
+    if kind.name == "gpt2":  # learned positions do not move
+        assert np.array_equal(move(told, params.config, 5).k, told.k)
+        return
+    before = jc.prefill(params, jc.left_pad([shown], 8))[1]
+    for chosen in ([True] * 4, [False, True, False, True]):
+        past = [before, jc.select(move(told, params.config, len(shown)), np.array(chosen))]
+        logits, _ = jc.prefill(params, READS, past=past)
+        for row, (x, y) in enumerate(zip(TOLD, ASKED, strict=True)):
+            tokens = [*shown, *x, *y]
+            part = np.repeat([0, 1, 2], [len(shown), len(x), len(y)])
+            apart = np.arange(len(tokens))[:, None] - np.arange(len(tokens))
+            own = (part[:, None] == part) | (part[:, None] == 2) & (part == 0)
+            every = []
+            for layer, window in enumerate(masked.windows):
+                seen = own | ((part[:, None] == 2) & (part == 1) & chosen[layer])
+                every.append(seen & (apart >= 0) & ((apart < window) if window else True))
+            want = masked.run(tokens, [*range(len(tokens))], every)[0][-1]
+            assert_close(logits[row], want, f"{chosen}, row {row}", 1e-4)
 
 
 def test_a_prefix_of_another_depth_goes_where_it_is_as_deep(llama, tmp_path):

@@ -98,6 +98,8 @@ class Eval(EvalOptions):
 
     def _seen(self, team: Team, settings: EvalSettings) -> tuple[Team, dict[str, Any]]:
         """The team with B's layers that see a prefix, and how they were chosen."""
+        from jaxcomm.protocols import Prefixing
+
         from ..games import Wording
 
         team = dataclasses.replace(team, kv_maps=settings.kv_maps(team.a, team.b))
@@ -106,7 +108,7 @@ class Eval(EvalOptions):
             return team, {}
         wording = Wording(self.wording, self.instruction, self.sender_reads)
         items = choice.calibration_items(None) if choice.calibration else None
-        layers, told = choice(None, team.a, team.b, wording, team.kv_maps)
+        layers, told = choice(None, team.a, team.b, wording, Prefixing(maps=team.kv_maps, place=self.place))
         known = [] if items is None else [item.prompt_a for item in items.items]
         return dataclasses.replace(team, layers=layers, calibrated=known), {"layers_chosen": layers, **told}
 

@@ -99,6 +99,7 @@ class Play(options.GameOptions, options.PrefixOptions):
             OSError: A file or checkpoint does not exist, or a file cannot be written.
         """
         from jaxcomm.decoding import Sampling
+        from jaxcomm.protocols import Prefixing
 
         from .. import conditions, processes
         from ..agents import load_agents, read_as
@@ -120,7 +121,8 @@ class Play(options.GameOptions, options.PrefixOptions):
         a, b = load_agents(self.a, self.b, dtype=self.dtype, tensor=self.tensor, int8=self.int8, **self.agent_options())
         layers, told, maps = "all", {}, self.kv_maps(a, b)
         if {"kv", "latent"} & {*self.protocol}:
-            layers, told = self.layer_choice(self.seed)(game, a, b, wording, maps)
+            how = Prefixing(maps=maps, place=self.place)
+            layers, told = self.layer_choice(self.seed)(game, a, b, wording, how)
         every = conditions.conditions(self.protocol, self._protocol_settings(layers, maps), controls)
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
         drawn = {"int8": self.int8} | read_as((a, b)) | told

@@ -35,6 +35,8 @@ class Select(options.GameOptions):
     ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     ways: tuple[Literal["plain", "own", "sink", "published"], ...] = ("plain",)
     """plain; own: B's prompt begins at position 0; sink, published: as KVComm's code, without and with its mask."""
+    place: Literal["start", "turn"] = "start"
+    """The prefix stands before B's prompt, as published, or before its last turn, behind worked examples, which are then read once."""
     alpha: float = 1.0
     """score: weight of the attention; the rest is KVComm's prior."""
     calibration: str | None = None
@@ -54,6 +56,7 @@ class Select(options.GameOptions):
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
         from jaxcomm.prefixes import check_prefix
+        from jaxcomm.protocols import Prefixing
 
         from .. import selections
         from ..agents import load_agents, read_as
@@ -66,6 +69,10 @@ class Select(options.GameOptions):
         for name in ("schemes", "ratios", "ways"):
             if not (given := getattr(self, name)) or len({*given}) < len(given):
                 raise ValueError(f"--{name} {' '.join(map(str, given)) or 'none'}: name at least one, each once")
+        if self.place == "turn" and "own" in self.ways:
+            raise ValueError(
+                "--ways own numbers B's prompt from 0, so nothing can stand before the prefix: leave out --place turn"
+            )
         if odd := [ratio for ratio in self.ratios if not 0 <= ratio <= 1]:
             raise ValueError(f"--ratios {odd[0]}: they are shares of the layers, 0 to 1")
         looks = next((scheme for scheme in self.schemes if scheme in CALIBRATED), None)
@@ -83,11 +90,13 @@ class Select(options.GameOptions):
         items = None if looks is None else choice.calibration_items(game)
         config = dataclasses.asdict(self) | dict(game.source) | read_as((a, b)) | surroundings()
         config |= {"fingerprints": [agent_fingerprint(agent) for agent in (a, b)], "out": None, "resume": None}
-        plan = lambda: selections.scored_layers(self.schemes, items, a, b, wording, self.alpha)
-        again = options.command_line(self)
+        plan = lambda: selections.scored_layers(self.schemes, items, (a, b), wording, how, self.alpha)
+        again, how = options.command_line(self), Prefixing(place=self.place)
         with RunFolder(self.out, config, plan, command=again, resume=self.resume) as folder:
             grid = selections.Grid(self.schemes, self.ratios, self.ways, folder.plan, b.single.config.layers, self.seed)
-            found = selections.sweep(game, a, b, wording, grid, folder, lambda name: out.print(f"computing {name}"))
+            found = selections.sweep(
+                game, (a, b), wording, how, grid, folder, lambda name: out.print(f"computing {name}")
+            )
             blocks = selections.blocks(
                 game, grid, found, selections.weight(game, a, b, wording), self._told(game, items)
             )

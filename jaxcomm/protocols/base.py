@@ -253,7 +253,8 @@ class Turn:
         before: What was spent on each prompt until then.
         received: What the agent got from others for each prompt, as it arrived. None: nothing.
         prefix: Number of tokens of a prefix that each layer sees before each prompt, [B, L]. None: there is no prefix.
-        begin: Position of the first token of each prompt, [B]. None: 0.
+        begin: Number of positions that the prefix of each prompt takes, [B]. None: 0.
+        ahead: Number of tokens of each prompt that stand before the prefix.
         thought: Number of steps that the agent thinks in latents before it writes.
 
     Example:
@@ -273,6 +274,7 @@ class Turn:
     received: Message | None = None
     prefix: np.ndarray | None = None
     begin: np.ndarray | None = None
+    ahead: int = 0
     thought: int = 0
 
     @property
@@ -356,7 +358,9 @@ class Turn:
         config, length = self.agent.params.config, len(self.rows[i])
         prefix = () if self.prefix is None else self.prefix[i].tolist()
         after = sum(n - 1 for n in new)
-        reading = generation_flops(config, length, 1) + prefix_flops(config, prefix, length, 1 + self.thought + after)
+        reading = generation_flops(config, length, 1) + prefix_flops(
+            config, prefix, length - self.ahead, 1 + self.thought + after
+        )
         context = length + self.thought
         return reading + sum(blocks_flops(config, n - 1, context=context) for n in new) + after * head_flops(config)
 

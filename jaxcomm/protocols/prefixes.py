@@ -22,7 +22,7 @@ from jaxcomm.flops import blocks_flops, head_flops, keys_flops, thinking_flops
 from jaxcomm.kv_mapping import KVMaps, map_cache
 from jaxcomm.latents import Thought, think
 from jaxcomm.messages import Message
-from jaxcomm.prefixes import as_layers, check_prefix, check_reach, join, select, stretch
+from jaxcomm.prefixes import as_layers, check_prefix, check_reach, join, move, select, stretch
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.protocols.base import Sent, Spent, Turn, dropped, total
 from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in, worst_of_others
@@ -39,6 +39,9 @@ class Prefixing:
 
     Attributes:
         layers: Layers of B that see the prefix: "all", numbers from 1, or bool [L_B] (`choose_layers`).
+        place: Where the prefix stands. "start": before B's prompt, as published. "turn": before the last turn of B's prompt, behind
+            worked examples and system prompt, which must be the same in all games. They are read once, and A's keys are
+            rotated on to their place.
         positions: "after": B's prompt is numbered on from the prefix. "own": it begins at 0 (`prefixes.select`).
         sink: The first token is seen by all layers, and the first layer sees all, as in KVComm's code.
         future: KVComm's published mask (`prefixes.select`).
@@ -66,6 +69,7 @@ class Prefixing:
     """
 
     layers: Literal["all"] | Sequence[int] | AnyArray = "all"
+    place: Literal["start", "turn"] = "start"
     positions: Literal["after", "own"] = "after"
     sink: bool = False
     future: bool = False
@@ -82,12 +86,17 @@ class Prefixing:
     def __post_init__(self):
         object.__setattr__(self, "control", as_stand_in(self.control))
         for name, value, known in (
+            ("place", self.place, ("start", "turn")),
             ("positions", self.positions, ("after", "own")),
             ("sends", self.sends, ("kv", "thoughts")),
             ("order", self.order, ("parallel", "row")),
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose {' or '.join(known)}")
+        if self.place == "turn" and (self.positions == "own" or self.sends == "thoughts"):
+            raise ValueError(
+                "behind worked examples stand keys and values, at the positions that follow: leave out the rest"
+            )
         if self.sends == "thoughts" and not self.steps:
             raise ValueError("thoughts are sent, and there are none: give steps")
         if not isinstance(self.layers, str) and not np.any(np.asarray(self.layers)):
@@ -307,10 +316,10 @@ def receive_prefix(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
     message, rows, params = sent.message, b.rows(prompts_b, 1), b.single
     if len(message) != len(rows):
         raise ValueError(f"{len(message)} prefixes for {len(rows)} prompts: give one for each")
-    read = [Spent() for _ in rows]
+    read, ahead = [Spent() for _ in rows], 0
     if isinstance(message.states, KVCache):
-        cache = message.states
-        check_reach(params.config, settings.chosen(params.config), max(map(len, rows)))
+        cache, ahead = message.states, places(b, prompts_b, rows) if settings.place == "turn" else 0
+        check_reach(params.config, settings.chosen(params.config), max(map(len, rows)) - ahead)
     else:
         vectors = jnp.asarray(message.state_array())
         cache = prefill(params, Prompts(vectors.astype(params.dtype)))[1]
@@ -321,11 +330,55 @@ def receive_prefix(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
     before = [x + y for x, y in zip(sent.spent, read, strict=True)]
     # Checked before anything is compiled; the rest of the turn's fields follow.
     blank: Any = None
-    turn = Turn(b, prompts_b, rows, blank, blank, (cache,), details, before, message, cache.columns_seen.T, begin)
+    turn = Turn(b, prompts_b, rows, blank, blank, (), details, before, message, cache.columns_seen.T, begin, ahead)
     turn.check_room([1] * len(rows))
-    prompts = by_rows(params, left_pad(rows, bucket(max(map(len, rows)), params.config.max_positions)))
-    logits, own = prefill(params, prompts, past=(cache,))
-    return dataclasses.replace(turn, logits=logits, cache=own)
+    past, prompts = behind(b, rows, cache, ahead)
+    logits, own = prefill(params, prompts, past=past)
+    return dataclasses.replace(turn, logits=logits, cache=own, past=past)
+
+
+def places(b: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -> int:
+    """Counts the tokens that stand before the last turn of all prompts, for `Prefixing.place` "turn".
+
+    Args:
+        b: Who reads them.
+        prompts: The prompts.
+        rows: Their tokens.
+
+    Returns:
+        The number of tokens.
+
+    Raises:
+        ValueError: They are not the same tokens in all prompts; prompts were cut.
+    """
+    if any(dropped(b, prompts, rows)):
+        raise ValueError("a prompt was cut, so its last turn cannot be found: let the prefix stand at the start")
+    counts = {b.before_last_turn(prompt) for prompt in prompts}
+    if len(counts) > 1 or len({tuple(row[: min(counts)]) for row in rows}) > 1:
+        raise ValueError(
+            "the prompts do not begin alike before their last turns: let the prefix stand at the start (place='start')"
+        )
+    return counts.pop()
+
+
+def behind(b: Agent, rows: Sequence[Sequence[int]], cache: KVCache, ahead: int) -> tuple[tuple[KVCache, ...], Prompts]:
+    """Lays out prompts behind a prefix, and reads what stands before the prefix.
+
+    Args:
+        b: Who reads.
+        rows: Tokens of the prompts.
+        cache: Keys and values of the prefix.
+        ahead: Number of tokens of each prompt that stand before the prefix, the same in all.
+
+    Returns:
+        Caches for `past`, the last of which is the prefix; and the rest of the prompts.
+    """
+    params, limit, past = b.single, b.params.config.max_positions, ()
+    if ahead:
+        past = (prefill(params, left_pad([rows[0][:ahead]], bucket(ahead, limit)))[1],)
+        cache, rows = move(cache, params.config, ahead), [row[ahead:] for row in rows]
+    prompts = by_rows(params, left_pad(rows, bucket(max(map(len, rows)), limit)))
+    return (*past, cache), prompts
 
 
 @dataclasses.dataclass(frozen=True)
