@@ -185,9 +185,8 @@ class PrefixOptions:
         Returns:
             Options by name of the protocol.
         """
-        seen = dict(
-            layers=layers, positions=self.positions, sink=self.published_mask, future=self.published_mask, maps=maps
-        )
+        seen = dict(layers=layers, maps=maps, place=self.place, positions=self.positions, order=self.order)
+        seen |= dict(sink=self.published_mask, future=self.published_mask)
         thinking = dict(steps=self.steps, thought=self.thought)
         return {
             "kv": seen,

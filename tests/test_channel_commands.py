@@ -1,5 +1,6 @@
 """Channels by the command line: games, evaluations, maps of keys and values, and sweeps over selections of layers."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxcomm.evals.evaluation.arms import Team, arms
 from jaxcomm.evals.evaluation.run import run as evaluate
 from jaxcomm.evals.evaluation.settings import EvalSettings
 from jaxcomm.evals.games import Wording, draw
+from jaxcomm.evals.options import PrefixOptions
 from jaxcomm.evals.prefixes import LayerChoice, answers_of, calibrate
 from jaxcomm.protocols import Prefixing, kv, send_prefix
 
@@ -108,6 +110,27 @@ def test_prefixes_and_thoughts_are_read(tmp_path, capsys, b):
         assert row["thoughts"][1][0][1] == pytest.approx(likely, abs=1e-4)
     assert {p.name for p in (tmp_path / "run").glob("*.png")} == {"item-1.png", "item-2.png"}
     assert "to read activations, or --channel kv or latent" in refused(capsys, "read", *PAIR)
+
+
+def test_every_option_of_channels_reaches_its_protocol():
+    changed = dict(
+        place="turn", positions="own", published_mask=True, steps=3, thought="soft", sends="thoughts", order="row",
+        delta_layers=(2,),
+    )  # fmt: skip
+    fixed = {
+        "layers",
+        "scheme",
+        "ratio",
+        "alpha",
+        "calibration",
+        "calibration_items",
+        "kv_map",
+    }  # chosen, or loaded, first
+    assert {f.name for f in dataclasses.fields(PrefixOptions)} == {*changed, *fixed}
+    default = PrefixOptions().channel_settings()
+    for name, value in changed.items():
+        assert PrefixOptions(**{name: value}).channel_settings() != default, name
+    assert default["kv"]["layers"] == "all" and PrefixOptions().channel_settings((3,))["kv"]["layers"] == (3,)
 
 
 # Maps of keys and values -----------------------------------------------------------------------------------------------
