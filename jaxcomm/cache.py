@@ -11,8 +11,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxcomm.attention import Segment, rows_for
 from jaxcomm.config import AnyArray
-from jaxcomm.layers import Segment, rows_for
 
 
 class KVCache(struct.PyTreeNode):
@@ -24,7 +24,7 @@ class KVCache(struct.PyTreeNode):
 
     Attributes:
         k: Keys [L, B, K, S, H] of stacked layers, or L arrays [B, K, S, H] of unrolled ones (`jaxcomm.model`). With C
-            branches (`layers.Segment`) the last axes are [.., K, C, S, H].
+            branches (`attention.Segment`) the last axes are [.., K, C, S, H].
         v: Values, in the same shape.
         positions: Position of the token in each column, [B, S], or [B, C, S] with branches. It is -1 for an empty
             column: left padding, or a column that is not written yet.
@@ -165,7 +165,7 @@ class Attended(NamedTuple):
             (prefill).
         column: The first column that is written.
         branches: Number of groups that the T tokens of a row fall into. The groups do not see each other
-            (`layers.Segment`).
+            (`attention.Segment`).
     """
 
     past: Sequence[KVCache] = ()

@@ -7,7 +7,6 @@ Mirrors transformers' modeling files of the families in `jaxcomm.converters.fami
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,14 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxcomm.attention import Scoring, Segment, attend, pattern
 from jaxcomm.config import ModelConfig, Rope
-
-Segment = tuple[Float[Array, "_ K *_ H"], Float[Array, "_ K *_ H"], Int[Array, "_ *_"]]
-"""Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment. They may
-have fewer rows than there are queries: each is then shared by as many consecutive rows (`rows_for`).
-
-Or of C branches, [B, K, C, S, H] and [B, C, S]: the row's T queries are then C groups of T / C, and each group sees its
-own branch only. So many continuations of one prompt are one row, which shares that prompt's segment."""
 
 
 class Hook(NamedTuple):
@@ -94,9 +87,6 @@ class Surroundings:
         return found
 
 
-MASKED = -1e30
-BLOCK, BLOCKS = 128, 4
-"""Attention takes the queries of a text in at most BLOCKS blocks of at least BLOCK tokens."""
 FEW = 128
 """Tokens up to which a linear layer multiplies from the left (`project`)."""
 ACTIVATIONS = {
@@ -233,24 +223,6 @@ def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array] | None) -> Fl
     return jnp.concatenate([*(part.astype(x.dtype) for part in turned), x[..., 2 * half :]], axis=-1)
 
 
-def rows_for(x: Array, rows: int) -> Array:
-    """x [B, ...] for so many rows: each of its own is that of rows / B consecutive ones. One stays one."""
-    return x if len(x) in (1, rows) else jnp.repeat(x, rows // len(x), axis=0)
-
-
-def grouped(x: Float[Array, "B K G T X"], keys: Array, key_positions: Array) -> Float[Array, "b n K G *C t X"]:
-    """What queries have, beside a segment's keys: n rows for each of the keys' b, t tokens for each of its branches."""
-    b, branches = len(keys), key_positions.shape[1:-1]
-    return x.reshape(b, len(x) // b, *x.shape[1:3], *branches, x.shape[3] // math.prod(branches), x.shape[4])
-
-
-def visible(queries: Int[Array, "*#n T"], keys: Int[Array, "*#n S"], window) -> Array:
-    """[*n, T, S]: key exists, is not later than the query and, if `window` is not None, is within the window."""
-    distance = queries[..., :, None] - keys[..., None, :]
-    seen = (keys[..., None, :] >= 0) & (distance >= 0)
-    return seen if window is None else seen & (distance < window)
-
-
 class Attention(nn.Module):
     """Grouped-query attention over any number of segments (`Surroundings.segments`). A segment is scored where it lies, so a
     prompt's cache is shared by everything that continues it."""
@@ -266,19 +238,12 @@ class Attention(nn.Module):
         q = q.reshape(B, T - first, c.kv_heads, -1, c.head_dim).transpose(0, 2, 3, 1, 4)
         k, v = rotate(k, around.angles).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
-        # A long text's own keys come last, in order: queries are taken in blocks, each of which sees only those up to its
-        # end, so five eighths of the scores are made, and fewer at a time (a seventh of reading 400 to 600 tokens).
-        *past, own = around.attended(k, v)
-        size = max(BLOCK, -(-T // BLOCKS)) if own[0] is k else T
-        until = lambda end: (own[0][:, :, :end], own[1][:, :, :end], own[2][:, :end]) if end < T else own
-        asked = around.positions[:, first:]
-        blocks = [
-            (q[..., t : t + size, :], asked[:, t : t + size], [*past, until(first + t + size)])
-            for t in range(0, T - first, size)
-        ]
+        scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
+        segments, how = around.attended(k, v), Scoring(scale, c.attention_softcap, around.window)
+        given = q, around.positions[:, first:], segments, how, segments[-1][0] is k
         if around.wants("pattern"):
-            around.at("pattern", self.pattern(blocks, around.window))
-        out = jnp.concatenate([self.attend(*block, window=around.window) for block in blocks], axis=3)
+            around.at("pattern", pattern(*given))
+        out = attend(*given)
         z = around.at("z", out.transpose(0, 3, 1, 2, 4).reshape(B, T - first, c.heads, c.head_dim))
         return Linear(c.width, c.out_bias, name="o")(z.reshape(B, T - first, c.heads * c.head_dim))
 
@@ -295,48 +260,6 @@ class Attention(nn.Module):
                 y = norm_of(c, f"{name}_norm")(y)
             made[name] = y
         return made["q"], made["k"], made["v"]
-
-    def scores(
-        self, q: Float[Array, "B K G T H"], positions: Int[Array, "B T"], segments: Sequence[Segment], window
-    ) -> list[Array]:
-        """Of the queries at these positions with every segment, [B, K, G, T, S], `MASKED` where they do not see it."""
-        c = self.config
-        scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
-        scores = []
-        for keys, _, key_positions in segments:
-            beside = grouped(q, keys, key_positions)
-            score = jnp.einsum("bnkg...th,bk...sh->bnkg...ts", beside, keys, preferred_element_type=jnp.float32) * scale
-            if c.attention_softcap is not None:
-                score = jnp.tanh(score / c.attention_softcap) * c.attention_softcap
-            asked = positions.reshape(len(positions), *key_positions.shape[1:-1], -1)
-            seen = visible(asked, rows_for(key_positions, len(positions)), window)
-            score = jnp.where(seen[:, None, None], score.reshape(len(q), *score.shape[2:]), MASKED)
-            scores.append(score.reshape(*q.shape[:4], -1))
-        return scores
-
-    def attend(
-        self, q: Float[Array, "B K G T H"], positions: Int[Array, "B T"], segments: Sequence[Segment], window
-    ) -> Float[Array, "B K G T H"]:
-        """What the queries at these positions read in all segments."""
-        scores = self.scores(q, positions, segments, window)
-        # A softmax over all segments where they lie: one maximum, one sum, and the division after the values, where it
-        # is smallest. (Joining the scores and dividing them: 13 % slower in a sweep over prompts of 256 tokens.)
-        most = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
-        parts = [jnp.exp(s - jax.lax.stop_gradient(most)) for s in scores]
-        out, total = jnp.zeros(q.shape, jnp.float32), functools.reduce(jnp.add, [jnp.sum(p, axis=-1) for p in parts])
-        for part, (_, values, key_positions) in zip(parts, segments, strict=True):
-            part = grouped(part.astype(q.dtype), values, key_positions)
-            got = jnp.einsum("bnkg...ts,bk...sh->bnkg...th", part, values).astype(jnp.float32)
-            out += got.reshape(q.shape)
-        return (out / total[..., None]).astype(q.dtype)
-
-    def pattern(self, blocks: Sequence[tuple], window) -> Float[Array, "B N Q S"]:
-        """Attention weights over all segments side by side, float32; made once more, for those who read them."""
-        every = [jnp.concatenate(self.scores(*block, window=window), axis=-1) for block in blocks]
-        columns = every[-1].shape[-1]
-        wide = [jnp.pad(s, [(0, 0)] * 4 + [(0, columns - s.shape[-1])], constant_values=MASKED) for s in every]
-        weights = jax.nn.softmax(jnp.concatenate(wide, axis=3), axis=-1)
-        return weights.reshape(len(weights), self.config.heads, *weights.shape[3:])
 
 
 class MLP(nn.Module):

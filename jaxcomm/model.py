@@ -27,9 +27,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxcomm.attention import rows_for
 from jaxcomm.cache import ALONE, Attended, KVCache
 from jaxcomm.config import FULL, AnyArray, ModelConfig, NetworkConfig, Remat
-from jaxcomm.layers import NO_HOOK, Block, Hook, Surroundings, angles_of, norm_of, project, rotary, rows_for
+from jaxcomm.layers import NO_HOOK, Block, Hook, Surroundings, angles_of, norm_of, project, rotary
 from jaxcomm.prompts import Prompts
 
 
@@ -60,7 +61,7 @@ class LanguageModel(Protocol):
         Args:
             batch: Number of rows, B.
             columns: Number of tokens that it has room for, S.
-            *branches: Number of branches, C, if there are any (`layers.Segment`).
+            *branches: Number of branches, C, if there are any (`attention.Segment`).
 
         Returns:
             The cache.
@@ -141,7 +142,7 @@ class Params(struct.PyTreeNode):
         Args:
             batch: Number of rows, B.
             columns: Number of tokens that it has room for, S.
-            *branches: Number of branches, C, if there are any (`layers.Segment`).
+            *branches: Number of branches, C, if there are any (`attention.Segment`).
 
         Returns:
             The cache.
@@ -308,7 +309,7 @@ def after(caches: Sequence[KVCache], rows: int) -> Int[Array, "_ 1"] | int:
     """Finds the position that follows everything in caches.
 
     Args:
-        caches: The caches. They may have fewer rows, each shared by consecutive prompts (`layers.rows_for`).
+        caches: The caches. They may have fewer rows, each shared by consecutive prompts (`attention.rows_for`).
         rows: Number of prompts.
 
     Returns:

@@ -13,7 +13,7 @@ MUTANTS = (
     ("jaxcomm/model.py", "fori_loop(start, stop, lambda", "fori_loop(start + 1, stop, lambda", "test_model"),
     ("jaxcomm/model.py", "jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)", "jnp.cumsum(mask, axis=1, dtype=jnp.int32), -1)", "test_model"),
     ("jaxcomm/edits.py", "jnp.equal(wanted, layer)", "jnp.equal(wanted + 1, layer)", "test_communicate"),
-    ("jaxcomm/layers.py", "(distance >= 0)", "(distance > 0)", "test_parity"),
+    ("jaxcomm/attention.py", "(distance >= 0)", "(distance > 0)", "test_parity"),
     ("jaxcomm/layers.py", "low * cos - high * sin", "low * cos + high * sin", "test_parity"),
     ("jaxcomm/edits.py", "a[..., a.shape[-1] - d :]", "a[..., :d]", "test_communicate"),
     ("jaxcomm/decoding.py", "jax.vmap(jax.random.fold_in, (0, None))(self.keys, t)", "self.keys", "test_model"),

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from jaxcomm.agent import Agent
+from jaxcomm.attention import BLOCKS
 from jaxcomm.communication import communicate
 from jaxcomm.config import ModelConfig
 from jaxcomm.converters import load_agent
 from jaxcomm.evals.games import countries
 from jaxcomm.flops import blocks_flops, generation_flops
-from jaxcomm.layers import BLOCKS
 from jaxcomm.messages import send
 from jaxcomm.model import init_params
 from jaxcomm.protocols import StandIn, activation, message, silent, skyline

@@ -1,7 +1,7 @@
 """The compiled programs of a sweep: what all cells share is read once, then cells are decoded or answers scored.
 
 Cells go on from one reading of B's prompts, all games side by side: a row is a game, its cells are branches of it
-(`layers.Segment`) that attend to the one prompt where it lies.
+(`attention.Segment`) that attend to the one prompt where it lies.
 """
 
 from __future__ import annotations

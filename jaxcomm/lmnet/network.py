@@ -115,7 +115,7 @@ class Network(struct.PyTreeNode):
         Args:
             batch: Number of rows, B.
             columns: Number of tokens that it has room for, S.
-            *branches: Number of branches, C, if there are any (`layers.Segment`).
+            *branches: Number of branches, C, if there are any (`attention.Segment`).
 
         Returns:
             The cache. Its k and v are dicts by name. The first axes of their arrays are [M] for vertices and [I, J] for
