@@ -28,7 +28,7 @@ BLOCK, BLOCKS = 128, 4
 """`plain` takes the queries of a text in at most BLOCKS blocks of at least BLOCK tokens."""
 LONG, SCORES = 1024, 2**19
 """`blocked` reads at least so many keys, and makes at least so many scores of a head."""
-TILE = 256, 512
+TILE = 256, 256
 """Most queries and keys of a tile."""
 
 
@@ -178,71 +178,174 @@ def blocked(
     how: Scoring,
     tile: tuple[int, int] = TILE,
 ) -> Float[Array, "B K G T H"]:
-    """Reads all segments tile by tile, of at most so many queries and keys; neither it nor its gradient keeps scores."""
+    """Reads all segments tile by tile, of at most so many queries and keys.
+
+    Neither it nor its gradient keeps scores: the gradient makes those of a tile again. (There is no forward-mode one.)
+    """
+    return _blocked((how.scale, how.softcap, tile), q, positions, tuple(segments), how.window)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocked(static: tuple, q: Array, positions: Array, segments: tuple[Segment, ...], window: Any) -> Array:
+    return _read(static, q, positions, segments, window)[0]
+
+
+def _read(static: tuple, q: Array, positions: Array, segments: tuple[Segment, ...], window: Any) -> tuple:
+    """What queries read, and what their gradient needs."""
+    *scoring, tile = static
     empty = lambda x, width: jnp.full((*q.shape[:4], width), x, jnp.float32)
     state = Sum(empty(0.0, q.shape[4]), empty(MASKED / 2, 1), empty(0.0, 1))
     for segment in segments:
-        state = add_segment(state, q, positions, segment, how, tile)
-    return (state.out / jnp.where(state.total == 0, 1, state.total)).astype(q.dtype)
+        state = add_segment(state, Tiles(q, positions, segment, Scoring(*scoring, window), tile), q)
+    total = jnp.where(state.total == 0, 1, state.total)
+    out = (state.out / total).astype(q.dtype)
+    return out, (q, positions, segments, window, out, state.most + jnp.log(total))
 
 
-def add_segment(
-    state: Sum, q: Float[Array, "B K G T H"], positions: Int[Array, "_ T"], segment: Segment, how: Scoring, tile: tuple
-) -> Sum:
+def _gradient(static: tuple, kept: tuple, towards: Array) -> tuple:
+    """Gradients of queries, keys and values."""
+    (*scoring, tile), (q, positions, segments, window, out, most) = static, kept
+    wide = towards.astype(jnp.float32)
+    beside = q, wide, most, jnp.sum(wide * out.astype(jnp.float32), axis=-1, keepdims=True)
+    asking, found = jnp.zeros(q.shape, jnp.float32), []
+    for segment in segments:
+        tiles = Tiles(q, positions, segment, Scoring(*scoring, window), tile)
+        more, keys, values = segment_gradient(tiles, *beside)
+        asking, found = asking + more, [*found, (keys.astype(q.dtype), values.astype(q.dtype), None)]
+    return asking.astype(q.dtype), None, tuple(found), None
+
+
+_blocked.defvjp(_read, _gradient)
+
+
+class Tiles:
+    """A segment in tiles of keys, beside queries in tiles.
+
+    Attributes:
+        keys: [b, K, *C, tiles, S, H].
+        values: Likewise.
+        seen: Whether queries of a tile see something of keys of another [tiles of queries, tiles of keys].
+    """
+
+    def __init__(
+        self, q: Float[Array, "B K G T H"], positions: Int[Array, "_ T"], segment: Segment, how: Scoring, tile: tuple
+    ):
+        self.how, self.tile, self.shape = how, tile, q.shape
+        self.segment = keys, values, places = segment
+        # Sliced where they lie, since tiles as a first axis would be a copy of all keys.
+        self.keys, self.values = (cut(a, tile[1], -2) for a in (keys, values))
+        asked = cut(positions.reshape(len(positions), *places.shape[1:-1], -1), tile[0], -1, -1)
+        places = cut(rows_for(places, len(positions)), tile[1], -1, -1)
+        asked, places = jnp.moveaxis(asked, -2, 0), jnp.moveaxis(places, -2, 0)
+        self.seen = seen_tiles(asked, places, how.window)
+        # [tiles, b, n, ..], as queries are, or [tiles, 1, 1, ..].
+        rows = lambda a: a.reshape(len(a), *((1, 1) if a.shape[1] == 1 else (len(keys), -1)), *a.shape[2:])
+        self.asked, self.places = rows(asked), rows(places)
+
+    def over_queries(self, *arrays: Float[Array, "B K G T _"]) -> tuple[Array, ...]:
+        """Tiles of queries as a first axis: their positions, what they see, and of what else they have."""
+        beside = (cut(grouped(a, self.segment[0], self.segment[2]), self.tile[0], -2) for a in arrays)
+        return self.asked, self.seen, *(jnp.moveaxis(a, -3, 0) for a in beside)
+
+    def whole(self, x: Array) -> Float[Array, "B K G T _"]:
+        """Of tiles of queries, all queries."""
+        x = jnp.moveaxis(x, 0, -3)
+        tokens = self.shape[3] // math.prod(self.segment[2].shape[1:-1])
+        return x.reshape(*x.shape[:-3], -1, x.shape[-1])[..., :tokens, :].reshape(*self.shape[:4], -1)
+
+    def over_keys(self, step: Any, state: Any, seen: Bool[Array, "S"]) -> Any:
+        """state = step(state, j, seen) for every tile j of keys."""
+        one = lambda state, given: (step(state, *given), None)
+        return jax.lax.scan(one, state, (jnp.arange(len(self.places)), seen))[0]
+
+    def at(self, j: Array) -> tuple[Array, Array, Array]:
+        """Keys, values and places of a tile."""
+        pick = functools.partial(jax.lax.dynamic_index_in_dim, index=j, keepdims=False)
+        return pick(self.keys, axis=-3), pick(self.values, axis=-3), pick(self.places, axis=0)
+
+    def scores(self, q: Array, asked: Array, keys: Array, places: Array) -> Array:
+        """Scores of a tile [b, n, K, G, *C, t, S], `MASKED` where queries do not see keys."""
+        seen = visible(asked, places, self.how.window)[:, :, None, None]
+        return jnp.where(seen, products(q, keys, self.how), MASKED)
+
+
+def add_segment(state: Sum, tiles: Tiles, q: Float[Array, "B K G T H"]) -> Sum:
     """`state` after another segment: a loop over tiles of queries, and in it one over tiles of keys."""
-    keys, values, places = segment
-    asked = positions.reshape(len(positions), *places.shape[1:-1], -1)
-    asked, places = cut(asked, tile[0], -1, -1), cut(rows_for(places, len(positions)), tile[1], -1, -1)
-    seen = seen_tiles(asked, places, how.window)
-    # [tiles, b, n, ..], as queries are, or [tiles, 1, 1, ..].
-    shared = lambda a: a.reshape(len(a), *((1, 1) if a.shape[1] == 1 else (len(keys), -1)), *a.shape[2:])
-    tiles = [cut(a, tile[1], -2) for a in (keys, values)]
-    beside = [grouped(a, keys, segment[2]) for a in (q, *state)]
 
-    def column(read: Sum, given: tuple, q: Array, asked: Array) -> tuple[Sum, None]:
-        *given, some = given
-        return jax.lax.cond(some, lambda read: add_tile(read, q, asked, *given, how), lambda read: read, read), None
+    def add(state: Sum, q: Array, asked: Array, j: Array) -> Sum:
+        keys, values, places = tiles.at(j)
+        score = tiles.scores(q, asked, keys, places)
+        most = jnp.maximum(state.most, jnp.max(score, axis=-1, keepdims=True))
+        part, before = jnp.exp(score - most), jnp.exp(state.most - most)
+        total = state.total * before + jnp.sum(part, axis=-1, keepdims=True)
+        return Sum(state.out * before + weighted(part.astype(q.dtype), values), most, total)
 
-    # Under `checkpoint` a gradient makes a tile's scores again, or all of them would be kept for it.
     def row(_: None, given: tuple) -> tuple[None, Sum]:
-        q, asked, some, *read = given
-        step = jax.checkpoint(functools.partial(column, q=q, asked=asked), prevent_cse=False)
-        return None, jax.lax.scan(step, Sum(*read), (*tiles, shared(places), some))[0]
+        asked, seen, q, *read = given
+        step = lambda read, j, some: jax.lax.cond(some, lambda read: add(read, q, asked, j), lambda read: read, read)
+        return None, tiles.over_keys(step, Sum(*read), seen)
 
-    asking, *so_far = (cut(a, tile[0], -2) for a in beside)
-    _, read = jax.lax.scan(jax.checkpoint(row, prevent_cse=False), None, (asking, shared(asked), seen, *so_far))
-    joined = lambda a: jnp.moveaxis(a, 0, -3).reshape(*a.shape[1:-2], -1, a.shape[-1])
-    tokens = beside[0].shape[-2]
-    return Sum(*(joined(a)[..., :tokens, :].reshape(*q.shape[:4], -1) for a in read))
+    return Sum(*map(tiles.whole, jax.lax.scan(row, None, tiles.over_queries(q, *state))[1]))
 
 
-def add_tile(
-    state: Sum,
-    q: Float[Array, "b n K G *C t H"],
-    asked: Int[Array, "_ _ *C t"],
-    keys: Float[Array, "b K *C S H"],
-    values: Float[Array, "b K *C S H"],
-    places: Int[Array, "_ _ *C S"],
-    how: Scoring,
-) -> Sum:
-    """`state` after a tile of keys, at these places, that queries at these positions see or do not see."""
-    seen = visible(asked, places, how.window)[:, :, None, None]
-    score = jnp.where(seen, products(q, keys, how), MASKED)
-    # The result does not depend on it, so neither does the gradient.
-    most = jax.lax.stop_gradient(jnp.maximum(state.most, jnp.max(score, axis=-1, keepdims=True)))
-    part, before = jnp.exp(score - most), jnp.exp(state.most - most)
-    got = jnp.einsum("bnkg...ts,bk...sh->bnkg...th", part.astype(q.dtype), values, preferred_element_type=jnp.float32)
-    return Sum(state.out * before + got, most, state.total * before + jnp.sum(part, axis=-1, keepdims=True))
+def segment_gradient(
+    tiles: Tiles,
+    q: Float[Array, "B K G T H"],
+    towards: Float[Array, "B K G T H"],
+    most: Float[Array, "B K G T 1"],
+    mean: Float[Array, "B K G T 1"],
+) -> tuple[Float[Array, "B K G T H"], Array, Array]:
+    """Gradients of queries, and of a segment's keys and values, float32.
+
+    Args:
+        tiles: The segment.
+        q: Queries.
+        towards: Gradient of what they read.
+        most: Logarithm of the sum of their exponentiated scores, so that weights are exp(score - most).
+        mean: Product of what they read with `towards`.
+    """
+
+    def said(q: Array, keys: Array, values: Array, given: tuple, places: Array) -> Array:
+        """A number with the gradients of a softmax, the part of this tile."""
+        asked, towards, most, mean = given
+        weights = jnp.exp(tiles.scores(q, asked, keys, places) - most)
+        return jnp.sum(weighted(weights.astype(q.dtype), values) * towards) - jnp.sum(weights * mean)
+
+    def row(made: tuple, given: tuple) -> tuple[tuple, Array]:
+        asked, seen, q, *others = given
+
+        def step(state: tuple, j: Array, some: Array) -> tuple:
+            keys, values, places = tiles.at(j)
+            slopes = lambda: jax.grad(said, (0, 1, 2))(q, keys, values, (asked, *others), places)
+            nothing = lambda: tuple(map(jnp.zeros_like, (q, keys, values)))
+            more, *of = (a.astype(jnp.float32) for a in jax.lax.cond(some, slopes, nothing))
+            pick = lambda a: jax.lax.dynamic_index_in_dim(a, j, axis=-3, keepdims=False)
+            put = lambda a, x: jax.lax.dynamic_update_index_in_dim(a, pick(a) + x, j, axis=-3)
+            return state[0] + more, *map(put, state[1:], of)
+
+        asking, *made = tiles.over_keys(step, (jnp.zeros(q.shape, jnp.float32), *made), seen)
+        return tuple(made), asking
+
+    start = tuple(jnp.zeros(a.shape, jnp.float32) for a in (tiles.keys, tiles.values))
+    made, asking = jax.lax.scan(row, start, tiles.over_queries(q, towards, most, mean))
+    columns = tiles.segment[2].shape[-1]
+    joined = (a.reshape(*a.shape[:-3], -1, a.shape[-1])[..., :columns, :] for a in made)
+    return tiles.whole(asking), *joined
+
+
+def weighted(weights: Float[Array, "b n K G *C t S"], values: Float[Array, "b K *C S H"]) -> Array:
+    """Sums of values [b, n, K, G, *C, t, H], float32."""
+    return jnp.einsum("bnkg...ts,bk...sh->bnkg...th", weights, values, preferred_element_type=jnp.float32)
 
 
 def cut(x: Array, size: int, axis: int, fill: int = 0) -> Array:
-    """x in equal tiles of at most `size` along an axis, which become its first axis; the last is filled up."""
+    """x with an axis in equal tiles of at most `size`, [.., tiles, tile, ..]; the last is filled up."""
     axis, length = axis % x.ndim, x.shape[axis]
     count = -(-length // size)
     size = -(-length // count)
     if missing := count * size - length:
         x = jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)], constant_values=fill)
-    return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
+    return x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
 
 
 def seen_tiles(queries: Int[Array, "Q *#n t"], keys: Int[Array, "S *#n s"], window: Any) -> Bool[Array, "Q S"]:
