@@ -254,9 +254,14 @@ class Tiles:
         return x.reshape(*x.shape[:-3], -1, x.shape[-1])[..., :tokens, :].reshape(*self.shape[:4], -1)
 
     def over_keys(self, step: Any, state: Any, seen: Bool[Array, "S"]) -> Any:
-        """state = step(state, j, seen) for every tile j of keys."""
-        one = lambda state, given: (step(state, *given), None)
-        return jax.lax.scan(one, state, (jnp.arange(len(self.places)), seen))[0]
+        """state = step(state, j, whether it is seen) for every tile j of keys.
+
+        A `while`, which `checkpoint` and the gradient of a loop over layers take as a whole. Out of a `scan` they would take
+        every tile's scores, to keep them.
+        """
+        end = len(self.places)
+        body = lambda carry: (carry[0] + 1, step(carry[1], carry[0], seen[carry[0]]))
+        return jax.lax.while_loop(lambda carry: carry[0] < end, body, (jnp.int32(0), state))[1]
 
     def at(self, j: Array) -> tuple[Array, Array, Array]:
         """Keys, values and places of a tile."""
