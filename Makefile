@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-kv bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check clean
+.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-kv bench-attention bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -130,6 +130,10 @@ bench-load: .venv/.test
 
 bench-lmnet: .venv/.test
 	.venv/bin/python benchmarks/lmnet.py
+
+# About fifteen minutes, most of it compiling for TPUs without one (libtpu, an x86 Linux).
+bench-attention: .venv-tpu/.tpu
+	.venv-tpu/bin/python benchmarks/attention.py
 
 # Compiles for TPUs (v5e-8, v5p-64) without one; needs libtpu and an x86 Linux.
 tpu-check: .venv-tpu/.tpu

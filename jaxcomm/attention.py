@@ -339,8 +339,11 @@ def segment_gradient(
 
 
 def weighted(weights: Float[Array, "b n K G *C t S"], values: Float[Array, "b K *C S H"]) -> Array:
-    """Sums of values [b, n, K, G, *C, t, H], float32."""
-    return jnp.einsum("bnkg...ts,bk...sh->bnkg...th", weights, values, preferred_element_type=jnp.float32)
+    """Sums of values [b, n, K, G, *C, t, H], of the dtype, then float32.
+
+    (XLA on CPU cannot run this product of bfloat16 numbers with a float32 result.)
+    """
+    return jnp.einsum("bnkg...ts,bk...sh->bnkg...th", weights, values).astype(jnp.float32)
 
 
 def cut(x: Array, size: int, axis: int, fill: int = 0) -> Array:
