@@ -1,7 +1,7 @@
 """Attention over segments: what queries see, how it is scored, and the two ways to add it up.
 
 Pure functions of queries, keys, values and positions. `attend` chooses by size alone: `plain` makes all scores of its
-queries at once, `blocked` a tile of them at a time (ARCHITECTURE.md, decision 73).
+queries at once, `blocked` a tile of them at a time (ARCHITECTURE.md, decision 80).
 """
 
 from __future__ import annotations
@@ -192,11 +192,11 @@ def _blocked(static: tuple, q: Array, positions: Array, segments: tuple[Segment,
 
 def _read(static: tuple, q: Array, positions: Array, segments: tuple[Segment, ...], window: Any) -> tuple:
     """What queries read, and what their gradient needs."""
-    *scoring, tile = static
+    scale, softcap, tile = static
     empty = lambda x, width: jnp.full((*q.shape[:4], width), x, jnp.float32)
     state = Sum(empty(0.0, q.shape[4]), empty(MASKED / 2, 1), empty(0.0, 1))
     for segment in segments:
-        state = add_segment(state, Tiles(q, positions, segment, Scoring(*scoring, window), tile), q)
+        state = add_segment(state, Tiles(q, positions, segment, Scoring(scale, softcap, window), tile), q)
     total = jnp.where(state.total == 0, 1, state.total)
     out = (state.out / total).astype(q.dtype)
     return out, (q, positions, segments, window, out, state.most + jnp.log(total))
@@ -204,12 +204,12 @@ def _read(static: tuple, q: Array, positions: Array, segments: tuple[Segment, ..
 
 def _gradient(static: tuple, kept: tuple, towards: Array) -> tuple:
     """Gradients of queries, keys and values."""
-    (*scoring, tile), (q, positions, segments, window, out, most) = static, kept
+    (scale, softcap, tile), (q, positions, segments, window, out, most) = static, kept
     wide = towards.astype(jnp.float32)
     beside = q, wide, most, jnp.sum(wide * out.astype(jnp.float32), axis=-1, keepdims=True)
     asking, found = jnp.zeros(q.shape, jnp.float32), []
     for segment in segments:
-        tiles = Tiles(q, positions, segment, Scoring(*scoring, window), tile)
+        tiles = Tiles(q, positions, segment, Scoring(scale, softcap, window), tile)
         more, keys, values = segment_gradient(tiles, *beside)
         asking, found = asking + more, [*found, (keys.astype(q.dtype), values.astype(q.dtype), None)]
     return asking.astype(q.dtype), None, tuple(found), None
@@ -328,14 +328,14 @@ def segment_gradient(
             put = lambda a, x: jax.lax.dynamic_update_index_in_dim(a, pick(a) + x, j, axis=-3)
             return state[0] + more, *map(put, state[1:], of)
 
-        asking, *made = tiles.over_keys(step, (jnp.zeros(q.shape, jnp.float32), *made), seen)
-        return tuple(made), asking
+        asking, *found = tiles.over_keys(step, (jnp.zeros(q.shape, jnp.float32), *made), seen)
+        return tuple(found), asking
 
     start = tuple(jnp.zeros(a.shape, jnp.float32) for a in (tiles.keys, tiles.values))
     made, asking = jax.lax.scan(row, start, tiles.over_queries(q, towards, most, mean))
     columns = tiles.segment[2].shape[-1]
-    joined = (a.reshape(*a.shape[:-3], -1, a.shape[-1])[..., :columns, :] for a in made)
-    return tiles.whole(asking), *joined
+    keys, values = (a.reshape(*a.shape[:-3], -1, a.shape[-1])[..., :columns, :] for a in made)
+    return tiles.whole(asking), keys, values
 
 
 def weighted(weights: Float[Array, "b n K G *C t S"], values: Float[Array, "b K *C S H"]) -> Array:
