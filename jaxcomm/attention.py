@@ -26,7 +26,7 @@ own branch only. So many continuations of one prompt are one row, which shares t
 MASKED = -1e30
 BLOCK, BLOCKS = 128, 4
 """`plain` takes the queries of a text in at most BLOCKS blocks of at least BLOCK tokens."""
-LONG, SCORES = 1024, 2**19
+LONG, SCORES = 1536, 2**19
 """`blocked` reads at least so many keys, and makes at least so many scores of a head."""
 TILE = 256, 256
 """Most queries and keys of a tile."""

@@ -254,9 +254,9 @@ def test_short_prompts_and_decoding_make_all_scores_at_once(monkeypatch):
     zeros = lambda tokens, keys: (jnp.zeros((1, 1, 1, tokens, 1)), jnp.zeros((1, tokens), jnp.int32), [
         (jnp.zeros((1, 1, keys, 1)), jnp.zeros((1, 1, keys, 1)), jnp.zeros((1, keys), jnp.int32))
     ])  # fmt: skip
-    for tokens, keys in [(600, 600), (1, 32768), (16, 8192), (2048, 256), (768, 640)]:
+    for tokens, keys in [(600, 600), (1, 32768), (16, 8192), (2048, 256), (768, 640), (1024, 1024)]:
         attention.attend(*zeros(tokens, keys), Scoring(1.0))
     assert not used
-    for tokens, keys in [(64, 8192), (1024, 1024), (8192, 8192), (8192, 16384)]:
+    for tokens, keys in [(64, 8192), (2048, 2048), (8192, 8192), (8192, 16384)]:
         attention.attend(*zeros(tokens, keys), Scoring(1.0))
     assert len(used) == 4
