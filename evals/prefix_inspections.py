@@ -227,7 +227,7 @@ def picture(x: Followed) -> bytes:
     drawn = axis.imshow(100 * x.attention, aspect="auto", cmap="viridis", vmin=0)
     axis.set_xticks(range(columns), x.tokens, rotation=60, ha="right", fontsize="small", parse_math=False)
     step = 1 if layers <= 12 else 5
-    axis.set_yticks(range(step - 1, layers, step), range(step, layers + 1, step))
+    axis.set_yticks(range(step - 1, layers, step), [str(n) for n in range(step, layers + 1, step)])
     axis.set(ylabel="layer of B", title="Attention of B's last token, %")
     figure.colorbar(drawn, ax=axis)
     png = io.BytesIO()

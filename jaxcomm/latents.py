@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import compiled
+from jaxcomm.config import AnyArray
 from jaxcomm.messages import Message
 from jaxcomm.model import Params, check_room, final_norm, positions_of, project_head
 from jaxcomm.prompts import Prompts
@@ -86,7 +87,7 @@ def think(
     *,
     steps: int,
     thought: Thought = "aligned",
-    W: Float[Array, "D D"] | None = None,
+    W: Float[AnyArray, "D D"] | None = None,
     past: Sequence[KVCache] = (),
 ) -> Thoughts:
     """Reads prompts, and thinks on in latents for m steps.

@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxcomm.attention import rows_for
 from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import check_texts, compiled
 from jaxcomm.config import FULL, AnyArray, ModelConfig
 from jaxcomm.decoding import score
-from jaxcomm.layers import Hook, angles_of, rotary, rotate, rows_for
+from jaxcomm.layers import Hook, angles_of, rotary, rotate
 from jaxcomm.model import Params, check_room, enter, positions_of, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.reading import prefill
@@ -401,8 +402,11 @@ def spread(
     """
     prompts, C = as_prompts(prompts), len(selections)
     every = jnp.tile(jnp.asarray(selections), (len(prompts), 1))
-    repeat = lambda a: None if a is None else jnp.repeat(jnp.asarray(a), C, axis=0)
-    return Prompts(repeat(prompts.tokens), repeat(prompts.mask)), select(cache, every, **how)
+    tokens, mask = (
+        None if a is None else jnp.repeat(jnp.asarray(a), C, axis=0) for a in (prompts.tokens, prompts.mask)
+    )
+    assert tokens is not None
+    return Prompts(tokens, mask), select(cache, every, **how)
 
 
 @functools.partial(jax.jit, static_argnames="how")
@@ -538,7 +542,7 @@ def check_reach(config: ModelConfig, layers: Bool[AnyArray, "*R L"], prompt: int
     Raises:
         ValueError: A sliding window is no longer than the prompt.
     """
-    chosen = np.atleast_2d(np.asarray(layers)).any(axis=0)
+    chosen: np.ndarray = np.any(np.atleast_2d(np.asarray(layers)), axis=0)
     if chosen.all():
         return
     for n, window in enumerate(config.windows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from .. import options
 
@@ -75,7 +75,7 @@ class Select(options.GameOptions):
             )
         if odd := [ratio for ratio in self.ratios if not 0 <= ratio <= 1]:
             raise ValueError(f"--ratios {odd[0]}: they are shares of the layers, 0 to 1")
-        looks = next((scheme for scheme in self.schemes if scheme in CALIBRATED), None)
+        looks: Any = next((scheme for scheme in self.schemes if scheme in CALIBRATED), None)
         choice = LayerChoice(
             (), looks, None if looks is None else 1.0, self.alpha, self.calibration, self.calibration_items, self.seed
         )
