@@ -20,9 +20,9 @@ from jaxcomm.protocols.base import Reply, Scored, Sent, Turn
 from jaxcomm.protocols.cipher import cipher_debate
 from jaxcomm.protocols.controls import CONTROLS, Control, StandIn
 from jaxcomm.protocols.debates import FORMS, Form, Panel, debate
-from jaxcomm.protocols.deltas import deltas, receive_deltas, send_deltas
 from jaxcomm.protocols.inspections import Inspecting, Inspection, inspect_activation
 from jaxcomm.protocols.prefixes import Prefixing, kv, latent, receive_prefix, send_prefix, thinking
+from jaxcomm.protocols.state_deltas import deltas, receive_deltas, send_deltas
 from jaxcomm.protocols.text import Conversation, message, receive_text, send_text, sender, silent, skyline
 
 PROTOCOLS = {
