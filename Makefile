@@ -131,7 +131,7 @@ bench-load: .venv/.test
 bench-lmnet: .venv/.test
 	.venv/bin/python benchmarks/lmnet.py
 
-# About fifteen minutes, most of it compiling for TPUs without one (libtpu, an x86 Linux).
+# About half an hour and 16 GB, most of it compiling for TPUs without one (libtpu, an x86 Linux).
 bench-attention: .venv-tpu/.tpu
 	.venv-tpu/bin/python benchmarks/attention.py
 
