@@ -28,6 +28,19 @@ Or of C branches, [B, K, C, S, H] and [B, C, S]: the row's T queries are then C 
 own branch only. So many continuations of one prompt are one row, which shares that prompt's segment."""
 
 
+class Aside(NamedTuple):
+    """A segment that queries read beside the others, in a softmax of its own. What they read is added, times a gate.
+
+    Where every gate is 0 nothing is added, so the rest is as it is without it. Windows do not hide it.
+
+    segment: keys, values and positions. gate: of each query head, [N]. reach: how far back a query sees it; None: all of it.
+    """
+
+    segment: Segment
+    gate: Float[Array, "N"]
+    reach: int | None = None
+
+
 class Hook(NamedTuple):
     """What happens at the sites (`jaxcomm.sites`) that a walk over the blocks passes.
 
@@ -88,8 +101,8 @@ class Surroundings:
         x, self.hook = self.hook(site, self.layer, x)
         return x
 
-    def attended(self, k: Array, v: Array) -> tuple[Segment, ...]:
-        """The segments that queries attend to."""
+    def attended(self, k: Array, v: Array) -> tuple[Segment | Aside, ...]:
+        """The segments that queries attend to, the tokens' own last."""
         found, self.kept = self.segments(k, v)
         return found
 
@@ -268,7 +281,9 @@ class Attention(nn.Module):
 
         # A long text's own keys come last, in order: queries are taken in blocks, each of which sees only those up to its
         # end, so five eighths of the scores are made, and fewer at a time (a seventh of reading 400 to 600 tokens).
-        *past, own = around.attended(k, v)
+        found = around.attended(k, v)
+        aside = [part for part in found if isinstance(part, Aside)]
+        *past, own = [part for part in found if not isinstance(part, Aside)]
         size = max(BLOCK, -(-T // BLOCKS)) if own[0] is k else T
         until = lambda end: (own[0][:, :, :end], own[1][:, :, :end], own[2][:, :end]) if end < T else own
         asked = around.positions[:, first:]
@@ -279,6 +294,8 @@ class Attention(nn.Module):
         if around.wants("pattern"):
             around.at("pattern", self.pattern(blocks, around.window))
         out = jnp.concatenate([self.attend(*block, window=around.window) for block in blocks], axis=3)
+        for part in aside:
+            out += self.beside(q, asked, part).astype(out.dtype)
         z = around.at("z", out.transpose(0, 3, 1, 2, 4).reshape(B, T - first, c.heads, c.head_dim))
         return Linear(c.width, c.out_bias, name="o")(z.reshape(B, T - first, c.heads * c.head_dim))
 
@@ -330,8 +347,17 @@ class Attention(nn.Module):
             out += got.reshape(q.shape)
         return (out / total[..., None]).astype(q.dtype)
 
+    def beside(
+        self, q: Float[Array, "B K G T H"], positions: Int[Array, "B T"], part: Aside
+    ) -> Float[Array, "B K G T H"]:
+        """What the queries add of a segment that they read apart. Where they see none of it, that is 0."""
+        got = self.attend(q, positions, [part.segment], part.reach)
+        seen = jnp.any(visible(positions, rows_for(part.segment[2], len(positions)), part.reach), axis=-1)
+        gate = part.gate.astype(jnp.float32).reshape(1, *q.shape[1:3], 1, 1)
+        return jnp.where(seen[:, None, None, :, None], gate * got.astype(jnp.float32), 0)
+
     def pattern(self, blocks: Sequence[tuple], window) -> Float[Array, "B N Q S"]:
-        """Attention weights over all segments side by side, float32; made once more, for those who read them."""
+        """Attention weights over all segments of the common softmax, float32; made once more, for those who read them."""
         every = [jnp.concatenate(self.scores(*block, window=window), axis=-1) for block in blocks]
         columns = every[-1].shape[-1]
         wide = [jnp.pad(s, [(0, 0)] * 4 + [(0, columns - s.shape[-1])], constant_values=MASKED) for s in every]
