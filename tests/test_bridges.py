@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,12 +14,18 @@ import torch
 import jaxcomm as jc
 from jaxcomm import bridges
 from jaxcomm.bridges import Pair, answered, fuse, gates, init_c2c, init_gated, remember, size
+from jaxcomm.evals.games import draw
 from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.training import train
+from jaxcomm.evals.pair import folder
+from jaxcomm.flops import c2c_flops, gated_flops, generation_flops, keys_flops
+from jaxcomm.protocols import CONTROLS, Bridging, StandIn, bridge, send_bridged, silent
+from jaxcomm.protocols.text import likelihoods
 from jaxcomm.sharding import local_mesh
 from jaxcomm.training import Batch, Told, begin, losses, make_optimizer, make_step, pack
 
-from conftest import assert_close, make_checkpoint
+from conftest import assert_close, make_checkpoint, refused
+from speakers import QUESTIONS
 
 READS = jc.left_pad([[5, 9, 3, 22, 41, 8, 30], [7, 2, 60], [33, 11, 90, 4, 17]], 8)
 TOLD = jc.left_pad([[15, 6, 13, 2], [71, 2, 6, 8, 9, 10], [3, 1, 9]], 6)
@@ -370,3 +377,160 @@ def test_texts_and_what_the_sender_reads_are_packed_side_by_side():
     assert found == {tuple(ids): told for ids, _, told in DOCUMENTS}
     tight = list(pack(DOCUMENTS, 1, 8))
     assert [n for _, n in tight] == [1, 2, 3, 4], "a row is full when either side is"
+
+
+# The protocol -------------------------------------------------------------------------------------------------------
+
+
+GAME = draw("countries", 3, 5)
+TOLD_A, ASKED, ANSWERS = (tuple(x) for x in zip(*((i.prompt_a, i.prompt_b, i.answer) for i in GAME.items), strict=True))
+
+
+@pytest.fixture(scope="module")
+def agents():
+    return [jc.load_agent(folder(name)) for name in "ab"]
+
+
+@pytest.fixture(scope="module")
+def crossing(agents):
+    """Both kinds, as if trained."""
+    pair = [agent.params for agent in agents]
+    fused, beside = init_c2c(jax.random.key(0), *pair, hidden=8), init_gated(jax.random.key(1), *pair, rank=2)
+    rng = np.random.default_rng(0)
+    fused = fused.replace(weights={**fused.weights, "gate": {"bias": jnp.asarray(rng.choice([-1.0, 1.0], (2, 6)), jnp.float32)}})
+    gate = {"bias": jnp.asarray(rng.standard_normal((6, 4)), jnp.float32).at[2].set(0)}
+    return {"c2c": fused, "gated": beside.replace(weights={**beside.weights, "gate": gate})}
+
+
+def logits(turn):
+    return np.asarray(turn.logits)
+
+
+@pytest.mark.parametrize("kind", ["c2c", "gated"])
+def test_the_protocol_is_its_parts_game_by_game(agents, crossing, kind):
+    """What is written, too: without padding, each game alone."""
+    (a, b), made = agents, crossing[kind]
+    replies = bridge(a, b, TOLD_A, ASKED, bridge=made).write(3)
+    for reply, told, asked in zip(replies, TOLD_A, ASKED, strict=True):
+        (told,), (asked,) = a.rows([told]), b.rows([asked])
+        one = lambda row: np.array([row])
+        if kind == "c2c":
+            own, other = (jc.prefill(x.params, one(asked[:-1]))[1] for x in (b, a))
+            past, asked = [fuse([made], own, [other])], asked[-1:]
+        else:
+            past = [remember(made, jc.prefill(a.params, one(told))[1])]
+        wrote = jc.generate(b.params, one(asked), past=past, max_new_tokens=3, stop_tokens=b.stop_tokens)
+        assert reply.text == b.text(wrote)[0].strip()
+
+
+def test_details_name_the_open_gates(agents, crossing):
+    a, b = agents
+    told = bridge(a, b, TOLD_A, ASKED, bridge=crossing["c2c"]).details[0]
+    want = [(np.flatnonzero(row > 0) + 1).tolist() for row in np.asarray(crossing["c2c"].weights["gate"]["bias"])]
+    assert (told["kind"], told["open_keys"], told["open_values"]) == ("c2c", *want)
+    told = bridge(a, b, TOLD_A, ASKED, bridge=crossing["gated"], control="zero").details[0]
+    assert (told["kind"], told["open"], told["control"]) == ("gated", [1, 2, 4, 5, 6], "zero")
+
+
+@pytest.mark.parametrize("kind", ["c2c", "gated"])
+def test_every_control_stands_in_for_the_senders_keys_and_values(agents, crossing, kind):
+    (a, b), how = agents, {"bridge": crossing[kind]}
+    alone, plain = logits(silent(b, b, TOLD_A, ASKED)), logits(bridge(a, b, TOLD_A, ASKED, **how))
+    sent = send_bridged([a], b, TOLD_A, ASKED, Bridging(crossing[kind]))
+    found = {}
+    for control in CONTROLS:
+        stand_in = StandIn(control, answers=ANSWERS, seed=3)
+        turn = bridge(a, b, TOLD_A, ASKED, sent=sent, control=stand_in, **how)
+        found[control] = logits(turn)
+        assert np.isfinite(found[control]).all() and turn.details[0]["control"] == control
+        assert turn.received.states.k.shape[0] == a.params.config.layers
+    far = lambda x, y: np.abs(x - y).max() > 1e-2
+    assert not far(found["self"], alone), "without A, B is alone"
+    assert far(plain, alone)
+    for control in ("other", "mean", "moments", "noise", "adversarial", "unrelated"):
+        assert far(found[control], plain), control
+    order = jc.derange(ANSWERS, 3)
+    if kind == "gated":
+        np.testing.assert_allclose(found["other"], logits(bridge(a, b, [TOLD_A[i] for i in order], ASKED, **how)), atol=1e-4)
+        np.testing.assert_allclose(found["generated"], logits(bridge(a, b, ASKED, ASKED, **how)), atol=1e-4)
+        np.testing.assert_allclose(found["zero"], alone, atol=1e-4)
+    else:
+        np.testing.assert_allclose(found["generated"], plain, atol=1e-4)
+        assert far(found["zero"], alone), "a fuser also reads B's own"
+    likely = lambda x: np.array([np.sum(y) for y in likelihoods(x, ANSWERS)])
+    worst = likely(bridge(a, b, TOLD_A, ASKED, sent=sent, control=StandIn("adversarial", answers=ANSWERS, seed=3), **how))
+    assert worst.sum() < likely(bridge(a, b, TOLD_A, ASKED, **how)).sum()
+
+
+def dots(jaxpr, times=1):
+    """FLOPs of all matrix products of a program, a multiply-add counted twice."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            inner = np.prod([eqn.invars[0].aval.shape[n] for n in contracted], dtype=int)
+            total += 2 * times * int(inner * np.prod(eqn.outvars[0].aval.shape, dtype=int))
+        for inside in jax.extend.core.jaxprs_in_params(eqn.params):
+            total += dots(inside, times * eqn.params.get("length", 1))
+    return total
+
+
+@pytest.mark.parametrize("kind", ["c2c", "gated"])
+def test_a_bridge_costs_what_its_program_multiplies(agents, crossing, kind):
+    (a, b), made = agents, crossing[kind]
+    rows = np.arange(7)[None] + 5
+    own, other = (jc.prefill(agent.params, rows)[1] for agent in (b, a))
+    program = (lambda: fuse([made], own, [other])) if kind == "c2c" else (lambda: remember(made, other))
+    count, configs = dots(jax.make_jaxpr(program)().jaxpr), [agent.params.config for agent in agents]
+    flops = c2c_flops(*configs, 8, 7) if kind == "c2c" else gated_flops(*configs, 2, 7)
+    assert count == flops
+    replies = bridge(a, b, TOLD_A, ASKED, bridge=made).write(2)
+    for reply, told, asked in zip(replies, a.rows(TOLD_A), b.rows(ASKED), strict=True):
+        new, read = len(reply.written), len(asked) - 1 if kind == "c2c" else len(told)
+        want = keys_flops(configs[0], read) + flops // 7 * read + generation_flops(configs[1], len(asked), new)
+        layers = 6 if kind == "c2c" else len(set(bridges.sources(made.shape)))
+        if kind == "gated":  # five layers of B attend to it, the last one for one token of the prompt
+            pairs = read * (4 * len(asked) + 1 + 5 * (new - 1))
+            want += 4 * configs[1].heads * configs[1].head_dim * pairs
+        assert reply.spent.flops == want
+        assert reply.spent.sent == 2 * layers * configs[0].kv_heads * configs[0].head_dim * 4 * read
+        assert reply.spent.read == len(asked) + read
+
+
+def test_several_sharers_and_other_tokens(trio):
+    """Tokens of other numbers, aligned by characters, are fused as the same tokens are."""
+    a, b, other = (trio[name].agent for name in ("llama", "gemma2", "reversed"))
+    first = init_c2c(jax.random.key(0), a.params, b.params, hidden=8)
+    open_ = lambda one: one.replace(weights={**one.weights, "gate": {"bias": jnp.ones((2, 2))}})
+    first = open_(first)
+    plain = bridge(a, b, (), QUESTIONS, bridge=first)
+    aligned = bridge(a, b, (), QUESTIONS, bridge=first, align=True)
+    np.testing.assert_allclose(logits(aligned), logits(plain), atol=1e-4)
+    second = open_(init_c2c(jax.random.key(1), other.params, b.params, hidden=8))
+    refused(lambda: bridge(other, b, (), QUESTIONS, bridge=second), "read the prompts as different tokens: align them")
+    alone = logits(bridge(other, b, (), QUESTIONS, bridge=second, align=True))
+    both = logits(bridge([a, other], b, (), QUESTIONS, bridge=[first, second], align=True))
+    assert np.abs(both - logits(plain)).max() > 1e-2 and np.abs(both - alone).max() > 1e-2
+    twice = logits(bridge([a, a], b, (), QUESTIONS, bridge=[first, first], control="self"))
+    np.testing.assert_allclose(twice, logits(silent(b, b, (), QUESTIONS)), atol=1e-3)
+
+
+def test_bad_input_is_one_clear_line(agents, crossing, two):
+    (a, b), c2c, gated = agents, crossing["c2c"], crossing["gated"]
+    play = lambda *who, made, asked=ASKED, **how: bridge(*who, TOLD_A, asked, bridge=made, **how)
+    refused(lambda: play(b, b, made=c2c), "this bridge is from 7 layers of 5 heads of 32 -> 6 layers of 4 heads of 32")
+    moved = dataclasses.replace(a, params=jax.tree.map(lambda x: x + 0.01, a.params))
+    refused(lambda: play(moved, b, made=gated), f"this bridge was made for model {gated.sender} as A, this one is")
+    refused(lambda: play(a, b, made="bridge"), "a bridge is a C2C or a Gated, got str")
+    refused(lambda: play(a, b, made=[c2c, gated]), "only fusers")
+    refused(lambda: play([a, a], b, made=c2c), "2 senders, 1 bridges: give one of each")
+    refused(lambda: play(a, b, made=c2c, control="silence"), "unknown control 'silence'")
+    refused(lambda: play(a, b, made=gated, asked=ASKED[:2]), "5 messages for 2 prompts: give one for each")
+    refused(lambda: init_c2c(jax.random.key(0), *two, hidden=0), "hidden = 0, steps = 1: both must be at least 1")
+    refused(lambda: init_gated(jax.random.key(0), *two, rank=0), "rank 0: the maps need at least 1")
+    refused(lambda: list(pack([([1, 2], [0.0, 1.0], [])], 1, 4)), "of text 0 another model reads 0 tokens")
+    refused(lambda: losses(gated.join(Pair(a.params, b.params)), one_row()), "reads a text of its own")
+
+
+def one_row():
+    return next(pack([([5, 6, 7], [0.0, 0.0, 1.0])], 1, 4))[0]

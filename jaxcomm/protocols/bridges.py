@@ -6,7 +6,8 @@ The message is the sender's keys and values, as they are. What a control puts in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from jaxcomm.agent import Agent, Prompt
 from jaxcomm.bridges import C2C, Gated, check_bridge, fuse, remember, sources
 from jaxcomm.cache import KVCache
+from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Sampling, bucket
 from jaxcomm.flops import c2c_flops, gated_flops, keys_flops
 from jaxcomm.messages import Message, send_cache
@@ -75,13 +77,34 @@ class Bridging:
         return "c2c" if isinstance(self.bridges[0], C2C) else "gated"
 
 
+@dataclasses.dataclass(frozen=True)
+class Crossing(Sent):
+    """What one sender sends over its bridge in every game.
+
+    Attributes:
+        message: Its keys and values.
+        details: What a `Reply` tells of each message.
+        spent: What each message cost.
+        places: For each token of B's prompts but the last, how far before the end of the sender's row the token stands
+            that it is fused with, [B, P]; 0 where there is none. None: as far as its own before the end of B's.
+
+    Example:
+        >>> made = jc.init_gated(jax.random.key(0), agent.params, agent.params)
+        >>> sent = protocols.send_bridged([agent], agent, ["Bob is at Petra."], ["Who?"], protocols.Bridging(made))
+        >>> sent[0].details[0]["sent_tokens"], sent[0].places
+        (5, None)
+    """
+
+    places: AnyArray | None = None
+
+
 def bridge(
     a: Agent | Sequence[Agent],
     b: Agent,
     prompts_a: Sequence[Prompt],
     prompts_b: Sequence[Prompt],
     *,
-    sent: Sequence[Sent] | None = None,
+    sent: Sequence[Crossing] | None = None,
     **how: Any,
 ) -> Turn:
     """What A made of a text reaches B through a trained bridge.
@@ -122,7 +145,7 @@ def bridge(
 
 def send_bridged(
     a: Sequence[Agent], b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], settings: Bridging
-) -> list[Sent]:
+) -> list[Crossing]:
     """Lets every sender read, and takes its keys and values for a message.
 
     Args:
@@ -149,23 +172,20 @@ def send_bridged(
         raise ValueError(f"{len(a)} senders, {len(settings.bridges)} bridges: give one of each")
     for agent, made in zip(a, settings.bridges, strict=True):
         check_bridge(made, agent.single, b.single)
-    made = []
-    for agent, one in zip(a, settings.bridges, strict=True):
-        if settings.kind == "gated":
-            prompts, rows = prompts_a, agent.rows(prompts_a)
-        else:
-            prompts, rows = prompts_b, _read_together(agent, b, prompts_b, settings)
-        made.append(_send(agent, b, prompts, rows, one))
-    return made
+    together = settings.kind == "c2c"
+    if together and min(map(len, b.rows(prompts_b, 1))) < 2:
+        raise ValueError("a prompt of one token has nothing to fuse before it: C2C needs two")
+    reads = prompts_b if together else prompts_a
+    return [_send(agent, b, reads, settings, n) for n, agent in enumerate(a)]
 
 
-def receive_bridged(b: Agent, prompts_b: Sequence[Prompt], sent: Sequence[Sent], settings: Bridging) -> Turn:
+def receive_bridged(b: Agent, prompts_b: Sequence[Prompt], sent: Sequence[Crossing], settings: Bridging) -> Turn:
     """Lets the receiver read its prompts with what comes over the bridges.
 
     Args:
         b: The receiver.
         prompts_b: What it reads, one prompt for each game.
-        sent: The messages of each sender.
+        sent: The messages of each sender, as `send_bridged` returns them.
         settings: The bridges, and what the control is called in the details.
 
     Returns:
@@ -189,85 +209,127 @@ def receive_bridged(b: Agent, prompts_b: Sequence[Prompt], sent: Sequence[Sent],
     told = {"kind": settings.kind, **_open(settings), "control": control}
     details = [{**told, **one} for one in sent[0].details]
     before = [total(one.spent[i] for one in sent) for i in range(len(rows))]
+    seen = None
+    if settings.kind == "gated":
+        opened = np.asarray(settings.bridges[0].open).any(axis=1)
+        seen = opened * np.asarray((sent[0].message.states.positions >= 0).sum(axis=1))[:, None]  # pyright: ignore
     read = _read_fused if settings.kind == "c2c" else _read_beside
-    return read(b, prompts_b, rows, sent, settings, (details, before))
+    logits, cache, past = read(b, rows, sent, settings)
+    return Turn(b, prompts_b, rows, logits, cache, (past,), details, before, sent[0].message, seen)
 
 
-def _read_together(agent: Agent, b: Agent, prompts: Sequence[Prompt], settings: Bridging) -> list[list[int]]:
-    """What the sender of a fuser reads: the receiver's tokens but the last; or, aligned, all of its own."""
-    rows, own = b.rows(prompts, 1), agent.rows(prompts)
-    if min(map(len, rows)) < 2:
-        raise ValueError("a prompt of one token has nothing to fuse before it: C2C needs two")
-    if settings.align:
-        return own
-    if any(x != y for x, y in zip(rows, own, strict=True)):
-        raise ValueError(
-            f"{agent.name} and {b.name} read the prompts as different tokens: align them (align=True), or give agents that "
-            "read alike"
-        )
-    return [row[:-1] for row in rows]
-
-
-def _send(agent: Agent, b: Agent, prompts: Sequence[Prompt], rows: list[list[int]], one: C2C | Gated) -> Sent:
-    """A sender's keys and values of these rows, and what they and the bridge cost."""
-    params, layers = agent.single, np.zeros(agent.single.config.layers, bool)
-    message = send_cache(params, by_rows(params, left_pad(rows, bucket(max(map(len, rows)), params.config.max_positions))))
+def _send(agent: Agent, b: Agent, prompts: Sequence[Prompt], settings: Bridging, n: int) -> Crossing:
+    """What one sender makes of these prompts, and what that and its bridge cost."""
+    one, params, places = settings.bridges[n], agent.single, None
+    rows, whole = agent.rows(prompts), [len(row) for row in agent.rows(prompts)]
+    fused = whole
+    if isinstance(one, C2C):
+        own = b.rows(prompts, 1)
+        fused = [len(row) - 1 for row in own]
+        if settings.align:
+            places = _places(agent, b, prompts)
+        elif rows != own:
+            raise ValueError(
+                f"{agent.name} and {b.name} read the prompts as different tokens: align them (align=True), or give agents "
+                "that read alike"
+            )
+        else:
+            rows = [row[:-1] for row in rows]
+    columns = bucket(max(map(len, rows)), params.config.max_positions)
+    message = send_cache(params, by_rows(params, left_pad(rows, columns)))
+    layers = np.zeros(params.config.layers, bool)
     layers[sources(one.shape) if isinstance(one, Gated) else slice(-min(one.shape.layers), None)] = True
     cache: Any = message.states
-    message = message.replace(states=cache.replace(seen=jnp.asarray(layers)[:, None, None]))
-    spent, configs = [], (params.config, b.single.config)
-    for row, lost, sent in zip(rows, dropped(agent, prompts, rows), message.states.bytes.tolist(), strict=True):
-        flops = keys_flops(params.config, len(row)) + (
-            c2c_flops(*configs, one.hidden, len(row)) if isinstance(one, C2C) else gated_flops(*configs, one.rank, len(row))
-        )
-        spent.append(Spent(flops, len(row), 0, max(lost, 0), int(sent)))
-    return Sent(message, [{"sent_tokens": len(row)} for row in rows], spent)
+    cache = cache.replace(seen=jnp.asarray(layers)[:, None, None])
+    spent, configs, lost = [], (params.config, b.single.config), dropped(agent, prompts, agent.rows(prompts))
+    for i, row in enumerate(rows):
+        flops = c2c_flops(*configs, one.hidden, fused[i]) if isinstance(one, C2C) else gated_flops(*configs, one.rank, len(row))
+        spent.append(Spent(keys_flops(params.config, len(row)) + flops, len(row), 0, lost[i], int(cache.bytes[i])))
+    return Crossing(message.replace(states=cache), [{"sent_tokens": len(row)} for row in rows], spent, places)
+
+
+def _places(agent: Agent, b: Agent, prompts: Sequence[Prompt]) -> np.ndarray:
+    """How far before the end of A's row the token stands that each of B's tokens but the last is fused with."""
+    found = agent.align(b, prompts)
+    columns = agent.tokenize(prompts).shape[1]
+    return np.where(found < 0, 0, columns - found)[:, :-1]
 
 
 def _open(settings: Bridging) -> dict[str, Any]:
-    """Which gates of the (first) bridge are open: numbers of B's layers, from 1."""
+    """Which gates of the (first) bridge are open: numbers of B's layers."""
     one = settings.bridges[0]
     opened = np.asarray(one.open)
-    if isinstance(one, C2C):
-        first = one.shape.layers[1] - opened.shape[1] + 1
-        return {f"open_{name}": (np.flatnonzero(row) + first).tolist() for name, row in zip(("keys", "values"), opened)}
-    return {"open": (np.flatnonzero(opened.any(axis=1)) + 1).tolist()}
+    if isinstance(one, Gated):
+        return {"open": (np.flatnonzero(opened.any(axis=1)) + 1).tolist()}
+    first = one.shape.layers[1] - opened.shape[1] + 1
+    keys, values = ((np.flatnonzero(row) + first).tolist() for row in opened)
+    return {"open_keys": keys, "open_values": values}
 
 
-def _heard(sent: Sent, b: Agent) -> KVCache:
+def _arrived(one: Crossing, b: Agent) -> KVCache:
     """A message's keys and values, where the receiver is."""
-    cache: Any = deliver(sent.message.states, b.params)
+    cache: Any = deliver(one.message.states, b.params)
     return cache.replace(seen=None)
 
 
-def _read_fused(
-    b: Agent, prompts_b: Sequence[Prompt], rows: Any, sent: Sequence[Sent], settings: Bridging, told: tuple[Any, Any]
-) -> Turn:
+def _read_fused(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging) -> tuple[Any, ...]:
+    """Logits, the last token's cache, and the fused cache before it."""
     params, heads = b.single, [row[:-1] for row in rows]
-    padded = by_rows(params, left_pad(heads, bucket(max(map(len, heads)), params.config.max_positions)))
-    own = prefill(params, padded)[1]
-    others = [_heard(one, b) for one in sent]
-    columns = [one.details[0].get("columns") for one in sent]
-    if settings.align:
-        columns = [
-            _columns([x["aligned"] for x in one.details], own.positions.shape[1], other.positions.shape[1])
-            for one, other in zip(sent, others, strict=True)
-        ]
-    fused = fuse(settings.bridges, own, others, columns)
-    logits, cache = prefill(params, by_rows(params, left_pad([row[-1:] for row in rows])), past=(fused,))
-    details, before = told
-    return Turn(b, prompts_b, rows, logits, cache, (fused,), details, before, sent[0].message)
+    columns = bucket(max(map(len, heads)), params.config.max_positions)
+    own = prefill(params, by_rows(params, left_pad(heads, columns)))[1]
+    others, at = [_arrived(one, b) for one in sent], []
+    for one, other in zip(sent, others, strict=True):
+        if one.places is None:
+            at.append(None)
+            continue
+        places = np.zeros((len(rows), max(columns, one.places.shape[1])), int)
+        places[:, places.shape[1] - one.places.shape[1] :] = one.places
+        places = places[:, places.shape[1] - columns :]
+        at.append(np.where(places > 0, other.positions.shape[1] - places, -1))
+    fused = fuse(settings.bridges, own, others, at)
+    last = by_rows(params, left_pad([row[-1:] for row in rows]))
+    return *prefill(params, last, past=(fused,)), fused
 
 
-def _read_beside(
-    b: Agent, prompts_b: Sequence[Prompt], rows: Any, sent: Sequence[Sent], settings: Bridging, told: tuple[Any, Any]
-) -> Turn:
+def _read_beside(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging) -> tuple[Any, ...]:
+    """Logits, the prompts' cache, and the memory beside them."""
     params, (one,), (made,) = b.single, sent, settings.bridges
-    memory = remember(made, _heard(one, b))
-    if params.unrolled:
-        memory = memory.replace(k=tuple(memory.k), v=tuple(memory.v))
-    seen = np.asarray(made.open).any(axis=1) * np.asarray((memory.positions >= 0).sum(axis=1))[:, None]
-    details, before = told
+    memory = remember(made, _arrived(one, b))
     padded = by_rows(params, left_pad(rows, bucket(max(map(len, rows)), params.config.max_positions)))
-    logits, cache = prefill(params, padded, past=(memory,))
-    return Turn(b, prompts_b, rows, logits, cache, (memory,), details, before, one.message, seen)
+    return *prefill(params, padded, past=(memory,)), memory
+
+
+def _replaced(
+    sent: Sequence[Crossing], agents: Sequence[Agent], b: Agent, prompts_b: Sequence[Prompt], settings: Bridging
+) -> list[Crossing]:
+    """With what a control puts in the place of what each sender sent.
+
+    B's own keys and values do not fit a bridge from A. So "generated" is what A makes of B's prompt alone, and "self" is
+    what B has there without A: nothing.
+    """
+    plain, games = dataclasses.replace(settings, control=None), len(prompts_b)
+    assert isinstance(settings.control, StandIn)
+    made = list(sent)
+
+    def said(n: int, prompts: Sequence[Prompt]) -> Message:
+        read = _send(agents[n], b, prompts, plain, n)
+        return read.message
+
+    def likely(n: int, answers: Sequence[str], message: Message) -> np.ndarray:
+        tried = [*sent[:n], dataclasses.replace(sent[n], message=message), *sent[n + 1 :]]
+        return likelihoods(receive_bridged(b, prompts_b, tried, plain), answers)
+
+    for n, one in enumerate(sent):
+        cache: Any = one.message.states
+        nothing = one.message.replace(states=cache.replace(positions=jnp.full_like(cache.positions, -1)))
+        link = Link(
+            agents[n],
+            generated=functools.partial(said, n, prompts_b),
+            unrelated=lambda sentence, n=n: said(n, [sentence] * games),
+            own=lambda nothing=nothing: nothing,
+            worst=lambda message, answers, n=n: worst_of_others(
+                message, answers, functools.partial(likely, n, answers), settings.seed
+            ),
+        )
+        made[n] = dataclasses.replace(one, message=settings.control(one.message, link, settings.seed))
+    return made
