@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 
@@ -102,6 +103,8 @@ def _config(settings: EvalSettings, team: Team, recorded: Mapping[str, Any]) -> 
     if own := [sha(Path(name).read_bytes()) for name in settings.tasks if name.endswith(".jsonl")]:
         config |= {"games_sha256": own}
     config |= {"maps": None if team.maps is None else sha(*(np.asarray(W).tobytes() for W in team.maps))}
+    if team.bridge is not None:
+        config |= {"bridge_sha256": sha(*(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(team.bridge)))}
     agents = (team.a, team.b, *team.others, team.checker)
     prints = {id(agent): agent_fingerprint(agent) for agent in agents}
     return config | {"fingerprints": [prints[id(agent)] for agent in agents]} | surroundings("lm_eval")
