@@ -14,7 +14,6 @@ bridge hears of both from `model.Training`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -333,7 +332,7 @@ def _moved(
     return (gate * jnp.swapaxes(weight, 1, 2))[..., None] * heads
 
 
-def gates(bridge: C2C, step: Int[Array, "2"] | None, sizes: tuple[int, int, int]) -> Float[Array, "2 n *_"]:
+def gates(bridge: C2C, step: Int[Array, "2"] | None, sizes: tuple[int, ...]) -> Float[Array, "2 n *_"]:
     """Computes how far the gates are open.
 
     Args:
@@ -434,7 +433,9 @@ def sources(shape: Shape) -> np.ndarray:
     return np.clip(np.round((np.arange(b) + 0.5) * a / b - 0.5), 0, a - 1).astype(int)
 
 
-def remember(bridge: Gated, other: KVCache, positions: Int[Array, "B S"] | None = None, reach: int | None = None) -> KVCache:
+def remember(
+    bridge: Gated, other: KVCache, positions: Int[Array, "B S"] | None = None, reach: int | None = None
+) -> KVCache:
     """Makes a memory of what the sender has read, for `past`. What the receiver reads then begins at position 0.
 
     Args:
@@ -565,11 +566,12 @@ def answered(learned: Bool[Array, "B T"], positions: Int[Array, "B T"]) -> Bool[
 
 def _read_fused(model: Bridged, tokens: Any, positions: Array, training: Training) -> Array:
     """A and B read the texts; what B made of the prompts is fused; B reads their last tokens and the answers again."""
+    bridge: Any = model.bridge
     assert training.learned is not None
     after = answered(training.learned, positions)
     alone = training._replace(learned=None, step=None)
     own, other = (_kept(params, tokens, positions, alone) for params in (model.b, model.a))
-    fused = fuse([model.bridge], own, [other], step=training.step, again=training.checkpointed)
+    fused = fuse([bridge], own, [other], step=training.step, again=training.checkpointed)
     places = training.places(positions)[0]
     past = fused.replace(positions=jnp.where(after, -1, places))
     attended = Attended([past])
@@ -578,6 +580,7 @@ def _read_fused(model: Bridged, tokens: Any, positions: Array, training: Trainin
 
 def _read_beside(model: Bridged, tokens: Any, positions: Array, training: Training) -> Array:
     """A reads texts of its own; B reads its texts, each with the memory of A's."""
+    bridge: Any = model.bridge
     if (told := training.told) is None:
         raise ValueError("the sender of this bridge reads a text of its own: give documents of three parts")
     documents = jnp.asarray(told.documents)
@@ -586,5 +589,5 @@ def _read_beside(model: Bridged, tokens: Any, positions: Array, training: Traini
     other = _kept(model.a, told.tokens, there, own)
     # A text's memory lies where the text begins for B's mask (`Training.places`), out of reach of all other texts.
     longest = positions.shape[1]
-    memory = remember(model.bridge, other, jnp.where(there < 0, -1, 2 * longest * documents), longest)
+    memory = remember(bridge, other, jnp.where(there < 0, -1, 2 * longest * documents), longest)
     return model.b.read(tokens, positions, attended=Attended([memory]), training=training)[0]

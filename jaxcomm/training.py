@@ -129,17 +129,23 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
             raise ValueError(
                 f"of text {count} another model reads {needed[1]} tokens: rows hold 1 to {columns}; cut it, or make rows longer"
             )
-        free = () if batch is None else np.flatnonzero((room >= needed).all(axis=1))
+        free = np.zeros(0, int) if batch is None else np.flatnonzero((room >= needed).all(axis=1))
         if batch is None or not len(free):
             if batch is not None:
                 yield batch, count
-            batch, room, free = _blank(rows, columns, bool(told)), np.full((rows, len(needed)), columns), [0]
-        row, number = free[0], batch.documents[free[0]].max() + 1
-        at, beside = (slice(columns - left, columns - left + n) for left, n in zip(room[row][[0, -1]], needed[[0, -1]]))
+            batch, room, free = (
+                _blank(rows, columns, bool(told)),
+                np.full((rows, len(needed)), columns),
+                np.zeros(1, int),
+            )
+        row = int(free[0])
+        number, begun = batch.documents[row].max() + 1, columns - room[row]
+        at = slice(begun[0], begun[0] + needed[0])
         batch.documents[row, at] = number
         batch.tokens[row, at], batch.weights[row, at] = ids, [0.0, *weights[1:]]
         if batch.told is not None:
-            batch.told.documents[row, beside], batch.told.tokens[row, beside] = number, told[0]
+            at = slice(begun[1], begun[1] + needed[1])
+            batch.told.documents[row, at], batch.told.tokens[row, at] = number, told[0]
         room[row] -= needed
         count += 1
     if batch is not None:

@@ -130,7 +130,9 @@ def _questions(command: Any, span: Span) -> list[Text]:
         return [known[command.text](command.seeds, i, test=True) for i in range(n)]
     found = questions(str(command.test))
     if span.kind == "gated" and not all(text.told for text in found):
-        raise ValueError(f'{command.test} has questions without "told": a gated bridge carries what only the sharer reads')
+        raise ValueError(
+            f'{command.test} has questions without "told": a gated bridge carries what only the sharer reads'
+        )
     if len(found) < n:
         raise ValueError(
             f"{command.test} has {len(found)} questions, twice {command.questions} are needed: lower --questions"
@@ -214,17 +216,25 @@ def summary(done: Mapping[tuple[str, float, int], Mapping[str, Any]], n: int) ->
             if kind == arm:
                 runs.setdefault(rate, []).append(row)
         chosen = max(runs, key=lambda rate: np.mean([row["hits"][0][:n] for row in runs[rate]]))
-        hits = np.array([[own[n:] for own in row["hits"]] for row in runs[chosen]], float)  # [seeds, controls, questions]
+        hits = np.array(
+            [[own[n:] for own in row["hits"]] for row in runs[chosen]], float
+        )  # [seeds, controls, questions]
         values[arm] = hits.mean(axis=2)
-        over = lambda x: over_seeds(x) if len(hits) > 1 else accuracy(hits[0, 0])
+        found = over_seeds(values[arm][:, 0]) if len(hits) > 1 else accuracy(hits[0, 0])
         line = {"arm": arm, "numbers": runs[chosen][0]["numbers"], "learning_rate": chosen if ARMS[arm] else None}
-        line |= {"rates": sorted(runs) if ARMS[arm] else [], "seeds": len(hits), "accuracy": whole(over(values[arm][:, 0]))}
+        line |= {
+            "rates": sorted(runs) if ARMS[arm] else [],
+            "seeds": len(hits),
+            "accuracy": whole(found),
+        }
         if hits.shape[1] > 1:
             line |= {name: whole(over_seeds(values[arm][:, i])) for i, name in enumerate(CONTROLS) if name}
             line["content"] = whole(over_seeds(values[arm][:, 0] - values[arm][:, 1]))
         last = [loss for row in runs[chosen] for loss in row["losses"][-20:]]
         line |= {"each": values[arm][:, 0].tolist(), "loss": float(np.mean(last)) if last else None}
-        lines.append(line | {"seconds": float(np.mean([row["seconds"] for row in runs[chosen]])) if ARMS[arm] else None})
+        lines.append(
+            line | {"seconds": float(np.mean([row["seconds"] for row in runs[chosen]])) if ARMS[arm] else None}
+        )
     for other in (LORA, SAME):
         lines.append(
             {"arm": f"{BRIDGE} - {other}", "accuracy": whole(over_seeds(values[BRIDGE][:, 0] - values[other][:, 0]))}
@@ -241,7 +251,9 @@ def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], bench: Bench) 
         bench: What was compared.
     """
     n, kind = len(bench.asked) // 2, bench.span.kind
-    title = f"{bench.a.name} -> {bench.b.name}, {kind} bridge, {bench.command.text}: exact match, % [95 %], {n} questions"
+    title = (
+        f"{bench.a.name} -> {bench.b.name}, {kind} bridge, {bench.command.text}: exact match, % [95 %], {n} questions"
+    )
     table = rich.table.Table(title=title, title_justify="left")
     for name in ("", "numbers", "rate", "loss", "own", "other", "zero", "content: own - other", "s"):
         table.add_column(name, justify="right" if name else "left")

@@ -63,11 +63,15 @@ def lessons(command: Any, span: Span, a: Agent, b: Agent, seed: int) -> Source:
     """
     alone = span.kind == "gated"
     read = source(command.text, b, command.columns, n=command.examples, seed=seed, sharer=a if alone else None)
-    ids, weights, *_ = next(read(0))
+    weights = next(read(0))[1]
     if weights[0] or not any(weights[2:]):
-        raise ValueError(f"{command.text}: a bridge is crossed before an answer, give texts with a prompt and an answer")
+        raise ValueError(
+            f"{command.text}: a bridge is crossed before an answer, give texts with a prompt and an answer"
+        )
     if not alone and a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
-        raise ValueError(f"{a.name} and {b.name} have other tokens: a fuser is trained on the same ones; train a gated bridge")
+        raise ValueError(
+            f"{a.name} and {b.name} have other tokens: a fuser is trained on the same ones; train a gated bridge"
+        )
     return read
 
 

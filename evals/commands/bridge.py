@@ -64,7 +64,9 @@ class Train(Span, Recipe):
         a, b = load_agents(self.a, self.b, dtype=self.dtype, layers=True, chat=self.chat)
         made = train_bridge(self, a, b, words=options.command_line(self))
         opened = np.asarray(made.open)
-        rich.print(f"{self.out}: {self.steps} steps; {size(made):,} numbers; {opened.sum()} of {opened.size} gates are open")
+        rich.print(
+            f"{self.out}: {self.steps} steps; {size(made):,} numbers; {opened.sum()} of {opened.size} gates are open"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -158,9 +158,7 @@ def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
             yield from _channel(settings, protocol, pair if two else everybody, trained)
 
 
-def _channel(
-    settings: EvalSettings, protocol: str, agents: tuple[Agent, ...], trained: Any
-) -> Iterator[Arm]:
+def _channel(settings: EvalSettings, protocol: str, agents: tuple[Agent, ...], trained: Any) -> Iterator[Arm]:
     """A protocol in which B is sent something, and its controls. trained: the maps W, or the bridge, that it goes through."""
     told: dict[str, Any] = dict(reads=settings.sender_reads, draws=protocol != "cipher")
     written = protocol in ("message", "debate", "cipher", "deltas")

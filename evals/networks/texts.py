@@ -73,7 +73,9 @@ def source(
     """
     if name.startswith("hub:"):
         if sharer is not None:
-            raise ValueError(f"{name} has nothing that only a sharer reads: give FILE.jsonl with told, prompt and answer")
+            raise ValueError(
+                f"{name} has nothing that only a sharer reads: give FILE.jsonl with told, prompt and answer"
+            )
         if next(_endless(name, agent, columns, n, seed), None) is None:
             raise ValueError(f"{name} holds no text of two tokens: there is nothing to learn")
         return lambda start: itertools.islice(_endless(name, agent, columns, n, seed), start, None)
@@ -202,7 +204,9 @@ def _document(agent: Agent, text: Text, sharer: Agent | None = None) -> Document
     sharer reads."""
     if sharer is not None:
         if not (text.told and text.prompt):
-            raise ValueError(f'{(text.prompt or text.answer)[:60]!r} has nothing that only the sharer reads: give "told"')
+            raise ValueError(
+                f'{(text.prompt or text.answer)[:60]!r} has nothing that only the sharer reads: give "told"'
+            )
         ids, weights = _document(agent, text)[:2]
         return ids, weights, sharer.encode(text.told)
     if not text.prompt:

@@ -215,7 +215,10 @@ def receive_bridged(b: Agent, prompts_b: Sequence[Prompt], sent: Sequence[Crossi
         seen = opened * np.asarray((sent[0].message.states.positions >= 0).sum(axis=1))[:, None]  # pyright: ignore
     read = _read_fused if settings.kind == "c2c" else _read_beside
     logits, cache, past = read(b, rows, sent, settings)
-    return Turn(b, prompts_b, rows, logits, cache, (past,), details, before, sent[0].message, seen)
+    received, states = sent[0].message, sent[0].message.states
+    if not np.any(np.asarray(states.positions) >= 0):  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        received = None
+    return Turn(b, prompts_b, rows, logits, cache, (past,), details, before, received, seen)
 
 
 def _send(agent: Agent, b: Agent, prompts: Sequence[Prompt], settings: Bridging, n: int) -> Crossing:
@@ -243,7 +246,11 @@ def _send(agent: Agent, b: Agent, prompts: Sequence[Prompt], settings: Bridging,
     cache = cache.replace(seen=jnp.asarray(layers)[:, None, None])
     spent, configs, lost = [], (params.config, b.single.config), dropped(agent, prompts, agent.rows(prompts))
     for i, row in enumerate(rows):
-        flops = c2c_flops(*configs, one.hidden, fused[i]) if isinstance(one, C2C) else gated_flops(*configs, one.rank, len(row))
+        flops = (
+            c2c_flops(*configs, one.hidden, fused[i])
+            if isinstance(one, C2C)
+            else gated_flops(*configs, one.rank, len(row))
+        )
         spent.append(Spent(keys_flops(params.config, len(row)) + flops, len(row), 0, lost[i], int(cache.bytes[i])))
     return Crossing(message.replace(states=cache), [{"sent_tokens": len(row)} for row in rows], spent, places)
 
@@ -272,7 +279,9 @@ def _arrived(one: Crossing, b: Agent) -> KVCache:
     return cache.replace(seen=None)
 
 
-def _read_fused(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging) -> tuple[Any, ...]:
+def _read_fused(
+    b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging
+) -> tuple[Any, ...]:
     """Logits, the last token's cache, and the fused cache before it."""
     params, heads = b.single, [row[:-1] for row in rows]
     columns = bucket(max(map(len, heads)), params.config.max_positions)
@@ -291,7 +300,9 @@ def _read_fused(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing
     return *prefill(params, last, past=(fused,)), fused
 
 
-def _read_beside(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging) -> tuple[Any, ...]:
+def _read_beside(
+    b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging
+) -> tuple[Any, ...]:
     """Logits, the prompts' cache, and the memory beside them."""
     params, (one,), (made,) = b.single, sent, settings.bridges
     memory = remember(made, _arrived(one, b))
