@@ -113,6 +113,7 @@ class C2C(_Bridge):
         receiver: Identity of B, likewise.
         steps: Number of training steps over which T falls.
         seed: Seed of what is drawn in training.
+        aligned: Whether A and B read prompts as different tokens, which are aligned by characters (`Agent.align`).
 
     Example:
         >>> from jaxcomm import bridges
@@ -123,6 +124,7 @@ class C2C(_Bridge):
 
     steps: int = struct.field(pytree_node=False, default=1)
     seed: int = struct.field(pytree_node=False, default=0)
+    aligned: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def hidden(self) -> int:
@@ -569,9 +571,14 @@ def _read_fused(model: Bridged, tokens: Any, positions: Array, training: Trainin
     bridge: Any = model.bridge
     assert training.learned is not None
     after = answered(training.learned, positions)
-    alone = training._replace(learned=None, step=None)
-    own, other = (_kept(params, tokens, positions, alone) for params in (model.b, model.a))
-    fused = fuse([bridge], own, [other], step=training.step, again=training.checkpointed)
+    alone = training._replace(learned=None, told=None, step=None)
+    own, columns = _kept(model.b, tokens, positions, alone), None
+    if (told := training.told) is None:
+        other = _kept(model.a, tokens, positions, alone)
+    else:
+        documents, columns = jnp.asarray(told.documents), told.columns
+        other = _kept(model.a, told.tokens, positions_in(documents), alone._replace(documents=documents))
+    fused = fuse([bridge], own, [other], [columns], step=training.step, again=training.checkpointed)
     places = training.places(positions)[0]
     past = fused.replace(positions=jnp.where(after, -1, places))
     attended = Attended([past])

@@ -25,8 +25,9 @@ from jaxcomm.sharding import constrain
 CHUNK = 128
 """Columns of a batch whose logits exist at once."""
 
-Document = tuple[Sequence[int], Sequence[float]] | tuple[Sequence[int], Sequence[float], Sequence[int]]
-"""Token ids, and the weight of each in the loss; and, if there is another model, the token ids that it reads meanwhile."""
+Document = tuple[Sequence[Any], ...]
+"""Token ids, and the weight of each in the loss; if there is another model, the token ids that it reads meanwhile; and, if these
+are other tokens of the same text, for each token the index of that which stands for it, negative where there is none."""
 
 
 class Everything(struct.PyTreeNode):
@@ -56,10 +57,13 @@ class Told(struct.PyTreeNode):
     Attributes:
         tokens: Token ids [.., B, S].
         documents: Number of the text that each token belongs to, as in its row of the batch; -1 on padding. [.., B, S].
+        columns: For each token of the batch the column of the token here that stands for it, [.., B, T]; -1 where there is
+            none. None: the texts are not the same.
     """
 
     tokens: Int[AnyArray, "*A B S"]
     documents: Int[AnyArray, "*A B S"]
+    columns: Int[AnyArray, "*A B T"] | None = None
 
 
 class Batch(struct.PyTreeNode):
@@ -120,7 +124,7 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
     """
     batch, room, count = None, np.zeros(0), 0
     for ids, weights, *told in documents:
-        needed = np.array([len(ids), *map(len, told)])
+        needed = np.array([len(ids), *map(len, told[:1])])
         if not 2 <= needed[0] <= columns:
             raise ValueError(
                 f"text {count} has {len(ids)} tokens: rows hold 2 to {columns}; cut it, or make rows longer"
@@ -134,7 +138,7 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
             if batch is not None:
                 yield batch, count
             batch, room, free = (
-                _blank(rows, columns, bool(told)),
+                _blank(rows, columns, len(told)),
                 np.full((rows, len(needed)), columns),
                 np.zeros(1, int),
             )
@@ -146,16 +150,22 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
         if batch.told is not None:
             at = slice(begun[1], begun[1] + needed[1])
             batch.told.documents[row, at], batch.told.tokens[row, at] = number, told[0]
+            if batch.told.columns is not None:
+                alike = np.asarray(told[1])
+                batch.told.columns[row, begun[0] : begun[0] + needed[0]] = np.where(alike < 0, -1, alike + begun[1])
         room[row] -= needed
         count += 1
     if batch is not None:
         yield batch, count
 
 
-def _blank(rows: int, columns: int, told: bool) -> Batch:
+def _blank(rows: int, columns: int, told: int) -> Batch:
+    """told: how many things are said of another model's tokens: nothing, what they are, and for which they stand."""
     shape = rows, columns
-    blank = lambda: (np.zeros(shape, np.int32), np.full(shape, -1, np.int32))
-    return Batch(*blank(), np.zeros(shape, np.float32), Told(*blank()) if told else None)
+    none = lambda: np.full(shape, -1, np.int32)
+    blank = lambda: (np.zeros(shape, np.int32), none())
+    other = Told(*blank(), none() if told > 1 else None) if told else None
+    return Batch(*blank(), np.zeros(shape, np.float32), other)
 
 
 def positions_in(documents: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:

@@ -37,7 +37,7 @@ MUTANTS = (
     ("jaxcomm/bridges.py", "jnp.where(after, -1, places)", "places", "test_bridges"),
     ("jaxcomm/bridges.py", "2 * longest * documents", "0 * documents", "test_bridges"),
     ("jaxcomm/bridges.py", "jax.random.fold_in(jax.random.key(bridge.seed), step[0])", "jax.random.key(bridge.seed)", "test_bridges"),
-    ("jaxcomm/protocols/bridges.py", "[row[:-1] for row in rows]\n    columns", "rows\n    columns", "test_bridges"),
+    ("jaxcomm/protocols/bridges.py", "heads = b.single, [row[:-1] for row in rows]", "heads = b.single, rows", "test_bridges"),
     ("evals/bridges/compare.py", "row[\"hits\"][0][:n]", "row[\"hits\"][0]", "test_bridge_commands"),
     ("jaxcomm/lora.py", "scale * factor", "factor", "test_lmnet_training"),
     ("evals/networks/texts.py", "[0.0] * len(asked) + [1.0] * len(answered)", "[1.0] * (len(asked) + len(answered))", "test_lmnet_training"),

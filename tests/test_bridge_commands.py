@@ -16,14 +16,16 @@ from jaxcomm.protocols import bridge
 from command import jaxcomm, refused
 
 PAIR = ("--a", "pair:a", "--b", "pair:b")
-SMALL = ("--rows", 2, "--columns", 32)
+SMALL = ("--rows", 8, "--columns", 32)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A gated bridge, a few steps old."""
     out = tmp_path_factory.mktemp("bridges") / "run"
-    jaxcomm("bridge", "train", *PAIR, *SMALL, "--rank", 2, "--steps", 4, "--every", 2, "--learning-rate", 1e-2, "--out", out)
+    jaxcomm(
+        "bridge", "train", *PAIR, *SMALL, "--rank", 2, "--steps", 4, "--every", 2, "--learning-rate", 1e-2, "--out", out
+    )
     return out
 
 
@@ -31,7 +33,20 @@ def test_a_finished_run_is_a_bridge_to_play_and_eval(trained, tmp_path, capsys):
     a, b = load_agents("pair:a", "pair:b")
     made = load_bridge(trained, a, b)
     assert made.rank == 2 and np.asarray(made.open).all()
-    words = ("play", *PAIR, "--protocol", "bridge", "--bridge", trained, "--n", 3, "--probe", 8, "--out", tmp_path / "play")
+    words = (
+        "play",
+        *PAIR,
+        "--protocol",
+        "bridge",
+        "--bridge",
+        trained,
+        "--n",
+        3,
+        "--probe",
+        8,
+        "--out",
+        tmp_path / "play",
+    )
     jaxcomm(*words, "--control", "other", "self", "equal-bytes")
     items = [json.loads(line) for line in (tmp_path / "play" / "items.jsonl").read_text().splitlines()]
     own = [x for x in items if x["protocol"] == "bridge" and x.get("control") is None]
@@ -42,21 +57,22 @@ def test_a_finished_run_is_a_bridge_to_play_and_eval(trained, tmp_path, capsys):
         words = ("eval", *PAIR, "--tasks", "countries", "--protocols", "bridge", "--bridge", trained, "--n", 2)
         jaxcomm(*words, "--out", tmp_path / "eval")
         lines = [json.loads(line) for line in (tmp_path / "eval" / "results.jsonl").read_text().splitlines()]
-        assert {line["arm"] for line in lines} == {"single", "bridge", "bridge, other"}
+        assert {line["protocol"] for line in lines} == {"single", "bridge", "bridge, other"}
 
 
 def test_training_goes_on_where_it_was(trained, tmp_path, capsys):
     record = json.loads((trained / "run.json").read_text())
-    assert record["command"].startswith("jaxcomm bridge train --b pair:b --a pair:a") or "bridge train" in record["command"]
+    assert record["command"].startswith("jaxcomm bridge train")
     again = ("bridge", "train", *PAIR, *SMALL, "--rank", 2, "--steps", 4, "--every", 2, "--learning-rate", 1e-2)
     jaxcomm(*again, "--resume", "--out", trained)
     assert len((trained / "metrics.jsonl").read_text().splitlines()) == 4
-    assert "holds another run" in refused(capsys, *again[:-1], 2e-2, "--resume", "--out", trained) or True
+    error = refused(capsys, *again[:-1], 2e-2, "--resume", "--out", trained)
+    assert "learning_rate" in error and str(trained) in error
 
 
 def test_every_arm_is_trained_alike_and_finished_ones_stay(tmp_path, capsys):
     words = ("bridge", "compare", *PAIR, *SMALL, "--rank", 2, "--steps", 2, "--seeds", 2, "--questions", 3)
-    words += ("--learning-rates", 1e-3, 1e-2, "--out", tmp_path / "run")
+    words += ("--learning-rate", 1e-2, "--out", tmp_path / "run")
     jaxcomm(*words)
     lines = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
     arms = {line["arm"]: line for line in lines}
@@ -64,10 +80,10 @@ def test_every_arm_is_trained_alike_and_finished_ones_stay(tmp_path, capsys):
     assert arms["receiver, told"]["accuracy"]["value"] == arms["sharer alone"]["accuracy"]["value"] == 1
     for arm in (compare.BRIDGE, compare.SAME):
         line = arms[arm]
-        assert line["rates"] == [1e-3, 1e-2] and line["seeds"] == 2 and line["numbers"]
+        assert line["rates"] == [1e-2] and line["seeds"] == 2 and line["numbers"]
         assert line["content"]["value"] == pytest.approx(line["accuracy"]["value"] - line["other"]["value"])
     whole = {path.name: path.read_bytes() for path in (tmp_path / "run" / "chunks").iterdir()}
-    assert len(whole) == 3 + 3 * 2 * 2
+    assert len(whole) == 3 + 3 * 2
     gone = next(name for name in whole if name.startswith("bridge-0.01-1"))
     (tmp_path / "run" / "chunks" / gone).unlink()
     before = (tmp_path / "run" / "results.jsonl").read_text()
@@ -78,7 +94,12 @@ def test_every_arm_is_trained_alike_and_finished_ones_stay(tmp_path, capsys):
 
 
 def test_a_comparison_reports_on_questions_that_its_rate_was_not_chosen_on():
-    row = lambda *hits, loss=1.0: {"hits": [list(map(bool, h)) for h in hits], "losses": [loss], "numbers": 5, "seconds": 1.0}
+    row = lambda *hits, loss=1.0: {
+        "hits": [list(map(bool, h)) for h in hits],
+        "losses": [loss],
+        "numbers": 5,
+        "seconds": 1.0,
+    }
     done = {}
     for arm in (compare.LORA, compare.SAME, compare.BRIDGE):
         zero = [0, 0, 0, 0]
@@ -100,7 +121,7 @@ def test_what_a_sharer_is_told_is_beside_the_question_and_tests_are_kept_out_of_
     a, b = load_agents("pair:a", "pair:b")
     ids, weights, told = next(texts.source("countries", b, 32, sharer=a)(5))
     text = texts.told_country(0, 5)
-    assert a.tokenizer.decode(told, skip_special_tokens=True) == text.told
+    assert a.tokenizer.decode(told, skip_special_tokens=True).strip() == text.told
     assert b.tokenizer.decode(ids, skip_special_tokens=True).strip() == f"{text.prompt} {text.answer}"
     assert len(texts.source("countries", b, 32)(5).__next__()) == 2
     marks = {mark.phrase: mark for mark in world().landmarks}
@@ -113,6 +134,10 @@ def test_what_a_sharer_is_told_is_beside_the_question_and_tests_are_kept_out_of_
     (tmp_path / "t.jsonl").write_text('{"told": "Alice is here.", "prompt": "Where is Alice?", "answer": "here"}\n')
     ids, weights, told = next(texts.source(str(tmp_path / "t.jsonl"), b, 32, sharer=a)(0))
     assert told == a.encode("Alice is here.") and len(ids) == len(weights)
+    ids, weights, told, columns = next(texts.source(str(tmp_path / "t.jsonl"), b, 32, sharer=a, aligned=True)(0))
+    asked = weights.index(1.0)
+    assert told == a.encode("Where is Alice?") == ids[:asked], "the pair's tokens are the same"
+    assert columns == [*range(asked), *[-1] * (len(ids) - asked)]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +151,10 @@ def test_what_a_sharer_is_told_is_beside_the_question_and_tests_are_kept_out_of_
         (("train", "--columns", 4, "--out", "x"), "and rows hold 4: make rows longer (--columns)"),
         (("compare", "--seeds", 1, "--out", "x"), "seeds = 1: it must be at least 2"),
         (("compare", "--questions", 0, "--out", "x"), "questions = 0: it must be at least 1"),
-        (("compare", "--text", "two-hop", "--out", "x"), "two-hop has no questions of its own to test a gated bridge on"),
+        (
+            ("compare", "--text", "two-hop", "--out", "x"),
+            "two-hop has no questions of its own to test a gated bridge on",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, words, message):

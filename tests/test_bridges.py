@@ -15,6 +15,7 @@ import jaxcomm as jc
 from jaxcomm import bridges
 from jaxcomm.bridges import Pair, answered, fuse, gates, init_c2c, init_gated, remember
 from jaxcomm.evals.games import draw
+from jaxcomm.evals.networks import texts
 from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.training import train
 from jaxcomm.evals.pair import folder
@@ -261,6 +262,22 @@ def test_packed_texts_are_read_as_each_is_alone(two, kind):
     assert_close(-packed[packed != 0], np.array(one_by_one(kind, bridge, *two)), "log-probabilities", 1e-4)
     plain = np.asarray(losses(two[1], batch))
     assert not np.allclose(packed, plain, atol=1e-2), "the bridge says something"
+
+
+def test_packed_texts_of_other_tokens_are_aligned(trio):
+    """As the protocol reads each of them: tokens of A of other numbers, and of another vocabulary."""
+    a, b = trio["reversed"].agent, trio["gemma2"].agent
+    made = init_c2c(jax.random.key(0), a.params, b.params, hidden=8)
+    made = made.replace(aligned=True, weights={**made.weights, "gate": {"bias": jnp.ones((2, 2))}})
+    asked = [texts.Text("bob", question) for question in QUESTIONS]
+    documents = [texts._document(b, text, a, aligned=True) for text in asked]
+    assert all(len(document) == 4 and document[2] != document[0] for document in documents)
+    batch = jax.tree.map(jnp.asarray, next(pack(documents, 1, 64))[0])
+    packed = np.asarray(losses(made.join(Pair(a.params, b.params)), batch))[0]
+    turn = bridge(a, b, (), QUESTIONS, bridge=made)
+    ends = [scored.logprobs[0] for scored in turn.score_tokens([[document[0][-2:]] for document in documents])]
+    found = [-packed[np.asarray(batch.documents)[0] == n].sum() for n in range(3)]
+    assert_close(np.array(found), np.array(ends), "log-probabilities", 1e-4)
 
 
 def test_what_attends_to_the_fused_cache_begins_at_the_last_token_of_each_prompt():
@@ -512,14 +529,16 @@ def test_several_sharers_and_other_tokens(trio):
     a, b, other = (trio[name].agent for name in ("llama", "gemma2", "reversed"))
     first = init_c2c(jax.random.key(0), a.params, b.params, hidden=8)
     open_ = lambda one: one.replace(weights={**one.weights, "gate": {"bias": jnp.ones((2, 2))}})
-    first = open_(first)
+    first, by_letter = open_(first), lambda one: one.replace(aligned=True)
     plain = bridge(a, b, (), QUESTIONS, bridge=first)
-    aligned = bridge(a, b, (), QUESTIONS, bridge=first, align=True)
+    aligned = bridge(a, b, (), QUESTIONS, bridge=by_letter(first))
     np.testing.assert_allclose(logits(aligned), logits(plain), atol=1e-4)
     second = open_(init_c2c(jax.random.key(1), other.params, b.params, hidden=8))
-    refused(lambda: bridge(other, b, (), QUESTIONS, bridge=second), "read the prompts as different tokens: align them")
-    alone = logits(bridge(other, b, (), QUESTIONS, bridge=second, align=True))
-    both = logits(bridge([a, other], b, (), QUESTIONS, bridge=[first, second], align=True))
+    refused(
+        lambda: bridge(other, b, (), QUESTIONS, bridge=second), "read the prompts as different tokens: train a bridge"
+    )
+    alone = logits(bridge(other, b, (), QUESTIONS, bridge=by_letter(second)))
+    both = logits(bridge([a, other], b, (), QUESTIONS, bridge=[first, by_letter(second)]))
     assert np.abs(both - logits(plain)).max() > 1e-2 and np.abs(both - alone).max() > 1e-2
     twice = logits(bridge([a, a], b, (), QUESTIONS, bridge=[first, first], control="self"))
     np.testing.assert_allclose(twice, logits(silent(b, b, (), QUESTIONS)), atol=1e-3)

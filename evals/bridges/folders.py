@@ -40,7 +40,8 @@ def build(span: Span, a: Agent, b: Agent, steps: int) -> C2C | Gated:
     key = jax.random.key(span.bridge_seed)
     if span.kind == "gated":
         return init_gated(key, a.single, b.single, rank=span.rank)
-    return init_c2c(key, a.single, b.single, hidden=span.hidden, steps=steps, seed=span.bridge_seed)
+    made = init_c2c(key, a.single, b.single, hidden=span.hidden, steps=steps, seed=span.bridge_seed)
+    return made.replace(aligned=span.align)
 
 
 def lessons(command: Any, span: Span, a: Agent, b: Agent, seed: int) -> Source:
@@ -62,15 +63,14 @@ def lessons(command: Any, span: Span, a: Agent, b: Agent, seed: int) -> Source:
         OSError: A file does not exist.
     """
     alone = span.kind == "gated"
-    read = source(command.text, b, command.columns, n=command.examples, seed=seed, sharer=a if alone else None)
+    if not alone and not span.align and a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
+        raise ValueError(f"{a.name} and {b.name} have other tokens: let the fuser align them (--align)")
+    how = dict(sharer=a if alone or span.align else None, aligned=not alone)
+    read = source(command.text, b, command.columns, n=command.examples, seed=seed, **how)
     weights = next(read(0))[1]
     if weights[0] or not any(weights[2:]):
         raise ValueError(
             f"{command.text}: a bridge is crossed before an answer, give texts with a prompt and an answer"
-        )
-    if not alone and a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
-        raise ValueError(
-            f"{a.name} and {b.name} have other tokens: a fuser is trained on the same ones; train a gated bridge"
         )
     return read
 

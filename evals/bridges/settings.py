@@ -14,6 +14,8 @@ class Span:
     """c2c: the fuser of Cache-to-Cache, A reads what B reads; gated: a memory of what A alone reads."""
     hidden: int = 1024
     """c2c: width of the fuser."""
+    align: bool = False
+    """c2c: A and B have different tokens; they are aligned by characters."""
     rank: int = 8
     """gated: rank of its maps."""
     bridge_seed: int = 0

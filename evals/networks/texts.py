@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcomm.agent import Agent
+from jaxcomm.alignment import PADDING
 from jaxcomm.training import Document
 
 from ..files import json_lines, read_text
@@ -47,7 +48,14 @@ Source = Callable[[int], Iterator[Document]]
 
 
 def source(
-    name: str, agent: Agent, columns: int, *, n: int | None = None, seed: int = 0, sharer: Agent | None = None
+    name: str,
+    agent: Agent,
+    columns: int,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    sharer: Agent | None = None,
+    aligned: bool = False,
 ) -> Source:
     """Opens a source of texts, and turns its texts into tokens.
 
@@ -62,6 +70,7 @@ def source(
         n: Number of texts that are used. None: all of them.
         seed: Seed of the order, and of the questions.
         sharer: Who reads what a text tells it beside the question. None: nobody.
+        aligned: Whether it reads the prompt instead, and its tokens are aligned with the agent's (`Agent.align`).
 
     Returns:
         A function of n that yields the tokens from the n-th text on. It yields the same each time.
@@ -79,7 +88,7 @@ def source(
         if next(_endless(name, agent, columns, n, seed), None) is None:
             raise ValueError(f"{name} holds no text of two tokens: there is nothing to learn")
         return lambda start: itertools.islice(_endless(name, agent, columns, n, seed), start, None)
-    ask, document = (QUESTIONS | PRIVATE).get(name), functools.partial(_document, agent, sharer=sharer)
+    ask, document = (QUESTIONS | PRIVATE).get(name), functools.partial(_document, agent, sharer=sharer, aligned=aligned)
     if ask and n is None:
         for i in range(100):  # or the first that is too long would be met only in training
             next(_pieces(document(ask(seed, i)), columns))
@@ -157,7 +166,7 @@ def told_country(seed: int, n: int, *, test: bool = False) -> Text:
 
     Example:
         >>> told_country(0, 0)
-        Text(answer='Norway', prompt='Which country is Kofi located in?', told='Kofi is at Bryggen.')
+        Text(answer='Netherlands', prompt='Which country is Nora located in?', told='Nora is at the Dom Tower of Utrecht.')
     """
     rng, w = np.random.default_rng([seed, n, int(test), 2]), world()
     place = w.landmarks[int(rng.integers(len(w.landmarks)))]
@@ -199,10 +208,15 @@ def questions(name: str) -> list[Text]:
     return texts
 
 
-def _document(agent: Agent, text: Text, sharer: Agent | None = None) -> Document:
+def _document(agent: Agent, text: Text, sharer: Agent | None = None, aligned: bool = False) -> Document:
     """Tokens, with the token at the end that ends a text, or after a prompt a turn, and their weights: of a prompt 0; and what a
-    sharer reads."""
-    if sharer is not None:
+    sharer reads (aligned: of the prompt, and for which tokens it stands)."""
+    if sharer is not None and aligned and text.prompt:
+        ids, weights = _document(agent, text)[:2]
+        told, found = sharer.encode(text.prompt), sharer.align(agent, [text.prompt])[0]
+        found = found[found != PADDING] - (sharer.tokenize([text.prompt]).shape[1] - len(told))
+        return ids, weights, told, [*np.maximum(found, -1).tolist(), *[-1] * (len(ids) - len(found))]
+    if sharer is not None and not aligned:
         if not (text.told and text.prompt):
             raise ValueError(
                 f'{(text.prompt or text.answer)[:60]!r} has nothing that only the sharer reads: give "told"'

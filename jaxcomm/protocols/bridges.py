@@ -37,8 +37,6 @@ class Bridging:
         bridge: The trained bridge; with several senders a list of fusers, one for each.
         control: What B gets in place of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
         seed: Seed of noise, for all games or one for each.
-        align: C2C between agents whose tokens differ: each token of B gets the token of A that stands for it
-            (`Agent.align`). Otherwise such agents are refused.
         sampling: As in other protocols. Nothing is drawn before B's turn, so it changes nothing.
         until: Likewise.
 
@@ -54,7 +52,6 @@ class Bridging:
     bridge: C2C | Gated | Sequence[C2C]
     control: Control | StandIn | None = None
     seed: Seed = 0
-    align: bool = False
     sampling: Sampling | None = None
     until: Sequence[str] = ()
 
@@ -92,7 +89,7 @@ class Crossing(Sent):
         >>> made = jc.init_gated(jax.random.key(0), agent.params, agent.params)
         >>> sent = protocols.send_bridged([agent], agent, ["Bob is at Petra."], ["Who?"], protocols.Bridging(made))
         >>> sent[0].details[0]["sent_tokens"], sent[0].places
-        (5, None)
+        (6, None)
     """
 
     places: AnyArray | None = None
@@ -229,12 +226,12 @@ def _send(agent: Agent, b: Agent, prompts: Sequence[Prompt], settings: Bridging,
     if isinstance(one, C2C):
         own = b.rows(prompts, 1)
         fused = [len(row) - 1 for row in own]
-        if settings.align:
+        if one.aligned:
             places = _places(agent, b, prompts)
         elif rows != own:
             raise ValueError(
-                f"{agent.name} and {b.name} read the prompts as different tokens: align them (align=True), or give agents "
-                "that read alike"
+                f"{agent.name} and {b.name} read the prompts as different tokens: train a bridge of aligned tokens "
+                "(aligned=True), or give agents that read alike"
             )
         else:
             rows = [row[:-1] for row in rows]
