@@ -220,12 +220,10 @@ def receive_bridged(b: Agent, prompts_b: Sequence[Prompt], sent: Sequence[Crossi
 
 def _send(agent: Agent, b: Agent, prompts: Sequence[Prompt], settings: Bridging, n: int) -> Crossing:
     """What one sender makes of these prompts, and what that and its bridge cost."""
-    one, params, places = settings.bridges[n], agent.single, None
-    rows, whole = agent.rows(prompts), [len(row) for row in agent.rows(prompts)]
-    fused = whole
+    one, params, rows, places = settings.bridges[n], agent.single, agent.rows(prompts), None
+    lost, configs = dropped(agent, prompts, rows), (params.config, b.single.config)
     if isinstance(one, C2C):
         own = b.rows(prompts, 1)
-        fused = [len(row) - 1 for row in own]
         if one.aligned:
             places = _places(agent, b, prompts)
         elif rows != own:
@@ -235,20 +233,21 @@ def _send(agent: Agent, b: Agent, prompts: Sequence[Prompt], settings: Bridging,
             )
         else:
             rows = [row[:-1] for row in rows]
+        flops = [c2c_flops(*configs, one.hidden, len(row) - 1) for row in own]
+        heard: Any = slice(-min(one.shape.layers), None)
+    else:
+        flops = [gated_flops(*configs, one.rank, len(row)) for row in rows]
+        heard = sources(one.shape)
     columns = bucket(max(map(len, rows)), params.config.max_positions)
     message = send_cache(params, by_rows(params, left_pad(rows, columns)))
     layers = np.zeros(params.config.layers, bool)
-    layers[sources(one.shape) if isinstance(one, Gated) else slice(-min(one.shape.layers), None)] = True
+    layers[heard] = True
     cache: Any = message.states
     cache = cache.replace(seen=jnp.asarray(layers)[:, None, None])
-    spent, configs, lost = [], (params.config, b.single.config), dropped(agent, prompts, agent.rows(prompts))
-    for i, row in enumerate(rows):
-        flops = (
-            c2c_flops(*configs, one.hidden, fused[i])
-            if isinstance(one, C2C)
-            else gated_flops(*configs, one.rank, len(row))
-        )
-        spent.append(Spent(keys_flops(params.config, len(row)) + flops, len(row), 0, lost[i], int(cache.bytes[i])))
+    costs = zip(rows, flops, lost, cache.bytes.tolist(), strict=True)
+    spent = [
+        Spent(keys_flops(params.config, len(row)) + more, len(row), 0, cut, sent) for row, more, cut, sent in costs
+    ]
     return Crossing(message.replace(states=cache), [{"sent_tokens": len(row)} for row in rows], spent, places)
 
 
