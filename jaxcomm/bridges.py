@@ -107,7 +107,7 @@ class C2C(_Bridge):
 
     Attributes:
         weights: For keys and values and for each of the n = min(L_A, L_B) layers that have a partner, leaves [2, n, ...]:
-            "enter", "block", "weigh", "project", and "gate", whose "bias" is the logits.
+            "enter", "block", "weigh", "project", and "gate", whose "bias" is the logits. (Biases do not decay.)
         shape: Sizes of the two models' keys and values.
         sender: Identity of A (`fingerprint.identity`). None: it is not checked.
         receiver: Identity of B, likewise.

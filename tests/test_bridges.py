@@ -456,6 +456,16 @@ def test_details_name_the_open_gates(agents, crossing):
 
 
 @pytest.mark.parametrize("kind", ["c2c", "gated"])
+def test_models_may_be_of_two_dtypes(agents, crossing, kind):
+    a, b = agents
+    low = dataclasses.replace(a, params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), a.params))
+    made = crossing[kind].replace(sender=None)
+    rough, plain = (logits(bridge(agent, b, TOLD_A, ASKED, bridge=made)) for agent in (low, a))
+    alone = logits(silent(a, b, TOLD_A, ASKED))
+    assert np.abs(rough - plain).mean() < 0.2 * np.abs(alone - plain).mean()
+
+
+@pytest.mark.parametrize("kind", ["c2c", "gated"])
 def test_every_control_stands_in_for_the_senders_keys_and_values(agents, crossing, kind):
     (a, b), how = agents, {"bridge": crossing[kind]}
     alone, plain = logits(silent(b, b, TOLD_A, ASKED)), logits(bridge(a, b, TOLD_A, ASKED, **how))

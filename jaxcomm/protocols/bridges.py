@@ -302,6 +302,7 @@ def _read_beside(
     """Logits, the prompts' cache, and the memory beside them."""
     params, (one,), (made,) = b.single, sent, settings.bridges
     memory = remember(made, _arrived(one, b))
+    memory = memory.replace(k=memory.k.astype(params.dtype), v=memory.v.astype(params.dtype))  # A's may differ
     padded = by_rows(params, left_pad(rows, bucket(max(map(len, rows)), params.config.max_positions)))
     return *prefill(params, padded, past=(memory,)), memory
 
