@@ -1,4 +1,4 @@
-"""The command line: `jaxcomm demo | play | read | sweep | select | eval | report | cost | fit-map | monitor | lmnet | convert | train-pair`."""
+"""The command line: `jaxcomm demo | play | read | sweep | select | eval | report | cost | fit-map | monitor | lmnet | bridge | convert | train-pair`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
+from .commands.bridge import Bridge
 from .commands.convert import Convert
 from .commands.evaluate import Eval
 from .commands.fit_map import FitMap
@@ -20,7 +21,7 @@ from .commands.report import Cost, Report
 from .commands.select import Select
 from .commands.sweep import Sweep
 
-COMMANDS = (Demo, Play, Read, Sweep, Select, Eval, Report, Cost, FitMap, Monitor, Lmnet, Convert, TrainPair)
+COMMANDS = (Demo, Play, Read, Sweep, Select, Eval, Report, Cost, FitMap, Monitor, Lmnet, Bridge, Convert, TrainPair)
 
 if TYPE_CHECKING:
     Command = Any
@@ -56,7 +57,7 @@ def check_outputs(command: Any) -> None:
     """
     from .files import check_local
 
-    asked = command.do if isinstance(command, Lmnet) else command
+    asked = command.do if isinstance(command, Lmnet | Bridge) else command
     for name in ("out", "json", "items"):
         if (path := getattr(asked, name, None)) is not None:
             check_local(path)

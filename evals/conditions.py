@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxcomm.agent import Agent
 from jaxcomm.controls import derange, overlap
-from jaxcomm.protocols import CONTROLS, Grafting, Prefixing, send_prefix, send_states
+from jaxcomm.protocols import CONTROLS, Bridging, Grafting, Prefixing, send_bridged, send_prefix, send_states
 from jaxcomm.protocols.text import put
 
 from . import figures
@@ -493,7 +493,8 @@ def further_messages(
         By label of the conditions that send states, the further items and their messages.
     """
     others = further(game, n)
-    channels = [c for c in every if c.protocol in ("activation", "exchange", "kv", "latent") and not c.is_control]
+    speak = ("activation", "exchange", "kv", "latent", "bridge")
+    channels = [c for c in every if c.protocol in speak and not c.is_control]
     if others is None or not others.items:
         return {}
     found = {}
@@ -501,6 +502,10 @@ def further_messages(
         own, prompts = dict(condition.settings), settings.wording.prompts_a(others, a)
         if condition.protocol in ("kv", "latent"):
             found[condition.label] = others, features(send_prefix(a, b, prompts, Prefixing(**own)).message)
+            continue
+        if condition.protocol == "bridge":
+            asked = settings.wording.prompts_b(others, b)
+            found[condition.label] = others, features(send_bridged([a], b, prompts, asked, Bridging(**own))[0].message)
             continue
         k = own.pop("k")
         how = Grafting(**{name: value for name, value in own.items() if name in ("graft", "W", "where", "think")})

@@ -140,6 +140,8 @@ class PrefixOptions:
     """kv, latent, several senders (eval --others): each reads alone, or each goes on from those before it."""
     delta_layers: tuple[int, ...] = ()
     """deltas: layers after which differences of A's states are added to B's."""
+    bridge: str | None = None
+    """bridge: run folder of jaxcomm bridge train, of this pair."""
 
     def layer_choice(self, seed: int = 0) -> Any:
         """How B's layers are chosen.
@@ -207,6 +209,8 @@ class PrefixOptions:
         self.layer_choice()
         if self.steps < 0 or (self.steps == 0 and self.sends == "thoughts"):
             raise ValueError(f"--steps {self.steps}: it must be at least {int(self.sends == 'thoughts')}")
+        if "bridge" in protocols and self.bridge is None:
+            raise ValueError("bridge needs --bridge, a folder that jaxcomm bridge train wrote for this pair")
         if "deltas" in protocols and not self.delta_layers:
             raise ValueError("deltas needs --delta-layers, the layers after which they are read and added")
         means = {
@@ -228,6 +232,7 @@ class PrefixOptions:
             "latent and thinking": ({"latent", "thinking"}, ("steps", "thought")),
             "latent": ({"latent"}, ("sends",)),
             "deltas": ({"deltas"}, ("delta_layers",)),
+            "bridge": ({"bridge"}, ("bridge",)),
         }
         default = {field.name: field.default for field in dataclasses.fields(PrefixOptions)}
         for told, (users, names) in means.items():

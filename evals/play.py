@@ -20,7 +20,7 @@ from .games import PRESETS, Game, Wording
 from .hearing import Heard, heard
 from .scores import Interval, accuracy, exact_match, mean, normalised_match
 
-SENDS = ("message", "debate", "cipher", "activation", "exchange", "kv", "latent", "deltas")
+SENDS = ("message", "debate", "cipher", "activation", "exchange", "kv", "latent", "deltas", "bridge")
 """Protocols in which A reads and then says something: what it reads is a setting (`Wording.reads`)."""
 
 
@@ -304,7 +304,9 @@ def _kept(
         kept |= {"graft": "replace", "where": "last", "mapped": own.get("W") is not None}
     if sampling := settings.sampling:
         kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    kept |= {name: value for name, value in own.items() if name not in ("W", "maps", "sent", "limits", "bytes")}
+    kept |= {
+        name: value for name, value in own.items() if name not in ("W", "maps", "sent", "limits", "bytes", "bridge")
+    }
     kept |= {"mapped": own["maps"] is not None} if "maps" in own else {}
     return kept | {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed}
 

@@ -12,6 +12,7 @@ from typing import Any as _Any
 
 from jaxcomm.agent import Agent
 from jaxcomm.alignment import align
+from jaxcomm.bridges import C2C, Gated, fuse, init_c2c, init_gated, remember
 from jaxcomm.cache import KVCache
 from jaxcomm.chat import Chat
 from jaxcomm.communication import answer_logits, communicate, communicate_logits
@@ -38,6 +39,7 @@ if _TYPE_CHECKING:
 __version__ = _version("jaxcomm")
 
 __all__ = [
+    "C2C",
     "GRAFTS",
     "SITES",
     "Agent",
@@ -45,6 +47,7 @@ __all__ = [
     "Chat",
     "Context",
     "Edit",
+    "Gated",
     "Generation",
     "Graft",
     "KVCache",
@@ -80,8 +83,11 @@ __all__ = [
     "fit_maps",
     "forward",
     "from_hf",
+    "fuse",
     "generate",
     "hidden_states",
+    "init_c2c",
+    "init_gated",
     "init_params",
     "left_pad",
     "load_agent",
@@ -96,6 +102,7 @@ __all__ = [
     "project_out",
     "receive",
     "receive_cache",
+    "remember",
     "replace",
     "run_with_cache",
     "scale",

@@ -46,6 +46,19 @@ class Scoring(NamedTuple):
     window: int | Int[Array, ""] | None = None
 
 
+class Aside(NamedTuple):
+    """A segment that queries read beside the others, in a softmax of its own. What they read is added, times a gate.
+
+    Where every gate is 0 nothing is added, so the rest is as it is without it. Windows do not hide it.
+
+    segment: keys, values and positions. gate: of each query head, [N]. reach: how far back a query sees it; None: all of it.
+    """
+
+    segment: Segment
+    gate: Float[Array, "N"]
+    reach: int | None = None
+
+
 def rows_for(x: Array, rows: int) -> Array:
     """x [B, ...] for so many rows: each of its own is that of rows / B consecutive ones. One stays one."""
     return x if len(x) in (1, rows) else jnp.repeat(x, rows // len(x), axis=0)
@@ -94,6 +107,26 @@ def attend(
         return blocked(q, positions, segments, how)
     blocks = query_blocks(q, positions, segments, ordered)
     return jnp.concatenate([plain(*block, how) for block in blocks], axis=3)
+
+
+def beside(
+    q: Float[Array, "B K G T H"], positions: Int[Array, "_ T"], part: Aside, how: Scoring
+) -> Float[Array, "B K G T H"]:
+    """Reads a segment apart. Where a query sees none of it, that is 0.
+
+    Args:
+        q: Queries, as for `attend`.
+        positions: Their positions.
+        part: The segment, its gates, and how far back a query sees it.
+        how: How scores are made. The window is that of `part`.
+
+    Returns:
+        What is added to what the queries read elsewhere, float32.
+    """
+    got = attend(q, positions, [part.segment], how._replace(window=part.reach))
+    seen = jnp.any(visible(positions, rows_for(part.segment[2], len(positions)), part.reach), axis=-1)
+    gate = part.gate.astype(jnp.float32).reshape(1, *q.shape[1:3], 1, 1)
+    return jnp.where(seen[:, None, None, :, None], gate * got.astype(jnp.float32), 0)
 
 
 def query_blocks(

@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxcomm.attention import Segment, rows_for
+from jaxcomm.attention import Aside, Segment, rows_for
 from jaxcomm.config import AnyArray
 
 
@@ -33,6 +33,9 @@ class KVCache(struct.PyTreeNode):
         begin: Position of the first token that is read after it, [R] or [1]. None: the one after its last.
         back: By how many positions each layer takes the tokens read after it to be nearer to the start than they are
             when it looks for what comes before a token, [L, R] (`prefixes.select`, published_mask). None: by none.
+        gate: The columns are read beside all others, in a softmax of its own, and what is read is added times the gate of
+            each layer's query heads, [L, N] (`attention.Aside`). None: they are read together with the others.
+        reach: How far back columns with a gate are seen. None: all of them are.
 
     Example:
         >>> logits, cache = jc.prefill(params, prompts)
@@ -46,6 +49,8 @@ class KVCache(struct.PyTreeNode):
     seen: Bool[Array, "L _ _"] | None = None
     begin: Int[Array, "_"] | None = None
     back: Int[Array, "L _"] | None = None
+    gate: Float[Array, "L N"] | None = None
+    reach: int | None = struct.field(pytree_node=False, default=None)
 
     def extend(self, columns: int) -> KVCache:
         """Adds empty columns at the end.
@@ -73,7 +78,7 @@ class KVCache(struct.PyTreeNode):
         new = positions.reshape(*self.positions.shape[:-1], -1)
         return self.replace(positions=jax.lax.dynamic_update_slice_in_dim(self.positions, new, column, axis=-1))
 
-    def layer(self, i) -> Segment:
+    def layer(self, i) -> Segment | Aside:
         """Returns what one layer attends to.
 
         Args:
@@ -87,7 +92,8 @@ class KVCache(struct.PyTreeNode):
         if self.seen is not None:
             seen = index(self.seen)
             positions = jnp.where(seen, rows_for(positions, max(len(seen), len(positions))), -1)
-        return index(self.k), index(self.v), positions
+        segment = index(self.k), index(self.v), positions
+        return segment if self.gate is None else Aside(segment, index(self.gate), self.reach)
 
     def after(self) -> Int[Array, "_"]:
         """Finds the position of the first token that is read after it.
@@ -127,7 +133,8 @@ class KVCache(struct.PyTreeNode):
         """
         pick = lambda a, axis: a if a is None or a.shape[axis] == 1 < len(self.positions) else jnp.take(a, rows, axis)
         k, v = jax.tree.map(lambda a: jnp.take(a, rows, axis=-4), (self.k, self.v))
-        return KVCache(k, v, self.positions[rows], pick(self.seen, 1), pick(self.begin, 0), pick(self.back, 1))
+        about = dict(seen=pick(self.seen, 1), begin=pick(self.begin, 0), back=pick(self.back, 1))
+        return self.replace(k=k, v=v, positions=self.positions[rows], **about)
 
     def write(self, i, k: Array, v: Array, column) -> KVCache:
         """Writes keys and values of one layer. `announce` enters their positions.
@@ -185,7 +192,7 @@ class Attended(NamedTuple):
             values.
         """
 
-        def gather(k: Array, v: Array) -> tuple[tuple[Segment, ...], KVCache | None]:
+        def gather(k: Array, v: Array) -> tuple[tuple[Segment | Aside, ...], KVCache | None]:
             own, kept = (k, v, positions), self.cache
             for back in (cache.back for cache in self.past if cache.back is not None):
                 # Only what each sees of the others changes. (A copy, since keys in order are read in blocks.)

@@ -217,6 +217,39 @@ def graft_flops(config_a: ModelConfig, config_b: ModelConfig, mapped: bool) -> i
     return config_b.width + (2 * config_a.width * config_b.width if mapped else 0)
 
 
+def c2c_flops(a: ModelConfig, b: ModelConfig, hidden: int, tokens: int) -> int:
+    """FLOPs of fusing A's keys and values into B's (`bridges.C2C`).
+
+    Args:
+        a: Architecture of the sender A.
+        b: Architecture of the receiver B.
+        hidden: Width of the fuser.
+        tokens: Number of tokens that are fused.
+
+    Returns:
+        FLOPs; a multiply-add counts 2.
+    """
+    own = b.kv_heads * b.head_dim
+    each = (a.kv_heads * a.head_dim + own) * hidden + 6 * hidden**2 + hidden * (b.kv_heads + own)
+    return 2 * tokens * each * 2 * min(a.layers, b.layers)
+
+
+def gated_flops(a: ModelConfig, b: ModelConfig, rank: int, tokens: int) -> int:
+    """FLOPs of making B's further keys and values of A's (`bridges.Gated`).
+
+    Args:
+        a: Architecture of the sender A.
+        b: Architecture of the receiver B.
+        rank: Rank of the maps.
+        tokens: Number of tokens that A has read.
+
+    Returns:
+        FLOPs; a multiply-add counts 2.
+    """
+    each = rank * (2 * a.kv_heads * a.head_dim + b.kv_heads * b.head_dim)
+    return 2 * tokens * each * 2 * b.layers
+
+
 # Section 3.2 of Ramesh & Li (2025), as printed: no cache (every token reads the whole prompt again), MLPs of two matrices,
 # K the size and H the number of heads, as many for keys as for queries.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxcomm.attention import Scoring, Segment, attend, pattern
+from jaxcomm.attention import Aside, Scoring, Segment, attend, beside, pattern
 from jaxcomm.config import ModelConfig, Rope
 
 
@@ -81,8 +81,8 @@ class Surroundings:
         x, self.hook = self.hook(site, self.layer, x)
         return x
 
-    def attended(self, k: Array, v: Array) -> tuple[Segment, ...]:
-        """The segments that queries attend to."""
+    def attended(self, k: Array, v: Array) -> tuple[Segment | Aside, ...]:
+        """The segments that queries attend to, the tokens' own last."""
         found, self.kept = self.segments(k, v)
         return found
 
@@ -239,11 +239,16 @@ class Attention(nn.Module):
         k, v = rotate(k, around.angles).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
-        segments, how = around.attended(k, v), Scoring(scale, c.attention_softcap, around.window)
-        given = q, around.positions[:, first:], segments, how, segments[-1][0] is k
+        found, how = around.attended(k, v), Scoring(scale, c.attention_softcap, around.window)
+        segments = [part for part in found if not isinstance(part, Aside)]
+        asked = around.positions[:, first:]
+        given = q, asked, segments, how, segments[-1][0] is k
         if around.wants("pattern"):
             around.at("pattern", pattern(*given))
         out = attend(*given)
+        for part in found:
+            if isinstance(part, Aside):
+                out += beside(q, asked, part, how).astype(out.dtype)
         z = around.at("z", out.transpose(0, 3, 1, 2, 4).reshape(B, T - first, c.heads, c.head_dim))
         return Linear(c.width, c.out_bias, name="o")(z.reshape(B, T - first, c.heads * c.head_dim))
 

@@ -207,7 +207,7 @@ class Message(struct.PyTreeNode):
                 kept = np.flatnonzero(np.asarray(cache.seen).any(axis=(1, 2)))
             k, v = (jnp.asarray(_stacked(x))[kept] for x in (cache.k, cache.v))
             arrays |= {"k": k, "v": v, "columns": cache.positions}
-            arrays |= {"seen": cache.seen, "begin": cache.begin, "back": cache.back}
+            arrays |= {"seen": cache.seen, "begin": cache.begin, "back": cache.back, "gate": cache.gate}
         else:
             arrays |= {"states": self.states}
         about: dict[str, Any] = {"sender": self.sender, "text": self.text, "note": self.note, "site": None}
@@ -334,7 +334,7 @@ def _cache_of(arrays: dict[str, Array]) -> KVCache:
     if seen is not None:
         kept = np.flatnonzero(np.asarray(seen).any(axis=(1, 2)))
         k, v = (jnp.zeros((len(seen), *x.shape[1:]), x.dtype).at[kept].set(x) for x in (k, v))
-    return KVCache(k, v, arrays["columns"], seen, arrays.get("begin"), arrays.get("back"))
+    return KVCache(k, v, arrays["columns"], seen, arrays.get("begin"), arrays.get("back"), arrays.get("gate"))
 
 
 def _as_json(about: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from flax import struct
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomm.attention import rows_for
 from jaxcomm.cache import ALONE, Attended, KVCache
@@ -416,11 +416,17 @@ class Training(NamedTuple):
             texts do not see each other. It goes without past and cache.
         remat: What a gradient computes again, block by block (`config.Remat`).
         mesh: Rows lie over all devices of this mesh, and the weights of a block are fetched whole when they are needed.
+        learned: Which tokens are learned, [B, T]; what stands before them in a text is its prompt. Only bridges ask.
+        told: What another model reads of each text (`training.Told`). Only bridges ask.
+        step: Number of the step and of its part, int32 [2], for what is drawn anew at each. None: nothing is drawn.
     """
 
     documents: Int[Array, "B T"] | None = None
     remat: Remat = "off"
     mesh: Mesh | None = None
+    learned: Bool[Array, "B T"] | None = None
+    told: Any = None
+    step: Int[Array, "2"] | None = None
 
     def places(self, positions: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], int | None]:
         """Computes positions for attention masks.

@@ -1,7 +1,7 @@
 """Training: next-token cross-entropy, any split of a model into what is trained and what is not, AdamW.
 
 What is trained is a pytree with `join(frozen)`, which makes the model of both: `lmnet.Wires` (a network's edges),
-`lora.LoRA` (one model's adapters), `Everything`. Pure functions of arrays; data, checkpoints and the loop are
+`lora.LoRA` (one model's adapters), `bridges.C2C` and `bridges.Gated` (between two models), `Everything`. Pure functions of arrays; data, checkpoints and the loop are
 `jaxcomm.evals.networks`.
 """
 
@@ -25,8 +25,9 @@ from jaxcomm.sharding import constrain
 CHUNK = 128
 """Columns of a batch whose logits exist at once."""
 
-Document = tuple[Sequence[int], Sequence[float]]
-"""Token ids, and the weight of each in the loss."""
+Document = tuple[Sequence[Any], ...]
+"""Token ids, and the weight of each in the loss; if there is another model, the token ids that it reads meanwhile; and, if these
+are other tokens of the same text, for each token the index of that which stands for it, negative where there is none."""
 
 
 class Everything(struct.PyTreeNode):
@@ -50,6 +51,21 @@ class Everything(struct.PyTreeNode):
         return self.model
 
 
+class Told(struct.PyTreeNode):
+    """What another model reads of the texts of a batch: a row for each row of the batch.
+
+    Attributes:
+        tokens: Token ids [.., B, S].
+        documents: Number of the text that each token belongs to, as in its row of the batch; -1 on padding. [.., B, S].
+        columns: For each token of the batch the column of the token here that stands for it, [.., B, T]; -1 where there is
+            none. None: the texts are not the same.
+    """
+
+    tokens: Int[AnyArray, "*A B S"]
+    documents: Int[AnyArray, "*A B S"]
+    columns: Int[AnyArray, "*A B T"] | None = None
+
+
 class Batch(struct.PyTreeNode):
     """Texts packed into rows.
 
@@ -58,11 +74,13 @@ class Batch(struct.PyTreeNode):
         documents: Number of the text that each token belongs to, counted from 0 in each row; -1 on padding. [.., B, T].
         weights: Weight of each token in the loss, [.., B, T]. It is 0 on padding and on the first token of a text,
             which no token predicts.
+        told: What another model reads of each text, for a bridge from that model. None: nothing of its own.
     """
 
     tokens: Int[AnyArray, "*A B T"]
     documents: Int[AnyArray, "*A B T"]
     weights: Float[AnyArray, "*A B T"]
+    told: Told | None = None
 
 
 class State(struct.PyTreeNode):
@@ -86,7 +104,8 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
     text begins the next batch.
 
     Args:
-        documents: Texts: the token ids of each, and the weight of each token in the loss.
+        documents: Texts: the token ids of each, and the weight of each token in the loss. If the texts also have what
+            another model reads, these tokens lie in rows of their own, as long as the others.
         rows: Rows of a batch, B.
         columns: Columns of a batch, T.
 
@@ -94,7 +113,8 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
         A batch with arrays [B, T], and the number of texts in all batches so far. To resume, skip this number of texts.
 
     Raises:
-        ValueError: A text has fewer than two tokens, or more than `columns`.
+        ValueError: A text has fewer than two tokens, or more than `columns`; another model reads nothing of it, or more
+            than `columns`.
 
     Example:
         >>> from jaxcomm.training import pack
@@ -102,28 +122,50 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
         >>> batch.documents
         array([[ 0,  0,  0,  1,  1, -1]], dtype=int32)
     """
-    batch, room, count = _blank(rows, columns), [columns] * rows, 0
-    for ids, weights in documents:
-        if not 2 <= len(ids) <= columns:
+    batch, room, count = None, np.zeros(0), 0
+    for ids, weights, *told in documents:
+        needed = np.array([len(ids), *map(len, told[:1])])
+        if not 2 <= needed[0] <= columns:
             raise ValueError(
                 f"text {count} has {len(ids)} tokens: rows hold 2 to {columns}; cut it, or make rows longer"
             )
-        row = next((r for r, free in enumerate(room) if free >= len(ids)), None)
-        if row is None:
-            yield batch, count
-            batch, room, row = _blank(rows, columns), [columns] * rows, 0
-        at = slice(columns - room[row], columns - room[row] + len(ids))
-        batch.documents[row, at] = batch.documents[row].max() + 1
+        if told and not 1 <= needed[1] <= columns:
+            raise ValueError(
+                f"of text {count} another model reads {needed[1]} tokens: rows hold 1 to {columns}; cut it, or make rows longer"
+            )
+        free = np.zeros(0, int) if batch is None else np.flatnonzero((room >= needed).all(axis=1))
+        if batch is None or not len(free):
+            if batch is not None:
+                yield batch, count
+            batch, room, free = (
+                _blank(rows, columns, len(told)),
+                np.full((rows, len(needed)), columns),
+                np.zeros(1, int),
+            )
+        row = int(free[0])
+        number, begun = batch.documents[row].max() + 1, columns - room[row]
+        at = slice(begun[0], begun[0] + needed[0])
+        batch.documents[row, at] = number
         batch.tokens[row, at], batch.weights[row, at] = ids, [0.0, *weights[1:]]
-        room[row] -= len(ids)
+        if batch.told is not None:
+            at = slice(begun[1], begun[1] + needed[1])
+            batch.told.documents[row, at], batch.told.tokens[row, at] = number, told[0]
+            if batch.told.columns is not None:
+                alike = np.asarray(told[1])
+                batch.told.columns[row, begun[0] : begun[0] + needed[0]] = np.where(alike < 0, -1, alike + begun[1])
+        room[row] -= needed
         count += 1
-    if min(room) < columns:
+    if batch is not None:
         yield batch, count
 
 
-def _blank(rows: int, columns: int) -> Batch:
+def _blank(rows: int, columns: int, told: int) -> Batch:
+    """told: how many things are said of another model's tokens: nothing, what they are, and for which they stand."""
     shape = rows, columns
-    return Batch(np.zeros(shape, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, np.float32))
+    none = lambda: np.full(shape, -1, np.int32)
+    blank = lambda: (np.zeros(shape, np.int32), none())
+    other = Told(*blank(), none() if told > 1 else None) if told else None
+    return Batch(*blank(), np.zeros(shape, np.float32), other)
 
 
 def positions_in(documents: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
@@ -141,7 +183,13 @@ def positions_in(documents: Int[AnyArray, "B T"]) -> Int[Array, "B T"]:
     return jnp.where(documents < 0, -1, column - begin)
 
 
-def losses(model: LanguageModel, batch: Batch, remat: Remat = "off", mesh: Mesh | None = None) -> Float[Array, "B T"]:
+def losses(
+    model: LanguageModel,
+    batch: Batch,
+    remat: Remat = "off",
+    mesh: Mesh | None = None,
+    step: Int[Array, "2"] | None = None,
+) -> Float[Array, "B T"]:
     """Computes the next-token cross-entropy of packed texts.
 
     Args:
@@ -149,12 +197,14 @@ def losses(model: LanguageModel, batch: Batch, remat: Remat = "off", mesh: Mesh 
         batch: Texts, with arrays [B, T].
         remat: What the backward pass computes again instead of keeping it (`config.Remat`).
         mesh: Devices that the rows are spread over, or None.
+        step: Number of the step and of its part, for a model that draws something anew at each. None: nothing is drawn.
 
     Returns:
         Weighted losses [B, T] in nats. Column t holds the loss of the token in column t + 1, given the tokens before it
         in its text, times that token's weight. The last column is 0.
     """
-    training = Training(jnp.asarray(batch.documents), remat, mesh)
+    learned = jnp.asarray(batch.weights) > 0
+    training = Training(jnp.asarray(batch.documents), remat, mesh, learned, batch.told, step)
     h, _ = model.read(batch.tokens, positions_in(batch.documents), training=training)
     after = lambda a: jnp.concatenate([jnp.asarray(a)[:, 1:], jnp.zeros_like(a[:, :1])], axis=1)
 
@@ -246,7 +296,8 @@ def make_step(
     def step(state: State, frozen: Any, batch: Batch):
         weight = jnp.maximum(jnp.sum(batch.weights), 1e-9)
 
-        def add(carry, part: Batch):
+        def add(carry, given):
+            part, number = given
             part = jax.tree.map(lambda a: constrain(mesh, jnp.asarray(a), mesh and mesh.axis_names), part)
 
             def total(trained):
@@ -255,12 +306,13 @@ def make_step(
                     model = jax.tree.map(
                         lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, model
                     )
-                return jnp.sum(losses(model, part, remat, mesh)) / weight
+                return jnp.sum(losses(model, part, remat, mesh, jnp.stack([state.step, number]))) / weight
 
             return jax.tree.map(jnp.add, carry, jax.value_and_grad(total)(state.trained)), None
 
         zero = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.trained)
-        (loss, gradient), _ = jax.lax.scan(add, zero, batch)
+        parts = jnp.arange(len(batch.weights), dtype=jnp.int32)
+        (loss, gradient), _ = jax.lax.scan(add, zero, (batch, parts))
         with jax.numpy_dtype_promotion("standard"):
             updates, moments = optimizer.update(gradient, state.moments, state.trained)
             trained = optax.apply_updates(state.trained, updates)

@@ -19,8 +19,8 @@ from jaxcomm.evals.pair import folder
 MODULES = (
     "prompts", "sites", "edits", "reading", "decoding", "messages", "controls", "lenses", "communication", "alignment",
     "layer_sweep", "layer_sweep.patching", "agent", "chat", "model", "mapping", "kv_mapping", "sharding", "lora", "training",
-    "flops", "fingerprint", "cipher", "cache", "prefixes", "latents", "config", "protocols.base", "protocols.controls", "protocols.text",
-    "protocols.debates", "protocols.cipher", "protocols.activations", "protocols.prefixes", "protocols.state_deltas", "lmnet.network", "protocols.inspections",
+    "flops", "fingerprint", "cipher", "bridges", "cache", "prefixes", "latents", "config", "protocols.base", "protocols.controls", "protocols.text",
+    "protocols.debates", "protocols.cipher", "protocols.activations", "protocols.prefixes", "protocols.state_deltas", "protocols.bridges", "lmnet.network", "protocols.inspections",
     "lmnet.controls", "converters.agents", "converters.hf", "converters.checkpoints", "converters.families",
     "converters.tensors", "converters.table", "converters.gguf.file", "evals.play", "evals.conditions",
     "evals.scores", "evals.agents", "evals.choices", "evals.cost", "evals.documents", "evals.sentences",

@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/sites.md", "docs/controls.md", "docs/security.md", "docs/channels.md"])
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("sites", "controls", "security", "channels", "bridges")))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_block_prints_what_its_comments_say(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     names, blocks = {}, re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -122,7 +122,13 @@ class Eval(EvalOptions):
             self.a, self.b, self.judge or self.b, *self.others, dtype=self.dtype, chat=self.chat, tensor=self.tensor,
             chat_args=template_args(self.chat_args), system=(self.system_a, self.system_b), int8=self.int8,
         )  # fmt: skip
+        made = None
+        if "bridge" in self.protocols:
+            from ..bridges.folders import load_bridge
+
+            made = load_bridge(str(self.bridge), a, b)
         if self.map is None or "activation-w" not in self.protocols:
-            return Team(a, b, others, judge), None
+            return Team(a, b, others, judge, bridge=made), None
         fitted, layer = maps.load(self.map, a, b), self.j if self.into is None else self.into
-        return Team(a, b, others, judge, [fitted.at(self.k[0], layer)]), fitted  # pyright: ignore[reportArgumentType]
+        maps_of = [fitted.at(self.k[0], layer)]  # pyright: ignore[reportArgumentType]
+        return Team(a, b, others, judge, maps_of, bridge=made), fitted

@@ -40,10 +40,11 @@ class Play(options.GameOptions, options.PrefixOptions):
             "latent",
             "thinking",
             "deltas",
+            "bridge",
         ],
         ...,
     ] = ("activation",)
-    """kv: A's keys and values before B's prompt; latent: of what A thinks in latents, too; thinking: B thinks alone; deltas: A's message with how its state moved."""
+    """kv: A's keys and values before B's prompt; latent: of what A thinks in latents, too; thinking: B thinks alone; deltas: A's message with how its state moved; bridge: A's keys and values through a trained bridge."""
     k: int | None = None
     """A's layer, 0 (embedding) to its number of layers; activation only."""
     j: int | None = None
@@ -123,7 +124,12 @@ class Play(options.GameOptions, options.PrefixOptions):
         if {"kv", "latent"} & {*self.protocol}:
             how = Prefixing(maps=maps, place=self.place)
             layers, told = self.layer_choice(self.seed)(game, a, b, wording, how)
-        every = conditions.conditions(self.protocol, self._protocol_settings(layers, maps), controls)
+        made = self._protocol_settings(layers, maps)
+        if "bridge" in self.protocol:
+            from ..bridges.folders import load_bridge
+
+            made["bridge"], told = {"bridge": load_bridge(str(self.bridge), a, b)}, {**told, "bridge": self.bridge}
+        every = conditions.conditions(self.protocol, made, controls)
         sampling = Sampling(self.temperature, 0, self.top_p) if self.temperature > 0 else None
         drawn = {"int8": self.int8} | read_as((a, b)) | told
         settings = PlaySettings(wording, self.choices, self.max_new_tokens, sampling, self.seed, drawn)

@@ -14,6 +14,7 @@ from jaxcomm.protocols import (
     StandIn,
     Turn,
     activation,
+    bridge,
     cipher_debate,
     debate,
     deltas,
@@ -45,6 +46,7 @@ class Team:
         kv_maps: Maps of A's keys and values to B's. None: B takes them as they are.
         layers: B's layers that see a prefix, where a scheme has chosen them. None: the settings name them.
         calibrated: What A reads in the items that they were chosen on. None of them may be asked.
+        bridge: The bridge from `a` to `b`, for "bridge". None: there is none.
     """
 
     a: Agent
@@ -55,6 +57,7 @@ class Team:
     kv_maps: Any = None
     layers: tuple[int, ...] | None = None
     calibrated: Sequence[str] = ()
+    bridge: Any = None
 
     @property
     def senders(self) -> tuple[Agent, ...]:
@@ -152,17 +155,17 @@ def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
         elif protocol == "thinking":
             yield Arm(protocol, (team.b,), functools.partial(_thinking, settings))
         else:
-            two = protocol in ("message", "deltas")
-            yield from _channel(settings, protocol, pair if two else everybody, team)
+            two = protocol in ("message", "deltas", "bridge")
+            trained = {"kv": team.kv_maps, "latent": team.kv_maps, "activation-w": team.maps, "bridge": team.bridge}
+            yield from _channel(settings, protocol, pair if two else everybody, trained.get(protocol))
 
 
-def _channel(settings: EvalSettings, protocol: str, agents: tuple[Agent, ...], team: Team) -> Iterator[Arm]:
-    """A protocol in which B is sent something, and its controls."""
+def _channel(settings: EvalSettings, protocol: str, agents: tuple[Agent, ...], trained: Any) -> Iterator[Arm]:
+    """A protocol in which B is sent something, and its controls. trained: the maps, or the bridge, that it goes through."""
     told: dict[str, Any] = dict(reads=settings.sender_reads, draws=protocol != "cipher")
     written = protocol in ("message", "debate", "cipher", "deltas")
     told["message_tokens"] = settings.max_message_tokens if written else settings.think
-    maps = team.kv_maps if protocol in ("kv", "latent") else team.maps if protocol == "activation-w" else None
-    converse = functools.partial(_CONVERSE[protocol], settings, maps)
+    converse = functools.partial(_CONVERSE[protocol], settings, trained)
     for control in (None, *settings.controls):
         name = protocol if control is None else f"{protocol}, {control}"
         if control not in EQUAL:
@@ -266,6 +269,12 @@ def _deltas(settings: EvalSettings, maps: Any, control: str | None, batch: Batch
     return deltas(a, b, batch.prompts_a, batch.prompts_b, **words)
 
 
+def _bridge(settings: EvalSettings, made: Any, control: str | None, batch: Batch) -> Turn:
+    a, b = batch.agents
+    how = dict(bridge=made, control=batch.control(control), **batch.writing)
+    return bridge(a, b, batch.prompts_a, batch.prompts_b, **how)
+
+
 _CONVERSE: dict[str, Callable[..., Turn | Panel]] = {
     "message": _message,
     "debate": _debate,
@@ -276,4 +285,5 @@ _CONVERSE: dict[str, Callable[..., Turn | Panel]] = {
     "kv": functools.partial(_prefix, kv),
     "latent": functools.partial(_prefix, latent),
     "deltas": _deltas,
+    "bridge": _bridge,
 }

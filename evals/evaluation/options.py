@@ -22,6 +22,7 @@ Protocol = Literal[
     "latent",
     "thinking",
     "deltas",
+    "bridge",
 ]
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
@@ -31,7 +32,7 @@ class EvalOptions(options.PrefixOptions):
     """How agents are evaluated. The agents and the tasks are given elsewhere."""
 
     protocols: tuple[Protocol, ...] = ("single",)
-    """single: B alone; sender: A alone; skyline: B also reads what A reads (the same as single in tasks that give A nothing of its own); exchange: both directions at once; kv: A's keys and values before B's prompt; latent: of what A thinks in latents, too; thinking: B thinks alone; deltas: A's message with how its state moved."""
+    """single: B alone; sender: A alone; skyline: B also reads what A reads (the same as single in tasks that give A nothing of its own); exchange: both directions at once; kv: A's keys and values before B's prompt; latent: of what A thinks in latents, too; thinking: B thinks alone; deltas: A's message with how its state moved; bridge: A's keys and values through a trained bridge."""
     controls: options.Controls = ("other",)
     k: tuple[int, ...] = ()
     """A's layer, or one for each sender."""

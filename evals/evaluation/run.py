@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 
@@ -104,6 +105,8 @@ def _config(settings: EvalSettings, team: Team, recorded: Mapping[str, Any]) -> 
     kv = [] if team.kv_maps is None else [np.asarray(W).tobytes() for W in (team.kv_maps.k.W, team.kv_maps.v.W)]
     config |= {"kv_map": sha(*kv) if kv else None}
     config |= {"maps": None if team.maps is None else sha(*(np.asarray(W).tobytes() for W in team.maps))}
+    if team.bridge is not None:
+        config |= {"bridge_sha256": sha(*(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(team.bridge)))}
     agents = (team.a, team.b, *team.others, team.checker)
     prints = {id(agent): agent_fingerprint(agent) for agent in agents}
     return config | {"fingerprints": [prints[id(agent)] for agent in agents]} | surroundings("lm_eval")

@@ -15,7 +15,7 @@ from jaxcomm.protocols.text import check_message
 from ..games.wording import Wording
 from .options import EvalOptions
 
-SENDS = {"message", "debate", "cipher", "activation", "activation-w", "exchange", "kv", "latent", "deltas"}
+SENDS = {"message", "debate", "cipher", "activation", "activation-w", "exchange", "kv", "latent", "deltas", "bridge"}
 """Protocols in which B is sent something. They have controls."""
 
 
@@ -74,6 +74,8 @@ def check(settings: EvalSettings, senders: int, mapped: bool) -> None:
         raise ValueError("activation-w needs --map, a folder that jaxcomm fit-map wrote for this pair")
     if "activation-w" in settings.protocols and senders > 1:
         raise ValueError("activation-w has a W from A alone: leave out --others")
+    if "bridge" in settings.protocols and senders > 1:
+        raise ValueError("bridge has a bridge from A alone: leave out --others")
     if "exchange" in settings.protocols and senders > 1:
         raise ValueError("exchange is between two: leave out --others")
     if "cipher" in settings.protocols and len(settings.temperatures) != senders + 1:

@@ -1,8 +1,10 @@
 """What networks are trained on: where texts come from, and how they become tokens.
 
 two-places, two-hop         questions about the games' world that the embedded pair was not trained for, endless
+countries                   the game's questions, with the statement that only a sharer reads (`jaxcomm bridge`), endless
 FILE                        texts, separated by empty lines
-FILE.jsonl                  a JSON object per line: a "text", or a "prompt" and an "answer" (then only it is learned)
+FILE.jsonl                  a JSON object per line: a "text", or a "prompt" and an "answer" (then only it is learned), and perhaps
+                            "told", what a sharer reads
 hub:NAME:CONFIG:SPLIT:FIELD a data set of the Hugging Face hub, streamed; needs jaxcomm[eval]
 """
 
@@ -18,9 +20,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcomm.agent import Agent
+from jaxcomm.alignment import PADDING
 from jaxcomm.training import Document
 
 from ..files import json_lines, read_text
+from ..games.places import QUESTION, STATEMENT
 from ..games.world import Landmark, held_out, world
 from ..sentences import stream
 
@@ -31,50 +35,68 @@ class Text(NamedTuple):
     Attributes:
         answer: The text that is learned.
         prompt: What stands before it and is not learned. Empty: nothing does.
+        told: What a sharer reads meanwhile. Empty: nothing of its own.
     """
 
     answer: str
     prompt: str = ""
+    told: str = ""
 
 
 Source = Callable[[int], Iterator[Document]]
 """source(n): the texts as tokens from the n-th on, as often as they are asked for the same."""
 
 
-def source(name: str, agent: Agent, columns: int, *, n: int | None = None, seed: int = 0) -> Source:
+def source(
+    name: str,
+    agent: Agent,
+    columns: int,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    sharer: Agent | None = None,
+    aligned: bool = False,
+) -> Source:
     """Opens a source of texts, and turns its texts into tokens.
 
     Texts are cut into pieces of at most `columns` tokens. Their order is drawn with `seed`. When all texts were read,
     they are read again in another order; n texts of the hub are read again in the same order.
 
     Args:
-        name: "two-places" or "two-hop" (questions of this module), a file, or hub:NAME:CONFIG:SPLIT:FIELD.
+        name: "two-places", "two-hop" or "countries" (questions of this module), a file, or
+            hub:NAME:CONFIG:SPLIT:FIELD.
         agent: The agent whose tokenizer is used.
         columns: Largest number of tokens of a piece.
         n: Number of texts that are used. None: all of them.
         seed: Seed of the order, and of the questions.
+        sharer: Who reads what a text tells it beside the question. None: nobody.
+        aligned: Whether it reads the prompt instead, and its tokens are aligned with the agent's (`Agent.align`).
 
     Returns:
         A function of n that yields the tokens from the n-th text on. It yields the same each time.
 
     Raises:
         ValueError: The source has no such field, holds nothing, or holds fewer than n texts; a prompt with its answer
-            is longer than `columns`, since these are not cut.
+            is longer than `columns`, since these are not cut; a text has nothing for the sharer.
         OSError: The source does not exist or cannot be read.
     """
     if name.startswith("hub:"):
+        if sharer is not None:
+            raise ValueError(
+                f"{name} has nothing that only a sharer reads: give FILE.jsonl with told, prompt and answer"
+            )
         if next(_endless(name, agent, columns, n, seed), None) is None:
             raise ValueError(f"{name} holds no text of two tokens: there is nothing to learn")
         return lambda start: itertools.islice(_endless(name, agent, columns, n, seed), start, None)
-    ask = QUESTIONS.get(name)
+    ask, document = (QUESTIONS | PRIVATE).get(name), functools.partial(_document, agent, sharer=sharer, aligned=aligned)
     if ask and n is None:
         for i in range(100):  # or the first that is too long would be met only in training
-            next(_pieces(_document(agent, ask(seed, i)), columns))
-        return lambda start: (_document(agent, ask(seed, i)) for i in itertools.count(start))
+            next(_pieces(document(ask(seed, i)), columns))
+        return lambda start: (document(ask(seed, i)) for i in itertools.count(start))
     texts = [ask(seed, i) for i in range(n or 0)] if ask else _file(name)
     if n is not None and len(texts) < n:
         raise ValueError(f"{name} has {len(texts)} texts, {n} were asked for: ask for fewer or name more text")
-    documents = [piece for text in texts[:n] for piece in _pieces(_document(agent, text), columns)]
+    documents = [piece for text in texts[:n] for piece in _pieces(document(text), columns)]
     if not documents:
         raise ValueError(f"{name} holds no text of two tokens: there is nothing to learn")
 
@@ -131,6 +153,31 @@ QUESTIONS = {"two-places": two_places, "two-hop": two_hop}
 """Who is where is kept out of training as in the games: a test's combinations (`held_out`) are in no training text."""
 
 
+def told_country(seed: int, n: int, *, test: bool = False) -> Text:
+    """Writes the n-th question of the game Countries, with the statement for a sharer.
+
+    Args:
+        seed: Seed of the questions.
+        n: Number of the question.
+        test: Whether it is a test question. Who is where in a test occurs in no training question.
+
+    Returns:
+        The question, its answer, and the statement.
+
+    Example:
+        >>> told_country(0, 0)
+        Text(answer='Netherlands', prompt='Which country is Nora located in?', told='Nora is at the Dom Tower of Utrecht.')
+    """
+    rng, w = np.random.default_rng([seed, n, int(test), 2]), world()
+    place = w.landmarks[int(rng.integers(len(w.landmarks)))]
+    person = str(rng.choice([p for p in w.names["seen"] if held_out(p, place.name) == test]))
+    return Text(place.country, QUESTION.format(person=person), STATEMENT.format(person=person, place=place.phrase))
+
+
+PRIVATE = {"countries": told_country}
+"""Questions whose answer follows from what only a sharer reads."""
+
+
 def _two_statements(seed: int, n: int, test: bool) -> tuple[list[str], list[Landmark], int]:
     """Three people, the places of the first two, in different countries, and one of the two."""
     rng = np.random.default_rng([seed, n, int(test)])
@@ -161,8 +208,21 @@ def questions(name: str) -> list[Text]:
     return texts
 
 
-def _document(agent: Agent, text: Text) -> Document:
-    """Tokens, with the token at the end that ends a text, or after a prompt a turn, and their weights: of a prompt 0."""
+def _document(agent: Agent, text: Text, sharer: Agent | None = None, aligned: bool = False) -> Document:
+    """Tokens, with the token at the end that ends a text, or after a prompt a turn, and their weights: of a prompt 0; and what a
+    sharer reads (aligned: of the prompt, and for which tokens it stands)."""
+    if sharer is not None and aligned and text.prompt:
+        ids, weights = _document(agent, text)[:2]
+        told, found = sharer.encode(text.prompt), sharer.align(agent, [text.prompt])[0]
+        found = found[found != PADDING] - (sharer.tokenize([text.prompt]).shape[1] - len(told))
+        return ids, weights, told, [*np.maximum(found, -1).tolist(), *[-1] * (len(ids) - len(found))]
+    if sharer is not None and not aligned:
+        if not (text.told and text.prompt):
+            raise ValueError(
+                f'{(text.prompt or text.answer)[:60]!r} has nothing that only the sharer reads: give "told"'
+            )
+        ids, weights = _document(agent, text)[:2]
+        return ids, weights, sharer.encode(text.told)
     if not text.prompt:
         ids = [*agent.tokenizer.encode(text.answer), *agent.stop_tokens[:1]]
         return ids, [1.0] * len(ids)
@@ -184,11 +244,14 @@ def _turn_end(agent: Agent) -> tuple[int, ...]:
 def _pieces(document: Document, columns: int) -> Iterator[Document]:
     """A text in parts that fit a row; a last one of a single token has nothing to predict. ValueError: part of it is a prompt, and
     it does not fit."""
-    ids, weights = document
-    if len(ids) > columns and not weights[0]:
+    ids, weights, *told = document
+    if (most := max(len(ids), *map(len, told), 0)) > columns and not weights[0]:
         raise ValueError(
-            f"a prompt and its answer take {len(ids)} tokens, and rows hold {columns}: make rows longer (--columns)"
+            f"a prompt and its answer, or what is told, take {most} tokens, and rows hold {columns}: make rows longer (--columns)"
         )
+    if told:
+        yield document
+        return
     for at in range(0, len(ids), columns):
         if len(ids[at : at + columns]) > 1:
             yield ids[at : at + columns], weights[at : at + columns]
@@ -198,17 +261,17 @@ def _file(name: str) -> list[Text]:
     path = Path(name)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{name} is no file: name one, or {' or '.join(QUESTIONS)}, or hub:NAME:CONFIG:SPLIT:FIELD"
+            f"{name} is no file: name one, or {' or '.join(QUESTIONS | PRIVATE)}, or hub:NAME:CONFIG:SPLIT:FIELD"
         )
     if path.suffix != ".jsonl":
         return [Text(part.strip()) for part in read_text(path).split("\n\n") if part.strip()]
     texts = []
     for where, record in json_lines(path):
-        text, prompt, answer = (record.get(field) for field in ("text", "prompt", "answer"))
+        text, prompt, answer, told = (record.get(field) for field in ("text", "prompt", "answer", "told"))
         if isinstance(text, str) and text:
             texts.append(Text(text))
         elif isinstance(prompt, str) and isinstance(answer, str) and prompt and answer.strip():
-            texts.append(Text(answer.strip(), prompt))
+            texts.append(Text(answer.strip(), prompt, told if isinstance(told, str) else ""))
         else:
             raise ValueError(f'{where} has neither a "text" nor a "prompt" and an "answer": {", ".join(record)}')
     return texts

@@ -17,6 +17,7 @@ sender, skyline, an activation without thinking) they change nothing. CIPHER, wh
 
 from jaxcomm.protocols.activations import Back, Grafting, activation, exchange, receive_states, send_states
 from jaxcomm.protocols.base import Reply, Scored, Sent, Turn
+from jaxcomm.protocols.bridges import Bridging, Crossing, bridge, receive_bridged, send_bridged
 from jaxcomm.protocols.cipher import cipher_debate
 from jaxcomm.protocols.controls import CONTROLS, Control, StandIn
 from jaxcomm.protocols.debates import FORMS, Form, Panel, debate
@@ -38,6 +39,7 @@ PROTOCOLS = {
     "latent": latent,
     "thinking": thinking,
     "deltas": deltas,
+    "bridge": bridge,
 }
 """name -> protocol. Two agents debate here; `debate` and `cipher_debate` take any number."""
 
@@ -46,8 +48,10 @@ __all__ = [
     "FORMS",
     "PROTOCOLS",
     "Back",
+    "Bridging",
     "Control",
     "Conversation",
+    "Crossing",
     "Form",
     "Grafting",
     "Inspecting",
@@ -60,6 +64,7 @@ __all__ = [
     "StandIn",
     "Turn",
     "activation",
+    "bridge",
     "cipher_debate",
     "debate",
     "deltas",
@@ -68,10 +73,12 @@ __all__ = [
     "kv",
     "latent",
     "message",
+    "receive_bridged",
     "receive_deltas",
     "receive_prefix",
     "receive_states",
     "receive_text",
+    "send_bridged",
     "send_deltas",
     "send_prefix",
     "send_states",

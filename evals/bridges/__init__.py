@@ -1,0 +1,1 @@
+"""Training of bridges between keys and values, and what they are compared with: `jaxcomm bridge`."""

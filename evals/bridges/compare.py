@@ -1,0 +1,284 @@
+"""What a bridge gives, beside what its users miss: a sharer like the receiver, LoRA of the same size, and messages that are not the
+item's own.
+
+    chunks/ARM-RATE-SEED.parquet   of one finished training: losses, answers under every control, seconds
+    results.jsonl                  a line per arm: accuracy over the seeds on questions the rate was not chosen on
+    report.txt
+
+All that is trained learns the same texts in the same order, for as many steps, with as many numbers (LoRA's rank is the
+nearest), each with its own best learning rate, chosen on half of the questions and reported on the other half. Content is
+what a bridge's own message gives above another item's: right minus other, paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+
+from jaxcomm import bridges, lora
+from jaxcomm.agent import Agent
+from jaxcomm.protocols import StandIn
+from jaxcomm.protocols import bridge as cross
+
+from ..files import write_lines
+from ..networks.compare import answers
+from ..networks.folders import identity
+from ..networks.settings import Recipe, pick
+from ..networks.texts import PRIVATE, QUESTIONS, Text, questions, source
+from ..networks.training import check, train
+from ..runs import RunFolder, agent_fingerprint, surroundings
+from ..scores import accuracy, exact_match, over_seeds
+from .folders import build, lessons
+from .settings import Span
+
+BRIDGE, SAME, LORA = "bridge", "bridge, sharer = receiver", "LoRA on the receiver"
+ALONE, TOLD, SHARER = "receiver alone", "receiver, told", "sharer alone"
+ARMS = {ALONE: False, TOLD: False, SHARER: False, LORA: True, SAME: True, BRIDGE: True}
+"""Whether it is trained. "receiver, told" reads as text what a gated bridge's sharer reads, and so does "sharer alone"."""
+CONTROLS = (None, "other", "zero")
+"""What arrives in place of the sharer's keys and values; None: they do."""
+ROWS = 50
+"""Questions of a batch. Under the control other, messages are exchanged within it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What all arms have in common.
+
+    Attributes:
+        command: The settings (`evals.commands.bridge.Compare`).
+        a: The sharer.
+        b: The receiver.
+        asked: The questions, with their right answers; the first half to choose the learning rate on.
+        rank: Rank of LoRA.
+    """
+
+    command: Any
+    a: Agent
+    b: Agent
+    asked: Sequence[Text]
+    rank: int
+
+    @property
+    def span(self) -> Span:
+        """Kind and size of the bridges."""
+        return pick(Span, self.command)
+
+
+def run(command: Any, a: Agent, b: Agent, *, words: str) -> list[dict[str, Any]]:
+    """Compares a bridge: trains and asks what is not done yet in the folder, and reports.
+
+    Args:
+        command: The settings (`evals.commands.bridge.Compare`).
+        a: The sharer.
+        b: The receiver.
+        words: The command that runs it again.
+
+    Returns:
+        The lines of results.jsonl.
+
+    Raises:
+        ValueError: A setting or text is not as it should be, or the folder holds another run.
+        OSError: A file does not exist, or the folder cannot be written.
+    """
+    span, recipe = pick(Span, command), pick(Recipe, command)
+    rates = command.learning_rates or (command.learning_rate,)
+    for name in ("seeds", "questions"):
+        if getattr(command, name) < (least := 2 if name == "seeds" else 1):
+            raise ValueError(f"{name} = {getattr(command, name)}: it must be at least {least}")
+    made = build(span, a, b, recipe.steps)
+    bench = Bench(command, a, b, _questions(command, span), lora.rank_of_size(b.single, bridges.size(made)))
+    lessons(command, span, a, b, 0)
+    check(recipe, made, min(agent.single.config.max_positions for agent in (a, b)))
+    config = identity(command) | {"rank": bench.rank, "fingerprints": [agent_fingerprint(x) for x in (a, b)]}
+    config = json.loads(json.dumps(config | surroundings("optax"), default=str))
+    with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
+        done: dict[tuple[str, float, int], Mapping[str, Any]] = {}
+        for arm, rate, seed in itertools.product(ARMS, rates, range(command.seeds)):
+            if (not ARMS[arm] and (rate, seed) != (rates[0], 0)) or (arm == TOLD and span.kind == "c2c"):
+                continue
+            name = f"{arm}-{rate:g}-{seed}".replace(" ", "_").replace(",", "").replace("=", "is")
+            if not folder.done(name):
+                folder.write(name, {key: [value] for key, value in _one(bench, arm, rate, seed, name).items()})
+            (done[arm, rate, seed],) = folder.read(name).to_pylist()
+        lines = summary(done, len(bench.asked) // 2)
+        write_lines(folder.path / "results.jsonl", lines)
+        report(folder, lines, bench)
+        return lines
+
+
+def _questions(command: Any, span: Span) -> list[Text]:
+    """The first half to choose the learning rate on."""
+    n, known = 2 * command.questions, PRIVATE if span.kind == "gated" else QUESTIONS
+    if command.test is None:
+        if command.text not in known:
+            raise ValueError(
+                f"{command.text} has no questions of its own to test a {span.kind} bridge on: name a file with --test, or take "
+                f"{' or '.join(known)}"
+            )
+        return [known[command.text](command.seeds, i, test=True) for i in range(n)]
+    found = questions(str(command.test))
+    if span.kind == "gated" and not all(text.told for text in found):
+        raise ValueError(
+            f'{command.test} has questions without "told": a gated bridge carries what only the sharer reads'
+        )
+    if len(found) < n:
+        raise ValueError(
+            f"{command.test} has {len(found)} questions, twice {command.questions} are needed: lower --questions"
+        )
+    return found[:n]
+
+
+def _one(bench: Bench, arm: str, rate: float, seed: int, name: str) -> dict[str, Any]:
+    """One arm at one rate with one seed: hits under every control, [controls, questions], losses, numbers, seconds."""
+    clock, losses, numbers = time.perf_counter(), [], 0
+    command, a, b, asked = bench.command, bench.a, bench.b, bench.asked
+    if not ARMS[arm]:
+        reader = a if arm == SHARER else b
+        both = [q._replace(prompt=f"{q.told} {q.prompt}".strip()) for q in asked]
+        said = [answers(reader, asked if arm == ALONE else both, ROWS)]
+    else:
+        recipe = dataclasses.replace(pick(Recipe, command), learning_rate=rate)
+        span = dataclasses.replace(bench.span, bridge_seed=bench.span.bridge_seed + seed)
+        sharer = b if arm == SAME else a
+        if arm == LORA:
+            trained, frozen = lora.init_lora(jax.random.key(span.bridge_seed), b.single, bench.rank), b.single
+            texts = source(command.text, b, command.columns, n=command.examples, seed=seed)
+        else:
+            trained, frozen = build(span, sharer, b, recipe.steps), bridges.Pair(sharer.single, b.single)
+            texts = lessons(command, span, sharer, b, seed)
+        numbers = bridges.size(trained)
+        try:
+            made = train(trained, frozen, texts, recipe, title=name, losses=losses).trained
+        except FloatingPointError as error:  # at a rate that diverges nothing is answered
+            print(f"{name}: {error}")
+            said = [[""] * len(asked)] * (1 if arm == LORA else len(CONTROLS))
+        else:
+            if arm == LORA:
+                said = [answers(dataclasses.replace(b, params=made.join(b.single)), asked, ROWS)]
+            else:
+                said = [crossed(made, sharer, b, asked, control) for control in CONTROLS]
+    hits = [[exact_match(text, q.answer) for text, q in zip(own, asked, strict=True)] for own in said]
+    return {"said": said, "hits": hits, "losses": losses, "numbers": numbers, "seconds": time.perf_counter() - clock}
+
+
+def crossed(made: Any, a: Agent, b: Agent, asked: Sequence[Text], control: Any = None) -> list[str]:
+    """Lets a receiver answer questions, greedily, with what comes over a bridge.
+
+    Args:
+        made: The bridge.
+        a: The sharer.
+        b: The receiver.
+        asked: The questions, with their right answers.
+        control: What arrives in place of the sharer's keys and values. None: they do.
+
+    Returns:
+        The answers.
+    """
+    said, room = [], 1 + max(len(b.follow(q.prompt, f" {q.answer}")) for q in asked)
+    for at in range(0, len(asked), ROWS):
+        part = asked[at : at + ROWS]
+        stand_in = control and StandIn(control, answers=[q.answer for q in part])
+        turn = cross(a, b, [q.told for q in part], [q.prompt for q in part], bridge=made, control=stand_in)
+        said += [reply.text for reply in turn.write(room)]
+    return said
+
+
+def summary(done: Mapping[tuple[str, float, int], Mapping[str, Any]], n: int) -> list[dict[str, Any]]:
+    """Summarises the comparison, one line for each arm at its best learning rate.
+
+    Args:
+        done: The finished arms, by arm, learning rate and seed.
+        n: Number of questions in the first half, on which the rate is chosen.
+
+    Returns:
+        The lines of results.jsonl. Accuracies are means over the seeds on the second half, as shares, with 95 %
+        intervals over the seeds (of what is not trained, over the questions): `accuracy`, and of bridges `other` and
+        `zero` under these controls and `content`, their own minus other, paired. The last lines are differences between
+        arms, paired by seed.
+    """
+    lines, values = [], {}
+    whole = lambda x: dict(zip(("value", "low", "high"), map(float, x), strict=True))
+    for arm in dict.fromkeys(kind for kind, *_ in done):
+        runs: dict[float, list[Mapping[str, Any]]] = {}
+        for (kind, rate, _), row in sorted(done.items(), key=lambda x: x[0][1:]):
+            if kind == arm:
+                runs.setdefault(rate, []).append(row)
+        chosen = max(runs, key=lambda rate: np.mean([row["hits"][0][:n] for row in runs[rate]]))
+        hits = np.array(
+            [[own[n:] for own in row["hits"]] for row in runs[chosen]], float
+        )  # [seeds, controls, questions]
+        values[arm] = hits.mean(axis=2)
+        found = over_seeds(values[arm][:, 0]) if len(hits) > 1 else accuracy(hits[0, 0])
+        line = {"arm": arm, "numbers": runs[chosen][0]["numbers"], "learning_rate": chosen if ARMS[arm] else None}
+        line |= {
+            "rates": sorted(runs) if ARMS[arm] else [],
+            "seeds": len(hits),
+            "accuracy": whole(found),
+        }
+        if hits.shape[1] > 1:
+            line |= {name: whole(over_seeds(values[arm][:, i])) for i, name in enumerate(CONTROLS) if name}
+            line["content"] = whole(over_seeds(values[arm][:, 0] - values[arm][:, 1]))
+        last = [loss for row in runs[chosen] for loss in row["losses"][-20:]]
+        line |= {"each": values[arm][:, 0].tolist(), "loss": float(np.mean(last)) if last else None}
+        lines.append(
+            line | {"seconds": float(np.mean([row["seconds"] for row in runs[chosen]])) if ARMS[arm] else None}
+        )
+    for other in (LORA, SAME):
+        lines.append(
+            {"arm": f"{BRIDGE} - {other}", "accuracy": whole(over_seeds(values[BRIDGE][:, 0] - values[other][:, 0]))}
+        )
+    return lines
+
+
+def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], bench: Bench) -> None:
+    """Prints the table of the comparison, and writes report.txt.
+
+    Args:
+        folder: The run folder.
+        lines: The lines of results.jsonl.
+        bench: What was compared.
+    """
+    n, kind = len(bench.asked) // 2, bench.span.kind
+    title = (
+        f"{bench.a.name} -> {bench.b.name}, {kind} bridge, {bench.command.text}: exact match, % [95 %], {n} questions"
+    )
+    table = rich.table.Table(title=title, title_justify="left")
+    for name in ("", "numbers", "rate", "loss", "own", "other", "zero", "content: own - other", "s"):
+        table.add_column(name, justify="right" if name else "left")
+    show = lambda value, form: "" if value is None else format(value, form)
+
+    def percent(x: Mapping[str, float] | None) -> str:
+        return "" if x is None else f"{100 * x['value']:.1f} [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
+
+    for line in lines:
+        name = f"{line['arm']}, rank {bench.rank}" if line["arm"] == LORA else line["arm"]
+        table.add_row(
+            name, show(line.get("numbers") or None, ",d"), show(line.get("learning_rate"), "g"), show(line.get("loss"), ".3f"),
+            *(percent(line.get(key)) for key in ("accuracy", "other", "zero", "content")), show(line.get("seconds"), ".0f"),
+        )  # fmt: skip
+    note = (
+        f"Mean and interval over {bench.command.seeds} seeds (of what is not trained: over the questions), at the learning rate "
+        f"that was best on {n} other questions; loss of the last 20 steps. other: another question's message; zero: zeros. The "
+        "last lines are paired by seed."
+    )
+    sink = io.StringIO()
+    for console in (
+        rich.console.Console(width=None if sys.stdout.isatty() else 150, emoji=False),
+        rich.console.Console(file=sink, width=150, emoji=False),
+    ):
+        console.print(table)
+        console.print(note)
+    folder.put("report.txt", sink.getvalue().encode())
+    print(f"{folder.path}: run.json, results.jsonl, report.txt")

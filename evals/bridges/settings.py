@@ -1,0 +1,22 @@
+"""What a bridge is asked for as: plain data, so that the command line says what it can without loading a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A bridge to be made."""
+
+    kind: Literal["c2c", "gated"] = "gated"
+    """c2c: the fuser of Cache-to-Cache, A reads what B reads; gated: a memory of what A alone reads."""
+    hidden: int = 1024
+    """c2c: width of the fuser."""
+    align: bool = False
+    """c2c: A and B have different tokens; they are aligned by characters."""
+    rank: int = 8
+    """gated: rank of its maps."""
+    bridge_seed: int = 0
+    """Seed of the new bridge, and of what is drawn in training."""
