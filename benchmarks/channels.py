@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 import jaxcomm as jc
+from jaxcomm.flops import generation_flops, keys_flops, prefix_flops
 from jaxcomm.prefixes import attention_mass, layer_scores, spread
 
 ROWS, TOLD, ASKED, NEW = 2, 512, 16, 4
@@ -55,13 +56,23 @@ def main() -> None:
     together()
     (each, apart), (every, took) = timed(loop), timed(together)
     same = float((each == every).mean())
+    distinct = np.unique(chosen, axis=0)
+    of = lambda settings: sum(behind(model.config, int(layers.sum())) for layers in settings)
+    reading = ROWS * keys_flops(model.config, TOLD)
+    work = len(cells) * reading + of(chosen), reading + of(distinct)
+    print(f"{len(cells)} settings ({len(RATIOS)} ratios x {len(SCHEMES)} schemes, {len(distinct)} distinct):")
     print(
-        f"{len(cells)} settings ({len(RATIOS)} ratios x {len(SCHEMES)} schemes, {len(np.unique(chosen, axis=0))} distinct):"
-    )
-    print(
-        f"  a loop that reads for each {apart:.1f}, all at once {took:.1f}: {apart / took:.1f} times as fast; {same:.1%} of tokens equal"
+        f"  a loop that reads for each {apart:.1f} ({work[0] / apart / 1e9:.0f} GFLOP/s), all at once {took:.1f} "
+        f"({work[1] / took / 1e9:.0f} GFLOP/s): {apart / took:.1f} times as fast, {work[0] / work[1]:.1f} times fewer FLOPs; "
+        f"{same:.1%} of tokens equal"
     )
     answer(model, told, asked, chosen[cells.index(("score", 0.5))])
+
+
+def behind(config: jc.ModelConfig, layers: int) -> int:
+    """FLOPs of all of B's answers behind so many layers of the prefix."""
+    seen = [TOLD] * layers + [0] * (config.layers - layers)
+    return ROWS * (generation_flops(config, ASKED, NEW) + prefix_flops(config, seen, ASKED, NEW))
 
 
 def answer(model: jc.Params, told: Any, asked: Any, layers: np.ndarray) -> None:
