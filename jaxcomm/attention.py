@@ -79,8 +79,15 @@ def visible(queries: Int[Array, "*#n T"], keys: Int[Array, "*#n S"], window) -> 
 
 def products(q: Float[Array, "b n K G *C t H"], keys: Float[Array, "b K *C S H"], how: Scoring) -> Array:
     """Scores [b, n, K, G, *C, t, S] before masks, float32."""
-    score = jnp.einsum("bnkg...th,bk...sh->bnkg...ts", q, keys, preferred_element_type=jnp.float32) * how.scale
+    score = _beside_each("bnkg...th,bk...sh->bnkg...ts", q, keys, preferred_element_type=jnp.float32) * how.scale
     return score if how.softcap is None else jnp.tanh(score / how.softcap) * how.softcap
+
+
+def _beside_each(rule: str, some: Array, others: Array, **how: Any) -> Array:
+    """einsum, without the axis n where it is 1: XLA on CPU would copy around it in every layer."""
+    if some.shape[1] > 1:
+        return jnp.einsum(rule, some, others, **how)
+    return jnp.einsum(rule.replace("n", ""), some[:, 0], others, **how)[:, None]
 
 
 def attend(
@@ -172,9 +179,7 @@ def plain(
     parts = [jnp.exp(s - jax.lax.stop_gradient(most)) for s in made]
     out, total = jnp.zeros(q.shape, jnp.float32), functools.reduce(jnp.add, [jnp.sum(p, axis=-1) for p in parts])
     for part, (_, values, places) in zip(parts, segments, strict=True):
-        part = grouped(part.astype(q.dtype), values, places)
-        got = jnp.einsum("bnkg...ts,bk...sh->bnkg...th", part, values).astype(jnp.float32)
-        out += got.reshape(q.shape)
+        out += weighted(grouped(part.astype(q.dtype), values, places), values).reshape(q.shape)
     return (out / total[..., None]).astype(q.dtype)
 
 
@@ -376,7 +381,7 @@ def weighted(weights: Float[Array, "b n K G *C t S"], values: Float[Array, "b K 
 
     (XLA on CPU cannot run this product of bfloat16 numbers with a float32 result.)
     """
-    return jnp.einsum("bnkg...ts,bk...sh->bnkg...th", weights, values).astype(jnp.float32)
+    return _beside_each("bnkg...ts,bk...sh->bnkg...th", weights, values).astype(jnp.float32)
 
 
 def cut(x: Array, size: int, axis: int, fill: int = 0) -> Array:
