@@ -17,6 +17,8 @@ from jaxcomm.decoding import continue_decoding, start_decoding
 from jaxcomm.edits import apply_graft
 from jaxcomm.flops import (
     blocks_flops,
+    c2c_flops,
+    gated_flops,
     generation_flops,
     graft_flops,
     head_flops,
@@ -86,6 +88,8 @@ NUMBER = 2
 """Bytes of a number in bfloat16, as models on accelerators have it."""
 STEPS = 10
 """Steps of thinking in latents."""
+HIDDEN, RANK = 1024, 8
+"""Sizes of the bridges: the paper's (C2C), and the default."""
 
 
 def counts(
@@ -174,6 +178,11 @@ def prefix_counts(a: ModelConfig, b: ModelConfig, P: int, T: int, *, compiled: b
         yield Count("kv", None, keys_flops(a, P) + hear(P), measured(), one * P)
         thought = blocks_flops(a, P) + thinking_flops(a, P, STEPS)
         yield Count(f"latent, {STEPS} steps", None, thought + hear(P + STEPS), None, one * (P + STEPS))
+    write = generation_flops(b, P, T)
+    read = keys_flops(a, P) + write
+    yield Count(f"bridge c2c, {HIDDEN} wide", None, read + c2c_flops(a, b, HIDDEN, P - 1), None, one * (P - 1))
+    memory = gated_flops(a, b, RANK, P) + prefix_flops(b, [P] * b.layers, P, T)
+    yield Count(f"bridge gated, rank {RANK}", None, read + memory, None, one * P)
     after = blocks_flops(b, T - 1, context=P + STEPS) + (T - 1) * head_flops(b)
     thinking = generation_flops(b, P, 1) + thinking_flops(b, P, STEPS) + after
     yield Count(f"thinking, {STEPS} steps", None, thinking, None)

@@ -100,21 +100,22 @@ def test_a_comparison_reports_on_questions_that_its_rate_was_not_chosen_on():
         "numbers": 5,
         "seconds": 1.0,
     }
-    done = {}
+    done, none = {}, [0, 0, 0, 0, 0]
     for arm in (compare.LORA, compare.SAME, compare.BRIDGE):
-        zero = [0, 0, 0, 0]
-        others = (zero, zero) if arm != compare.LORA else ()
+        others = (none, none) if arm != compare.LORA else ()
         for seed in (0, 1):
-            done[arm, 0.1, seed] = row([1, 1, 1, 0], *others)
-            done[arm, 0.2, seed] = row([1, 0, 1, 1], *others)
-    done[compare.BRIDGE, 0.1, 1] = row([1, 1, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0])
-    done[compare.ALONE, 0.1, 0] = row([1, 1, 0, 1])
+            done[arm, 0.1, seed] = row([1, 1, 1, 0, 0], *others)
+            done[arm, 0.2, seed] = row([1, 0, 1, 1, 1], *others)  # better in all, but not on the first two
+    done[compare.BRIDGE, 0.1, 1] = row([1, 1, 1, 1, 0], [0, 0, 1, 0, 0], none)
+    done[compare.ALONE, 0.1, 0] = row([1, 1, 0, 1, 0])
     arms = {line["arm"]: line for line in compare.summary(done, 2)}
     made = arms[compare.BRIDGE]
-    assert made["learning_rate"] == 0.1 and made["accuracy"]["value"] == 0.75 and made["other"]["value"] == 0.25
-    assert made["content"]["value"] == 0.5 and made["zero"]["value"] == 0
-    assert arms[compare.ALONE]["accuracy"]["value"] == 0.5 and arms[compare.ALONE]["learning_rate"] is None
-    assert arms["bridge - LoRA on the receiver"]["accuracy"]["value"] == 0.25
+    assert made["learning_rate"] == 0.1
+    found = {name: made[name]["value"] for name in ("accuracy", "other", "zero", "content")}
+    assert found == pytest.approx({"accuracy": 1 / 2, "other": 1 / 6, "zero": 0, "content": 1 / 3})
+    assert arms[compare.ALONE]["accuracy"]["value"] == pytest.approx(1 / 3)
+    assert arms[compare.ALONE]["learning_rate"] is None
+    assert arms["bridge - LoRA on the receiver"]["accuracy"]["value"] == pytest.approx(1 / 6)
 
 
 def test_what_a_sharer_is_told_is_beside_the_question_and_tests_are_kept_out_of_training(tmp_path):

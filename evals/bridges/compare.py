@@ -256,7 +256,7 @@ def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], bench: Bench) 
     )
     table = rich.table.Table(title=title, title_justify="left")
     for name in ("", "numbers", "rate", "loss", "own", "other", "zero", "content: own - other", "s"):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
     show = lambda value, form: "" if value is None else format(value, form)
 
     def percent(x: Mapping[str, float] | None) -> str:

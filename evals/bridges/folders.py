@@ -65,7 +65,7 @@ def lessons(command: Any, span: Span, a: Agent, b: Agent, seed: int) -> Source:
     alone = span.kind == "gated"
     if not alone and not span.align and a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
         raise ValueError(f"{a.name} and {b.name} have other tokens: let the fuser align them (--align)")
-    how: dict[str, Any] = dict(sharer=a if alone or span.align else None, aligned=not alone)
+    how: Any = dict(sharer=a if alone or span.align else None, aligned=not alone)
     read = source(command.text, b, command.columns, n=command.examples, seed=seed, **how)
     weights = next(read(0))[1]
     if weights[0] or not any(weights[2:]):
