@@ -254,6 +254,24 @@ def test_a_prefix_moves_behind_what_the_receiver_has_read(kind, masked):
             assert_close(logits[row], want, f"{chosen}, row {row}", 1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "phi3", "smollm3", "gpt_neox"])
+def test_moved_keys_are_those_of_the_later_positions(family, tmp_path):
+    """Every kind of rotary embedding: scaled (yarn), of two tables, of a part of the head, none in some layers."""
+    params = make_checkpoint(tmp_path, family, seed=6).params
+    read = jc.send_cache(params, WRITES).states
+    hidden = jc.select(
+        jc.send_cache(params, jc.left_pad(TOLD[:1])).states, []
+    )  # takes positions, and nothing is seen of it
+    later = jc.send_cache(params, WRITES, past=[hidden]).states
+    moved = move(read, params.config, len(TOLD[0]))
+    assert np.array_equal(moved.positions, later.positions)
+    real = np.asarray(read.positions) >= 0
+    for n in range(params.config.layers):
+        for got, want in ((moved.k[n], later.k[n]), (moved.v[n], later.v[n])):
+            pick = lambda x: np.moveaxis(np.asarray(x), 2, 1)[real]
+            assert_close(pick(got), pick(want), f"layer {n + 1}", 1e-4)
+
+
 def test_a_prefix_of_another_depth_goes_where_it_is_as_deep(llama, tmp_path):
     deep = make_checkpoint(tmp_path, "llama", seed=5, num_hidden_layers=6).params
     told = jc.receive_cache(jc.send_cache(llama.params, WRITES), llama.params)
