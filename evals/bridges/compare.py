@@ -255,7 +255,7 @@ def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], bench: Bench) 
         f"{bench.a.name} -> {bench.b.name}, {kind} bridge, {bench.command.text}: exact match, % [95 %], {n} questions"
     )
     table = rich.table.Table(title=title, title_justify="left")
-    for name in ("", "numbers", "rate", "loss", "own", "other", "zero", "content: own - other", "s"):
+    for name in ("", "numbers", "rate", "loss", "own", "other", "zero", "content", "s"):
         table.add_column(name, justify="right" if name else "left", no_wrap=not name)
     show = lambda value, form: "" if value is None else format(value, form)
 
@@ -270,13 +270,13 @@ def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], bench: Bench) 
         )  # fmt: skip
     note = (
         f"Mean and interval over {bench.command.seeds} seeds (of what is not trained: over the questions), at the learning rate "
-        f"that was best on {n} other questions; loss of the last 20 steps. other: another question's message; zero: zeros. The "
-        "last lines are paired by seed."
+        f"that was best on {n} other questions; loss of the last 20 steps. other: another question's message; zero: zeros; "
+        "content: own - other. The last lines are paired by seed."
     )
     sink = io.StringIO()
     for console in (
-        rich.console.Console(width=None if sys.stdout.isatty() else 150, emoji=False),
-        rich.console.Console(file=sink, width=150, emoji=False),
+        rich.console.Console(width=None if sys.stdout.isatty() else 160, emoji=False),
+        rich.console.Console(file=sink, width=160, emoji=False),
     ):
         console.print(table)
         console.print(note)
