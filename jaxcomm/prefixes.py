@@ -222,7 +222,7 @@ def check_prefix(a: ModelConfig, b: ModelConfig) -> None:
     Raises:
         ValueError: Their key heads, head sizes or rotary embeddings differ.
     """
-    mend = "give a map of keys and values (fit_kv_maps), or send states"
+    mend = "give a map of keys and values (fit_kv_maps; jaxcomm fit-map --kv), or send states"
     if (a.kv_heads, a.head_dim) != (b.kv_heads, b.head_dim):
         raise ValueError(
             f"A's keys are {a.kv_heads} heads of {a.head_dim} numbers, B's {b.kv_heads} heads of {b.head_dim}: {mend}"
