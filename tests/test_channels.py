@@ -2,6 +2,7 @@
 transformers answers under the same rules, what they send is what is counted."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from jaxcomm.protocols import (
     silent,
     thinking,
 )
+from jaxcomm.sharding import local_mesh
 
 from conftest import refused
 from speakers import EOS, OTHERS, QUESTIONS, N, greedy, ids, spell
@@ -133,6 +135,16 @@ def test_a_control_reads_what_was_sent_once(b):
     again = kv(b, b, TOLD, ASKED, sent=sent, control="other")
     fresh = kv(b, b, TOLD, ASKED, control="other")
     assert said(again) == said(fresh)
+
+
+@pytest.mark.parametrize("mesh", [dict(tensor=2), dict(fsdp=2)])
+def test_models_on_several_devices_say_what_they_say_on_one(b, mesh):
+    cut = dataclasses.replace(b, params=jc.shard(b.params, local_mesh(**mesh)))
+    ways = ((kv, {}), (kv, dict(layers=[3, 4, 5])), (latent, dict(steps=2)), (deltas, dict(j=3, max_message_tokens=8)))
+    for protocol, how in ways:
+        want = said(protocol(b, b, TOLD, ASKED, **how))
+        assert said(protocol(cut, cut, TOLD, ASKED, **how)) == want, "both are cut"
+        assert said(protocol(b, cut, TOLD, ASKED, **how)) == want, "the message arrives where the receiver is"
 
 
 def test_bad_input_is_one_clear_line(b, trio):
