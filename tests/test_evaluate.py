@@ -367,7 +367,7 @@ def test_a_prompt_that_both_read_is_read_once(b):
 def test_a_groups_line_is_over_all_its_questions():
     lines = [
         {"protocol": p, "task": f"mmlu_{t}", "metric": "acc", "filter": "none", "value": v, "low": 0, "high": 1, "n": n}
-        | {"flops": 10.0 * n, "tokens_read": 5.0, "tokens_written": 1.0, "message_tokens": 0.0, "seconds": 1.0}
+        | {"flops": 10.0 * n, "bytes_sent": 7.0 * n, "tokens_read": 5.0, "tokens_written": 1.0, "message_tokens": 0.0, "seconds": 1.0}
         | {"unparsed": 0, "truncated": 1, "few_shot": 5}
         for p, t, v, n in (("single", "x", 1.0, 2), ("single", "y", 0.25, 4), ("other", "x", 0.0, 2))
     ]
@@ -379,7 +379,8 @@ def test_a_groups_line_is_over_all_its_questions():
     groups = {"mmlu": ["mmlu_x", "mmlu_y"]}
     (line,) = group_lines(groups, lines, rows, "single")
     assert (line["task"], line["value"], line["n"], line["truncated"]) == ("mmlu", 0.5, 6, 2)
-    assert line["flops"] == pytest.approx((20 * 2 + 40 * 4) / 6) and line["low"] < 0.5 < line["high"]
+    mean = pytest.approx((2 * 2 + 4 * 4) / 6)
+    assert line["flops"] / 10 == mean and line["bytes_sent"] / 7 == mean and line["low"] < 0.5 < line["high"]
     assert not list(group_lines(groups, lines, rows, "other")), "one subject is no group"
 
 
