@@ -367,7 +367,14 @@ def test_a_prompt_that_both_read_is_read_once(b):
 def test_a_groups_line_is_over_all_its_questions():
     lines = [
         {"protocol": p, "task": f"mmlu_{t}", "metric": "acc", "filter": "none", "value": v, "low": 0, "high": 1, "n": n}
-        | {"flops": 10.0 * n, "bytes_sent": 7.0 * n, "tokens_read": 5.0, "tokens_written": 1.0, "message_tokens": 0.0, "seconds": 1.0}
+        | {
+            "flops": 10.0 * n,
+            "bytes_sent": 7.0 * n,
+            "tokens_read": 5.0,
+            "tokens_written": 1.0,
+            "message_tokens": 0.0,
+            "seconds": 1.0,
+        }
         | {"unparsed": 0, "truncated": 1, "few_shot": 5}
         for p, t, v, n in (("single", "x", 1.0, 2), ("single", "y", 0.25, 4), ("other", "x", 0.0, 2))
     ]
