@@ -113,19 +113,12 @@ def test_prefixes_and_thoughts_are_read(tmp_path, capsys, b):
 
 
 def test_every_option_of_channels_reaches_its_protocol():
+    """But for those by which layers are chosen, or files loaded, before there are settings."""
     changed = dict(
         place="turn", positions="own", published_mask=True, steps=3, thought="soft", sends="thoughts", order="row",
         delta_layers=(2,),
     )  # fmt: skip
-    fixed = {
-        "layers",
-        "scheme",
-        "ratio",
-        "alpha",
-        "calibration",
-        "calibration_items",
-        "kv_map",
-    }  # chosen, or loaded, first
+    fixed = {"layers", "scheme", "ratio", "alpha", "calibration", "calibration_items", "kv_map", "bridge"}
     assert {f.name for f in dataclasses.fields(PrefixOptions)} == {*changed, *fixed}
     default = PrefixOptions().channel_settings()
     for name, value in changed.items():
