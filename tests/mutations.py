@@ -53,7 +53,7 @@ MUTANTS = (
     ("jaxcomm/prefixes.py", "(n + 0.5) * layers / count - 0.5", "n * layers / count", "test_prefixes"),
     ("jaxcomm/prefixes.py", "tuple(x / scale[n] for x in", "tuple(x for x in", "test_prefixes"),
     ("jaxcomm/latents.py", "positions[:, -1:] + 1 + m", "positions[:, -1:] + m", "test_latents"),
-    ("jaxcomm/protocols/state_deltas.py", "states[:, 1:] - states[:, :-1], 0)\n    size", "states[:, 1:], 0)\n    size", "test_channels"),
+    ("jaxcomm/protocols/state_deltas.py", "moved = jnp.where(jnp.asarray(both)[..., None, None], states[:, 1:] - states[:, :-1], 0)", "moved = jnp.where(jnp.asarray(both)[..., None, None], states[:, 1:], 0)", "test_channels"),
     ("jaxcomm/protocols/prefixes.py", "move(cache, params.config, ahead)", "cache", "test_channels"),
     ("evals/selections.py", "cache.take(order)", "cache", "test_channel_commands"),
     ("jaxcomm/kv_mapping.py", "cos / scale**2, -sin / scale**2", "cos, -sin", "test_kv_mapping"),
