@@ -150,9 +150,8 @@ def counts(
         measured = lambda mapped=mapped: xla_activation(a, b, P, T, k, j, mapped)
         yield Count(name, paper_activation(a, b, P, T, k, mapped), exact, xla(measured), NUMBER * a.width)
     yield from prefix_counts(a, b, P, T, compiled=compiled)
-    again = blocks_flops(a, M, context=P, blocks=j if j <= a.layers else a.layers)
-    deltas = write(a, P, M) + again + write(b, P + M, T)
-    yield Count("deltas", None, deltas, None, M * (TEXT + NUMBER * a.width))
+    again = blocks_flops(a, M, context=P, blocks=min(j, a.layers))
+    yield Count("deltas", None, write(a, P, M) + again + write(b, P + M, T), None, M * (TEXT + NUMBER * a.width))
 
 
 def prefix_counts(a: ModelConfig, b: ModelConfig, P: int, T: int, *, compiled: bool) -> Iterator[Count]:

@@ -339,12 +339,14 @@ class Agent:
             The number of tokens. 0 for a raw text alone.
 
         Raises:
-            ValueError: The tokenizer does not say where tokens stand.
+            ValueError: The tokenizer does not say where tokens stand; the chat template does not write the last turn as it is.
         """
         if isinstance(prompt, str) and not self.chat and not self.system:
             return 0
         text, last = self.render(prompt), prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        return int(np.sum(self._offsets(text)[:, 1] <= text.rindex(last.strip())))
+        if (begin := text.rfind(last.strip())) < 0:
+            raise ValueError(f"{self.name}'s chat template does not write the last turn {last[:40]!r} as it is")
+        return int(np.sum(self._offsets(text)[:, 1] <= begin))
 
     def _offsets(self, text: str) -> np.ndarray:
         """Where every token of a rendered text begins and ends in it, [T, 2]."""

@@ -130,6 +130,31 @@ def test_a_prefix_before_the_last_turn_stands_behind_worked_examples(b):
     refused(lambda: kv(b, b, TOLD, prompts, place="turn", positions="own"), "leave out the rest")
 
 
+def test_the_last_turn_is_found_in_any_rendering(trio):
+    agent = trio["llama"].agent
+    turns = [
+        dict(role="user", content="who ?"),
+        dict(role="assistant", content="bob"),
+        dict(role="user", content="who ?"),
+    ]
+    for chat, system, prompt, before in (
+        (False, "", "where is bob ?", 0),
+        (False, "", turns, 4),  # <s>, the first question and its answer
+        (True, "", "where is bob ?", 3),  # <s> user :
+        (True, "", turns, 10),  # <s> user : who ? assistant : bob user :
+        (True, "alice says :", turns, 15),  # five more: system : alice says :
+    ):
+        own = dataclasses.replace(agent, chat=chat, system=system)
+        row = own.rows([prompt])[0]
+        assert own.before_last_turn(prompt) == before
+        last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        assert spell(row[before:]).startswith(last)
+    tokenizer = copy.deepcopy(agent.tokenizer)
+    tokenizer.chat_template = "<s> {{ messages[-1].content | upper }}"
+    loud = dataclasses.replace(agent, tokenizer=tokenizer, chat=True)
+    refused(lambda: loud.before_last_turn("where is bob ?"), "does not write the last turn 'where is bob ?' as it is")
+
+
 def test_a_control_reads_what_was_sent_once(b):
     sent = send_prefix(b, b, TOLD, Prefixing())
     again = kv(b, b, TOLD, ASKED, sent=sent, control="other")

@@ -66,15 +66,7 @@ class Select(options.GameOptions):
         from ..prefixes import CALIBRATED, LayerChoice
         from ..runs import RunFolder, agent_fingerprint, surroundings
 
-        for name in ("schemes", "ratios", "ways"):
-            if not (given := getattr(self, name)) or len({*given}) < len(given):
-                raise ValueError(f"--{name} {' '.join(map(str, given)) or 'none'}: name at least one, each once")
-        if self.place == "turn" and "own" in self.ways:
-            raise ValueError(
-                "--ways own numbers B's prompt from 0, so nothing can stand before the prefix: leave out --place turn"
-            )
-        if odd := [ratio for ratio in self.ratios if not 0 <= ratio <= 1]:
-            raise ValueError(f"--ratios {odd[0]}: they are shares of the layers, 0 to 1")
+        self._check()
         looks: Any = next((scheme for scheme in self.schemes if scheme in CALIBRATED), None)
         choice = LayerChoice(
             (), looks, None if looks is None else 1.0, self.alpha, self.calibration, self.calibration_items, self.seed
@@ -109,6 +101,18 @@ class Select(options.GameOptions):
             folder.put("report.md", markdown(blocks).encode())
             write_lines(self.out / "results.jsonl", selections.records(game, grid, found))
         out.print(f"{self.out}: report.html, report.md, results.jsonl", soft_wrap=True)
+
+    def _check(self) -> None:
+        """Raises ValueError for options that cannot be."""
+        for name in ("schemes", "ratios", "ways"):
+            if not (given := getattr(self, name)) or len({*given}) < len(given):
+                raise ValueError(f"--{name} {' '.join(map(str, given)) or 'none'}: name at least one, each once")
+        if self.place == "turn" and "own" in self.ways:
+            raise ValueError(
+                "--ways own numbers B's prompt from 0, so nothing can stand before the prefix: leave out --place turn"
+            )
+        if odd := [ratio for ratio in self.ratios if not 0 <= ratio <= 1]:
+            raise ValueError(f"--ratios {odd[0]}: they are shares of the layers, 0 to 1")
 
     def _told(self, game, items) -> list[str]:
         """Facts about the set-up."""
