@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxcomm.protocols import Inspection
-from jaxcomm.protocols.inspections import Heard, Named
+from jaxcomm.protocols.inspections import Heard, Looks, Named, SentBridge, SentDeltas, SentPrefix, SentState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_LAYERS = 24
 """Layers that are drawn; of more, evenly spaced ones."""
+MOST_TOKENS = 20
+"""Tokens of A's that are drawn; of more, those that are looked at most."""
 LETTERS = 13
 """Of a token in a cell."""
 WITH, WITHOUT = "C0", "0.55"
@@ -86,13 +88,13 @@ def scene(found: Inspection, title: Sequence[str], verdict: str) -> bytes:
 
     shown = np.unique(np.linspace(0, len(found.heard) - 1, MOST_LAYERS).round().astype(int))
     heard, alone = ([x[n] for n in shown] for x in (found.heard, found.alone))
-    count = len(found.head.tokens)
+    count = len(found.heard[0].likeliest.tokens)
     lines = [part for line in title for part in textwrap.wrap(drawable(line, 560), 190)]
     height = 2.2 + 0.2 * len(lines) + max(0.3 * len(shown), 0.5 * count)
     figure = plt.figure(figsize=(19, height), layout="constrained")
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10, parse_math=False)
-    panels: Any = figure.subfigures(1, 3, width_ratios=(4.2, 2.2 * max(count, 3), 4.4))
-    draw_sent(panels[0], found)
+    panels: Any = figure.subfigures(1, 3, width_ratios=(width(found.sent), 2.2 * max(count, 3), 4.4))
+    draw_sent(found.sent, panels[0])
     draw_heard(panels[1], heard, alone, found)
     draw_said(panels[2], heard, alone, found, verdict)
     png = io.BytesIO()
@@ -101,35 +103,124 @@ def scene(found: Inspection, title: Sequence[str], verdict: str) -> bytes:
     return png.getvalue()
 
 
-def draw_sent(figure: Any, found: Inspection) -> None:
-    """Draws what A's message is near to.
+def width(sent: Any) -> float:
+    """Finds how wide the panel of what was sent is.
 
     Args:
-        figure: The figure to draw in.
-        found: What was sent.
+        sent: `Inspection.sent`.
+
+    Returns:
+        The width, in inches.
     """
-    token = drawable(readable(found.sent_token), LETTERS)
-    figure.suptitle(f"sent: A after layer {found.k}, at {token!r}", fontsize=11, fontweight="bold", parse_math=False)
+    looks = getattr(sent, "looks", None)
+    return 4.2 if looks is None else 3 + 0.25 * min(len(looks.tokens), MOST_TOKENS)
+
+
+@functools.singledispatch
+def draw_sent(sent: Any, figure: Any) -> None:
+    """Draws what was sent.
+
+    Args:
+        sent: `Inspection.sent`.
+        figure: The figure to draw in.
+    """
+    raise TypeError(f"{type(sent).__name__} is nothing that is sent")
+
+
+def title(figure: Any, text: str, below: str = "") -> None:
+    """Writes what a panel of what was sent shows.
+
+    Args:
+        figure: The panel.
+        text: Its title, after "sent:".
+        below: What stands below it.
+    """
+    figure.suptitle(f"sent: {text}", fontsize=11, fontweight="bold", parse_math=False)
+    figure.supxlabel(textwrap.fill(below, 44), fontsize=9, parse_math=False)
+
+
+@draw_sent.register
+def _(sent: SentState, figure: Any) -> None:
+    token = drawable(readable(sent.token), LETTERS)
+    title(figure, f"A after layer {sent.k}, at {token!r}", drawable(f"patchscope: {readable(sent.patchscope)}", 150))
     head, embedding = figure.subplots(2, 1)
-    bars(head, found.head, "probability, by A's head")
-    bars(embedding, found.embedding, "cosine with A's embedding")
-    text = textwrap.fill(drawable(f"patchscope: {readable(found.patchscope)}", 150), 44)
-    figure.supxlabel(text, fontsize=9, parse_math=False)
+    bars(head, sent.head, "probability, by A's head")
+    bars(embedding, sent.embedding, "cosine with A's embedding")
 
 
-def bars(axis: Axes, named: Named, label: str) -> None:
+@draw_sent.register
+def _(sent: SentPrefix, figure: Any) -> None:
+    title(figure, "A's keys and values", "attention of B's last token, % of all")
+    attention(figure.subplots(), figure, sent.looks)
+
+
+@draw_sent.register
+def _(sent: SentDeltas, figure: Any) -> None:
+    title(figure, f"how A's state moved, layer {sent.j[-1]}", drawable(f"A writes: {readable(sent.message)}", 150))
+    axis, shown = figure.subplots(), slice(0, MOST_TOKENS)
+    named = Named((), sent.tokens[shown], sent.norms[-1][shown])
+    bars(axis, named, "length of the delta at each token of A's text", most=None)
+
+
+@draw_sent.register
+def _(sent: SentBridge, figure: Any) -> None:
+    what = "mean size of gates" if sent.kind == "gated" else "share of B's own length"
+    below = f"comes in: {what}, %" + (
+        "" if sent.looks is None else "; attention of B's last token within the memory, %"
+    )
+    title(figure, f"through a {sent.kind} bridge", below)
+    axes = figure.subplots(
+        1, 1 if sent.looks is None else 2, squeeze=False, width_ratios=None if sent.looks is None else (1, 2)
+    )[0]
+    layers = range(1, len(sent.keys) + 1)
+    for values, style, label in ((sent.keys, "o-", "keys"), (sent.values, "s--", "values")):
+        if label == "keys" or sent.kind == "c2c":
+            axes[0].plot([100 * x for x in values], layers, style, markersize=4, label=label)
+    axes[0].set_ylabel("layer of B")
+    axes[0].set_ylim(0.5, len(layers) + 0.5)
+    axes[0].set_xlim(left=0)
+    axes[0].tick_params(labelsize=9)
+    axes[0].grid(alpha=0.25)
+    if sent.kind == "c2c":
+        axes[0].legend(fontsize=9)
+    if sent.looks is not None:
+        attention(axes[1], figure, sent.looks)
+
+
+def attention(axis: Axes, figure: Any, looks: Looks) -> None:
+    """Draws the attention of B's last token as a heat map, layer by layer and token by token.
+
+    Args:
+        axis: The axes to draw on.
+        figure: The panel, for the colour bar.
+        looks: What each layer looks at.
+    """
+    shares = 100 * np.array(looks.last)
+    shown = np.sort(np.argsort(-shares.max(axis=0), kind="stable")[:MOST_TOKENS])
+    image = axis.imshow(shares[:, shown], cmap="Blues", vmin=0, aspect="auto", origin="lower")
+    tokens = [drawable(readable(looks.tokens[n]), LETTERS) for n in shown]
+    axis.set_xticks(range(len(shown)), tokens, rotation=60, ha="right", fontsize=8, parse_math=False)
+    step = 1 if len(shares) <= MOST_LAYERS else 5
+    axis.set_yticks(range(step - 1, len(shares), step), [str(n) for n in range(step, len(shares) + 1, step)])
+    axis.tick_params(axis="y", labelsize=9)
+    axis.set_ylabel("layer of B")
+    figure.colorbar(image, ax=axis, fraction=0.04, pad=0.02)
+
+
+def bars(axis: Axes, named: Named, label: str, most: float | None = 1) -> None:
     """Draws tokens as bars, the nearest on top.
 
     Args:
         axis: The axes to draw on.
         named: The tokens.
         label: What the bars measure.
+        most: Where the axis ends. None: behind the longest bar.
     """
     places = range(len(named.tokens))
     axis.barh(places, named.values, color="#9ecae1")
     axis.set_yticks(places, [drawable(readable(token), LETTERS) for token in named.tokens], parse_math=False)
     axis.invert_yaxis()
-    axis.set_xlim(min(0.0, *named.values), 1)
+    axis.set_xlim(min(0.0, *named.values), most)
     axis.set_xlabel(label, fontsize=9)
     axis.tick_params(labelsize=9)
 
@@ -143,7 +234,7 @@ def draw_heard(figure: Any, heard: Sequence[Heard], alone: Sequence[Heard], foun
         alone: The same layers without.
         found: The game.
     """
-    figure.suptitle(f"heard: B's likeliest tokens, message in after layer {found.j}", fontsize=11, fontweight="bold")
+    figure.suptitle("heard: B's likeliest tokens", fontsize=11, fontweight="bold")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, title in zip(axes, ("with the message", "without it"), strict=True):
         axis.set_title(title, fontsize=10)
@@ -202,7 +293,7 @@ def draw_said(figure: Any, heard: Sequence[Heard], alone: Sequence[Heard], found
         axis.plot([x.answer_logprob for x in layers], places, style, color=colour, markersize=4, label=label)
     axis.set_yticks(places, [str(x.layer) for x in heard])
     axis.set_ylim(-0.5, len(heard) - 0.5)
-    axis.set_xlim(right=0.4)
+    axis.set_xlim(min(axis.get_xlim()[0], -1), 0.4)
     axis.set_xlabel(
         f"log-probability of {drawable(readable(found.answer_token), LETTERS)}, nats", fontsize=9, parse_math=False
     )

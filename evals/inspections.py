@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxcomm.agent import Agent, Prompt
-from jaxcomm.protocols import Inspection, inspect_activation
-from jaxcomm.protocols.inspections import Heard, Named
+from jaxcomm.protocols import Inspection
+from jaxcomm.protocols.inspections import Heard, Looks, Named, SentBridge, SentDeltas, SentPrefix, SentState
 
 from .documents import Block, Heading, Items, Picture, Table
 from .games import Game, Wording
@@ -52,28 +55,29 @@ class Looked:
         return scene(self.found, [f"A reads: {_last(self.prompt_a)}", f"B reads: {_last(self.prompt_b)}"], self.verdict)
 
 
-def look(game: Game, a: Agent, b: Agent, wording: Wording, **how: Any) -> list[Looked]:
-    """Plays every item of a game by its activations, and looks into each.
+def look(game: Game, a: Agent, b: Agent, wording: Wording, inspect: Callable[..., list[Inspection]]) -> list[Looked]:
+    """Plays every item of a game, and looks into each.
 
     Args:
         game: The game.
         a: The sender.
         b: The receiver.
         wording: How the game is put to the agents.
-        **how: k and j, and the options of `jaxcomm.protocols.Inspecting`.
+        inspect: What plays and looks: inspect(a, b, prompts_a, prompts_b, answers), such as
+            `jaxcomm.protocols.inspect_activation` with its options.
 
     Returns:
         What was read, sent, heard and said, item by item.
 
     Raises:
-        ValueError: As for `jaxcomm.protocols.inspect_activation`.
+        ValueError: As for `inspect`.
     """
     b = wording.writer(game, b)
     prompts_a, prompts_b = wording.prompts_a(game, a), wording.prompts_b(game, b)
     answers = [item.answer for item in game.items]
     metric, _ = shown(b, wording, len(game.examples))
     looked = []
-    for n, found in enumerate(inspect_activation(a, b, prompts_a, prompts_b, answers, **how)):
+    for n, found in enumerate(inspect(a, b, prompts_a, prompts_b, answers)):
         item, said = game.items[n], found.reply.text
         right = exact_match(said, item.answer) if metric == "exact" else game.named(said, item) == item.answer
         looked.append(Looked(prompts_a[n], prompts_b[n], item.answer, right, found))
@@ -113,27 +117,15 @@ def blocks(title: str, looked: Sequence[Looked], metric: str, pictures: Sequence
     """
     made: list[Block] = [
         Heading(1, title),
-        "Logit lens: what B's own final norm and head find in its stream after each layer, at the last token of its prompt. "
-        "Rank and log-probability are of the right answer's first token. Patchscope: what A itself writes after a prompt in which its "
-        f"message stands in the place of a word. {METRICS[metric].capitalize()}.",
+        "Logit lens: what B's own final norm and head find in its stream after each layer, where its answer begins. "
+        f"Rank and log-probability are of the right answer's first token. {about(looked[0].found.sent)} {METRICS[metric].capitalize()}.",
     ]
     for n, x in enumerate(looked):
-        made += [Heading(2, f"Item {n + 1} ({x.verdict})"), Items(list(_told(x))), heard(x.found), *pictures[n : n + 1]]
+        told = [f"A reads: {_last(x.prompt_a)!r}", *sent(x.found.sent)]
+        told += [f"B reads: {_last(x.prompt_b)!r}", f"B says: {x.found.reply.text!r} ({x.verdict})"]
+        made += [Heading(2, f"Item {n + 1} ({x.verdict})"), Items(told), *tables(x.found.sent), heard(x.found)]
+        made += pictures[n : n + 1]
     return made
-
-
-def _told(x: Looked) -> Iterator[str]:
-    found = x.found
-    yield f"A reads: {_last(x.prompt_a)!r}"
-    yield (
-        f"A sends: its state after layer {found.k} at {readable(found.sent_token)!r} (position {found.sent_position}), "
-        f"of length {found.sent_norm:.1f}"
-    )
-    yield f"Nearest by A's head: {_listed(found.head)}"
-    yield f"Nearest by A's embedding (cosines): {_listed(found.embedding)}"
-    yield f"Patchscope: {found.patchscope!r}"
-    yield f"B reads: {_last(x.prompt_b)!r}"
-    yield f"B says: {found.reply.text!r} ({x.verdict})"
 
 
 def _last(prompt: Prompt) -> str:
@@ -141,9 +133,153 @@ def _last(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
-def _listed(named: Named, count: int | None = None) -> str:
-    pairs = zip(named.tokens[:count], named.values, strict=False)
+def listed(named: Named, count: int | None = None) -> str:
+    """Writes tokens and how near they are.
+
+    Args:
+        named: The tokens.
+        count: Number of them. Default: all.
+
+    Returns:
+        One line.
+    """
+    return _pairs(list(zip(named.tokens, named.values, strict=True))[:count])
+
+
+def _pairs(pairs: Sequence[tuple[str, float]]) -> str:
     return "  ".join(f"{readable(token)} {value:.2f}" for token, value in pairs)
+
+
+# What was sent ------------------------------------------------------------------------------------------------------
+
+LOOKS = (
+    "Attention: the share that B gives to A's tokens, as a mean over heads; of all tokens of its prompt, and of the last one, "
+    "which answers. What is looked at need not be what is used."
+)
+ABOUT = {
+    SentState: "Patchscope: what A itself writes after a prompt in which its message stands in the place of a word.",
+    SentPrefix: LOOKS,
+    SentDeltas: "Without: B reads A's text, but not how A's state moved. Toward: what A's own head names of a delta's direction.",
+    SentBridge: "Comes in: the length of what the bridge adds to B's keys and values, as a share of theirs.",
+}
+"""What a report says of a channel."""
+GATED = (
+    f"Comes in: the mean size of a layer's gates. What they let in is a memory, which has a softmax of its own. {LOOKS}"
+)
+
+
+def about(found: Any) -> str:
+    """Explains what a report shows of a channel.
+
+    Args:
+        found: `Inspection.sent`.
+
+    Returns:
+        A sentence or two.
+    """
+    return GATED if isinstance(found, SentBridge) and found.kind == "gated" else ABOUT[type(found)]
+
+
+@functools.singledispatch
+def sent(found: Any) -> Iterator[str]:
+    """Tells what was sent, line by line.
+
+    Args:
+        found: `Inspection.sent`.
+
+    Yields:
+        The lines.
+    """
+    raise TypeError(f"{type(found).__name__} is nothing that is sent")
+
+
+@sent.register
+def _(found: SentState) -> Iterator[str]:
+    yield (
+        f"A sends: its state after layer {found.k} at {readable(found.token)!r} (position {found.position}), "
+        f"of length {found.norm:.1f}"
+    )
+    yield f"Nearest by A's head: {listed(found.head)}"
+    yield f"Nearest by A's embedding (cosines): {listed(found.embedding)}"
+    yield f"Patchscope: {found.patchscope!r}"
+
+
+@sent.register
+def _(found: SentPrefix) -> Iterator[str]:
+    thoughts = f", {len(found.thoughts)} of them thoughts" if found.thoughts else ""
+    seen = f"{len(found.layers)} of {len(found.looks.prompt)}"
+    yield f"A sends: keys and values of {len(found.looks.tokens)} tokens{thoughts}; {seen} layers of B see them"
+    for n, named in enumerate(found.thoughts, 1):
+        yield f"After thought {n} A would say: {listed(named)}"
+
+
+@sent.register
+def _(found: SentDeltas) -> Iterator[str]:
+    yield f"A writes: {found.message!r}"
+    yield f"A sends: how its state moved after layer {', '.join(map(str, found.j))} at each of {len(found.tokens)} tokens"
+
+
+@sent.register
+def _(found: SentBridge) -> Iterator[str]:
+    some = sum(x > 0 for x in found.values)
+    yield f"A sends: keys and values through a {found.kind} bridge, which lets them in at {some} of {len(found.values)} layers"
+
+
+@functools.singledispatch
+def tables(found: Any) -> list[Block]:
+    """Writes tables of what was sent.
+
+    Args:
+        found: `Inspection.sent`.
+
+    Returns:
+        The tables; of a single state there are none.
+    """
+    return []
+
+
+@tables.register
+def _(found: SentPrefix) -> list[Block]:
+    return [
+        Table(["layer", *LOOKED], [[str(n), *_looked(found.looks, n)] for n in _layers(found.looks.prompt)], left=0)
+    ]
+
+
+@tables.register
+def _(found: SentDeltas) -> list[Block]:
+    columns = ["token", *(f"length, layer {j}" for j in found.j), "toward"]
+    norms = np.array(found.norms).reshape(len(found.j), -1).T
+    each = zip(found.tokens, norms, found.toward, strict=True)
+    return [
+        Table(columns, [[readable(t), *(f"{x:.1f}" for x in own), listed(named)] for t, own, named in each], left=1)
+    ]
+
+
+@tables.register
+def _(found: SentBridge) -> list[Block]:
+    percent = lambda x: f"{100 * x:.1f}"
+    if (looks := found.looks) is not None:
+        columns = ["layer", "comes in, %", "most looked at by the last token"]
+        told = [[str(n), percent(found.keys[n - 1]), _pairs(looks.most(n, NAMED))] for n in _layers(found.keys)]
+        return [Table(columns, told, left=0)]
+    each = zip(_layers(found.keys), found.keys, found.values, strict=True)
+    told = [[str(n), percent(keys), percent(values)] for n, keys, values in each]
+    return [Table(["layer", "keys come in, %", "values come in, %"], told, left=0)]
+
+
+LOOKED = ("prompt, %", "last token, %", "most looked at by the last token")
+
+
+def _layers(each: Sequence[Any]) -> range:
+    return range(1, len(each) + 1)
+
+
+def _looked(looks: Looks, n: int) -> list[str]:
+    shares = looks.prompt[n - 1], sum(looks.last[n - 1])
+    return [*(f"{100 * x:.1f}" for x in shares), _pairs(looks.most(n, NAMED)) if shares[1] else ""]
+
+
+# What was heard -----------------------------------------------------------------------------------------------------
 
 
 def heard(found: Inspection) -> Table:
@@ -153,8 +289,8 @@ def heard(found: Inspection) -> Table:
         found: What was sent, heard and said.
 
     Returns:
-        A row for each layer from j on: the likeliest tokens with their probabilities, and rank and log-probability of the
-        right answer's first token, with the message and without.
+        A row for each layer that can hear the message: the likeliest tokens with their probabilities, and rank and
+        log-probability of the right answer's first token, with the message and without.
     """
     answer = readable(found.answer_token)
     columns = ["layer", "with the message", "without", f"rank of {answer}", "without", f"log p({answer})", "without"]
@@ -162,5 +298,5 @@ def heard(found: Inspection) -> Table:
 
 
 def _both(x: Heard, y: Heard) -> list[str]:
-    each = [(_listed(z.likeliest, NAMED), str(z.answer_rank), f"{z.answer_logprob:.2f}") for z in (x, y)]
+    each = [(listed(z.likeliest, NAMED), str(z.answer_rank), f"{z.answer_logprob:.2f}") for z in (x, y)]
     return [str(x.layer), *(cell for pair in zip(*each, strict=True) for cell in pair)]

@@ -186,11 +186,36 @@ def plain(
 def pattern(
     q: Float[Array, "B K G T H"],
     positions: Int[Array, "_ T"],
+    parts: Sequence[Segment | Aside],
+    how: Scoring,
+    ordered: bool = False,
+) -> Float[Array, "B N T S"]:
+    """Attention weights over all parts side by side, float32, made once more for those who read them (`attend`).
+
+    Those of an `Aside` are of its own softmax, without its gate; 0 where a query sees none of it.
+    """
+    segments = [part for part in parts if not isinstance(part, Aside)]
+    joint = weights_over(q, positions, segments, how, ordered)
+    ends = np.cumsum([places.shape[-1] for _, _, places in segments])
+    shared, made = iter(jnp.split(joint, ends[:-1].tolist(), axis=-1)), []
+    for part in parts:
+        if isinstance(part, Aside):
+            seen = visible(positions, rows_for(part.segment[2], len(positions)), part.reach)
+            own = weights_over(q, positions, [part.segment], how._replace(window=part.reach))
+            made.append(jnp.where(seen[:, None], own, 0))
+        else:
+            made.append(next(shared))
+    return jnp.concatenate(made, axis=-1)
+
+
+def weights_over(
+    q: Float[Array, "B K G T H"],
+    positions: Int[Array, "_ T"],
     segments: Sequence[Segment],
     how: Scoring,
     ordered: bool = False,
 ) -> Float[Array, "B N T S"]:
-    """Attention weights over all segments side by side, float32, made once more for those who read them (`attend`)."""
+    """The weights of one softmax over all segments."""
     every = [jnp.concatenate(scores(*block, how), axis=-1) for block in query_blocks(q, positions, segments, ordered)]
     columns = every[-1].shape[-1]
     wide = [jnp.pad(s, [(0, 0)] * 4 + [(0, columns - s.shape[-1])], constant_values=MASKED) for s in every]

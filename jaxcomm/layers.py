@@ -242,10 +242,10 @@ class Attention(nn.Module):
         found, how = around.attended(k, v), Scoring(scale, c.attention_softcap, around.window)
         segments = [part for part in found if not isinstance(part, Aside)]
         asked = around.positions[:, first:]
-        given = q, asked, segments, how, segments[-1][0] is k
+        ordered = segments[-1][0] is k
         if around.wants("pattern"):
-            around.at("pattern", pattern(*given))
-        out = attend(*given)
+            around.at("pattern", pattern(q, asked, found, how, ordered))
+        out = attend(q, asked, segments, how, ordered)
         for part in found:
             if isinstance(part, Aside):
                 out += beside(q, asked, part, how).astype(out.dtype)

@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Decoding, Generation, generate
@@ -54,6 +55,7 @@ def logit_lens(
     prompts: Prompts,
     *,
     edits: Sequence[Edit] = (),
+    past: Sequence[KVCache] = (),
     layers: Sequence[int] | None = None,
     count: int = 5,
     answers: Int[AnyArray, "B"] | None = None,
@@ -69,6 +71,7 @@ def logit_lens(
         params: The model.
         prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
         edits: Edits of the model's states. A stream is seen as it was left.
+        past: Caches of what stands before the prompts, a prefix for one.
         layers: Numbers of the layers, 0 (what enters the first block) to L. Default: all.
         count: Number of tokens to name.
         answers: A token id for each prompt, [B], whose rank and log-probability are looked up.
@@ -94,10 +97,10 @@ def logit_lens(
     layers = range(params.config.layers + 1) if layers is None else layers
     for layer in layers:
         check_site(params.config, Site("resid_post", layer))
-    positions = positions_of(prompts)
+    positions = positions_of(prompts, past)
     hook = hook_of(params, positions, edits, [Read(Site("resid_post", 0, "last"), tuple(layers))])
     h, hook = enter(params, prompts.tokens, positions, hook)
-    (streams,) = run_blocks(params, h, positions, hook=hook)[2]
+    (streams,) = run_blocks(params, h, positions, attended=Attended(past), hook=hook)[2]
     streams = jnp.where(jnp.reshape(hook.valid, (-1, 1)), streams, jnp.nan)
     found = jax.lax.map(lambda h: _likeliest(params, h, count, answers), streams)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)

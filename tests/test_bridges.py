@@ -20,7 +20,8 @@ from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.training import train
 from jaxcomm.evals.pair import folder
 from jaxcomm.flops import c2c_flops, gated_flops, generation_flops, keys_flops
-from jaxcomm.protocols import CONTROLS, Bridging, StandIn, bridge, send_bridged, silent
+from jaxcomm.prefixes import attention_onto
+from jaxcomm.protocols import CONTROLS, Bridging, StandIn, bridge, inspect_bridge, send_bridged, silent
 from jaxcomm.protocols.text import likelihoods
 from jaxcomm.sharding import local_mesh
 from jaxcomm.training import begin, losses, make_optimizer, make_step, pack
@@ -150,6 +151,7 @@ def test_a_memory_is_read_beside_the_text_as_in_numpy(two):
     alone = jc.run_with_cache(b, READS, sites=["q", "z"], layers=[1])[1]
     with_it = read_with(b, READS, memory)
     rows = np.asarray(READS.mask)
+    looked = np.zeros((*rows.shape, c.heads, TOLD.shape[1]))
     for row in range(3):
         keys = np.asarray(memory.k)[0, row][:, np.asarray(TOLD.mask)[row]]
         values = np.asarray(memory.v)[0, row][:, np.asarray(TOLD.mask)[row]]
@@ -163,6 +165,14 @@ def test_a_memory_is_read_beside_the_text_as_in_numpy(two):
                     p @ values[pair]
                 )
                 assert_close(with_it[row, column, head], want, f"{row}, {column}, {head}", 2e-5)
+                looked[row, column, head, np.flatnonzero(np.asarray(TOLD.mask)[row])] = p
+    weight = rows / rows.sum(axis=1, keepdims=True)
+    # The memory's columns are weights of its own softmax, wherever it lies among what is read.
+    for past in ([memory], [memory, jc.prefill(b, READS)[1]]):
+        onto = attention_onto(b, READS, past=past)[0, :, : looked.shape[-1]]
+        if len(past) == 1:
+            assert_close(onto, np.einsum("bqhs,bq->bs", looked, weight) / c.heads, "attention on the memory", 1e-5)
+        assert_close(np.asarray(onto).sum(axis=1), np.ones(3), "its own softmax", 1e-5)
 
 
 def turned(q, place, c):
@@ -444,6 +454,27 @@ def test_the_protocol_is_its_parts_game_by_game(agents, crossing, kind):
             past = [remember(made, jc.prefill(a.params, one(told))[1])]
         wrote = jc.generate(b.params, one(asked), past=past, max_new_tokens=3, stop_tokens=b.stop_tokens)
         assert reply.text == b.text(wrote)[0].strip()
+
+
+@pytest.mark.parametrize("kind", ["c2c", "gated"])
+def test_a_game_over_a_bridge_is_looked_into(agents, crossing, kind):
+    a, b = agents
+    found = inspect_bridge(a, b, TOLD_A, ASKED, ANSWERS, Bridging(crossing[kind]), max_new_tokens=3)
+    replies, open = bridge(a, b, TOLD_A, ASKED, bridge=crossing[kind]).write(3), np.asarray(crossing[kind].open)
+    for x, reply in zip(found, replies, strict=True):
+        assert x.reply == reply and x.heard[-1].likeliest.ids[0] == reply.ids[0] and x.sent.kind == kind
+        assert [layer.layer for layer in x.heard] == [1, 2, 3, 4, 5, 6] and x.heard != x.alone
+        if kind == "gated":
+            want = np.abs(np.tanh(np.asarray(crossing[kind].weights["gate"]["bias"]))).mean(axis=1)
+            np.testing.assert_allclose(x.sent.keys, want, rtol=1e-5)
+            np.testing.assert_allclose(np.sum(x.sent.looks.last, axis=1), 1, rtol=1e-5)
+        else:
+            for moved, gate in zip((x.sent.keys, x.sent.values), open, strict=True):
+                assert ((np.array(moved) > 0) == gate).all() and max(moved) < 10
+    silent = bridge(a, b, TOLD_A, ASKED, bridge=crossing[kind], control="zero")
+    if kind == "gated":
+        for x, logprobs in zip(found, np.asarray(jax.nn.log_softmax(silent.logits)), strict=True):
+            assert x.alone[-1].answer_logprob == pytest.approx(logprobs[x.answer_id], abs=1e-4)
 
 
 def test_details_name_the_open_gates(agents, crossing):

@@ -101,15 +101,45 @@ def test_prefixes_and_thoughts_are_read(tmp_path, capsys, b):
     assert "After thought 2 A would say:" in printed and "most looked at by the last token" in printed
     rows, game = records(tmp_path / "run" / "items.jsonl"), draw("countries", 0, 2)
     for row, item in zip(rows, game.items, strict=True):
-        shares = np.array(row["attention"])
+        shares = np.array(row["sent"]["looks"]["last"])
         tokens = len(b.rows([item.prompt_a])[0]) + 2
-        assert shares.shape == (6, tokens) == (6, len(row["tokens"])) and row["tokens"][-1] == "<thought 2>"
+        assert shares.shape == (6, tokens) == (6, len(row["sent"]["looks"]["tokens"]))
+        assert row["sent"]["looks"]["tokens"][-1] == "<thought 2>"
         assert (shares.sum(axis=1) < 1).all() and shares.sum(axis=1).max() > 0.5
         told = jc.think(b.params, b.tokenize([item.prompt_a], 2), steps=2)
         likely = float(np.max(np.exp(told.logits[0] - np.logaddexp.reduce(np.asarray(told.logits[0])))))
-        assert row["thoughts"][1][0][1] == pytest.approx(likely, abs=1e-4)
+        assert row["sent"]["thoughts"][1]["values"][0] == pytest.approx(likely, abs=1e-4)
     assert {p.name for p in (tmp_path / "run").glob("*.png")} == {"item-1.png", "item-2.png"}
-    assert "to read activations, or --channel kv or latent" in refused(capsys, "read", *PAIR)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "to read activations, or name another --channel"),
+        (("--channel", "deltas"), "deltas needs --delta-layers"),
+        (("--channel", "bridge"), "bridge needs --bridge"),
+        (("--channel", "kv", "--k", 4, "--j", 1), "to read activations, or name another --channel"),
+        (("--channel", "deltas", "--delta-layers", 9), "j = 9 is out of range"),
+        (("--channel", "latent", "--steps", 2, "--sends", "thoughts"), "what is looked at are A's tokens"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(capsys, words, says):
+    assert says in refused(capsys, "read", *PAIR, "--n", 2, *words)
+
+
+def test_deltas_are_read(tmp_path, capsys, b):
+    jaxcomm("read", *PAIR, "--channel", "deltas", "--delta-layers", 3, 4, "--n", 2, "--out", tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "A writes: 'Russia, Europe, Moscow.'" in printed and "length, layer 4" in printed
+    for row in records(tmp_path / "run" / "items.jsonl"):
+        sent, written = row["sent"], row["reply"]["details"]["ids"]
+        assert [len(own) for own in sent["norms"]] == [len(written)] * 2 == [len(sent["tokens"])] * 2
+        told = np.array([b.rows([row["prompt_a"]])[0] + written])
+        states = np.asarray(jc.hidden_states(b.params, told))[4, 0, -len(written) - 1 :]
+        moved = np.linalg.norm(np.diff(states.astype(np.float64), axis=0), axis=-1)
+        np.testing.assert_allclose(sent["norms"][1], moved, rtol=1e-3)
+        assert [x["layer"] for x in row["heard"]] == [3, 4, 5, 6] and row["heard"] != row["alone"]
+        assert row["heard"][-1]["likeliest"]["ids"][0] == row["reply"]["ids"][0]
 
 
 def test_every_option_of_channels_reaches_its_protocol():

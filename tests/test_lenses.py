@@ -108,6 +108,15 @@ def test_after_the_last_layer_the_lens_is_the_next_token_and_padding_changes_not
         assert_close(every(alone.tokens, alone.logprobs)[0], ours[row], f"row {row} alone")
 
 
+def test_behind_what_was_read_before_the_lens_is_that_of_the_whole_text(llama):
+    whole = [[*row, *ROWS[0]] for row in ROWS]
+    want = jc.logit_lens(llama.params, jc.left_pad(whole), count=VOCAB)
+    past = jc.prefill(llama.params, PADDED)[1]
+    asked = np.array([ROWS[0]] * len(ROWS))
+    found = jc.logit_lens(llama.params, asked, past=[past], count=VOCAB)
+    assert_close(every(found.tokens, found.logprobs), every(want.tokens, want.logprobs), "behind a cache")
+
+
 def test_a_placeholder_is_a_position_or_a_mask_and_padding_changes_nothing(llama):
     message, target = vectors(llama), np.array([ROWS[2]])
     padded, mask = jc.left_pad([ROWS[2]], 16), (np.arange(16) == 16 - 9 + 3)[None]
@@ -221,15 +230,41 @@ def test_a_game_is_looked_into_as_it_is_played(b, inspected):
     turn = protocols.activation(b, b, TOLD, ASKED, k=5, j=2, graft="sum")
     silent = protocols.silent(b, b, [], ASKED).score([[" Italy"], [" Greece"]])
     for i, (x, reply) in enumerate(zip(inspected, turn.write(), strict=True)):
-        assert x.reply == reply and x.sent_token == "." and x.sent_position == len(b.encode(TOLD[i])) - 1
+        assert x.reply == reply and x.sent.token == "." and x.sent.position == len(b.encode(TOLD[i])) - 1
         assert [layer.layer for layer in x.heard] == [layer.layer for layer in x.alone] == [2, 3, 4, 5, 6]
         assert x.heard[-1].likeliest.ids[0] == reply.ids[0] and x.answer_token == (" Italy", " Greece")[i]
         assert x.heard[-1].answer_logprob == pytest.approx(
             turn.score([[" Italy"], [" Greece"]])[i].logprobs[0], abs=1e-4
         )
         assert x.alone[-1].answer_logprob == pytest.approx(silent[i].logprobs[0], abs=1e-4)
-        assert x.sent_norm == pytest.approx(reply.details["norm_sent"], rel=1e-5)
+        assert x.sent.norm == pytest.approx(reply.details["norm_sent"], rel=1e-5)
         assert json.loads(json.dumps(x.row()))["reply"]["text"] == reply.text
+
+
+@pytest.mark.parametrize(
+    ("protocol", "how"),
+    [
+        ("silent", {}),
+        ("skyline", {}),
+        ("message", dict(max_message_tokens=8)),
+        ("activation", dict(k=5, j=2)),
+        ("activation", dict(k=5, j=2, where="all", graft="sum")),
+        ("kv", dict(layers=[2, 5])),
+        ("latent", dict(steps=2, sends="thoughts")),
+        ("deltas", dict(j=[3, 4], max_message_tokens=8)),
+    ],
+)
+def test_every_turn_can_be_looked_into(b, protocol, how):
+    turn = protocols.PROTOCOLS[protocol](b, b, TOLD, ASKED, **how)
+    lens = turn.lens([6], count=3)
+    want, ids = jax.lax.top_k(jax.nn.log_softmax(turn.logits), 3)
+    np.testing.assert_array_equal(lens.tokens[:, 0], ids)
+    np.testing.assert_allclose(lens.logprobs[:, 0], want, atol=1e-4)
+
+
+def test_what_was_not_read_at_once_is_not_looked_into(b):
+    with pytest.raises(ValueError, match="this turn was not read at once"):
+        protocols.thinking(b, b, [], ASKED, steps=1).lens()
 
 
 def test_tokens_are_spelled_readably(b):
@@ -264,7 +299,7 @@ def test_the_command_writes_a_report_rows_and_pictures_whatever_is_said(tmp_path
     rows = [json.loads(line) for line in (out / "items.jsonl").read_text("utf-8").splitlines()]
     assert [row["prompt_a"] for row in rows] == [line["prompt_a"] for line in ODD]
     for row in rows:
-        assert row["heard"][0]["likeliest"]["ids"] == row["head"]["ids"], "replace: as A sees it"
+        assert row["heard"][0]["likeliest"]["ids"] == row["sent"]["head"]["ids"], "replace: as A sees it"
         assert row["hit"] == (row["reply"]["text"] == row["answer"])
     html, text = (out / "report.html").read_text("utf-8"), (out / "report.md").read_text("utf-8")
     assert html.count("data:image/png;base64,") == 2 and "&lt;b&gt;|p|&lt;/b&gt;" in html and "<b>" not in html

@@ -21,7 +21,14 @@ from jaxcomm.protocols.bridges import Bridging, Crossing, bridge, receive_bridge
 from jaxcomm.protocols.cipher import cipher_debate
 from jaxcomm.protocols.controls import CONTROLS, Control, StandIn
 from jaxcomm.protocols.debates import FORMS, Form, Panel, debate
-from jaxcomm.protocols.inspections import Inspecting, Inspection, inspect_activation
+from jaxcomm.protocols.inspections import (
+    Inspecting,
+    Inspection,
+    inspect_activation,
+    inspect_bridge,
+    inspect_deltas,
+    inspect_prefix,
+)
 from jaxcomm.protocols.prefixes import Prefixing, kv, latent, receive_prefix, send_prefix, thinking
 from jaxcomm.protocols.state_deltas import deltas, receive_deltas, send_deltas
 from jaxcomm.protocols.text import Conversation, message, receive_text, send_text, sender, silent, skyline
@@ -70,6 +77,9 @@ __all__ = [
     "deltas",
     "exchange",
     "inspect_activation",
+    "inspect_bridge",
+    "inspect_deltas",
+    "inspect_prefix",
     "kv",
     "latent",
     "message",

@@ -23,7 +23,7 @@ from jaxcomm.flops import blocks_flops, graft_flops
 from jaxcomm.messages import Message, read_message, receive
 from jaxcomm.prompts import left_pad
 from jaxcomm.protocols.answers import ANSWERS
-from jaxcomm.protocols.base import Sent, Shared, Spent, Turn, dropped, share, start_turn, total
+from jaxcomm.protocols.base import Input, Sent, Spent, Turn, dropped, share, start_turn, total
 from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in
 from jaxcomm.protocols.debates import Panel, lookup
 from jaxcomm.reading import prefill
@@ -210,6 +210,7 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
     rows, site = b.rows(prompts_b, 1), _site(b, j, settings.where, "j")
     shared = _lay_out(b, rows, site)
     message, past = sent.message, shared.past
+    given = shared._replace(edits=(receive(message.anonymous(), site, settings.graft),))
     states = jnp.asarray(message.state_array())
     if site.name == "resid_post" and site.last and states.ndim == 2:
         # The last token's edit is an argument, so one program serves every f(a, b).
@@ -225,8 +226,7 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
             f"several tokens need equal widths, got {states.shape[-1]} and {b.params.config.width}: pass W, or edit the last token"
         )
     else:
-        edit = receive(message.anonymous(), site, settings.graft)
-        logits, cache = prefill(b.single, shared.prompts, edits=[edit], past=past)
+        logits, cache = prefill(b.single, shared.prompts, edits=given.edits, past=past)
         sizes = np.asarray(message.norms)
         norms = {"norm_sent": sizes if sizes.ndim == 1 else sizes[:, -1]}
     graft = settings.graft if isinstance(settings.graft, str) else getattr(settings.graft, "__name__", "callable")
@@ -243,7 +243,7 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
         }
         for i, (told, row) in enumerate(zip(sent.details, rows, strict=True))
     ]
-    return Turn(b, prompts_b, rows, logits, cache, past, details, sent.spent, message)
+    return Turn(b, prompts_b, rows, logits, cache, past, details, sent.spent, message, given=given)
 
 
 def _replaced(
@@ -319,12 +319,12 @@ def _senders(
     return list(itertools.starmap(Sender, zip(agents, reads, sites, maps, strict=True)))
 
 
-def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], site: Site) -> Shared:
+def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], site: Site) -> Input:
     """What prompts have in common is read apart where it is the stream of the last token that is read or edited."""
     if site.name == "resid_post" and site.last:
         return share(agent, rows)
     prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
-    return Shared(by_rows(agent.params, prompts), ())
+    return Input(by_rows(agent.params, prompts))
 
 
 class _Read(NamedTuple):

@@ -25,7 +25,9 @@ from jaxcomm.decoding import (
     token_logprobs,
     write_until,
 )
+from jaxcomm.edits import Edit
 from jaxcomm.flops import blocks_flops, generation_flops, head_flops, prefix_flops
+from jaxcomm.lenses import Lens, logit_lens
 from jaxcomm.messages import Message
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import prefill
@@ -206,19 +208,21 @@ class Sent:
     spent: Sequence[Spent]
 
 
-class Shared(NamedTuple):
-    """Prompts as arrays, and what all of them begin with, already read.
+class Input(NamedTuple):
+    """What an agent reads before its turn, as arrays.
 
     Attributes:
         prompts: The prompts, without what is in `past`.
-        past: Keys and values of what all prompts begin with, or nothing.
+        past: Keys and values of what stands before them: what all prompts begin with, or another's.
+        edits: Edits of the states while the prompts are read.
     """
 
     prompts: Prompts
-    past: tuple[KVCache, ...]
+    past: tuple[KVCache, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
 
-def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Shared:
+def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Input:
     """Makes arrays of prompts. Prompts that begin alike (few-shot examples) are read once up to where they part.
 
     Args:
@@ -235,7 +239,7 @@ def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Shared:
     if common >= SHARED and len(rows) > 1:
         begun = left_pad([first[:common]], bucket(common, limit))
         past, rows = (prefill(agent.params, begun)[1],), [row[common:] for row in rows]
-    return Shared(by_rows(agent.params, left_pad(rows, bucket(max(map(len, rows)), limit))), past)
+    return Input(by_rows(agent.params, left_pad(rows, bucket(max(map(len, rows)), limit))), past)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +260,7 @@ class Turn:
         begin: Number of positions that the prefix of each prompt takes, [B]. None: 0.
         ahead: Number of tokens of each prompt that stand before the prefix.
         thought: Number of steps that the agent thinks in latents before it writes.
+        given: What the agent was given to read, for `lens`. None: it was not read at once.
 
     Example:
         >>> turn = protocols.silent(agent, agent, [""], ["Bob is at Petra. Which country is Bob located in?"])
@@ -276,6 +281,7 @@ class Turn:
     begin: np.ndarray | None = None
     ahead: int = 0
     thought: int = 0
+    given: Input | None = None
 
     @property
     def dropped(self) -> list[int]:
@@ -381,6 +387,25 @@ class Turn:
                     f"a prefix of {self.begin[i]} tokens and a prompt of {len(row)} do not fit: the model's positions "
                     f"leave room for {limit}; shorten them"
                 )
+
+    def lens(self, layers: Sequence[int] | None = None, **how: Any) -> Lens:
+        """Looks at what the agent has heard, layer by layer, where its answer begins (`lenses.logit_lens`).
+
+        Args:
+            layers: Numbers of the layers. Default: all.
+            **how: `count` and `answers`, as `logit_lens` takes them.
+
+        Returns:
+            The likeliest tokens after each layer.
+
+        Raises:
+            ValueError: As for `logit_lens`; the agent has not read everything at once (it thought in latents, or heard
+                expected embeddings).
+        """
+        if self.given is None:
+            raise ValueError("this turn was not read at once, so no layer can be looked at: play another protocol")
+        prompts, past, edits = self.given
+        return logit_lens(self.agent.single, prompts, past=past, edits=edits, layers=layers, **how)
 
     def _generate(self, max_new_tokens, until, sampling, keys) -> Generation:
         """On the host; nothing is left after the token that completes a stop string."""
@@ -521,10 +546,10 @@ def start_turn(
         ValueError: As for `Agent.rows`.
     """
     rows = agent.rows(prompts, 1) if rows is None else rows
-    shared = share(agent, rows)
-    logits, cache = prefill(agent.params, shared.prompts, past=shared.past)
-    nothing = [{} for _ in rows], [Spent() for _ in rows]
-    return Turn(agent, prompts, rows, logits, cache, shared.past, details or nothing[0], before or nothing[1])
+    given = share(agent, rows)
+    logits, cache = prefill(agent.params, given.prompts, past=given.past)
+    told, spent = details or [{} for _ in rows], before or [Spent() for _ in rows]
+    return Turn(agent, prompts, rows, logits, cache, given.past, told, spent, given=given)
 
 
 def dropped(agent: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -> list[int]:

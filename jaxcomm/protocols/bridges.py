@@ -21,7 +21,7 @@ from jaxcomm.decoding import Sampling, bucket
 from jaxcomm.flops import c2c_flops, gated_flops, keys_flops
 from jaxcomm.messages import Message, send_cache
 from jaxcomm.prompts import left_pad
-from jaxcomm.protocols.base import Sent, Spent, Turn, dropped, total
+from jaxcomm.protocols.base import Input, Sent, Spent, Turn, dropped, total
 from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in, worst_of_others
 from jaxcomm.protocols.text import likelihoods
 from jaxcomm.reading import prefill
@@ -210,12 +210,12 @@ def receive_bridged(b: Agent, prompts_b: Sequence[Prompt], sent: Sequence[Crossi
     if settings.kind == "gated":
         opened = np.asarray(settings.bridges[0].open).any(axis=1)
         seen = opened * np.asarray((sent[0].message.states.positions >= 0).sum(axis=1))[:, None]  # pyright: ignore
-    read = _read_fused if settings.kind == "c2c" else _read_beside
-    logits, cache, past = read(b, rows, sent, settings)
+    given = (_fused if settings.kind == "c2c" else _beside)(b, rows, sent, settings)
+    logits, cache = prefill(b.single, given.prompts, past=given.past)
     received, states = sent[0].message, sent[0].message.states
     if not np.any(np.asarray(states.positions) >= 0):  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         received = None
-    return Turn(b, prompts_b, rows, logits, cache, (past,), details, before, received, seen)
+    return Turn(b, prompts_b, rows, logits, cache, given.past, details, before, received, seen, given=given)
 
 
 def _send(agent: Agent, b: Agent, prompts: Sequence[Prompt], settings: Bridging, n: int) -> Crossing:
@@ -275,13 +275,10 @@ def _arrived(one: Crossing, b: Agent) -> KVCache:
     return cache.replace(seen=None)
 
 
-def _read_fused(
-    b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging
-) -> tuple[Any, ...]:
-    """Logits, the last token's cache, and the fused cache before it."""
-    params, heads = b.single, [row[:-1] for row in rows]
-    columns = bucket(max(map(len, heads)), params.config.max_positions)
-    own = prefill(params, by_rows(params, left_pad(heads, columns)))[1]
+def _fused(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging) -> Input:
+    """The last tokens, and the fused cache of what stands before them."""
+    params, own = b.single, unfused(b, rows)
+    columns = own.positions.shape[1]
     others, at = [_arrived(one, b) for one in sent], []
     for one, other in zip(sent, others, strict=True):
         if one.places is None:
@@ -292,19 +289,31 @@ def _read_fused(
         places = places[:, places.shape[1] - columns :]
         at.append(np.where(places > 0, other.positions.shape[1] - places, -1))
     fused = fuse(settings.bridges, own, others, at)
-    last = by_rows(params, left_pad([row[-1:] for row in rows]))
-    return *prefill(params, last, past=(fused,)), fused
+    return Input(by_rows(params, left_pad([row[-1:] for row in rows])), (fused,))
 
 
-def _read_beside(
-    b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging
-) -> tuple[Any, ...]:
-    """Logits, the prompts' cache, and the memory beside them."""
+def unfused(b: Agent, rows: Sequence[Sequence[int]]) -> KVCache:
+    """Lets the receiver read all but the last token of its prompts by itself.
+
+    Args:
+        b: The receiver.
+        rows: Tokens of its prompts.
+
+    Returns:
+        Its keys and values, as a fuser takes them.
+    """
+    params, heads = b.single, [row[:-1] for row in rows]
+    columns = bucket(max(map(len, heads)), params.config.max_positions)
+    return prefill(params, by_rows(params, left_pad(heads, columns)))[1]
+
+
+def _beside(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging) -> Input:
+    """The prompts, and the memory beside them."""
     params, (one,), (made,) = b.single, sent, settings.bridges
     memory = remember(made, _arrived(one, b))
     memory = memory.replace(k=memory.k.astype(params.dtype), v=memory.v.astype(params.dtype))  # A's may differ
     padded = by_rows(params, left_pad(rows, bucket(max(map(len, rows)), params.config.max_positions)))
-    return *prefill(params, padded, past=(memory,)), memory
+    return Input(padded, (memory,))
 
 
 def _replaced(

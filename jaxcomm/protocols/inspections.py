@@ -1,4 +1,12 @@
-"""The games of `activation` looked into: what A sent, what B heard of it in every later layer, what B said."""
+"""Games looked into: what A sent, what B heard of it in every later layer, what B said.
+
+    inspect_activation(a, b, prompts_a, prompts_b, answers, k=24, j=24)      a state
+    inspect_prefix(a, b, prompts_a, prompts_b, answers, settings)            keys and values, thoughts
+    inspect_deltas(a, b, prompts_a, prompts_b, answers, settings, layers=[20])
+    inspect_bridge(a, b, prompts_a, prompts_b, answers, settings)
+
+What was heard and said is the same for all of them (`Inspection`); what was sent differs (`Inspection.sent`).
+"""
 
 from __future__ import annotations
 
@@ -6,41 +14,47 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxcomm.agent import TARGET, Agent, Prompt
+from jaxcomm.bridges import Gated
 from jaxcomm.config import NEW_TOKENS, AnyArray
-from jaxcomm.edits import Graft, GraftFunction
-from jaxcomm.lenses import Lens, logit_lens, nearest_tokens
-from jaxcomm.messages import receive, send
+from jaxcomm.edits import GraftFunction
+from jaxcomm.latents import think
+from jaxcomm.lenses import Lens, nearest_tokens
+from jaxcomm.messages import send
+from jaxcomm.prefixes import attention_onto
 from jaxcomm.protocols.activations import activation
-from jaxcomm.protocols.base import Reply
-from jaxcomm.sharding import deliver
+from jaxcomm.protocols.base import Reply, Turn, start_turn
+from jaxcomm.protocols.bridges import Bridging, receive_bridged, send_bridged, unfused
+from jaxcomm.protocols.prefixes import Prefixing, receive_prefix, send_prefix
+from jaxcomm.protocols.state_deltas import delta_layers, receive_deltas, send_deltas
+from jaxcomm.protocols.text import Conversation
+
+NAMED = 3
+"""Tokens that are named of each thought and of each delta."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspecting:
-    """Options of `inspect_activation`.
+    """Options of all inspections.
 
     Attributes:
-        graft: "sum", "mean", "replace", or a function f(a, b).
-        W: The map [D_B, D_A], or None.
-        target: Target prompt of the patchscope (`Agent.patchscope`).
-        placeholder: The word in it that the message takes the place of.
-        count: Number of tokens that are named of each state.
+        count: Number of tokens that are named of each layer of B.
         max_new_tokens: Largest number of tokens of a reply, and of the patchscope's text.
+        target: Target prompt of the patchscope (`Agent.patchscope`), of `inspect_activation`.
+        placeholder: The word in it that the message takes the place of.
 
     Example:
-        >>> protocols.Inspecting(graft="sum", target="Bob is in x").placeholder
+        >>> protocols.Inspecting(target="Bob is in x").placeholder
         'x'
     """
 
-    graft: GraftFunction = "replace"
-    W: AnyArray | None = None
-    target: Prompt = TARGET
-    placeholder: str = "x"
     count: int = 5
     max_new_tokens: int = NEW_TOKENS
+    target: Prompt = TARGET
+    placeholder: str = "x"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Named:
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """What the logit lens shows after one layer of B, at the last token.
+    """What the logit lens shows after one layer of B, where its answer begins.
 
     Attributes:
         layer: Number of the layer.
@@ -76,39 +90,130 @@ class Heard:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspection:
-    """One game of `activation`, looked into.
+class SentState:
+    """What `activation` sends.
 
     Attributes:
         k: A was read after this layer.
         j: B was edited after this layer.
-        sent_token: Token of A at which it was read.
-        sent_position: Its position.
-        sent_norm: Euclidean length of A's state.
+        token: Token of A at which it was read.
+        position: Its position.
+        norm: Euclidean length of A's state.
         head: What A's own head names of its state, with probabilities.
         embedding: What A's embedding matrix names of it, with cosines.
         patchscope: What A itself writes of it.
+    """
+
+    k: int
+    j: int
+    token: str
+    position: int
+    norm: float
+    head: Named
+    embedding: Named
+    patchscope: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks:
+    """How B's layers look at what stands before its prompt, or beside it.
+
+    Attributes:
+        tokens: A's tokens; a thought is "<thought n>".
+        last: Share of the attention of B's last token that each layer gives to each of them, [L, S].
+        prompt: Share that B's whole prompt gives to all of them, [L].
+    """
+
+    tokens: tuple[str, ...]
+    last: tuple[tuple[float, ...], ...]
+    prompt: tuple[float, ...]
+
+    def most(self, layer: int, count: int = NAMED) -> list[tuple[str, float]]:
+        """Finds the tokens that a layer looks at most.
+
+        Args:
+            layer: The layer, from 1.
+            count: Number of tokens.
+
+        Returns:
+            Tokens and shares, the largest first.
+        """
+        shares = np.array(self.last[layer - 1])
+        return [(self.tokens[n], float(shares[n])) for n in np.argsort(-shares, kind="stable")[:count]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SentPrefix:
+    """What `kv` and `latent` send.
+
+    Attributes:
+        layers: B's layers that see it.
+        looks: How B looks at it.
+        thoughts: Of each of A's thoughts, the tokens that A would say there, with probabilities.
+    """
+
+    layers: tuple[int, ...]
+    looks: Looks
+    thoughts: tuple[Named, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SentDeltas:
+    """What `deltas` sends.
+
+    Attributes:
+        j: The layers of both models.
+        message: The text that A wrote.
+        tokens: Its tokens.
+        norms: Euclidean length of each token's delta, by layer, [M, n].
+        toward: What A's own head names of the direction of each token's delta after the last of these layers.
+    """
+
+    j: tuple[int, ...]
+    message: str
+    tokens: tuple[str, ...]
+    norms: tuple[tuple[float, ...], ...]
+    toward: tuple[Named, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SentBridge:
+    """What `bridge` sends.
+
+    Attributes:
+        kind: "gated" or "c2c".
+        keys: By layer, how much of A comes in with the keys, [L]. Gated: mean size of the gates of its heads, for keys and
+            values alike. C2C: length of what is added to B's keys, as a share of their own length.
+        values: Likewise for the values, [L].
+        looks: How B looks at the memory, before it is weighed by the gates. None: C2C has no tokens of A's.
+    """
+
+    kind: str
+    keys: tuple[float, ...]
+    values: tuple[float, ...]
+    looks: Looks | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """One game, looked into.
+
+    Attributes:
+        sent: What was sent: `SentState`, `SentPrefix`, `SentDeltas` or `SentBridge`.
         answer_token: First token of the right answer.
         answer_id: Its id.
-        heard: B after each of the layers j .. L, with the message.
-        alone: B after the same layers, without the message.
+        heard: B after each layer that can hear the message, with the message.
+        alone: B after the same layers, without the message. (Of deltas: without the deltas, but with the text.)
         reply: What B said.
 
     Example:
         >>> told, asked = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
         >>> found, = protocols.inspect_activation(agent, agent, told, asked, ["Greece"], k=5, j=2)
-        >>> found.sent_token, found.head.tokens[0], found.heard[-1].answer_rank, found.reply.text
+        >>> found.sent.token, found.sent.head.tokens[0], found.heard[-1].answer_rank, found.reply.text
         ('.', ' Greece', 1, 'Greece')
     """
 
-    k: int
-    j: int
-    sent_token: str
-    sent_position: int
-    sent_norm: float
-    head: Named
-    embedding: Named
-    patchscope: str
+    sent: Any
     answer_token: str
     answer_id: int
     heard: tuple[Heard, ...]
@@ -133,6 +238,8 @@ def inspect_activation(
     *,
     k: int,
     j: int,
+    graft: GraftFunction = "replace",
+    W: AnyArray | None = None,
     **how: Any,
 ) -> list[Inspection]:
     """Plays games of `activation`, and looks at every message on its way: sent, heard, said.
@@ -145,6 +252,8 @@ def inspect_activation(
         answers: The right answer of each game. Its first token is looked up in every layer of B.
         k: A is read after this layer, 0 .. L_A.
         j: B is edited after this layer, 0 .. L_B.
+        graft: "sum", "mean", "replace", or a function f(a, b).
+        W: The map [D_B, D_A], or None.
         **how: Options of `Inspecting`.
 
     Returns:
@@ -160,25 +269,160 @@ def inspect_activation(
         [2, 2, 2, 2, 2, 1]
     """
     settings = Inspecting(**how)
-    turn = activation(a, b, prompts_a, prompts_b, k=k, j=j, graft=settings.graft, W=settings.W)
-    message = send(a.single, a.tokenize(prompts_a), k)
-    written = settings.max_new_tokens
-    scoped = a.patchscope(message, settings.target, settings.placeholder, max_new_tokens=written)
-    near = [nearest_tokens(a.single, message, by=by, count=settings.count) for by in ("head", "embedding")]
-    edit = receive(deliver(message.anonymous(), b.params), j, Graft(settings.graft, settings.W))
-    asked, spelled = b.tokenize(prompts_b), b.spell(prompts_b, answers)[:, 0]
-    layers = range(j, b.single.config.layers + 1)
-    look = lambda *edits: logit_lens(b.single, asked, edits=edits, layers=layers, count=settings.count, answers=spelled)
-    heard, alone = (_by_game(b, look(*edits), layers) for edits in ((edit,), ()))
-    norms = np.asarray(message.norms)
-    return [
-        Inspection(
-            int(k), int(j), spell_out(a, turn_rows[-1:])[0], len(turn_rows) - 1, float(norms[i]),
-            _named(a, near[0][0][i], np.exp(near[0][1][i])), _named(a, near[1][0][i], near[1][1][i]), scoped[i],
-            spell_out(b, spelled[i : i + 1])[0], int(spelled[i]), heard[i], alone[i], reply,
+    turn = activation(a, b, prompts_a, prompts_b, k=k, j=j, graft=graft, W=W)
+    message, rows = send(a.single, a.tokenize(prompts_a), k), a.rows(prompts_a)
+    target, most = (settings.target, settings.placeholder), settings.max_new_tokens
+    scoped, norms = a.patchscope(message, *target, max_new_tokens=most), np.asarray(message.norms)
+    head, embedding = (nearest_tokens(a.single, message, by=by, count=settings.count) for by in ("head", "embedding"))
+    sent = [
+        SentState(
+            int(k), int(j), spell_out(a, row[-1:])[0], len(row) - 1, float(norms[i]),
+            _named(a, head[0][i], np.exp(head[1][i])), _named(a, embedding[0][i], embedding[1][i]), scoped[i],
         )
-        for i, (turn_rows, reply) in enumerate(zip(a.rows(prompts_a), turn.write(written), strict=True))
+        for i, row in enumerate(rows)
     ]  # fmt: skip
+    return _inspected(turn, start_turn(b, prompts_b), sent, answers, j, settings)
+
+
+def inspect_prefix(
+    a: Agent,
+    b: Agent,
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
+    answers: Sequence[str],
+    prefix: Prefixing,
+    **how: Any,
+) -> list[Inspection]:
+    """Plays games of `kv` or `latent`, and looks at what A thought, and at what B looks at and hears.
+
+    Args:
+        a: The sender.
+        b: The receiver.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B reads, one prompt for each game.
+        answers: The right answer of each game.
+        prefix: Layers, steps, and how A thinks. It sends keys and values, without a map between tokenizers.
+        **how: Options of `Inspecting`.
+
+    Returns:
+        What was sent, heard and said in each game.
+
+    Raises:
+        ValueError: As for `kv`; vectors are sent, or tokens of another tokenizer.
+
+    Example:
+        >>> told, asked = ["Bob is at the Colosseum."], ["Which country is Bob located in?"]
+        >>> found, = protocols.inspect_prefix(agent, agent, told, asked, ["Italy"], protocols.Prefixing())
+        >>> found.sent.looks.most(6)[0][0], found.reply.text
+        (' the', 'Italy')
+    """
+    settings = Inspecting(**how)
+    if prefix.sends == "thoughts" or (prefix.maps is not None and a.tokenizer.get_vocab() != b.tokenizer.get_vocab()):
+        raise ValueError("what is looked at are A's tokens: send keys and values, between models of one tokenizer")
+    turn = receive_prefix(b, prompts_b, send_prefix(a, b, prompts_a, prefix), prefix)
+    looks, thoughts = _looks(turn, a, prompts_a, prefix.steps), _thoughts(a, prompts_a, prefix)
+    layers = tuple((np.flatnonzero(prefix.chosen(b.single.config)) + 1).tolist())
+    sent = [SentPrefix(layers, x, y) for x, y in zip(looks, thoughts, strict=True)]
+    return _inspected(turn, start_turn(b, prompts_b), sent, answers, layers[0], settings)
+
+
+def inspect_deltas(
+    a: Agent,
+    b: Agent,
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
+    answers: Sequence[str],
+    talk: Conversation,
+    *,
+    layers: Sequence[int],
+    **how: Any,
+) -> list[Inspection]:
+    """Plays games of `deltas`, and looks at how A's state moved over its message, and at what B hears of that.
+
+    Args:
+        a: Who writes.
+        b: Who reads.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B is asked, one prompt for each game.
+        answers: The right answer of each game.
+        talk: How A writes and B is told.
+        layers: The layers after which states are read and added.
+        **how: Options of `Inspecting`.
+
+    Returns:
+        What was sent, heard and said in each game. `alone` is B that reads the text without the deltas.
+
+    Raises:
+        ValueError: As for `deltas`.
+
+    Example:
+        >>> told, asked = ["Bob is at the Colosseum."], ["Which country is Bob located in?"]
+        >>> talk = protocols.Conversation(max_message_tokens=8)
+        >>> found, = protocols.inspect_deltas(agent, agent, told, asked, ["Italy"], talk, layers=[4])
+        >>> len(found.sent.tokens) == len(found.sent.norms[0]), found.heard[-1].answer_rank
+        (True, 1)
+    """
+    settings, layers = Inspecting(**how), sorted(delta_layers(a, b, layers))
+    sent = send_deltas(a, prompts_a, talk, layers=layers)
+    turn = receive_deltas(b, prompts_b, sent, talk, layers=layers)
+    assert turn.given is not None
+    states, valid = np.asarray(sent.message.state_array(), np.float32), np.asarray(sent.message.valid)
+    toward = nearest_tokens(a.single, sent.message.state_array()[:, :, -1], count=NAMED)
+    told = []
+    for i, details in enumerate(sent.details):
+        norms = np.linalg.norm(states[i][valid[i]], axis=-1).T
+        each = [(x[i][valid[i]]) for x in map(np.asarray, toward)]
+        named = tuple(_named(a, ids, np.exp(values)) for ids, values in zip(*each, strict=True))
+        tokens = tuple(spell_out(a, details["ids"]))
+        told.append(SentDeltas(tuple(layers), details["message"], tokens, tuple(map(tuple, norms.tolist())), named))
+    alone = dataclasses.replace(turn, given=turn.given._replace(edits=()))
+    return _inspected(turn, alone, told, answers, layers[0], settings)
+
+
+def inspect_bridge(
+    a: Agent,
+    b: Agent,
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
+    answers: Sequence[str],
+    bridging: Bridging,
+    **how: Any,
+) -> list[Inspection]:
+    """Plays games over a trained `bridge`, and looks at how much of A comes in, layer by layer, and at what B hears of it.
+
+    Args:
+        a: The sender.
+        b: The receiver.
+        prompts_a: What A reads, one prompt for each game. The sender of a C2C reads B's prompts.
+        prompts_b: What B reads, one prompt for each game.
+        answers: The right answer of each game.
+        bridging: The bridge.
+        **how: Options of `Inspecting`.
+
+    Returns:
+        What was sent, heard and said in each game.
+
+    Raises:
+        ValueError: As for `bridge`.
+
+    Example:
+        >>> made = jc.init_gated(jax.random.key(0), agent.params, agent.params)
+        >>> told, asked = ["Bob is at Petra."], ["Which country is Bob located in?"]
+        >>> how = protocols.Bridging(made)
+        >>> found, = protocols.inspect_bridge(agent, agent, told, asked, ["Jordan"], how)
+        >>> found.sent.kind, max(found.sent.values), found.heard == found.alone
+        ('gated', 0.0, True)
+    """
+    settings = Inspecting(**how)
+    turn = receive_bridged(b, prompts_b, send_bridged([a], b, prompts_a, prompts_b, bridging), bridging)
+    alone, games, made = start_turn(b, prompts_b), len(prompts_b), bridging.bridges[0]
+    if isinstance(made, Gated):
+        size = tuple(np.abs(np.asarray(turn.past[0].gate)).mean(axis=1).tolist())
+        sent = [SentBridge("gated", size, size, looks) for looks in _looks(turn, a, prompts_a)]
+    else:
+        keys, values = (_moved(turn, name) for name in ("k", "v"))
+        sent = [SentBridge("c2c", keys[i], values[i], None) for i in range(games)]
+    return _inspected(turn, alone, sent, answers, 1, settings)
 
 
 def spell_out(agent: Agent, ids: Sequence[int] | AnyArray) -> list[str]:
@@ -194,6 +438,54 @@ def spell_out(agent: Agent, ids: Sequence[int] | AnyArray) -> list[str]:
     texts = [agent.tokenizer.decode([int(i)]) for i in ids]
     spelled = agent.tokens(ids)
     return [mark if not text or "\ufffd" in text else text for text, mark in zip(texts, spelled, strict=True)]
+
+
+def _inspected(
+    turn: Turn, alone: Turn, sent: Sequence[Any], answers: Sequence[str], first: int, settings: Inspecting
+) -> list[Inspection]:
+    """What B hears from one layer on, with the message and without, and what it says, beside what was sent."""
+    b, layers = turn.agent, range(first, turn.agent.single.config.layers + 1)
+    spelled = b.spell(turn.prompts, answers)[:, 0]
+    look = lambda turn: _by_game(b, turn.lens(layers, count=settings.count, answers=spelled), layers)
+    token = lambda i: spell_out(b, spelled[i : i + 1])[0]
+    games = zip(sent, look(turn), look(alone), turn.write(settings.max_new_tokens), strict=True)
+    return [Inspection(x, token(i), int(spelled[i]), *heard_and_said) for i, (x, *heard_and_said) in enumerate(games)]
+
+
+def _looks(turn: Turn, a: Agent, prompts_a: Sequence[Prompt], steps: int = 0) -> list[Looks]:
+    """How B's layers look at A's tokens, which stand in the last cache before B's prompts."""
+    assert turn.given is not None
+    past, columns = turn.past, turn.past[-1].positions.shape[-1]
+    onto = lambda last: np.asarray(attention_onto(turn.agent.single, turn.given.prompts, past=past, last=last))  # pyright: ignore
+    last, prompt = (onto(x)[..., -columns:] for x in (True, False))
+    real, found = np.asarray(past[-1].positions) >= 0, []
+    for i, row in enumerate(a.rows(prompts_a)):
+        tokens = (*spell_out(a, row), *(f"<thought {m + 1}>" for m in range(steps)))
+        shares = tuple(map(tuple, last[:, i, real[i]].tolist()))
+        found.append(Looks(tokens, shares, tuple(prompt[:, i].sum(axis=-1).tolist())))
+    return found
+
+
+def _thoughts(a: Agent, prompts: Sequence[Prompt], prefix: Prefixing) -> list[tuple[Named, ...]]:
+    """What A would say after each step, game by game. (The vectors it reads say what it said before.)"""
+    found: list[list[Named]] = [[] for _ in prompts]
+    for steps in range(1, prefix.steps + 1):
+        W = a.realignment if prefix.thought == "aligned" else None
+        logits = think(a.single, a.tokenize(prompts, steps), steps=steps, thought=prefix.thought, W=W).logits
+        p, ids = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), NAMED)
+        for own, *best in zip(found, ids, p, strict=True):
+            own.append(_named(a, *best))
+    return list(map(tuple, found))
+
+
+def _moved(turn: Turn, name: str) -> list[tuple[float, ...]]:
+    """Length of what a fuser adds to B's keys ("k") or values ("v"), as a share of their own, game by game, [L]."""
+    own, fused = unfused(turn.agent, turn.rows), turn.past[0]
+    real = (np.asarray(own.positions) >= 0)[:, None, :, None]
+    at = lambda cache: [np.where(real, np.asarray(x, np.float32), 0) for x in getattr(cache, name)]
+    length = lambda x: np.sqrt((x**2).sum(axis=(1, 2, 3)))
+    layers = [length(y - x) / length(x) for x, y in zip(at(own), at(fused), strict=True)]
+    return list(map(tuple, np.stack(layers, axis=1).tolist()))
 
 
 def _named(agent: Agent, ids: AnyArray, values: AnyArray) -> Named:

@@ -24,7 +24,7 @@ from jaxcomm.latents import Thought, think
 from jaxcomm.messages import Message
 from jaxcomm.prefixes import as_layers, check_prefix, check_reach, join, move, select, stretch
 from jaxcomm.prompts import Prompts, left_pad
-from jaxcomm.protocols.base import Sent, Spent, Turn, dropped, total
+from jaxcomm.protocols.base import Input, Sent, Spent, Turn, dropped, total
 from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in, worst_of_others
 from jaxcomm.protocols.text import likelihoods
 from jaxcomm.reading import prefill
@@ -334,7 +334,7 @@ def receive_prefix(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
     turn.check_room([1] * len(rows))
     past, prompts = behind(b, rows, cache, ahead)
     logits, own = prefill(params, prompts, past=past)
-    return dataclasses.replace(turn, logits=logits, cache=own, past=past)
+    return dataclasses.replace(turn, logits=logits, cache=own, past=past, given=Input(prompts, past))
 
 
 def places(b: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -> int:

@@ -22,7 +22,7 @@ from jaxcomm.decoding import bucket
 from jaxcomm.flops import blocks_flops
 from jaxcomm.messages import Message, read_message, receive
 from jaxcomm.prompts import left_pad
-from jaxcomm.protocols.base import Reply, Sent, Spent, Turn, start_turn
+from jaxcomm.protocols.base import Input, Reply, Sent, Spent, Turn, start_turn
 from jaxcomm.protocols.cipher import check_vocabularies
 from jaxcomm.protocols.controls import Link, StandIn, worst_of_others
 from jaxcomm.protocols.text import Conversation, likelihoods, put
@@ -66,7 +66,7 @@ def deltas(
         >>> protocols.deltas(agent, agent, told, asked, j=4, max_message_tokens=8).write(4)[0].text
         'Jordan'
     """
-    talk, layers = Conversation(**how), _layers(a, b, j)
+    talk, layers = Conversation(**how), delta_layers(a, b, j)
     if talk.turns > 1:
         raise ValueError(f"turns = {talk.turns}: deltas are sent with a single message")
     plain = dataclasses.replace(talk, control=None)
@@ -177,11 +177,24 @@ def receive_deltas(
         for told, norm in zip(sent.details, size, strict=True)
     ]
     told = [put(talk.tell, x, message=m) for x, m in zip(prompts_b, message.text or (), strict=True)]
-    return Turn(b, told, rows, logits, cache, (), details, sent.spent, message)
+    given = Input(prompts, edits=tuple(edits))
+    return Turn(b, told, rows, logits, cache, (), details, sent.spent, message, given=given)
 
 
-def _layers(a: Agent, b: Agent, j: int | Sequence[int]) -> list[int]:
-    """The layers. ValueError: they cannot be what both models have."""
+def delta_layers(a: Agent, b: Agent, j: int | Sequence[int]) -> list[int]:
+    """Checks that two agents can send each other deltas.
+
+    Args:
+        a: Who writes.
+        b: Who reads.
+        j: A layer, or several.
+
+    Returns:
+        The layers.
+
+    Raises:
+        ValueError: The vocabularies or widths differ; a layer is out of range, or none is named.
+    """
     layers = [j] if isinstance(j, int) else list(j)
     check_vocabularies([a, b])
     if (own := a.single.config.width) != (width := b.single.config.width):
