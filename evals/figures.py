@@ -345,6 +345,7 @@ def lines(
             axis.plot(xs, other, "--", color=f"C{n}", linewidth=1, alpha=0.6)
         axis.set(xlabel=x, ylabel=column)
         axis.set_title(row, fontsize="medium", parse_math=False)
+        axis.xaxis.get_major_locator().set_params(integer=all(float(x).is_integer() for x in xs))
         axis.grid(alpha=0.25)
     axes[0, 0].plot([], [], "--", color="0.5", label="another item's")
     axes[0, 0].legend(fontsize="small", frameon=False)

@@ -1,13 +1,15 @@
-"""Sweeps over selections: a game behind A's keys and values, for every scheme of choosing B's layers and every ratio.
+"""Sweeps over selections: a game behind A's keys and values, for every scheme of choosing B's layers, every ratio, and every
+number of A's thoughts.
 
-A's prompts are read once; one program reads B's prompts under all selections (`jaxcomm.selection_logprobs`). Beside the
-item's own prefix stands another item's, so every cell has its content.
+A's prompts are read once; one program reads B's prompts under all selections (`jaxcomm.selection_logprobs`), and how many
+thoughts it sees is data too. Beside the item's own prefix stands another item's, so every cell has its content.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 
 from jaxcomm.agent import Agent
 from jaxcomm.controls import derange
-from jaxcomm.prefixes import Scheme, choose_layers, selection_logprobs
+from jaxcomm.prefixes import Scheme, choose_layers, hide_last, selection_logprobs
 from jaxcomm.protocols import Prefixing
 
 from . import figures
@@ -50,6 +52,7 @@ class Grid:
         scores: By scheme that looks at items, one number for each layer.
         layers: Number of B's layers.
         seed: Seed of the scheme "random".
+        steps: Numbers of thoughts that B sees.
     """
 
     schemes: tuple[Scheme, ...]
@@ -58,6 +61,7 @@ class Grid:
     scores: dict[str, Sequence[float]]
     layers: int
     seed: int = 0
+    steps: tuple[int, ...] = (0,)
 
     def chosen(self, scheme: Scheme, ratio: float) -> np.ndarray:
         """Chooses the layers of a cell.
@@ -77,9 +81,15 @@ class Grid:
         return np.unique([self.chosen(s, r) for s in self.schemes for r in self.ratios], axis=0)
 
     @property
-    def cells(self) -> list[tuple[Scheme, float, int]]:
-        """Every scheme and ratio, and the number of its selection."""
-        return [(s, r, self.index(s, r)) for s in self.schemes for r in self.ratios]
+    def cells(self) -> list[tuple[int, Scheme, float, int]]:
+        """Every number of steps, scheme and ratio, and the number of its column in `Swept`."""
+        count = len(self.selections)
+        return [
+            (m, s, r, n * count + self.index(s, r))
+            for n, m in enumerate(self.steps)
+            for s in self.schemes
+            for r in self.ratios
+        ]
 
     def index(self, scheme: Scheme, ratio: float) -> int:
         """Finds the selection of a cell.
@@ -96,7 +106,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Swept:
-    """Results of one way: log-probability of each right answer, and whether it is the likeliest, [items, selections].
+    """Results of one way: log-probability of each right answer, and whether it is the likeliest, [items, steps x selections].
 
     Attributes:
         logprobs: With each item's own prefix, in nats.
@@ -163,22 +173,24 @@ def sweep(
     order = derange([item.answer for item in game.items], grid.seed)
     laid = functools.cache(lambda: laid_out(game, a, b, wording, how))
     found = {}
+    shape = len(game.items), len(grid.selections)
     for way in grid.ways:
-        pair = []
-        for whose in ("own", "other"):
-            name = f"{way}-{whose}"
+        parts = []
+        for whose, steps in itertools.product(("own", "other"), grid.steps):
+            name = f"{way}-{whose}" + (f"-{steps}" if how.steps else "")
             if not folder.done(name):
                 progress(name)
                 before, cache, prompts, answers = laid()
-                cache = cache if whose == "own" else cache.take(order)
+                cache = hide_last(cache if whose == "own" else cache.take(order), how.steps - steps)
                 told = dict(WAYS[way][0], before=before)
                 logprobs, hits = selection_logprobs(b.single, prompts, cache, grid.selections, answers, **told)
                 item, selection = np.indices(logprobs.shape)
                 columns = {"item": item, "selection": selection, "logprob": logprobs, "hit": hits}
                 folder.write(name, {key: pa.array(x.ravel()) for key, x in columns.items()})
-            table, shape = folder.read(name), (len(game.items), len(grid.selections))
-            pair += [table[key].to_numpy(zero_copy_only=False).reshape(shape) for key in ("logprob", "hit")]
-        found[way] = Swept(*pair)
+            table = folder.read(name)
+            parts.append([table[key].to_numpy(zero_copy_only=False).reshape(shape) for key in ("logprob", "hit")])
+        own, other = parts[: len(grid.steps)], parts[len(grid.steps) :]
+        found[way] = Swept(*(np.concatenate(x, axis=1) for side in (own, other) for x in zip(*side, strict=True)))
     return found
 
 
@@ -194,20 +206,22 @@ class Weight:
     tokens: float
     one: int
 
-    def of(self, chosen: np.ndarray, way: str) -> float:
+    def of(self, chosen: np.ndarray, way: str, steps: int = 0) -> float:
         """Computes how many bytes of an item's prefix are seen.
 
         Args:
             chosen: Which layers see the prefix, [L].
             way: How a selection is read (`WAYS`).
+            steps: Number of thoughts after it.
 
         Returns:
             The number of bytes, as a mean over the items.
         """
+        tokens = self.tokens + steps
         if not WAYS[way][0].get("sink"):
-            return self.one * self.tokens * float(chosen.sum())
+            return self.one * tokens * float(chosen.sum())
         whole = chosen | (np.arange(len(chosen)) == 0)
-        return self.one * (self.tokens * float(whole.sum()) + float((~whole).sum()))
+        return self.one * (tokens * float(whole.sum()) + float((~whole).sum()))
 
 
 def weight(game: Game, a: Agent, b: Agent, wording: Wording) -> Weight:
@@ -235,22 +249,20 @@ def records(game: Game, grid: Grid, found: dict[str, Swept]) -> list[dict[str, A
         found: The results, by way.
 
     Returns:
-        One record for each way, scheme and ratio.
+        One record for each way, number of steps, scheme and ratio.
     """
     made = []
     for way, swept in found.items():
-        for scheme in grid.schemes:
-            for ratio in grid.ratios:
-                c = grid.index(scheme, ratio)
-                mean = lambda x, c=c: float(x[:, c].mean())
-                made.append(
-                    {
-                        "game": game.name, "way": way, "scheme": scheme, "ratio": ratio, "n": len(game.items),
-                        "layers": (np.flatnonzero(grid.selections[c]) + 1).tolist(), "accuracy": mean(swept.hits),
-                        "logprob": mean(swept.logprobs), "other_accuracy": mean(swept.other_hits),
-                        "other_logprob": mean(swept.other_logprobs),
-                    }
-                )  # fmt: skip
+        for steps, scheme, ratio, c in grid.cells:
+            mean = lambda x, c=c: float(x[:, c].mean())
+            made.append(
+                {
+                    "game": game.name, "way": way, "steps": steps, "scheme": scheme, "ratio": ratio, "n": len(game.items),
+                    "layers": (np.flatnonzero(grid.chosen(scheme, ratio)) + 1).tolist(), "accuracy": mean(swept.hits),
+                    "logprob": mean(swept.logprobs), "other_accuracy": mean(swept.other_hits),
+                    "other_logprob": mean(swept.other_logprobs),
+                }
+            )  # fmt: skip
     return made
 
 
@@ -272,16 +284,19 @@ def blocks(game: Game, grid: Grid, found: dict[str, Swept], heavy: Weight, told:
         Items([*told, *(f"Way {way}: {WAYS[way][1]}." for way in grid.ways)]),
         "Exact match: the right answer is the likeliest, token by token. Content: with the item's own prefix above another "
         "item's. p is exact for hits and by random signs for nats, after Holm's correction over all selections of a table.",
-        Picture("selections.png", picture(grid, found), "Accuracy and log-probability against the share of layers"),
+        *pictures(grid, found),
     ]
     for way in grid.ways:
-        made += [Heading(2, f"Way {way}"), Table(COLUMNS, list(rows(grid, found[way], way, heavy)), left=1)]
+        columns, each = COLUMNS, list(rows(grid, found[way], way, heavy))
+        if grid.steps == (0,):
+            columns, each = columns[1:], [row[1:] for row in each]
+        made += [Heading(2, f"Way {way}"), Table(columns, each, left=1)]
     if "sink" in found and "published" in found:
         made += [
             Heading(2, "What the published mask does"),
             "Published above sink, the same layers, without and with the mask.",
             Table(
-                ["scheme", "ratio", "exact match, points", "p", "log p(right), nats", "p"],
+                ["thoughts", "scheme", "ratio", "exact match, points", "p", "log p(right), nats", "p"],
                 list(compared(grid, found["published"], found["sink"])),
                 left=1,
             ),
@@ -290,7 +305,7 @@ def blocks(game: Game, grid: Grid, found: dict[str, Swept], heavy: Weight, told:
 
 
 COLUMNS = (
-    "scheme", "ratio", "layers", "bytes", "exact match, %", "content, points", "p", "log p(right)", "content, nats", "p",
+    "thoughts", "scheme", "ratio", "layers", "bytes", "exact match, %", "content, points", "p", "log p(right)", "content, nats", "p",
 )  # fmt: skip
 
 
@@ -307,10 +322,10 @@ def rows(grid: Grid, swept: Swept, way: str, heavy: Weight) -> Iterator[list[str
         The cells.
     """
     told = _effects(grid, (swept.hits, swept.logprobs), (swept.other_hits, swept.other_logprobs))
-    for scheme, ratio, c in grid.cells:
-        chosen = grid.selections[c]
+    for steps, scheme, ratio, c in grid.cells:
+        chosen = grid.chosen(scheme, ratio)
         yield [
-            scheme, f"{ratio:g}", str(chosen.sum()), f"{heavy.of(chosen, way):,.0f}",
+            str(steps), scheme, f"{ratio:g}", str(chosen.sum()), f"{heavy.of(chosen, way, steps):,.0f}",
             percent(accuracy([bool(x) for x in swept.hits[:, c]])), *told[c][:2],
             f"{swept.logprobs[:, c].mean():.2f}", *told[c][2:],
         ]  # fmt: skip
@@ -328,37 +343,50 @@ def compared(grid: Grid, some: Swept, others: Swept) -> Iterator[list[str]]:
         The cells.
     """
     told = _effects(grid, (some.hits, some.logprobs), (others.hits, others.logprobs))
-    for scheme, ratio, c in grid.cells:
-        yield [scheme, f"{ratio:g}", *told[c]]
+    for steps, scheme, ratio, c in grid.cells:
+        yield [str(steps), scheme, f"{ratio:g}", *told[c]]
 
 
 def _effects(grid: Grid, some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> list[tuple[str, str, str, str]]:
     """Of every selection: points and their p, nats and their p, after Holm's correction over all of them. The selection of no
     layer is no test."""
-    tested = np.flatnonzero(grid.selections.any(axis=1))
-    each = [[effect(x[:, c], y[:, c]) for c in range(len(grid.selections))] for x, y in zip(some, others, strict=True)]
+    tested = np.flatnonzero(np.tile(grid.selections.any(axis=1), len(grid.steps)))
+    count = some[0].shape[1]
+    each = [[effect(x[:, c], y[:, c]) for c in range(count)] for x, y in zip(some, others, strict=True)]
     corrected = iter(holm([found[c].p for found in each for c in tested]))
     ps = [dict(zip(tested.tolist(), [next(corrected) for _ in tested], strict=True)) for _ in each]
     told = lambda n, c, unit: (written(each[n][c].value, unit), p_written(ps[n][c]) if c in ps[n] else "")
-    return [(*told(0, c, "points"), *told(1, c, "nats")) for c in range(len(grid.selections))]
+    return [(*told(0, c, "points"), *told(1, c, "nats")) for c in range(count)]
 
 
-def picture(grid: Grid, found: dict[str, Swept]) -> bytes:
-    """Draws exact match and log-probability against the share of layers, a line for each scheme.
+def pictures(grid: Grid, found: dict[str, Swept]) -> Iterator[Picture]:
+    """Draws exact match and log-probability, a line for each scheme: against the share of layers, and against the number of
+    thoughts, if there are several.
 
     Args:
         grid: What was swept.
         found: The results, by way.
 
-    Returns:
-        The bytes of a PNG.
+    Yields:
+        The pictures.
     """
-    panels = {}
-    for way, swept in found.items():
-        for what, own, other, scale in (
-            ("exact match, %", swept.hits, swept.other_hits, 100),
-            ("log p(right answer), nats", swept.logprobs, swept.other_logprobs, 1),
-        ):
-            at = lambda x, scheme, scale=scale: [scale * x[:, grid.index(scheme, r)].mean() for r in grid.ratios]
-            panels[way, what] = {s: (at(own.astype(float), s), at(other.astype(float), s)) for s in grid.schemes}
-    return figures.lines(grid.ratios, panels, x="share of B's layers that see the prefix")
+    column = {cell[:3]: cell[3] for cell in grid.cells}
+    most, last = max(grid.ratios), max(grid.steps)
+    against = (
+        ("ratios", grid.ratios, lambda s, x: column[last, s, x], "share of B's layers that see the prefix"),
+        ("steps", grid.steps, lambda s, x: column[x, s, most], "thoughts that B sees"),
+    )
+    for name, xs, at, label in against:
+        if len(xs) == 1 and not (name == "ratios" and len(grid.steps) == 1):
+            continue
+        panels = {}
+        for way, swept in found.items():
+            for what, own, other, scale in (
+                ("exact match, %", swept.hits, swept.other_hits, 100),
+                ("log p(right answer), nats", swept.logprobs, swept.other_logprobs, 1),
+            ):
+                mean = lambda values, s, at=at, xs=xs, k=scale: [k * values[:, at(s, x)].mean() for x in xs]
+                panels[way, what] = {s: (mean(own, s), mean(other, s)) for s in grid.schemes}
+        yield Picture(
+            f"{name}.png", figures.lines(xs, panels, x=label), f"Accuracy and log-probability against the {label}"
+        )

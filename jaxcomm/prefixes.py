@@ -184,6 +184,20 @@ def move(cache: KVCache, config: ModelConfig, by: int) -> KVCache:
     return cache.replace(k=k, positions=positions, begin=begin)
 
 
+def hide_last(cache: KVCache, count: int) -> KVCache:
+    """Hides the last tokens of a prefix: the last thoughts of `think`, for one.
+
+    Args:
+        cache: Keys and values of the prefix.
+        count: Number of tokens.
+
+    Returns:
+        The cache without them. Its columns stay, so what reads it is the same program.
+    """
+    columns = cache.positions.shape[-1]
+    return cache.replace(positions=jnp.where(jnp.arange(columns) < columns - count, cache.positions, -1))
+
+
 def stretch(cache: KVCache, layers: int) -> KVCache:
     """Brings a prefix to a receiver of another depth: each of its layers goes to the one that is as deep.
 

@@ -217,6 +217,8 @@ def test_an_empty_memory_adds_nothing(two):
     for nothing in (other.replace(positions=jnp.full_like(other.positions, -1)), jax.tree.map(jnp.zeros_like, other)):
         assert np.array_equal(jc.prefill(b, READS, past=[remember(bridge, nothing)])[0], plain)
     assert not np.allclose(jc.prefill(b, READS, past=[remember(bridge, other)])[0], plain, atol=1e-3)
+    empty = other.replace(positions=jnp.full_like(other.positions, -1))
+    assert not np.any(attention_onto(b, READS, past=[remember(bridge, empty)]))
 
 
 # Training -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from jaxcomm.evals.evaluation.settings import EvalSettings
 from jaxcomm.evals.games import Wording, draw
 from jaxcomm.evals.options import PrefixOptions
 from jaxcomm.evals.prefixes import LayerChoice, answers_of, calibrate
-from jaxcomm.protocols import Prefixing, kv, send_prefix
+from jaxcomm.protocols import Prefixing, StandIn, deltas, kv, send_prefix
 
 from command import jaxcomm, refused
 from evaluations import items
@@ -263,10 +263,64 @@ def test_tables_of_selections_are_paired_and_corrected_over_distinct_selections(
     swept = selections.Swept(rng.normal(size=(40, 4)), hits, rng.normal(size=(40, 4)) - 1, others)
     heavy = selections.Weight(10.0, 100)
     rows = list(selections.rows(grid, swept, "plain", heavy))
-    for row, (_, _, c) in zip(rows, grid.cells, strict=True):
+    for row, (_, _, _, c) in zip(rows, grid.cells, strict=True):
         value = effect(hits[:, c], others[:, c]).value.value
-        assert row[5].startswith(f"{100 * value:+.0f}") and row[3] == f"{1000 * grid.selections[c].sum():,}"
-        assert (row[6] == "") == (not grid.selections[c].any())
+        assert row[6].startswith(f"{100 * value:+.0f}") and row[4] == f"{1000 * grid.selections[c].sum():,}"
+        assert (row[7] == "") == (not grid.selections[c].any())
     # The first layer whole, and one token of each of the others.
     assert heavy.of(np.array([False, False, True, False]), "sink") == 100 * (2 * 10 + 2)
-    assert selections.picture(grid, {"plain": swept}).startswith(b"\x89PNG")
+    (drawn,) = selections.pictures(grid, {"plain": swept})
+    assert drawn.file == "ratios.png" and drawn.png.startswith(b"\x89PNG")
+
+
+def test_a_sweep_over_thoughts_says_what_so_many_thoughts_say(tmp_path, b):
+    words = ("--channel", "latent", "--steps", 0, 1, 3, "--schemes", "last", "--ratios", 0.5, 1, "--n", 4)
+    jaxcomm("select", *PAIR, *words, "--out", tmp_path / "run")
+    cells, game = records(tmp_path / "run" / "results.jsonl"), draw("countries", 0, 4)
+    told, asked, answers = zip(*((i.prompt_a, i.prompt_b, i.answer) for i in game.items), strict=True)
+    assert [(cell["steps"], cell["ratio"]) for cell in cells] == [(m, r) for m in (0, 1, 3) for r in (0.5, 1.0)]
+    for cell in cells:
+        for control in (None, "other"):
+            stand_in = control and StandIn(control, answers=answers)
+            turn = kv(b, b, told, asked, layers=cell["layers"], steps=cell["steps"], control=stand_in)
+            scored = turn.score([[f" {answer}"] for answer in answers])
+            name = "other_logprob" if control else "logprob"
+            assert cell[name] == pytest.approx(np.mean([x.logprobs[0] for x in scored]), abs=1e-3)
+    assert {p.name for p in (tmp_path / "run").glob("*.png")} == {"ratios.png", "steps.png"}
+
+
+def test_a_sweep_over_layers_of_deltas_says_what_each_layer_says(tmp_path, capsys, b):
+    words = ("select", *PAIR, "--channel", "deltas", "--delta-layers", 5, 1, "--max-message-tokens", 8, "--n", 5)
+    jaxcomm(*words, "--out", tmp_path / "run")
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "The text alone: 100 [57, 100] exact match" in report and "| presence |" in report
+    cells, game = records(tmp_path / "run" / "results.jsonl"), draw("countries", 0, 5)
+    told, asked, answers = zip(*((i.prompt_a, i.prompt_b, i.answer) for i in game.items), strict=True)
+    assert [cell["layer"] for cell in cells] == [5, 1]
+    for cell in cells:
+        for name, control in (("", None), ("other_", "other"), ("text_", "zero")):
+            stand_in = control and StandIn(control, answers=answers)
+            turn = deltas(b, b, told, asked, j=cell["layer"], max_message_tokens=8, control=stand_in)
+            scored = turn.score([[f" {answer}"] for answer in answers])
+            assert cell[f"{name}logprob"] == pytest.approx(np.mean([x.logprobs[0] for x in scored]), abs=1e-3), name
+            assert cell[f"{name}accuracy"] == np.mean([x.greedy[0] for x in scored]), name
+    assert cells[1]["other_logprob"] < cells[1]["logprob"] - 0.1
+    capsys.readouterr()
+    jaxcomm(*words, "--out", tmp_path / "run", "--resume")
+    assert "computing" not in capsys.readouterr().out and (tmp_path / "run" / "report.md").read_text() == report
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--steps", 0, 1), "--steps means nothing to --channel kv: it is an option of latent"),
+        (("--channel", "deltas", "--ratios", 0.5), "--ratios means nothing to --channel deltas: it is an option of kv"),
+        (("--channel", "latent", "--steps", -1), "--steps -1: A thinks 0 steps or more"),
+        (("--channel", "latent", "--steps", 1, 1), "name at least one, each once"),
+        (("--channel", "deltas", "--delta-layers", 7), "j = 7 is out of range"),
+        (("--channel", "deltas", "--max-message-tokens", 0), "--max-message-tokens 0"),
+    ],
+)
+def test_settings_of_a_sweep_that_cannot_be_are_one_line(tmp_path, capsys, words, says):
+    assert says in refused(capsys, "select", *PAIR, "--n", 2, *words, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

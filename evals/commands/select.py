@@ -1,17 +1,35 @@
-"""`jaxcomm select`: which of B's layers have to see A's keys and values."""
+"""`jaxcomm select`: which of B's layers have to see A's keys and values, how many of its thoughts, and where deltas go."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .. import options
+
+if TYPE_CHECKING:  # commands load nothing before they run
+    from jaxcomm.agent import Agent
+
+    from ..documents import Block
+    from ..games import Game
+    from ..runs import RunFolder
+
+Sweeping = Callable[["RunFolder", Callable[[str], None]], "tuple[list[Block], list[dict[str, Any]]]"]
+"""(folder, progress) -> blocks of a report, and records."""
+
+MEANT = {
+    "kv": ("schemes", "ratios", "ways", "place", "alpha", "calibration"),
+    "latent": ("schemes", "ratios", "ways", "place", "alpha", "calibration", "steps", "thought"),
+    "deltas": ("delta_layers", "ask", "tell", "max_message_tokens"),
+}
+"""Options of each channel."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Select(options.GameOptions):
-    """Sweep which layers of B see A's keys and values: every scheme at every ratio, in one program, with content beside it.
+    """Sweep the settings of a channel, with content beside every cell. kv: which layers of B see A's keys and values, every scheme at every ratio; latent: also how many of A's thoughts; deltas: after which layer A's deltas are added. (Layers of activations: jaxcomm sweep.)
 
     Example: jaxcomm select --a pair:b --b pair:b --n 40 --out runs/layers
     """
@@ -21,8 +39,9 @@ class Select(options.GameOptions):
     a: options.LayeredSender
     b: options.Receiver
     out: Path
-    """Run folder: finished pieces, report.html, report.md, a picture, results.jsonl."""
+    """Run folder: finished pieces, report.html, report.md, pictures, results.jsonl."""
     resume: options.Resume = False
+    channel: Literal["kv", "latent", "deltas"] = "kv"
     game: str = "countries"
     """countries, tip_sheets, or a file of your own."""
     schemes: tuple[Literal["score", "greedy", "first", "last", "random", "every"], ...] = (
@@ -35,6 +54,18 @@ class Select(options.GameOptions):
     ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     ways: tuple[Literal["plain", "own", "sink", "published"], ...] = ("plain",)
     """plain; own: B's prompt begins at position 0; sink, published: as KVComm's code, without and with its mask."""
+    steps: tuple[int, ...] = (0, 1, 2, 5, 10)
+    """latent: numbers of A's thoughts that B sees. A thinks once, the largest number of steps."""
+    thought: Literal["aligned", "identity", "soft"] = "aligned"
+    """latent: what A reads in place of tokens while it thinks (as jaxcomm play's --thought)."""
+    delta_layers: tuple[int, ...] = ()
+    """deltas: the layers, each by itself; default: all."""
+    ask: str = "{prompt}"
+    """deltas: template that A's prompt is put into."""
+    tell: str = "{message} {prompt}"
+    """deltas: template that A's message and B's prompt are put into."""
+    max_message_tokens: int = 48
+    """deltas: largest number of tokens of A's message."""
     place: Literal["start", "turn"] = "start"
     """The prefix stands before B's prompt, as published, or before its last turn, behind worked examples, which are then read once."""
     alpha: float = 1.0
@@ -55,56 +86,93 @@ class Select(options.GameOptions):
             ValueError: An option, an agent or a game is not as it should be, or the folder holds another run.
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
-        from jaxcomm.prefixes import check_prefix
-        from jaxcomm.protocols import Prefixing
-
-        from .. import selections
         from ..agents import load_agents, read_as
         from ..documents import Code, Heading, Picture, console, markdown, page, show
         from ..files import write_lines
         from ..games import draw
-        from ..prefixes import CALIBRATED, LayerChoice
         from ..runs import RunFolder, agent_fingerprint, surroundings
 
         self._check()
+        out = console(180)
+        game = draw(self.game, self.seed, self.n, names=self.names, examples=self.examples)
+        if len(game.items) < 2:
+            raise ValueError(
+                f"{len(game.items)} items: every message is compared with another item's, give at least two"
+            )
+        agents = load_agents(self.a, self.b, dtype=self.dtype, layers=True, tensor=self.tensor, **self.agent_options())
+        config = dataclasses.asdict(self) | dict(game.source) | read_as(agents) | surroundings()
+        config |= {"fingerprints": [agent_fingerprint(agent) for agent in agents], "out": None, "resume": None}
+        plan, sweep = (self._deltas if self.channel == "deltas" else self._prefixes)(game, agents)
+        again, progress = options.command_line(self), lambda name: out.print(f"computing {name}")
+        with RunFolder(self.out, config, plan, command=again, resume=self.resume) as folder:
+            blocks, records = sweep(folder, progress)
+            show(blocks, out)
+            blocks = [*blocks, Heading(2, "This again"), Code(again)]
+            for block in blocks:
+                if isinstance(block, Picture):
+                    folder.put(block.file, block.png)
+            folder.put("report.html", page(f"{game.name}: {self.channel}", blocks).encode())
+            folder.put("report.md", markdown(blocks).encode())
+            write_lines(self.out / "results.jsonl", records)
+        out.print(f"{self.out}: report.html, report.md, results.jsonl", soft_wrap=True)
+
+    def _prefixes(self, game: Game, agents: tuple[Agent, Agent]) -> tuple[Callable[[], Any], Sweeping]:
+        """kv and latent: what scores the layers, and what sweeps."""
+        from jaxcomm.prefixes import check_prefix
+        from jaxcomm.protocols import Prefixing
+
+        from .. import selections
+        from ..prefixes import CALIBRATED, LayerChoice
+
+        a, b = agents
+        check_prefix(a.single.config, b.single.config)
         looks: Any = next((scheme for scheme in self.schemes if scheme in CALIBRATED), None)
         choice = LayerChoice(
             (), looks, None if looks is None else 1.0, self.alpha, self.calibration, self.calibration_items, self.seed
         )
-        wording, out = self.game_wording(), console(180)
-        game = draw(self.game, self.seed, self.n, names=self.names, examples=self.examples)
-        if len(game.items) < 2:
-            raise ValueError(
-                f"{len(game.items)} items: every prefix is compared with another item's, give at least two"
-            )
-        a, b = load_agents(self.a, self.b, dtype=self.dtype, layers=True, tensor=self.tensor, **self.agent_options())
-        check_prefix(a.single.config, b.single.config)
         items = None if looks is None else choice.calibration_items(game)
-        config = dataclasses.asdict(self) | dict(game.source) | read_as((a, b)) | surroundings()
-        config |= {"fingerprints": [agent_fingerprint(agent) for agent in (a, b)], "out": None, "resume": None}
-        plan = lambda: selections.scored_layers(self.schemes, items, (a, b), wording, how, self.alpha)
-        again, how = options.command_line(self), Prefixing(place=self.place)
-        with RunFolder(self.out, config, plan, command=again, resume=self.resume) as folder:
-            grid = selections.Grid(self.schemes, self.ratios, self.ways, folder.plan, b.single.config.layers, self.seed)
-            found = selections.sweep(
-                game, (a, b), wording, how, grid, folder, lambda name: out.print(f"computing {name}")
-            )
-            blocks = selections.blocks(
-                game, grid, found, selections.weight(game, a, b, wording), self._told(game, items)
-            )
-            show(blocks, out)
-            blocks += [Heading(2, "This again"), Code(again)]
-            for block in blocks:
-                if isinstance(block, Picture):
-                    folder.put(block.file, block.png)
-            folder.put("report.html", page(f"{game.name}: layers", blocks).encode())
-            folder.put("report.md", markdown(blocks).encode())
-            write_lines(self.out / "results.jsonl", selections.records(game, grid, found))
-        out.print(f"{self.out}: report.html, report.md, results.jsonl", soft_wrap=True)
+        steps = self.steps if self.channel == "latent" else (0,)
+        wording, how = self.game_wording(), Prefixing(place=self.place, steps=max(steps), thought=self.thought)
+        told = self._told(game)
+        if items is not None:
+            told.append(f"Layers were scored on {len(items.items)} items of {items.name} that are not among them.")
+
+        def sweep(folder: RunFolder, progress: Callable[[str], None]) -> tuple[list[Block], list[dict[str, Any]]]:
+            layers = b.single.config.layers
+            grid = selections.Grid(self.schemes, self.ratios, self.ways, folder.plan, layers, self.seed, steps)
+            found = selections.sweep(game, agents, wording, how, grid, folder, progress)
+            heavy = selections.weight(game, a, b, wording)
+            return selections.blocks(game, grid, found, heavy, told), selections.records(game, grid, found)
+
+        return lambda: selections.scored_layers(self.schemes, items, agents, wording, how, self.alpha), sweep
+
+    def _deltas(self, game: Game, agents: tuple[Agent, Agent]) -> tuple[Callable[[], Any], Sweeping]:
+        """Nothing to score, and what sweeps."""
+        from jaxcomm.protocols.state_deltas import delta_layers
+
+        from .. import delta_layers as layers_of_deltas
+
+        talk = dict(ask=self.ask, tell=self.tell, max_message_tokens=self.max_message_tokens)
+        layers = delta_layers(*agents, self.delta_layers or range(1, agents[1].single.config.layers + 1))
+
+        def sweep(folder: RunFolder, progress: Callable[[str], None]) -> tuple[list[Block], list[dict[str, Any]]]:
+            wording = self.game_wording()
+            found = layers_of_deltas.sweep(game, agents, wording, layers, talk, folder, progress, self.seed)
+            told = layers_of_deltas.blocks(game, layers, found, self._told(game))
+            return told, layers_of_deltas.records(game, layers, found)
+
+        return dict, sweep
 
     def _check(self) -> None:
         """Raises ValueError for options that cannot be."""
-        for name in ("schemes", "ratios", "ways"):
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in sorted({name for own in MEANT.values() for name in own} - {*MEANT[self.channel]}):
+            if getattr(self, name) != default[name]:
+                users = " and ".join(channel for channel, own in MEANT.items() if name in own)
+                raise ValueError(
+                    f"--{name.replace('_', '-')} means nothing to --channel {self.channel}: it is an option of {users}"
+                )
+        for name in ("schemes", "ratios", "ways", "steps"):
             if not (given := getattr(self, name)) or len({*given}) < len(given):
                 raise ValueError(f"--{name} {' '.join(map(str, given)) or 'none'}: name at least one, each once")
         if self.place == "turn" and "own" in self.ways:
@@ -113,12 +181,13 @@ class Select(options.GameOptions):
             )
         if odd := [ratio for ratio in self.ratios if not 0 <= ratio <= 1]:
             raise ValueError(f"--ratios {odd[0]}: they are shares of the layers, 0 to 1")
+        if min(self.steps) < 0:
+            raise ValueError(f"--steps {min(self.steps)}: A thinks 0 steps or more")
+        if self.max_message_tokens < 1:
+            raise ValueError(f"--max-message-tokens {self.max_message_tokens}: it must be at least 1")
 
-    def _told(self, game, items) -> list[str]:
+    def _told(self, game: Game) -> list[str]:
         """Facts about the set-up."""
-        told = [
+        return [
             f"{self.a} to {self.b}, {len(game.items)} items of {game.name}, seed {self.seed}, wording {self.wording}."
         ]
-        if items is not None:
-            told.append(f"Layers were scored on {len(items.items)} items of {items.name} that are not among them.")
-        return told

@@ -36,6 +36,8 @@ class PatchOptions(TypedDict, total=False):
         positions: Positions, as a `Site` takes them, for A's prompts and for B's, aligned at their ends. Default: every
             token that all prompts have, counted from their ends.
         change: What happens to B's activation (`edits.Change`). Default: replace.
+        sent: What is made of A's activations at all of its tokens, [layers, G, P, ...], before any of them goes to B: their
+            differences, for one. Default: nothing.
         progress: Called after every chunk as progress(done, all), which counts cells of games.
     """
 
@@ -43,6 +45,7 @@ class PatchOptions(TypedDict, total=False):
     layers: Sequence[int]
     positions: Sequence[Positions]
     change: Change
+    sent: Callable[[jax.Array], jax.Array]
     progress: Callable[[int, int], None]
 
 
@@ -113,7 +116,7 @@ def patch(
     done, every = 0, sum(count(cells) for own in chunks for cells in own)
     logprobs, exact = np.full((*shape, answers.shape[1]), np.nan, np.float32), np.zeros(shape, bool)
     for s, site in enumerate(sites):
-        sent = _activations(params_a, both[0], site)
+        sent = options.get("sent", lambda states: states)(_activations(params_a, both[0], site))
         read = (sent, *read_tail(params_b, _masked(both[1]), targets.tokens, site=site, length=length))
         for cells in chunks[s]:
             at, where = np.array(layers, np.int32)[cells[:, 0]], [jnp.asarray(x[:, cells[:, 1]]) for x in columns]

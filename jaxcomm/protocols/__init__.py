@@ -30,7 +30,7 @@ from jaxcomm.protocols.inspections import (
     inspect_prefix,
 )
 from jaxcomm.protocols.prefixes import Prefixing, kv, latent, receive_prefix, send_prefix, thinking
-from jaxcomm.protocols.state_deltas import deltas, receive_deltas, send_deltas
+from jaxcomm.protocols.state_deltas import deltas, receive_deltas, send_deltas, sweep_deltas
 from jaxcomm.protocols.text import Conversation, message, receive_text, send_text, sender, silent, skyline
 
 PROTOCOLS = {
@@ -96,5 +96,6 @@ __all__ = [
     "sender",
     "silent",
     "skyline",
+    "sweep_deltas",
     "thinking",
 ]

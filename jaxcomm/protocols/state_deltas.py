@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +21,7 @@ from jaxcomm.agent import Agent, Prompt
 from jaxcomm.compiled import check_layer
 from jaxcomm.decoding import bucket
 from jaxcomm.flops import blocks_flops
+from jaxcomm.layer_sweep import patch
 from jaxcomm.messages import Message, read_message, receive
 from jaxcomm.prompts import left_pad
 from jaxcomm.protocols.base import Input, Reply, Sent, Spent, Turn, start_turn
@@ -179,6 +181,94 @@ def receive_deltas(
     told = [put(talk.tell, x, message=m) for x, m in zip(prompts_b, message.text or (), strict=True)]
     given = Input(prompts, edits=tuple(edits))
     return Turn(b, told, rows, logits, cache, (), details, sent.spent, message, given=given)
+
+
+class DeltaSweep(NamedTuple):
+    """How likely right answers are behind messages with deltas, layer by layer, and behind the text alone.
+
+    Attributes:
+        logprobs: Log-probability of each answer in nats, [orders, B, layers].
+        exact: Whether greedy decoding would write it, likewise.
+        text_logprobs: Log-probability behind the text alone, [B].
+        text_exact: Likewise.
+    """
+
+    logprobs: np.ndarray
+    exact: np.ndarray
+    text_logprobs: np.ndarray
+    text_exact: np.ndarray
+
+
+def sweep_deltas(
+    a: Agent,
+    b: Agent,
+    prompts_a: Sequence[Prompt],
+    prompts_b: Sequence[Prompt],
+    answers: Sequence[str],
+    *,
+    layers: Sequence[int],
+    orders: Sequence[Sequence[int] | None] = (None,),
+    **how: Any,
+) -> DeltaSweep:
+    """Scores answers behind messages with deltas after each of many layers. A writes once, and prompts are read once (`patch`).
+
+    Args:
+        a: Who writes. It has B's shape.
+        b: Who reads.
+        prompts_a: What A reads, one prompt for each game.
+        prompts_b: What B is asked, one prompt for each game.
+        answers: The right answers.
+        layers: The layers, each by itself.
+        orders: For each run the game whose deltas each game gets, aligned at the messages' ends; the text stays its own. None:
+            its own.
+        **how: Options of `Conversation`, with a single turn.
+
+    Returns:
+        How likely the answers are.
+
+    Raises:
+        ValueError: As for `deltas`; the models differ in shape.
+
+    Example:
+        >>> told, asked = ["Bob is at Petra."], ["Which country is Bob located in?"]
+        >>> found = protocols.sweep_deltas(agent, agent, told, asked, ["Jordan"], layers=[2, 4, 6], max_message_tokens=8)
+        >>> found.exact
+        array([[[ True,  True,  True]]])
+    """
+    talk, layers = Conversation(**how), delta_layers(a, b, layers)
+    sent = send_deltas(a, prompts_a, talk, layers=layers[:1])
+    ids = [list(told["ids"]) for told in sent.details]
+    read, (own, there) = a.rows([put(talk.ask, x) for x in prompts_a]), _pasted(b, prompts_b, ids, talk)
+    after = [row[int(np.flatnonzero(x)[-1]) + 1 :] if x.any() else [] for row, x in zip(own, there, strict=True)]
+    told = [put(talk.tell, x, message=m) for x, m in zip(prompts_b, sent.message.text or (), strict=True)]
+    spelled, found = b.spell(told, answers), []
+    for order in orders:
+        order = range(len(own)) if order is None else order
+        rows = [[*read[o], *ids[o], *end] for o, end in zip(order, after, strict=True)]
+        a.check_room(rows, 0)
+        columns = bucket(max(map(len, (*own, *rows))), b.params.config.max_positions)
+        mask = np.zeros((len(own), columns), bool)
+        for i, o in enumerate(order):
+            end = columns - len(after[i])
+            mask[i, end - min(len(ids[i]), len(ids[o])) : end] = True
+        both = left_pad(rows, columns), left_pad(own, columns)
+        where = dict(layers=layers, positions=[mask])
+        found.append(patch(a.single, b.single, *both, spelled, change=_add, sent=_moved, **where))  # pyright: ignore
+    logprobs, exact = (np.stack([getattr(x, name)[0, :, 0] for x in found]) for name in ("logprobs", "exact"))
+    nothing = sent.message.replace(states=jnp.zeros_like(sent.message.state_array()))
+    alone = receive_deltas(b, prompts_b, dataclasses.replace(sent, message=nothing), talk, layers=layers[:1])
+    scored = alone.score_tokens([[[int(t) for t in row if t >= 0]] for row in spelled])
+    text = (np.array([getattr(x, name)[0] for x in scored]) for name in ("logprobs", "greedy"))
+    return DeltaSweep(logprobs.sum(axis=-1).swapaxes(1, 2), exact.swapaxes(1, 2), *text)
+
+
+def _add(state: jax.Array, message: jax.Array, context: Any) -> jax.Array:
+    return state + message
+
+
+def _moved(states: jax.Array) -> jax.Array:
+    """How the state at each token differs from that at the one before it, [layers, G, P, D]."""
+    return jnp.diff(states, axis=2, prepend=states[:, :, :1])
 
 
 def delta_layers(a: Agent, b: Agent, j: int | Sequence[int]) -> list[int]:
