@@ -38,6 +38,7 @@ class Entry:
         error: Its published error. None: there is none.
         unit: Unit of the number, such as "%".
         setting: The set-up, by the names in `SETUP`. A value that is missing or None is not known.
+        digits: Number of digits after the point that it is published with.
     """
 
     source: str
@@ -51,6 +52,7 @@ class Entry:
     error: float | None
     unit: str
     setting: Mapping[str, Any]
+    digits: int = 1
 
     @property
     def pair(self) -> str:
@@ -60,8 +62,7 @@ class Entry:
     @property
     def text(self) -> str:
         """The number as its source prints it, with its error."""
-        digits = 1 if self.unit == "%" else 2
-        return f"{self.value:.{digits}f}" + ("" if self.error is None else f" ± {self.error:.{digits}f}")
+        return f"{self.value:.{self.digits}f}" + ("" if self.error is None else f" ± {self.error:.{self.digits}f}")
 
     @property
     def share(self) -> float:
@@ -88,11 +89,12 @@ def read_published() -> tuple[dict[str, str], list[Entry]]:
             arxiv and f"arXiv {arxiv}",
         )
         about = f"{', '.join(d for d in details if d)}{'; ' if 'note' in table else ''}{table.get('note', '')}"
+        digits = table.get("digits", 1 if table["unit"] == "%" else 2)
         for row in table["rows"]:
             for task, value in row["values"].items():
                 setting = {k: at(v, task) for k, v in (table["setting"] | row.get("setting", {})).items()}
                 models, error = ((table | row)["a"], (table | row)["b"]), row.get("errors", {}).get(task)
-                what = (row["protocol"], row.get("variant", ""), task, value, error, table["unit"], setting)
+                what = (row["protocol"], row.get("variant", ""), task, value, error, table["unit"], setting, digits)
                 entries.append(Entry(source, about, *models, *what))
     return found["metrics"], entries
 
@@ -149,7 +151,20 @@ def judge(run: Run, line: Mapping[str, Any]) -> str | None:
     return run.config["judge"] or run.config["b"]
 
 
-SPEAKING, DEBATES = ("message", "debate", "cipher"), ("debate", "cipher")
+def seen(run: Run, line: Mapping[str, Any]) -> str:
+    """Which layers of the receiver see a prefix in a run."""
+    config = run.config
+    if config.get("scheme"):
+        return f"{config['ratio']:g} by {config['scheme']}"
+    return ", ".join(map(str, config.get("layers") or ())) or "all"
+
+
+def mask(run: Run, line: Mapping[str, Any]) -> str:
+    """What a token sees in layers that do not see the prefix in a run."""
+    return "KVComm's published" if run.config.get("published_mask") else "what comes before"
+
+
+SPEAKING, DEBATES, PREFIXES = ("message", "debate", "cipher", "deltas"), ("debate", "cipher"), ("kv", "latent")
 SETUP: dict[str, tuple[Sequence[str], Callable[[Run, Mapping[str, Any]], Any]]] = {
     "questions": ((), lambda run, line: line["n"]),
     "prompts": ((), prompts),
@@ -165,6 +180,10 @@ SETUP: dict[str, tuple[Sequence[str], Callable[[Run, Mapping[str, Any]], Any]]] 
     "layers": (GRAFTS, layers),
     "graft": (GRAFTS, lambda run, line: run.config["graft"]),
     "edited": (GRAFTS, lambda run, line: "all tokens" if run.config["where"] == "all" else "last token"),
+    "layers that see the prefix": (PREFIXES, seen),
+    "mask": (PREFIXES, mask),
+    "steps": (("latent", "thinking"), lambda run, line: run.config["steps"]),
+    "delta layers": (("deltas",), lambda run, line: ", ".join(map(str, run.config["delta_layers"]))),
     "A writes first": (GRAFTS, lambda run, line: f"{run.config['think']} tokens" if run.config["think"] else "nothing"),
 }
 """What makes a number what it is -> the protocols it matters to (none: to all), and how it was in a run."""

@@ -130,7 +130,13 @@ def test_published_numbers_are_those_of_the_file(tmp_path):
         assert [(row["unit"], float(row["as_published"].split()[0])) for row in found] == told
         assert [float(row["value"]) for row in found] == [pytest.approx(x / 100 if u == "%" else x) for u, x in told]
         assert all(row["as_published"] in text and row["as_published"] in page for row in found)
-    assert "| Ramesh &amp; Li 2025, Table 3 | LLaMA-3.2-3B → LLaMA-3.1-8B | 60.0 | 58.0 | 75.0 |" in text
+    filled = [re.sub(r"(\|  )+\|", "|", line) for line in text.splitlines()]
+    assert any(
+        x.startswith("| Ramesh &amp; Li 2025, Table 3 | LLaMA-3.2-3B → LLaMA-3.1-8B | 60.0 | 58.0 | 75.0 |")
+        for x in filled
+    )
+    assert ".3 of the layers 0.51<br>.5 0.62<br>.7 0.62<br>random .7 0.63" in text
+    assert "lets B&#x27;s prompt see its own future" in text or "lets B's prompt see its own future" in text
     assert "60.0 ± 2.3" in text and "sum 34.0<br>mean 36.0<br>replace 78.0" in text
 
 
@@ -176,6 +182,25 @@ def test_what_differs_in_the_set_up_is_found(tmp_path):
     assert "rounds: 3 here, 2 there" in said and "agents: 2 here, 3 there" in said
     assert any("questions from a local file here" in text for text in said)
     assert not any("prompt format" in text for text in said)
+
+
+def test_what_differs_in_a_channel_is_found(tmp_path):
+    """Which layers see a prefix, under which mask; how long was thought; where deltas were added."""
+    channel = dict(layers=(), scheme=None, ratio=None, published_mask=False, steps=10, delta_layers=())
+    hits = lambda protocol: {"single": [0, 0], protocol: [1, 0]}
+    for source, task, protocol, changed, said in (
+        ("KVComm, Table 1", "countries", "kv", {}, "layers that see the prefix: all here, 0.3 by score or 0.5 by score or 0.7 by score, and 1 more there"),
+        ("KVComm, Table 1", "countries", "kv", dict(layers=(1, 2)), "layers that see the prefix: 1, 2 here"),
+        ("KVComm, Table 1", "countries", "kv", dict(scheme="score", ratio=0.5), "mask: what comes before here, KVComm's published there"),
+        ("LatentMAS, Table 1", "gsm8k", "latent", {}, "steps: 10 here, by task, of 0 to 80 there"),
+        ("State Delta Encoding, Table 2", "gsm8k", "deltas", dict(delta_layers=(3, 4)), "delta layers: 3, 4 here, 22 or 17, 20 or 21, 23, 33 there"),
+    ):  # fmt: skip
+        found = set_up(tmp_path, source, task=task, hits=hits(protocol), **channel | changed)
+        assert any(text.startswith(said) for text in found), (said, found)
+    same = set_up(
+        tmp_path, "KVComm, Table 1", hits=hits("kv"), **channel | dict(scheme="score", ratio=0.3, published_mask=True)
+    )
+    assert not any(text.startswith(("layers that", "mask")) for text in same)
 
 
 def test_runs_of_one_pair_and_all_filters_stand_in_one_table(tmp_path):
