@@ -26,10 +26,11 @@ from jaxcomm.decoding import (
     write_until,
 )
 from jaxcomm.edits import Edit, checked
+from jaxcomm.language_model import LanguageModel
 from jaxcomm.latents import realignment
 from jaxcomm.lenses import nearest_tokens, patchscope
 from jaxcomm.messages import Message
-from jaxcomm.model import LanguageModel, Params
+from jaxcomm.model import Params
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import prefill
 from jaxcomm.seeds import Seed, row_keys
