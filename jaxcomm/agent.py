@@ -14,14 +14,7 @@ from jaxcomm.alignment import PADDING, align, within
 from jaxcomm.cache import KVCache
 from jaxcomm.compiled import check_past
 from jaxcomm.config import NEW_TOKENS, AnyArray
-from jaxcomm.decoding import (
-    Decoding,
-    Generation,
-    bucket,
-    check_finite,
-    start_decoding,
-    write_until,
-)
+from jaxcomm.decoding import Decoding, Generation, bucket, check_finite, start_decoding, write_until
 from jaxcomm.edits import Edit, checked
 from jaxcomm.language_model import LanguageModel
 from jaxcomm.latents import realignment

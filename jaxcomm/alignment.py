@@ -51,15 +51,7 @@ def align(offsets_a: Offsets, offsets_b: Offsets) -> Int[np.ndarray, "T"]:
 
 
 def within(offsets: Offsets, text: str, part: str) -> Bool[np.ndarray, "T"]:
-    """Finds which tokens of a text lie in a part of it.
-
-    Args:
-        offsets: Offsets of the tokens in the text.
-        text: The text.
-        part: The part. It may occur more than once.
-
-    Returns:
-        A mask of the tokens of every occurrence.
+    """A mask of the tokens of a text that lie in a part of it, in every occurrence.
 
     Raises:
         ValueError: The text does not contain the part; the part begins or ends within a token.

@@ -26,13 +26,7 @@ _DATE_MACRO = (
 def written(tokenizer: Tokenizer, turns: list[dict[str, str]], chat_args: Mapping[str, Any]) -> str:
     """Writes a conversation as a tokenizer's chat template does. An assistant's turn at the end is one that has begun.
 
-    Args:
-        tokenizer: The tokenizer.
-        turns: The conversation. A system turn that the template refuses goes before what is said first.
-        chat_args: What the template is given besides.
-
-    Returns:
-        The text, with the template's special tokens.
+    A system turn that the template refuses goes before what is said first.
 
     Raises:
         ValueError: The template refuses the conversation; the message says why.
