@@ -118,16 +118,7 @@ class FittedKV:
 
     @classmethod
     def of(cls, maps: KVMaps, sentences: Sequence[str], **how: Any) -> FittedKV:
-        """Adds to maps how they were fitted.
-
-        Args:
-            maps: The maps.
-            sentences: The texts.
-            **how: The fields stride, text and seed.
-
-        Returns:
-            The maps with these facts.
-        """
+        """Adds to maps how they were fitted, as `Fitted.of` does: stride, text and seed."""
         return cls(maps, sentences=len(sentences), sha256=_digest(sentences), **how)
 
 
@@ -185,19 +176,7 @@ def load(folder: Path, a: Agent, b: Agent) -> Fitted:
 
 
 def load_kv(folder: Path, a: Agent, b: Agent) -> FittedKV:
-    """Loads maps of keys and values that were saved for a pair of agents.
-
-    Args:
-        folder: The folder.
-        a: The sender.
-        b: The receiver.
-
-    Returns:
-        The maps.
-
-    Raises:
-        ValueError: As for `load`.
-    """
+    """Loads maps of keys and values, as `load` does maps of states."""
     arrays, how = _read(folder, a, b, FittedKV)
     k, v = (LayerMaps(**{f.name: jnp.asarray(arrays[f"{part}_{f.name}"]) for f in _LAYERS}) for part in "kv")
     return FittedKV(KVMaps(k, v, identity(a.single), identity(b.single)), **how)
