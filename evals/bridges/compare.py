@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -99,7 +98,7 @@ def run(command: Any, a: Agent, b: Agent, *, words: str) -> list[dict[str, Any]]
     lessons(command, span, a, b, 0)
     check(recipe, made, min(agent.single.config.max_positions for agent in (a, b)))
     config = identity(command) | {"rank": bench.rank, "fingerprints": [agent_fingerprint(x) for x in (a, b)]}
-    config = json.loads(json.dumps(config | surroundings("optax"), default=str))
+    config |= surroundings("optax")
     with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
         done: dict[tuple[str, float, int], Run] = {}
         for arm, rate, seed in itertools.product(ARMS, rates, range(command.seeds)):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,7 +67,7 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
     check(recipe, wires, min(a.params.config.max_positions for a in agents))
     rank = lora.rank_of_size(agent.single, lmnet.size(wires))
     config = identity(command) | {"rank": rank, "fingerprints": [agent_fingerprint(a) for a in agents]}
-    config = json.loads(json.dumps(config | surroundings("optax"), default=str))
+    config |= surroundings("optax")
     with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
         sizes, done = {ALONE: 0, NEW: 0}, {}
         for arm, rate, seed in itertools.product(ARMS, rates, range(command.seeds)):
