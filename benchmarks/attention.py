@@ -34,7 +34,8 @@ from jax.sharding import AxisType, Mesh
 from jaxcomm import attention
 from jaxcomm.cache import KVCache
 from jaxcomm.config import ModelConfig
-from jaxcomm.model import Training, embed, run_blocks
+from jaxcomm.language_model import Training
+from jaxcomm.model import embed, run_blocks
 from jaxcomm.prompts import Prompts
 from jaxcomm.reading import prefill
 

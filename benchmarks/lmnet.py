@@ -94,7 +94,8 @@ def ours(what: str, single: bool, folder: Path, args):
 
     from jaxcomm import lmnet
     from jaxcomm.converters import from_hf
-    from jaxcomm.model import embed, positions_of
+    from jaxcomm.language_model import positions_of
+    from jaxcomm.model import embed
     from jaxcomm.prompts import Prompts
     from jaxcomm.reading import forward
     from jaxcomm.training import Batch, Everything, begin, losses, make_optimizer, make_step

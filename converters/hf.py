@@ -301,23 +301,28 @@ def to_hf(
         hf.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        shard: dict[str, np.ndarray] = {}
-        shards: list[list[str]] = []
-        for name, tensor in _tensors(params, written):
-            with np.errstate(over="ignore"):
-                tensor = np.ascontiguousarray(tensor.astype(dtype, copy=False))
-            if not finite(tensor):
-                raise ValueError(f"tensor {name} is not finite as {dtype}: write it as another dtype")
-            if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:
-                shards.append(_write_shard(shard, folder, len(shards)))
-                shard = {}
-            shard[name] = tensor
-        shards.append(_write_shard(shard, folder, len(shards)))
-        if len(shards) == 1:
-            (folder / _shard_name(0)).rename(folder / WEIGHTS)
-        else:
-            where = {name: _shard_name(n) for n, names in enumerate(shards) for name in names}
-            size = dtype.itemsize * sum(leaf.size for leaf in jax.tree.leaves(params))
-            index = {"metadata": {"total_size": size}, "weight_map": where}
-            (folder / INDEX).write_text(json.dumps(index, indent=1))
+        _write_weights(params, written, folder, dtype, shard_bytes)
     return Path(out)
+
+
+def _write_weights(params: Params, written: Family, folder: Path, dtype: np.dtype, shard_bytes: int) -> None:
+    """Weights as safetensors: one file, or several of at most `shard_bytes` and their index."""
+    shard: dict[str, np.ndarray] = {}
+    shards: list[list[str]] = []
+    for name, tensor in _tensors(params, written):
+        with np.errstate(over="ignore"):
+            tensor = np.ascontiguousarray(tensor.astype(dtype, copy=False))
+        if not finite(tensor):
+            raise ValueError(f"tensor {name} is not finite as {dtype}: write it as another dtype")
+        if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:
+            shards.append(_write_shard(shard, folder, len(shards)))
+            shard = {}
+        shard[name] = tensor
+    shards.append(_write_shard(shard, folder, len(shards)))
+    if len(shards) == 1:
+        (folder / _shard_name(0)).rename(folder / WEIGHTS)
+        return
+    where = {name: _shard_name(n) for n, names in enumerate(shards) for name in names}
+    size = dtype.itemsize * sum(leaf.size for leaf in jax.tree.leaves(params))
+    index = {"metadata": {"total_size": size}, "weight_map": where}
+    (folder / INDEX).write_text(json.dumps(index, indent=1))

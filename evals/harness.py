@@ -13,7 +13,7 @@ import json
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -313,11 +313,7 @@ class ProtocolLM(LM):
         return Row(str(request.task_name), int(request.doc_id or 0), doc, prompt, items, numbers, seed)
 
     def _answer(self, rows: Sequence[Row], answer: Callable[[Sequence[Row]], list[dict]], kind: str):
-        """Every row with its record: read where a run before had it done, else answered and kept, batch by batch.
-
-        Batches are of one task and of about one length; all of a task have the same number of rows, the last filled up,
-        so one program serves them and shared few-shot examples are read once.
-        """
+        """Every row with its record: read where a run before had it done, else answered and kept, batch by batch."""
         by_task: dict[tuple[str, bool], list[Row]] = defaultdict(list)
         for row in rows:
             by_task[row.task, bool(row.prompt)].append(row)
@@ -326,14 +322,8 @@ class ProtocolLM(LM):
                 self.information[task] = information((text(row.prompt_a), text(row.prompt)) for row in own)
         if self.arm.control == "other":
             self._draw_others([row for (_, prompted), own in by_task.items() if prompted for row in own])
-        answering, batches, size = self.arm.agents[-1], [], {}
-        length = lambda row: -len(answering.render(row.prompt)) - max(map(len, row.items), default=0)
-        for kind_of, task_rows in by_task.items():
-            ordered = sorted(task_rows, key=length)
-            count = -(-len(ordered) // self.decoding.batch_size)
-            size[kind_of] = -(-len(ordered) // count)
-            batches += [[ordered[i] for i in part] for part in np.array_split(np.arange(len(ordered)), count)]
-        for batch in tqdm.tqdm(batches, desc=f"{self.arm.name}, {kind.split('{')[0] or 'writing'}", mininterval=2):
+        done = f"{self.arm.name}, {kind.split('{')[0] or 'writing'}"
+        for batch, size in tqdm.tqdm(self._batches(by_task.values()), desc=done, mininterval=2):
             task, keys = batch[0].task, [self._key(kind, row) for row in batch]
             digest = zlib.crc32("".join(keys).encode())
             name = f"{self.arm.name.replace(' ', '-').replace(':', '')}-{task}-{digest:08x}-{len(batch)}"
@@ -341,7 +331,7 @@ class ProtocolLM(LM):
                 programs.release()
                 start, had = time.perf_counter(), self._had
                 left = [row for row, key in zip(batch, keys, strict=True) if key not in had]
-                filled = [*left, *left[:1] * (size[task, bool(batch[0].prompt)] - len(left))]
+                filled = [*left, *left[:1] * (size - len(left))]
                 if self.arm.pooled:  # no message twice: it would be among those of others
                     filled = left
                 try:
@@ -363,6 +353,19 @@ class ProtocolLM(LM):
                 batch, table["record"].to_pylist(), table["seconds"].to_pylist(), strict=True
             ):
                 yield row, json.loads(line) | {"seconds": seconds}
+
+    def _batches(self, tasks: Iterable[Sequence[Row]]) -> list[tuple[list[Row], int]]:
+        """Batches of one task and of about one length, and the size that they are filled up to. It is the same for all of a task,
+        so one program serves them and shared few-shot examples are read once.
+        """
+        answering, batches = self.arm.agents[-1], []
+        length = lambda row: -len(answering.render(row.prompt)) - max(map(len, row.items), default=0)
+        for rows in tasks:
+            ordered = sorted(rows, key=length)
+            count = -(-len(ordered) // self.decoding.batch_size)
+            parts = np.array_split(np.arange(len(ordered)), count)
+            batches += [([ordered[i] for i in part], -(-len(ordered) // count)) for part in parts]
+        return batches
 
     def _key(self, kind: str, row: Row) -> str:
         """What a row's answer depends on, as each agent reads it."""

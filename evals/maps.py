@@ -1,6 +1,6 @@
 """Maps as files: an Orbax checkpoint that knows which two models it belongs to.
 
-    maps/    W [K, J, D_B, D_A] and the held-out errors [K, J] (`save`); or maps of keys and values (`save_kv`)
+    maps/    W [K, J, D_B, D_A] and the held-out errors [K, J]; or maps of keys and values
     about/   JSON: layers, recipe, text and its hash, seed, the models' fingerprints, versions
 
 Orbax writes beside the folder and renames at the end: a folder of this name is whole.
@@ -118,20 +118,11 @@ class FittedKV:
 
     @classmethod
     def of(cls, maps: KVMaps, sentences: Sequence[str], **how: Any) -> FittedKV:
-        """Adds to maps how they were fitted.
-
-        Args:
-            maps: The maps.
-            sentences: The texts.
-            **how: The fields stride, text and seed.
-
-        Returns:
-            The maps with these facts.
-        """
+        """Adds to maps how they were fitted, as `Fitted.of` does: stride, text and seed."""
         return cls(maps, sentences=len(sentences), sha256=_digest(sentences), **how)
 
 
-def save(folder: Path, fitted: Fitted, a: Agent, b: Agent) -> None:
+def save(folder: Path, fitted: Fitted | FittedKV, a: Agent, b: Agent) -> None:
     """Saves maps in a new folder.
 
     Args:
@@ -144,25 +135,24 @@ def save(folder: Path, fitted: Fitted, a: Agent, b: Agent) -> None:
         OSError: The folder exists, or cannot be written.
         ValueError: It is not a local path.
     """
-    how = _facts(fitted, "W", "error") | {"ks": list(fitted.ks), "js": list(fitted.js)}
-    _write(folder, {"W": fitted.W, "error": fitted.error}, how, a, b)
+    import orbax.checkpoint as ocp
 
-
-def save_kv(folder: Path, fitted: FittedKV, a: Agent, b: Agent) -> None:
-    """Saves maps of keys and values in a new folder, as `save` does.
-
-    Args:
-        folder: The folder. It must not exist.
-        fitted: The maps.
-        a: The sender.
-        b: The receiver.
-
-    Raises:
-        OSError: The folder exists, or cannot be written.
-        ValueError: It is not a local path.
-    """
-    arrays = {f"{part}_{f.name}": getattr(maps, f.name) for part, maps in _parts(fitted.maps) for f in _LAYERS}
-    _write(folder, jax.device_get(arrays), _facts(fitted, "maps"), a, b)
+    check_new(folder)
+    about = {f.name: getattr(fitted, f.name) for f in dataclasses.fields(fitted)}
+    if isinstance(fitted, FittedKV):
+        maps = about.pop("maps")
+        parts = (("k", maps.k), ("v", maps.v))
+        arrays = jax.device_get({f"{part}_{f.name}": getattr(of, f.name) for part, of in parts for f in _LAYERS})
+    else:
+        arrays = {name: about.pop(name) for name in ("W", "error")}
+        about |= {"ks": list(fitted.ks), "js": list(fitted.js)}
+    about |= surroundings()
+    for side, agent in (("a", a), ("b", b)):
+        about |= {side: agent.name, f"fingerprint_{side}": fingerprint(agent.params), f"chat_{side}": agent.chat}
+        about |= {f"reads_{side}": agent.encode(PROBE)}
+    items = ocp.args.Composite(maps=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder.absolute(), args=items)
 
 
 def load(folder: Path, a: Agent, b: Agent) -> Fitted:
@@ -186,19 +176,7 @@ def load(folder: Path, a: Agent, b: Agent) -> Fitted:
 
 
 def load_kv(folder: Path, a: Agent, b: Agent) -> FittedKV:
-    """Loads maps of keys and values that were saved for a pair of agents.
-
-    Args:
-        folder: The folder.
-        a: The sender.
-        b: The receiver.
-
-    Returns:
-        The maps.
-
-    Raises:
-        ValueError: As for `load`.
-    """
+    """Loads maps of keys and values, as `load` does maps of states."""
     arrays, how = _read(folder, a, b, FittedKV)
     k, v = (LayerMaps(**{f.name: jnp.asarray(arrays[f"{part}_{f.name}"]) for f in _LAYERS}) for part in "kv")
     return FittedKV(KVMaps(k, v, identity(a.single), identity(b.single)), **how)
@@ -207,31 +185,8 @@ def load_kv(folder: Path, a: Agent, b: Agent) -> FittedKV:
 _LAYERS = dataclasses.fields(LayerMaps)
 
 
-def _parts(maps: KVMaps) -> tuple[tuple[str, LayerMaps], ...]:
-    return ("k", maps.k), ("v", maps.v)
-
-
 def _digest(sentences: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sentences).encode()).hexdigest()
-
-
-def _facts(fitted: Fitted | FittedKV, *arrays: str) -> dict[str, Any]:
-    """All fields but the arrays."""
-    return {f.name: getattr(fitted, f.name) for f in dataclasses.fields(fitted) if f.name not in arrays}
-
-
-def _write(folder: Path, arrays: dict[str, Any], about: dict[str, Any], a: Agent, b: Agent) -> None:
-    """Arrays, and what there is to say about them and the agents."""
-    import orbax.checkpoint as ocp
-
-    check_new(folder)
-    about |= surroundings()
-    for side, agent in (("a", a), ("b", b)):
-        about |= {side: agent.name, f"fingerprint_{side}": fingerprint(agent.params), f"chat_{side}": agent.chat}
-        about |= {f"reads_{side}": agent.encode(PROBE)}
-    maps = ocp.args.StandardSave(arrays)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder.absolute(), args=ocp.args.Composite(maps=maps, about=ocp.args.JsonSave(about)))
 
 
 def _read(folder: Path, a: Agent, b: Agent, kind: type[Fitted | FittedKV]) -> tuple[dict[str, Any], dict[str, Any]]:

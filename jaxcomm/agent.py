@@ -3,49 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import jax
-import jinja2
 import numpy as np
 
-from jaxcomm.alignment import PADDING, align
+from jaxcomm.alignment import PADDING, align, within
 from jaxcomm.cache import KVCache
 from jaxcomm.compiled import check_past
 from jaxcomm.config import NEW_TOKENS, AnyArray
-from jaxcomm.decoding import (
-    Decoding,
-    Generation,
-    bucket,
-    check_finite,
-    start_decoding,
-    write_until,
-)
+from jaxcomm.decoding import Decoding, Generation, bucket, check_finite, start_decoding, write_until
 from jaxcomm.edits import Edit, checked
+from jaxcomm.language_model import LanguageModel
 from jaxcomm.latents import realignment
 from jaxcomm.lenses import nearest_tokens, patchscope
 from jaxcomm.messages import Message
-from jaxcomm.model import LanguageModel, Params
+from jaxcomm.model import Params
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import prefill
 from jaxcomm.seeds import Seed, row_keys
+from jaxcomm.templates import written
 from jaxcomm.tokenizer import Tokenizer
-
-CHAT_DAY = datetime.datetime(2024, 7, 26)
-"""Templates that write a date write this one, whether they ask for `date_string` (Llama 3.x) or for `strftime_now`
-(Mistral Small, SmolLM3), so that a prompt is the same tokens every day."""
-
-_CODES = [f"%{flag}{code}" for flag in ("-", "") for code in "aAbBcdefFjmpuUVwWxXyYHIMSDRT"]
-_DATE_MACRO = (
-    "{%- macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace({code!r}, {CHAT_DAY.strftime(code)!r})" for code in _CODES)
-    + " | replace('%%', '%') }}{%- endmacro %}{{ '' }}"
-)
-"""Before a chat template: its `strftime_now`. (transformers gives templates no function of a caller's.)"""
 
 THOUGHTS = {"<think>": "</think>", "[THINK]": "[/THINK]"}
 """Tokens that thoughts begin and end with (Qwen 3, distillations of R1; Magistral)."""
@@ -140,26 +120,10 @@ class Agent:
             turns = [{"role": "system", "content": self.system}, *turns]
         if not self.chat:
             return "\n\n".join(turn["content"] for turn in turns)
-        tried = [turns]
-        if turns[0]["role"] == "system" and len(turns) > 1:
-            # Gemma's, for one, knows no system turn: what it says goes before what the user says first.
-            system, first, *rest = turns
-            tried.append([{**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}, *rest])
-        refused: Exception | None = None
-        for conversation in tried:
-            try:
-                return self._apply_template(conversation)
-            except (jinja2.TemplateError, ValueError, TypeError) as error:
-                refused = error
-        reason = " ".join(str(refused).split())[:200]
-        raise ValueError(f"{self.name}'s chat template refuses the conversation: {reason}") from refused
-
-    def _apply_template(self, turns: list[dict[str, str]]) -> str:
-        begun = turns[-1]["role"] == "assistant"
-        args = {"date_string": CHAT_DAY.strftime("%d %b %Y"), **self.chat_args}
-        how = dict(tokenize=False, add_generation_prompt=not begun, continue_final_message=begun)
-        template = _DATE_MACRO + self.tokenizer.get_chat_template()
-        return self.tokenizer.apply_chat_template(turns, chat_template=template, **how, **args)
+        try:
+            return written(self.tokenizer, turns, self.chat_args)
+        except ValueError as error:
+            raise ValueError(f"{self.name}'s chat template refuses the conversation: {error}") from error
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Encodes one prompt, raw or through the chat template. Nothing is cut off.
@@ -306,28 +270,11 @@ class Agent:
             raise ValueError(
                 f"{len(wanted)} texts to find in {len(prompts)} prompts: give one for each, or one for all"
             )
-        rows = [self._find(*both) for both in zip(map(self.render, prompts), wanted, strict=True)]
+        rows = []
+        for whole, part in zip(map(self.render, prompts), wanted, strict=True):
+            rows.append(within(self._offsets(whole), whole, part)[self.kept(self.spelled(whole))])
         columns = self.tokenize(prompts).shape[1]
         return np.stack([np.pad(row, (columns - len(row), 0)) for row in rows])
-
-    def _find(self, text: str, part: str) -> np.ndarray:
-        """Which of a rendered text's tokens that are read lie in a part of it."""
-        found = self._offsets(text)
-        begins = [at.start() for at in re.finditer(re.escape(part), text)] if part else []
-        if not begins:
-            raise ValueError(f"{part!r} is not in the prompt {text[:80]!r}")
-        inside = np.zeros(len(found), bool)
-        for begin in begins:
-            end = begin + len(part)
-            for token, (start, stop) in enumerate(found):
-                if start < end and stop > begin:
-                    inside[token] = True
-                    # A token may bring the space before it, and nothing else.
-                    if (text[start:begin] + text[end:stop]).strip():
-                        raise ValueError(
-                            f"{part!r} begins or ends within the token {text[start:stop]!r} of the prompt: name whole words"
-                        )
-        return inside[self.kept(list(self.spelled(text)))]
 
     def before_last_turn(self, prompt: Prompt) -> int:
         """Counts the tokens of a prompt before its last turn: worked examples, a system prompt, what a template writes.

@@ -1,11 +1,12 @@
-"""Which token of one tokenizer stands for a token of another: by the characters of their common text."""
+"""Which token of one tokenizer stands for a token of another, by the characters of their common text; which tokens are words."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 PADDING = -1
 """In a row of columns: there is no token of B here."""
@@ -47,3 +48,26 @@ def align(offsets_a: Offsets, offsets_b: Offsets) -> Int[np.ndarray, "T"]:
     same = np.searchsorted(read_a, read_b, side="right") - 1
     found = np.where(b[:, 0] < b[:, 1], found, np.maximum(found, same))
     return np.where(found < 0, UNREAD, found)
+
+
+def within(offsets: Offsets, text: str, part: str) -> Bool[np.ndarray, "T"]:
+    """A mask of the tokens of a text that lie in a part of it, in every occurrence.
+
+    Raises:
+        ValueError: The text does not contain the part; the part begins or ends within a token.
+    """
+    begins = [at.start() for at in re.finditer(re.escape(part), text)] if part else []
+    if not begins:
+        raise ValueError(f"{part!r} is not in the prompt {text[:80]!r}")
+    inside = np.zeros(len(offsets), bool)
+    for begin in begins:
+        end = begin + len(part)
+        for token, (start, stop) in enumerate(offsets):
+            if start < end and stop > begin:
+                inside[token] = True
+                # A token may bring the space before it, and nothing else.
+                if (text[start:begin] + text[end:stop]).strip():
+                    raise ValueError(
+                        f"{part!r} begins or ends within the token {text[start:stop]!r} of the prompt: name whole words"
+                    )
+    return inside

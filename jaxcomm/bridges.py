@@ -26,7 +26,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from jaxcomm.cache import Attended, KVCache
 from jaxcomm.config import AnyArray, ModelConfig
 from jaxcomm.fingerprint import identity
-from jaxcomm.model import Params, Training
+from jaxcomm.language_model import Training
+from jaxcomm.model import Params
 from jaxcomm.training import positions_in
 
 COLDEST = 1e-3
@@ -474,7 +475,7 @@ def remember(
 
 
 class Bridged(struct.PyTreeNode):
-    """A receiver with a bridge, as training reads it (`model.LanguageModel`). It is read with `training` only.
+    """A receiver with a bridge, as training reads it (`LanguageModel`). It is read with `training` only.
 
     Attributes:
         bridge: The bridge.

@@ -19,8 +19,8 @@ from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Sampling, warp
+from jaxcomm.language_model import LanguageModel
 from jaxcomm.messages import Message
-from jaxcomm.model import LanguageModel
 from jaxcomm.sites import Site
 
 Stop = Literal["argmax", "nearest", "none"]

@@ -21,8 +21,9 @@ from jaxcomm.compiled import check_layer, compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Decoding, Generation, generate
 from jaxcomm.edits import Edit, Read, hook_of
+from jaxcomm.language_model import check_room, positions_of
 from jaxcomm.messages import read_message, receive
-from jaxcomm.model import Params, check_room, enter, positions_of, run, run_blocks, unembed
+from jaxcomm.model import Params, enter, run, run_blocks, unembed
 from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.sharding import deliver
 from jaxcomm.sites import Site

@@ -87,13 +87,7 @@ def compiled(
                 check_texts(given[params], given.get(name), name)
             untraced = trace_state() == UNTRACED
             for name, params in layers.items():
-                if isinstance(given[name], Site):
-                    given[name] = _checked_site(given[params], given[name], given[f"prompts_{params[-1]}"], untraced)
-                    continue
-                check_layer(given[params], given[name], name)
-                if not isinstance(given[name], Tracer):
-                    layer = int(given[name])
-                    given[name] = np.int32(layer) if untraced else _Static(layer)
+                given[name] = _checked_layer(given, name, params, untraced)
             if "site" in given:
                 given["site"] = _checked_site(given["params"], as_site(given["site"]), given["prompts"], untraced)
             _check_reads(given)
@@ -110,6 +104,17 @@ def compiled(
         return call
 
     return decorate
+
+
+def _checked_layer(given: Mapping[str, Any], name: str, params: str, untraced: bool) -> Any:
+    """A layer, or a site in its place, as a program takes it."""
+    layer = given[name]
+    if isinstance(layer, Site):
+        return _checked_site(given[params], layer, given[f"prompts_{params[-1]}"], untraced)
+    check_layer(given[params], layer, name)
+    if isinstance(layer, Tracer):
+        return layer
+    return np.int32(layer) if untraced else _Static(int(layer))
 
 
 def _checked_site(params: Any, site: Site, prompts: Prompts, untraced: bool) -> Any:

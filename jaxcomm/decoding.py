@@ -19,7 +19,8 @@ from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import compiled
 from jaxcomm.config import NEW_TOKENS, AnyArray
 from jaxcomm.edits import Edit, writing_hook
-from jaxcomm.model import LanguageModel, after, check_room, run
+from jaxcomm.language_model import LanguageModel, after, check_room
+from jaxcomm.model import run
 from jaxcomm.prompts import Prompts, known
 from jaxcomm.reading import prefill
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomm.config import ModelConfig
-from jaxcomm.model import LanguageModel, Params
+from jaxcomm.language_model import LanguageModel
+from jaxcomm.model import Params
 
 if TYPE_CHECKING:  # networks' controls are made of messages, which know their sender's hash
     from jaxcomm.lmnet import Network

@@ -26,8 +26,9 @@ from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import check_cache, compiled
 from jaxcomm.config import AnyArray, ModelConfig
 from jaxcomm.fingerprint import identity
+from jaxcomm.language_model import check_room, positions_of
 from jaxcomm.layers import Hook, rotary, rotate
-from jaxcomm.model import Params, check_room, enter, positions_of, run_blocks
+from jaxcomm.model import Params, enter, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts, known
 from jaxcomm.reading import prefill
 from jaxcomm.ridge import HELD_OUT, RIDGES, Moments, add, regress

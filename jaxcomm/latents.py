@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
+from jaxcomm.language_model import check_room, positions_of
 from jaxcomm.messages import Message
-from jaxcomm.model import Params, check_room, final_norm, positions_of, project_head
+from jaxcomm.model import Params, final_norm, project_head
 from jaxcomm.prompts import Prompts
 from jaxcomm.sites import Site
 

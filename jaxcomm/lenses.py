@@ -23,8 +23,9 @@ from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Decoding, Generation, generate
 from jaxcomm.edits import Edit, Read, hook_of, replace
+from jaxcomm.language_model import check_room, positions_of
 from jaxcomm.messages import Message
-from jaxcomm.model import Params, check_room, enter, positions_of, run_blocks
+from jaxcomm.model import Params, enter, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.sites import Layer, Positions, Site, check_site
 

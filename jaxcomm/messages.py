@@ -34,7 +34,8 @@ from jaxcomm.compiled import UNTRACED, check_cache, compiled, trace_state
 from jaxcomm.config import AnyArray
 from jaxcomm.edits import Edit, Graft, Read, as_graft, hook_of, is_number
 from jaxcomm.fingerprint import identity
-from jaxcomm.model import Params, check_room, enter, positions_of, run, run_blocks
+from jaxcomm.language_model import check_room, positions_of
+from jaxcomm.model import Params, enter, run, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts, known
 from jaxcomm.reading import prefill
 from jaxcomm.sites import Site, as_site, columns_of

@@ -26,8 +26,9 @@ from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import check_texts, compiled
 from jaxcomm.config import FULL, AnyArray, ModelConfig
 from jaxcomm.decoding import score
+from jaxcomm.language_model import check_room, positions_of
 from jaxcomm.layers import Hook, angles_of, rotary, rotate
-from jaxcomm.model import Params, check_room, enter, positions_of, run_blocks
+from jaxcomm.model import Params, enter, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.reading import prefill
 

@@ -15,7 +15,8 @@ from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import compiled
 from jaxcomm.config import AnyArray
 from jaxcomm.edits import Edit, Read, hook_of
-from jaxcomm.model import LanguageModel, Params, check_room, embed, enter, positions_of, run, run_blocks, unembed
+from jaxcomm.language_model import LanguageModel, check_room, positions_of
+from jaxcomm.model import Params, embed, enter, run, run_blocks, unembed
 from jaxcomm.prompts import Prompts
 from jaxcomm.sites import SITES, Site
 

@@ -20,7 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxcomm.config import ModelConfig
-from jaxcomm.model import LanguageModel, Params
+from jaxcomm.language_model import LanguageModel
+from jaxcomm.model import Params
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 RULES: Mapping[str, str] = {

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxcomm.config import AnyArray, Remat
-from jaxcomm.model import LanguageModel, Training
+from jaxcomm.language_model import LanguageModel, Training
 from jaxcomm.sharding import constrain
 
 CHUNK = 128

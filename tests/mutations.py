@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 MUTANTS = (
     # file, line, what it becomes, where a test has to fail
     ("jaxcomm/model.py", "fori_loop(start, stop, lambda", "fori_loop(start + 1, stop, lambda", "test_model"),
-    ("jaxcomm/model.py", "jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)", "jnp.cumsum(mask, axis=1, dtype=jnp.int32), -1)", "test_model"),
+    ("jaxcomm/language_model.py", "jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)", "jnp.cumsum(mask, axis=1, dtype=jnp.int32), -1)", "test_model"),
     ("jaxcomm/edits.py", "jnp.equal(wanted, layer)", "jnp.equal(wanted + 1, layer)", "test_communicate"),
     ("jaxcomm/attention.py", "(distance >= 0)", "(distance > 0)", "test_parity"),
     ("jaxcomm/attention.py", "state.out * before +", "state.out +", "test_attention"),

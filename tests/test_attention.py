@@ -13,7 +13,8 @@ from jaxcomm import attention
 from jaxcomm.attention import Scoring, blocked, plain, rows_for
 from jaxcomm.config import FULL, ModelConfig
 from jaxcomm.converters.hf import abstract_params
-from jaxcomm.model import Training, embed, run_blocks
+from jaxcomm.language_model import Training
+from jaxcomm.model import embed, run_blocks
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import forward, prefill
 

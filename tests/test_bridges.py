@@ -186,7 +186,8 @@ def read_with(params, prompts, memory):
     """Site z of the first layer behind a memory."""
     from jaxcomm.cache import Attended
     from jaxcomm.edits import Read, hook_of
-    from jaxcomm.model import enter, positions_of, run_blocks
+    from jaxcomm.language_model import positions_of
+    from jaxcomm.model import enter, run_blocks
 
     positions = positions_of(prompts, [memory])
     hook = hook_of(params, positions, (), [Read(jc.Site("z", 1, "all"), (1,))])

@@ -15,7 +15,8 @@ from jaxcomm.cache import Attended
 from jaxcomm.compiled import check_layer
 from jaxcomm.config import EdgeConfig, ModelConfig, Rope
 from jaxcomm.flops import blocks_flops, generation_flops, head_flops
-from jaxcomm.model import Params, embed, final_norm, positions_of, run_blocks, unembed
+from jaxcomm.language_model import positions_of
+from jaxcomm.model import Params, embed, final_norm, run_blocks, unembed
 from jaxcomm.model import init_params as init_model
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.sharding import fsdp_shardings, local_mesh

@@ -107,7 +107,7 @@ def test_maps_of_keys_and_values_come_back_for_their_pair_alone(pair, saved, tmp
     text = sentences("statements:countries", 20)
     fit = fit_kv_maps(a.params, b.params, read_both(a, b, text), sources=2, stride=2)
     want = maps.FittedKV.of(fit, text, stride=2, text="my.txt", seed=3)
-    maps.save_kv(tmp_path / "kv", want, a, b)
+    maps.save(tmp_path / "kv", want, a, b)
     got = maps.load_kv(tmp_path / "kv", a, b)
     assert dataclasses.replace(got, maps=None) == dataclasses.replace(want, maps=None)
     assert (got.maps.sender, got.maps.receiver) == (fit.sender, fit.receiver)
@@ -115,7 +115,7 @@ def test_maps_of_keys_and_values_come_back_for_their_pair_alone(pair, saved, tmp
     cache = prefill(a.params, a.tokenize(text[:2]))[1]
     jax.tree.map(np.testing.assert_array_equal, *(map_cache(m, cache, a.params, b.params) for m in (got.maps, fit)))
     assert "fitted for another pair" in refused(lambda: maps.load_kv(tmp_path / "kv", b, a))
-    assert "choose another folder" in refused(lambda: maps.save_kv(tmp_path / "kv", want, a, b))
+    assert "choose another folder" in refused(lambda: maps.save(tmp_path / "kv", want, a, b))
     assert "holds maps of keys and values, not of states" in refused(lambda: maps.load(tmp_path / "kv", a, b))
     assert "holds maps of states, not of keys and values" in refused(lambda: maps.load_kv(saved, a, b))
 

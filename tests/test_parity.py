@@ -11,8 +11,9 @@ import torch
 import transformers
 
 from jaxcomm.converters import from_hf, to_hf
+from jaxcomm.language_model import positions_of
 from jaxcomm.layers import Block, Surroundings, angles_of, rotary
-from jaxcomm.model import positions_of, unembed
+from jaxcomm.model import unembed
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.reading import hidden_states, prefix
 

@@ -13,17 +13,13 @@ what a bridge's own message gives above another item's: right minus other, paire
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
-import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import rich.console
 import rich.table
 
 from jaxcomm import bridges, lora
@@ -32,11 +28,11 @@ from jaxcomm.protocols import StandIn
 from jaxcomm.protocols import bridge as cross
 
 from ..files import write_lines
-from ..networks.compare import answers
 from ..networks.folders import identity
 from ..networks.settings import Recipe, pick
-from ..networks.texts import PRIVATE, QUESTIONS, Text, questions, source
+from ..networks.texts import PRIVATE, QUESTIONS, Text, source
 from ..networks.training import check, train
+from ..networks.trials import Done, Run, answers, asked_by, best, print_table, shown
 from ..runs import RunFolder, agent_fingerprint, surroundings
 from ..scores import accuracy, exact_match, over_seeds
 from .folders import build, lessons
@@ -102,9 +98,9 @@ def run(command: Any, a: Agent, b: Agent, *, words: str) -> list[dict[str, Any]]
     lessons(command, span, a, b, 0)
     check(recipe, made, min(agent.single.config.max_positions for agent in (a, b)))
     config = identity(command) | {"rank": bench.rank, "fingerprints": [agent_fingerprint(x) for x in (a, b)]}
-    config = json.loads(json.dumps(config | surroundings("optax"), default=str))
+    config |= surroundings("optax")
     with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
-        done: dict[tuple[str, float, int], Mapping[str, Any]] = {}
+        done: dict[tuple[str, float, int], Run] = {}
         for arm, rate, seed in itertools.product(ARMS, rates, range(command.seeds)):
             if (not ARMS[arm] and (rate, seed) != (rates[0], 0)) or (arm == TOLD and span.kind == "c2c"):
                 continue
@@ -120,24 +116,14 @@ def run(command: Any, a: Agent, b: Agent, *, words: str) -> list[dict[str, Any]]
 
 def _questions(command: Any, span: Span) -> list[Text]:
     """The first half to choose the learning rate on."""
-    n, known = 2 * command.questions, PRIVATE if span.kind == "gated" else QUESTIONS
-    if command.test is None:
-        if command.text not in known:
-            raise ValueError(
-                f"{command.text} has no questions of its own to test a {span.kind} bridge on: name a file with --test, or take "
-                f"{' or '.join(known)}"
-            )
-        return [known[command.text](command.seeds, i, test=True) for i in range(n)]
-    found = questions(str(command.test))
+    known = PRIVATE if span.kind == "gated" else QUESTIONS
+    purpose = f"test a {span.kind} bridge on: name a file with --test, or take {' or '.join(known)}"
+    found = asked_by(command, known, purpose)
     if span.kind == "gated" and not all(text.told for text in found):
         raise ValueError(
             f'{command.test} has questions without "told": a gated bridge carries what only the sharer reads'
         )
-    if len(found) < n:
-        raise ValueError(
-            f"{command.test} has {len(found)} questions, twice {command.questions} are needed: lower --questions"
-        )
-    return found[:n]
+    return found[: 2 * command.questions]
 
 
 def _one(bench: Bench, arm: str, rate: float, seed: int, name: str) -> dict[str, Any]:
@@ -195,7 +181,7 @@ def crossed(made: Any, a: Agent, b: Agent, asked: Sequence[Text], control: Any =
     return said
 
 
-def summary(done: Mapping[tuple[str, float, int], Mapping[str, Any]], n: int) -> list[dict[str, Any]]:
+def summary(done: Done, n: int) -> list[dict[str, Any]]:
     """Summarises the comparison, one line for each arm at its best learning rate.
 
     Args:
@@ -211,30 +197,17 @@ def summary(done: Mapping[tuple[str, float, int], Mapping[str, Any]], n: int) ->
     lines, values = [], {}
     whole = lambda x: dict(zip(("value", "low", "high"), map(float, x), strict=True))
     for arm in dict.fromkeys(kind for kind, *_ in done):
-        runs: dict[float, list[Mapping[str, Any]]] = {}
-        for (kind, rate, _), row in sorted(done.items(), key=lambda x: x[0][1:]):
-            if kind == arm:
-                runs.setdefault(rate, []).append(row)
-        chosen = max(runs, key=lambda rate: np.mean([row["hits"][0][:n] for row in runs[rate]]))
-        hits = np.array(
-            [[own[n:] for own in row["hits"]] for row in runs[chosen]], float
-        )  # [seeds, controls, questions]
+        runs, chosen, took = best(done, arm, ARMS[arm], lambda row: row["hits"][0][:n])
+        # [seeds, controls, questions]
+        hits = np.array([[own[n:] for own in row["hits"]] for row in runs], float)
         values[arm] = hits.mean(axis=2)
-        found = over_seeds(values[arm][:, 0]) if len(hits) > 1 else accuracy(hits[0, 0])
-        line = {"arm": arm, "numbers": runs[chosen][0]["numbers"], "learning_rate": chosen if ARMS[arm] else None}
-        line |= {
-            "rates": sorted(runs) if ARMS[arm] else [],
-            "seeds": len(hits),
-            "accuracy": whole(found),
-        }
+        own = values[arm][:, 0]
+        line = {"arm": arm, "numbers": runs[0]["numbers"]} | chosen
+        line["accuracy"] = whole(over_seeds(own) if len(hits) > 1 else accuracy(hits[0, 0]))
         if hits.shape[1] > 1:
             line |= {name: whole(over_seeds(values[arm][:, i])) for i, name in enumerate(CONTROLS) if name}
-            line["content"] = whole(over_seeds(values[arm][:, 0] - values[arm][:, 1]))
-        last = [loss for row in runs[chosen] for loss in row["losses"][-20:]]
-        line |= {"each": values[arm][:, 0].tolist(), "loss": float(np.mean(last)) if last else None}
-        lines.append(
-            line | {"seconds": float(np.mean([row["seconds"] for row in runs[chosen]])) if ARMS[arm] else None}
-        )
+            line["content"] = whole(over_seeds(own - values[arm][:, 1]))
+        lines.append(line | {"each": own.tolist()} | took)
     for other in (LORA, SAME):
         lines.append(
             {"arm": f"{BRIDGE} - {other}", "accuracy": whole(over_seeds(values[BRIDGE][:, 0] - values[other][:, 0]))}
@@ -257,7 +230,6 @@ def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], bench: Bench) 
     table = rich.table.Table(title=title, title_justify="left")
     for name in ("", "numbers", "rate", "loss", "own", "other", "zero", "content", "s"):
         table.add_column(name, justify="right" if name else "left", no_wrap=not name)
-    show = lambda value, form: "" if value is None else format(value, form)
 
     def percent(x: Mapping[str, float] | None) -> str:
         return "" if x is None else f"{100 * x['value']:.1f} [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
@@ -265,20 +237,13 @@ def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], bench: Bench) 
     for line in lines:
         name = f"{line['arm']}, rank {bench.rank}" if line["arm"] == LORA else line["arm"]
         table.add_row(
-            name, show(line.get("numbers") or None, ",d"), show(line.get("learning_rate"), "g"), show(line.get("loss"), ".3f"),
-            *(percent(line.get(key)) for key in ("accuracy", "other", "zero", "content")), show(line.get("seconds"), ".0f"),
+            name, shown(line.get("numbers") or None, ",d"), shown(line.get("learning_rate"), "g"), shown(line.get("loss"), ".3f"),
+            *(percent(line.get(key)) for key in ("accuracy", "other", "zero", "content")), shown(line.get("seconds"), ".0f"),
         )  # fmt: skip
     note = (
         f"Mean and interval over {bench.command.seeds} seeds (of what is not trained: over the questions), at the learning rate "
         f"that was best on {n} other questions; loss of the last 20 steps. other: another question's message; zero: zeros; "
         "content: own - other. The last lines are paired by seed."
     )
-    sink = io.StringIO()
-    for console in (
-        rich.console.Console(width=None if sys.stdout.isatty() else 160, emoji=False),
-        rich.console.Console(file=sink, width=160, emoji=False),
-    ):
-        console.print(table)
-        console.print(note)
-    folder.put("report.txt", sink.getvalue().encode())
+    print_table(folder, table, note, 160)
     print(f"{folder.path}: run.json, results.jsonl, report.txt")

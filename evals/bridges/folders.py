@@ -17,7 +17,7 @@ from jaxcomm.fingerprint import identity as model_identity
 from ..networks.folders import identity
 from ..networks.settings import Recipe, pick
 from ..networks.texts import Source, source
-from ..networks.training import check, damaged, manager, train
+from ..networks.training import check, newest, train
 from ..runs import RunFolder, agent_fingerprint, surroundings
 from .settings import Span
 
@@ -98,7 +98,7 @@ def train_bridge(command: Any, a: Agent, b: Agent, *, words: str) -> C2C | Gated
     config |= {"models": [model_identity(a.single), model_identity(b.single)], "reads": [reads(a), reads(b)]}
     config |= surroundings("optax", "orbax-checkpoint")
     check(recipe, made, min(agent.single.config.max_positions for agent in (a, b)))
-    config, title = json.loads(json.dumps(config, default=str)), f"{command.out}, {span.kind}"
+    title = f"{command.out}, {span.kind}"
     with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
         return train(made, Pair(a.single, b.single), texts, recipe, folder.path, title=title).trained
 
@@ -124,18 +124,12 @@ def load_bridge(path: str | Path, a: Agent, b: Agent) -> C2C | Gated:
         ValueError: The folder holds no bridge, or no finished checkpoint; it is of another pair, or of agents that read
             otherwise.
     """
-    import orbax.checkpoint as ocp
-
     path = Path(path)
     try:
         config = json.loads((path / "run.json").read_text())["config"]
         kept, steps = {field.name: config[field.name] for field in dataclasses.fields(Span)}, config["steps"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} holds no bridge: make one with jaxcomm bridge train") from error
-    checkpoints = manager(path, clean=False)
-    step = checkpoints.latest_step()
-    if step is None:
-        raise ValueError(f"{path} holds no finished checkpoint: go on with its training, with --resume")
     for name, agent, model, read in zip("AB", (a, b), config["models"], config["reads"], strict=True):
         if (found := model_identity(agent.single)) != model:
             raise ValueError(f"{path} was trained for model {model} as {name}, {agent.name} is {found}: train another")
@@ -144,9 +138,4 @@ def load_bridge(path: str | Path, a: Agent, b: Agent) -> C2C | Gated:
                 f"{path} was trained with another tokenizer, chat template or system prompt of {name} than {agent.name} "
                 "has: let it read as then (--chat), or train another"
             )
-    made = build(Span(**kept), a, b, steps)
-    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, made)
-    with damaged(path, step):
-        made = checkpoints.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(like)))["model"]
-    checkpoints.close()
-    return made
+    return newest(path, build(Span(**kept), a, b, steps))

@@ -95,7 +95,7 @@ class FitMap:
         from ..sentences import read_aligned
 
         found = fit_kv_maps(a.single, b.single, read_aligned(a, b, text), sources=self.sources, stride=self.stride)
-        maps.save_kv(self.out, maps.FittedKV.of(found, text, stride=self.stride, text=self.text, seed=self.seed), a, b)
+        maps.save(self.out, maps.FittedKV.of(found, text, stride=self.stride, text=self.text, seed=self.seed), a, b)
         title = f"Keys and values, {a.name} -> {b.name}, {len(text)} sentences of {self.text}"
         maps.show_kv(title, found, maps.cosines(found, a, b, text))
         rich.print(f"{self.out}: maps of keys and values.")

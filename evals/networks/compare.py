@@ -13,28 +13,25 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import rich.console
 import rich.table
 
 from jaxcomm import lmnet, lora
 from jaxcomm.agent import Agent
-from jaxcomm.protocols.base import start_turn
 
 from ..files import write_lines
 from ..runs import RunFolder, agent_fingerprint, surroundings
 from ..scores import Interval, accuracy, exact_match, over_seeds
 from .folders import build, identity
 from .settings import Recipe, Shape, pick
-from .texts import QUESTIONS, Text, questions, source
+from .texts import QUESTIONS, source
 from .training import check, train
+from .trials import Done, answers, asked_by, best, print_table, shown
 
 EDGES, LORA, ALONE, NEW = "edges", "LoRA", "vertex alone", "network, new"
 ARMS = {ALONE: False, NEW: False, LORA: True, EDGES: True}
@@ -64,13 +61,13 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
     if command.questions < 1:
         raise ValueError(f"questions = {command.questions}: it must be at least 1")
     recipes = {rate: dataclasses.replace(recipe, learning_rate=rate) for rate in rates}
-    asked = _questions(command)
+    purpose = "be tested on: name a file with --test"
+    asked = asked_by(command, QUESTIONS, purpose)[: 2 * command.questions]
     wires = jax.eval_shape(lambda: build(shape, agents).split()[0])
     check(recipe, wires, min(a.params.config.max_positions for a in agents))
     rank = lora.rank_of_size(agent.single, lmnet.size(wires))
     config = identity(command) | {"rank": rank, "fingerprints": [agent_fingerprint(a) for a in agents]}
     config |= surroundings("optax")
-    config = json.loads(json.dumps(config, default=str))
     with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
         sizes, done = {ALONE: 0, NEW: 0}, {}
         for arm, rate, seed in itertools.product(ARMS, rates, range(command.seeds)):
@@ -102,21 +99,6 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
         return lines
 
 
-def _questions(command: Any) -> list[Text]:
-    """The first half to choose the learning rate on."""
-    n = 2 * command.questions
-    if command.text in QUESTIONS and command.test is None:
-        return [QUESTIONS[command.text](command.seeds, i, test=True) for i in range(n)]
-    if command.test is None:
-        raise ValueError(f"{command.text} has no questions of its own to be tested on: name a file with --test")
-    found = questions(str(command.test))
-    if len(found) < n:
-        raise ValueError(
-            f"{command.test} has {len(found)} questions, twice {command.questions} are needed: lower --questions"
-        )
-    return found[:n]
-
-
 def _begin(arm: str, shape: Shape, agents: Sequence[Agent], rank: int, seed: int) -> tuple[Any, Any]:
     """What is trained and what is not, as `jaxcomm.training` says."""
     if arm in (EDGES, NEW):
@@ -124,29 +106,7 @@ def _begin(arm: str, shape: Shape, agents: Sequence[Agent], rank: int, seed: int
     return lora.init_lora(jax.random.key(seed), agents[-1].single, rank), agents[-1].single
 
 
-def answers(agent: Agent, asked: Sequence[Text], rows: int = 50) -> list[str]:
-    """Lets an agent answer questions, greedily.
-
-    An answer may have as many tokens as the longest right answer, and one more to stop.
-
-    Args:
-        agent: The agent.
-        asked: The questions, with their right answers.
-        rows: Number of questions in a batch.
-
-    Returns:
-        The answers.
-    """
-    said, room = [], 1 + max(len(agent.follow(q.prompt, f" {q.answer}")) for q in asked)
-    for at in range(0, len(asked), rows):
-        turn = start_turn(agent, [q.prompt for q in asked[at : at + rows]])
-        said += [reply.text for reply in turn.write(room)]
-    return said
-
-
-def summary(
-    done: Mapping[tuple[str, float, int], Mapping[str, Any]], sizes: Mapping[str, int], n: int, rank: int
-) -> list[dict[str, Any]]:
+def summary(done: Done, sizes: Mapping[str, int], n: int, rank: int) -> list[dict[str, Any]]:
     """Summarises the comparison, one line for each arm at its best learning rate.
 
     The learning rate is chosen on the first half of the questions; accuracy is reported on the second half.
@@ -163,26 +123,17 @@ def summary(
         LoRA, paired by seed.
     """
     lines, values = [], {}
-    for arm in ARMS:
-        rates = sorted({rate for kind, rate, _ in done if kind == arm})
-        runs = {
-            rate: [row for (kind, r, _), row in sorted(done.items(), key=lambda x: x[0]) if kind == arm and r == rate]
-            for rate in rates
-        }
-        chosen = max(rates, key=lambda rate: np.mean([row["hits"][:n] for row in runs[rate]]))
-        hits = np.array([row["hits"][n:] for row in runs[chosen]], float)
+    for arm, trained in ARMS.items():
+        runs, chosen, took = best(done, arm, trained, lambda row: row["hits"][:n])
+        hits = np.array([row["hits"][n:] for row in runs], float)
         values[arm] = hits.mean(axis=1)
         interval = over_seeds(values[arm]) if len(hits) > 1 else accuracy(hits[0])
-        trained, last = ARMS[arm], [loss for row in runs[chosen] for loss in row["losses"][-20:]]
         lines.append(
             {"arm": arm, "numbers": sizes[arm], "rank": rank if arm == LORA else None}
-            | {"learning_rate": chosen if trained else None, "rates": rates if trained else [], "seeds": len(hits)}
+            | chosen
             | dict(zip(("accuracy", "low", "high"), interval, strict=True))
-            | {
-                "each": values[arm].tolist(),
-                "loss": float(np.mean(last)) if last else None,
-            }
-            | {"seconds": float(np.mean([row["seconds"] for row in runs[chosen]])) if trained else None}
+            | {"each": values[arm].tolist()}
+            | took
         )
     less = over_seeds(values[EDGES] - values[LORA])
     lines.append(
@@ -196,7 +147,7 @@ def summary(
 
 
 def report(
-    folder: RunFolder, lines: Sequence[Mapping[str, Any]], done: Mapping, agents: Sequence[Agent], shape: Shape, n: int
+    folder: RunFolder, lines: Sequence[Mapping[str, Any]], done: Done, agents: Sequence[Agent], shape: Shape, n: int
 ) -> None:
     """Prints the table of the comparison, and writes report.txt and curves.png.
 
@@ -214,33 +165,23 @@ def report(
     )
     for name in ("", "trained numbers", "rate", "loss, last 20 steps", "exact match, % [95 %]", "seconds"):
         table.add_column(name, justify="right" if name else "left")
-    show = lambda value, form: "" if value is None else format(value, form)
     for line in lines:
         percent = Interval(*(100 * line[key] for key in ("accuracy", "low", "high")))
         name = f"{line['arm']}, rank {line['rank']}" if line.get("rank") else line["arm"]
         table.add_row(
-            name, show(line.get("numbers"), ",d"), show(line.get("learning_rate"), "g"), show(line.get("loss"), ".3f"),
-            f"{percent.value:.1f} [{percent.low:.1f}, {percent.high:.1f}]", show(line.get("seconds"), ".0f"),
+            name, shown(line.get("numbers"), ",d"), shown(line.get("learning_rate"), "g"), shown(line.get("loss"), ".3f"),
+            f"{percent.value:.1f} [{percent.low:.1f}, {percent.high:.1f}]", shown(line.get("seconds"), ".0f"),
         )  # fmt: skip
     note = (
         f"Mean and interval over {lines[-1]['seeds']} seeds (of {ALONE}: over the questions), at the learning rate that was best on {n} other "
         "questions. The last line is paired by seed."
     )
-    sink = io.StringIO()
-    for console in (
-        rich.console.Console(width=None if sys.stdout.isatty() else 120, emoji=False),
-        rich.console.Console(file=sink, width=120, emoji=False),
-    ):
-        console.print(table)
-        console.print(note)
-    folder.put("report.txt", sink.getvalue().encode())
+    print_table(folder, table, note, 120)
     folder.put("curves.png", curves(lines, done))
     print(f"{folder.path}: run.json, results.jsonl, report.txt, curves.png")
 
 
-def curves(
-    lines: Sequence[Mapping[str, Any]], done: Mapping[tuple[str, float, int], Mapping[str, Any]], window: int = 20
-) -> bytes:
+def curves(lines: Sequence[Mapping[str, Any]], done: Done, window: int = 20) -> bytes:
     """Draws the loss of edges and of LoRA against the step, smoothed over `window` steps.
 
     Thin lines are single seeds; the thick line is their mean.

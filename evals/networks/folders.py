@@ -21,7 +21,7 @@ from ..runs import RunFolder, agent_fingerprint, surroundings
 from ..sentences import revision
 from .settings import Recipe, Shape, pick
 from .texts import source
-from .training import check, damaged, manager, train
+from .training import check, newest, train
 
 LONG = 1000
 """Steps from which a run on CPU takes its vertices' layers one by one: a step is then up to a fifth faster, and its program
@@ -94,10 +94,11 @@ def train_network(
         config["start_fingerprint"] = fingerprint(start)
     trained, frozen = network.split() if command.train == "edges" else (Everything(network), None)
     check(recipe, trained, network.config.max_positions)
-    config, title = json.loads(json.dumps(config, default=str)), f"{command.out}, {command.train}"
     with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
         apart = layers_apart() and recipe.steps >= LONG
-        state = train(trained, frozen, texts, recipe, folder.path, title=title, unroll=apart)
+        state = train(
+            trained, frozen, texts, recipe, folder.path, title=f"{command.out}, {command.train}", unroll=apart
+        )
     return state.trained.join(frozen)
 
 
@@ -118,7 +119,8 @@ def identity(command: Any) -> dict[str, Any]:
         told.pop(name, None)
     files = [Path(told[name]) for name in ("text", "test") if told.get(name) and Path(told[name]).is_file()]
     told |= {"revision": revision(told["text"])}
-    return told | {"data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]}
+    told |= {"data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]}
+    return json.loads(json.dumps(told, default=str))
 
 
 def is_network(path: str | Path) -> bool:
@@ -180,17 +182,7 @@ def load_network(path: str | Path, agents: Sequence[Agent]) -> Agent:
     kept: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items() if name in names}
     network = build(Shape(**kept), agents)
     trained, frozen = network.split() if config["train"] == "edges" else (Everything(network), None)
-    import orbax.checkpoint as ocp
-
-    checkpoints = manager(path, clean=False)
-    step = checkpoints.latest_step()
-    if step is None:
-        raise ValueError(f"{path} holds no finished checkpoint: go on with its training, with --resume")
-    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, trained)
-    with damaged(path, step):
-        trained = checkpoints.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(like)))["model"]
-    checkpoints.close()
-    return dataclasses.replace(agents[-1], params=trained.join(frozen), name=str(path))
+    return dataclasses.replace(agents[-1], params=newest(path, trained).join(frozen), name=str(path))
 
 
 def _config(path: Path) -> dict[str, Any]:

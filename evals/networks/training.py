@@ -308,6 +308,22 @@ def restore(folder: Path, manager, step: int, state: State) -> tuple[State, int]
     return State(got["optimizer"]["step"], got["model"], got["optimizer"]["moments"]), got["data"]["texts"]
 
 
+def newest(folder: Path, trained: Any) -> Any:
+    """Reads what was trained, of the structure of `trained`, out of a run folder's newest checkpoint.
+
+    Raises:
+        ValueError: There is no finished checkpoint; it is damaged or belongs to another model.
+    """
+    import orbax.checkpoint as ocp
+
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, trained)
+    with manager(folder, clean=False) as checkpoints:
+        if (step := checkpoints.latest_step()) is None:
+            raise ValueError(f"{folder} holds no finished checkpoint: go on with its training, with --resume")
+        with damaged(folder, step):
+            return checkpoints.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(like)))["model"]
+
+
 def keep_freed_memory() -> None:
     """Tells glibc to keep memory that is freed. Without glibc nothing happens.
 

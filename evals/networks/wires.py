@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomm.agent import Agent
+from jaxcomm.language_model import positions_of
 from jaxcomm.lmnet import Network
-from jaxcomm.model import positions_of, project_head, unembed
+from jaxcomm.model import project_head, unembed
 from jaxcomm.prompts import Prompts
 
 

@@ -20,9 +20,10 @@ from jaxcomm.communication import check_games
 from jaxcomm.compiled import check_texts, check_tokens
 from jaxcomm.config import AnyArray
 from jaxcomm.edits import Change, Context, hook_of, replace
+from jaxcomm.language_model import check_room, positions_of
 from jaxcomm.layer_sweep.programs import Cells, Targets, layers_of, read_tail, score_cells
 from jaxcomm.layer_sweep.sizes import SCORED_ROWS
-from jaxcomm.model import Params, check_room, enter, positions_of, run_blocks
+from jaxcomm.model import Params, enter, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.sites import SITES, Positions, Site, check_positions, check_site, columns_of
 

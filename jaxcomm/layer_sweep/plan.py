@@ -19,6 +19,7 @@ from jaxcomm.compiled import check_layer, check_texts, check_tokens
 from jaxcomm.config import AnyArray
 from jaxcomm.decoding import Decoding, check_keys
 from jaxcomm.edits import Graft, GraftFunction
+from jaxcomm.language_model import check_room
 from jaxcomm.layer_sweep.programs import (
     Cells,
     Drawing,
@@ -31,7 +32,7 @@ from jaxcomm.layer_sweep.programs import (
     score_cells,
 )
 from jaxcomm.layer_sweep.sizes import FULL_ROWS, REFILLS, SCORED_ROWS, Chunk, Need, Sizes, device_memory, fit_sizes
-from jaxcomm.model import Params, check_room
+from jaxcomm.model import Params
 from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.reading import hidden_states
 from jaxcomm.sharding import all_devices, by_rows, mesh_of, move, put, sweep_mesh

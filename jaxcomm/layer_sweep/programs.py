@@ -18,8 +18,9 @@ from jaxcomm.cache import Attended, KVCache
 from jaxcomm.communication import ReadPrompt
 from jaxcomm.decoding import Sampling, choose, top_and_total
 from jaxcomm.edits import Read, apply_graft, hook_of, through_map
+from jaxcomm.language_model import positions_of
 from jaxcomm.layers import Hook
-from jaxcomm.model import enter, positions_of, run_blocks, unembed
+from jaxcomm.model import enter, run_blocks, unembed
 from jaxcomm.prompts import Prompts
 from jaxcomm.sharding import constrain
 from jaxcomm.sites import Site

@@ -20,9 +20,9 @@ from jaxcomm.compiled import check_texts, check_tokens
 from jaxcomm.config import AnyArray, NetworkConfig
 from jaxcomm.controls import Drawn, derange, stand_in
 from jaxcomm.decoding import score_with
+from jaxcomm.language_model import check_room, positions_of
 from jaxcomm.lmnet.network import Network
 from jaxcomm.messages import Message
-from jaxcomm.model import check_room, positions_of
 from jaxcomm.prompts import Prompts, as_prompts
 
 

@@ -5,8 +5,7 @@ head as vertices, trainable modules as edges, joined layer by layer as in a mult
 
 T is a decoder's stack of blocks with its final norm. The first layer's one vertex embeds the tokens, the last layer's
 one vertex has the head. Every vertex and every edge reads all positions causally, so the whole network is one
-autoregressive model (`jaxcomm.model.LanguageModel`): `forward`, `generate`, agents and protocols take it as they take
-`Params`.
+autoregressive model (`LanguageModel`): `forward`, `generate`, agents and protocols take it as they take `Params`.
 
 What the paper leaves open (size and initialisation of edges, interior norms) is a switch of `EdgeConfig` and
 `NetworkConfig`.
@@ -28,9 +27,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from jaxcomm.cache import ALONE, Attended, KVCache
 from jaxcomm.config import AnyArray, EdgeConfig, ModelConfig, NetworkConfig, check_widths
+from jaxcomm.language_model import PLAIN, Training
 from jaxcomm.layers import Surroundings, angles_of, rotary
 from jaxcomm.lmnet import edges
-from jaxcomm.model import PLAIN, Params, Training, embed, final_norm, run_blocks, unembed
+from jaxcomm.model import Params, embed, final_norm, run_blocks, unembed
 
 
 class Wires(struct.PyTreeNode):
@@ -142,7 +142,7 @@ class Network(struct.PyTreeNode):
         training: Training = PLAIN,
         wire: Callable[[str, Array], Array] = lambda name, x: x,
     ) -> tuple[Float[Array, "B _ D"], Any]:
-        """Reads tokens through the whole network (`jaxcomm.model.LanguageModel`).
+        """Reads tokens through the whole network (`LanguageModel`).
 
         Args:
             tokens: Token ids [B, T], or vectors [B, T, D] in the place of their embeddings.

@@ -1,0 +1,187 @@
+"""What holds of every model, one decoder or a network of them: what reading and writing need of it, where the tokens that
+it reads stand, how it is read for a gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxcomm.attention import rows_for
+from jaxcomm.cache import Attended, KVCache
+from jaxcomm.config import AnyArray, ModelConfig, NetworkConfig, Remat
+from jaxcomm.prompts import Prompts
+
+INVALID = -2
+"""Position of every token of a row that ends in padding, where that was seen too late to be refused
+(`jaxcomm.compiled`)."""
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What reading and writing need of a model. `Params` (one decoder) and `jaxcomm.lmnet.Network` (several) have it.
+
+    It is a pytree. `Params` says of each method what goes in and what comes out.
+
+    Attributes:
+        embed: Embedding matrix of the input tokens, [V, D].
+        config: Architecture. It has vocab, width and max_positions.
+        dtype: Dtype of the weights.
+    """
+
+    @property
+    def config(self) -> ModelConfig | NetworkConfig: ...
+
+    @property
+    def embed(self) -> Float[Array, "V D"]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def empty_cache(self, batch: int, columns: int, *branches: int) -> KVCache: ...
+
+    def read(
+        self,
+        tokens: AnyArray,
+        positions: Array,
+        *,
+        attended: Attended = ...,
+        last: bool = ...,
+        training: Training = ...,
+    ) -> tuple[Float[Array, "B _ D"], Any]: ...
+
+    def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]: ...
+
+
+def check_room(params: LanguageModel, prompts: Prompts, new: int = 0) -> None:
+    """Checks that prompts and new tokens fit the model's positions.
+
+    Args:
+        params: The model, or a network.
+        prompts: What it reads.
+        new: Number of tokens that are written after them.
+
+    Raises:
+        ValueError: The prompts have no token; their columns and the new tokens exceed the model's positions.
+    """
+    length, limit = prompts.shape[1], params.config.max_positions
+    if not length:
+        raise ValueError("empty prompt: a model needs at least one token to read")
+    if length + new > limit:
+        reach = max(rope.reach for rope in params.config.ropes) if isinstance(params.config, ModelConfig) else 0
+        longer = f", or load the model with max_positions up to {reach}" if reach > limit else ""
+        raise ValueError(
+            f"{length} prompt columns + {new} new tokens exceed the model's {limit} positions: shorten the prompt{longer}"
+        )
+
+
+def positions_of(prompts: Prompts, past: Sequence[KVCache] = ()) -> Int[Array, "B P"]:
+    """Numbers the tokens of prompts.
+
+    Args:
+        prompts: The prompts.
+        past: Caches of what was read before them.
+
+    Returns:
+        Positions [B, P]: consecutive over the real tokens of each row, from the position that follows `past`; -1 on
+        padding. All are `INVALID` in a row that ends in padding.
+    """
+    begin, mask = after(past, len(prompts)), prompts.mask
+    if mask is None:
+        return jnp.broadcast_to(begin + jnp.arange(prompts.shape[1], dtype=jnp.int32), prompts.shape)
+    places = jnp.where(mask, begin + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
+    return jnp.where(mask[:, -1:], places, INVALID)
+
+
+def after(caches: Sequence[KVCache], rows: int) -> Int[Array, "_ 1"] | int:
+    """Finds the position that follows everything in caches.
+
+    Args:
+        caches: The caches. They may have fewer rows, each shared by consecutive prompts (`attention.rows_for`).
+        rows: Number of prompts.
+
+    Returns:
+        Positions [B, 1] (B is 1 if all caches have one row), or 0 without caches.
+    """
+    return functools.reduce(jnp.maximum, [rows_for(c.after(), rows)[:, None] for c in caches], 0)
+
+
+class Training(NamedTuple):
+    """Settings of a pass whose gradient is taken.
+
+    Attributes:
+        documents: Number of the text that each token belongs to, [B, T], in order, if rows hold several texts. The
+            texts do not see each other. It goes without past and cache.
+        remat: What a gradient computes again, block by block (`config.Remat`).
+        mesh: Rows lie over all devices of this mesh, and the weights of a block are fetched whole when they are needed.
+        learned: Which tokens are learned, [B, T]; what stands before them in a text is its prompt. Only bridges ask.
+        told: What another model reads of each text (`training.Told`). Only bridges ask.
+        step: Number of the step and of its part, int32 [2], for what is drawn anew at each. None: nothing is drawn.
+    """
+
+    documents: Int[Array, "B T"] | None = None
+    remat: Remat = "off"
+    mesh: Mesh | None = None
+    learned: Bool[Array, "B T"] | None = None
+    told: Any = None
+    step: Int[Array, "2"] | None = None
+
+    def places(self, positions: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], int | None]:
+        """Computes positions for attention masks.
+
+        The positions of a row's texts are moved so far apart that none is in the window of the next one. A mask then
+        needs nothing but positions here, too.
+
+        Args:
+            positions: Positions [B, T] of the tokens.
+
+        Returns:
+            Positions [B, T], and how far back a query sees (None: to the first token).
+        """
+        if self.documents is None:
+            return positions, None
+        longest = positions.shape[1]
+        return jnp.where(positions < 0, -1, positions + 2 * longest * self.documents), longest
+
+    def fetched(self, h: Array, weights: Any) -> tuple[Array, Any]:
+        """Places the stream and the weights of a layer for fully sharded training.
+
+        Rows stay where they are, and weights come whole. Left to itself, XLA may fetch all rows instead, which are
+        larger.
+
+        Args:
+            h: The stream.
+            weights: Weights of the layer.
+
+        Returns:
+            Both, with these constraints if there is a mesh.
+        """
+        if (mesh := self.mesh) is None:
+            return h, weights
+        put = lambda a, *spec: jax.lax.with_sharding_constraint(a, NamedSharding(mesh, P(*spec)))
+        return put(h, mesh.axis_names), jax.tree.map(put, weights)
+
+    def checkpointed(self, fn: Callable) -> Callable:
+        """Puts a function under `jax.checkpoint` with the policy that `remat` names.
+
+        Args:
+            fn: The function.
+
+        Returns:
+            The function, or `fn` itself with remat "off".
+        """
+        if self.remat == "off":
+            return fn
+        policy = jax.checkpoint_policies.dots_saveable if self.remat == "products" else None
+        return jax.checkpoint(fn, policy=policy)
+
+
+PLAIN = Training()
+"""One text in every row, all of it kept for a gradient."""
