@@ -23,10 +23,10 @@ import numpy as np
 import jaxcomm as jc
 from jaxcomm import converters, lora
 from jaxcomm.converters.checkpoints import is_saved
-from jaxcomm.evals.networks.compare import answers
 from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.texts import Text, questions, source
 from jaxcomm.evals.networks.training import train
+from jaxcomm.evals.networks.trials import answers
 from jaxcomm.evals.pair import folder
 from jaxcomm.evals.scores import exact_match
 
