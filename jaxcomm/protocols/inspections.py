@@ -38,21 +38,25 @@ NAMED = 3
 
 @dataclasses.dataclass(frozen=True)
 class Inspecting:
-    """Options of all inspections.
+    """Options of inspections. All but the first two are of `inspect_activation`.
 
     Attributes:
         count: Number of tokens that are named of each layer of B.
         max_new_tokens: Largest number of tokens of a reply, and of the patchscope's text.
-        target: Target prompt of the patchscope (`Agent.patchscope`), of `inspect_activation`.
+        graft: "sum", "mean", "replace", or a function f(a, b).
+        W: The map [D_B, D_A], or None.
+        target: Target prompt of the patchscope (`Agent.patchscope`).
         placeholder: The word in it that the message takes the place of.
 
     Example:
-        >>> protocols.Inspecting(target="Bob is in x").placeholder
+        >>> protocols.Inspecting(graft="sum", target="Bob is in x").placeholder
         'x'
     """
 
     count: int = 5
     max_new_tokens: int = NEW_TOKENS
+    graft: GraftFunction = "replace"
+    W: AnyArray | None = None
     target: Prompt = TARGET
     placeholder: str = "x"
 
@@ -238,8 +242,6 @@ def inspect_activation(
     *,
     k: int,
     j: int,
-    graft: GraftFunction = "replace",
-    W: AnyArray | None = None,
     **how: Any,
 ) -> list[Inspection]:
     """Plays games of `activation`, and looks at every message on its way: sent, heard, said.
@@ -252,8 +254,6 @@ def inspect_activation(
         answers: The right answer of each game. Its first token is looked up in every layer of B.
         k: A is read after this layer, 0 .. L_A.
         j: B is edited after this layer, 0 .. L_B.
-        graft: "sum", "mean", "replace", or a function f(a, b).
-        W: The map [D_B, D_A], or None.
         **how: Options of `Inspecting`.
 
     Returns:
@@ -269,7 +269,7 @@ def inspect_activation(
         [2, 2, 2, 2, 2, 1]
     """
     settings = Inspecting(**how)
-    turn = activation(a, b, prompts_a, prompts_b, k=k, j=j, graft=graft, W=W)
+    turn = activation(a, b, prompts_a, prompts_b, k=k, j=j, graft=settings.graft, W=settings.W)
     message, rows = send(a.single, a.tokenize(prompts_a), k), a.rows(prompts_a)
     target, most = (settings.target, settings.placeholder), settings.max_new_tokens
     scoped, norms = a.patchscope(message, *target, max_new_tokens=most), np.asarray(message.norms)
