@@ -142,6 +142,18 @@ def test_deltas_are_read(tmp_path, capsys, b):
         assert row["heard"][-1]["likeliest"]["ids"][0] == row["reply"]["ids"][0]
 
 
+def test_a_message_that_is_empty_is_played_swept_and_read(tmp_path, capsys):
+    silenced = (*PAIR, "--n", 2, "--delta-layers", 4, "--ask", "{prompt} Russia, Europe, Moscow.")
+    controls = ("--control", "other", "zero", "mean", "noise", "self")
+    jaxcomm("play", *silenced, "--protocol", "deltas", *controls, "--probe", 0)
+    assert "A says:  ''" in capsys.readouterr().out
+    jaxcomm("read", *silenced, "--channel", "deltas", "--out", tmp_path / "read")
+    assert "at each of 0 tokens" in capsys.readouterr().out and (tmp_path / "read" / "item-2.png").is_file()
+    jaxcomm("select", *silenced, "--channel", "deltas", "--out", tmp_path / "select")
+    (cell,) = records(tmp_path / "select" / "results.jsonl")
+    assert cell["logprob"] == cell["other_logprob"] == cell["text_logprob"]
+
+
 def test_every_option_of_channels_reaches_its_protocol():
     """But for those by which layers are chosen, or files loaded, before there are settings."""
     changed = dict(

@@ -13,12 +13,14 @@ from jaxcomm.evals.games import draw
 from jaxcomm.flops import blocks_flops, generation_flops, head_flops
 from jaxcomm.protocols import (
     Prefixing,
+    StandIn,
     deltas,
     kv,
     latent,
     receive_prefix,
     send_prefix,
     silent,
+    sweep_deltas,
     thinking,
 )
 from jaxcomm.sharding import local_mesh
@@ -262,6 +264,22 @@ def test_deltas_of_zero_are_a_message_and_controls_leave_its_tokens(b):
     np.testing.assert_allclose(zero.logits, pasted, atol=1e-4)
     other = deltas(b, b, TOLD, ASKED, control="other", **how)
     assert other.rows == plain.rows and not np.allclose(other.logits, plain.logits)
+
+
+def test_a_sweep_over_deltas_says_of_an_empty_message_what_its_text_says(b):
+    told = [TOLD[0], "Giulia is at Saint Basil's Cathedral. Russia, Europe, Moscow.", TOLD[2]]
+    order, how = [1, 2, 0], dict(max_message_tokens=8)
+    found = sweep_deltas(b, b, told, ASKED[:3], ANSWERS[:3], layers=[1, 3], orders=[None, order], **how)
+    for n, control in enumerate((None, StandIn("other", order=order))):
+        for m, j in enumerate((1, 3)):
+            turn = deltas(b, b, told, ASKED[:3], j=j, control=control, **how)
+            assert [detail["message"] == "" for detail in turn.details] == [False, True, False]
+            scored = turn.score([[f" {answer}"] for answer in ANSWERS[:3]])
+            np.testing.assert_allclose(found.logprobs[n, :, m], [x.logprobs[0] for x in scored], atol=1e-3)
+            assert found.exact[n, :, m].tolist() == [x.greedy[0] for x in scored]
+    assert (found.logprobs[:, 1] == found.text_logprobs[1]).all() and (
+        found.logprobs[1, 0] == found.text_logprobs[0]
+    ).all()
 
 
 def test_bad_input_of_deltas_is_one_clear_line(b, trio):
