@@ -285,6 +285,8 @@ def test_a_sweep_over_deltas_says_of_an_empty_message_what_its_text_says(b):
 def test_bad_input_of_deltas_is_one_clear_line(b, trio):
     refused(lambda: deltas(b, b, TOLD, ASKED, j=9), "j = 9 is out of range")
     refused(lambda: deltas(b, b, TOLD, ASKED, j=[]), "j names no layer")
+    refused(lambda: deltas(b, b, TOLD, ASKED, j=[2, 4, 2]), "j names layer 2 twice")
+    refused(lambda: deltas(b, b, TOLD, ASKED, j=2, tell="{message} {prompt} {message}"), "write {message} once")
     refused(lambda: deltas(b, b, TOLD, ASKED, j=2, turns=2), "deltas are sent with a single message")
     refused(lambda: deltas(trio["llama"].agent, trio["gemma2"].agent, QUESTIONS, OTHERS, j=1), "cannot be added")
     refused(lambda: deltas(trio["llama"].agent, trio["reversed"].agent, QUESTIONS, OTHERS, j=1), "differ")

@@ -301,6 +301,8 @@ def delta_layers(a: Agent, b: Agent, j: int | Sequence[int]) -> list[int]:
             check_layer(agent.params, layer, "j")
     if not layers:
         raise ValueError("j names no layer: name the one after which states are read and added")
+    if twice := [layer for layer in layers if layers.count(layer) > 1]:
+        raise ValueError(f"j names layer {twice[0]} twice, and deltas are added there once: name each layer once")
     return layers
 
 
@@ -329,6 +331,8 @@ def _pasted(
     rows, there = [], []
     for prompt, said in zip(prompts, ids, strict=True):
         before, _, after = b.render(put(talk.tell, prompt, message=MARK)).partition(MARK)
+        if MARK in after:
+            raise ValueError(f"tell {talk.tell!r}: deltas are added to one message, write {{message}} once")
         begin = b.spelled(before)
         end = b.tokenizer.encode(after, add_special_tokens=False)
         rows.append([*begin, *said, *end])
