@@ -121,10 +121,27 @@ def test_prefixes_and_thoughts_are_read(tmp_path, capsys, b):
         (("--channel", "kv", "--k", 4, "--j", 1), "to read activations, or name another --channel"),
         (("--channel", "deltas", "--delta-layers", 9), "j = 9 is out of range"),
         (("--channel", "latent", "--steps", 2, "--sends", "thoughts"), "what is looked at are A's tokens"),
+        (
+            ("--channel", "kv", "--tell", "{message}{prompt}"),
+            "--tell means nothing to --channel kv: it is an option of deltas",
+        ),
+        (
+            ("--channel", "latent", "--graft", "sum"),
+            "--graft means nothing to --channel latent: it is an option of activation",
+        ),
+        (("--channel", "kv", "--place", "turn", "--positions", "own"), "leave out positions='own'"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(capsys, words, says):
     assert says in refused(capsys, "read", *PAIR, "--n", 2, *words)
+
+
+def test_with_a_sink_the_first_layer_hears_too(tmp_path):
+    words = ("--channel", "kv", "--layers", 5, "--n", 1, "--out", tmp_path)
+    for more, first in (((), 5), (("--published-mask",), 1)):
+        jaxcomm("read", *PAIR, *words, *more)
+        (row,) = records(tmp_path / "items.jsonl")
+        assert [x["layer"] for x in row["heard"]] == list(range(first, 7)) and row["heard"][0] != row["alone"][0]
 
 
 def test_deltas_are_read(tmp_path, capsys, b):

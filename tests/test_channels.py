@@ -129,7 +129,7 @@ def test_a_prefix_before_the_last_turn_stands_behind_worked_examples(b):
     refused(
         lambda: kv(b, b, TOLD, [*prompts[:4], ASKED[4]], place="turn"), "do not begin alike before their last turns"
     )
-    refused(lambda: kv(b, b, TOLD, prompts, place="turn", positions="own"), "leave out the rest")
+    refused(lambda: kv(b, b, TOLD, prompts, place="turn", positions="own"), "leave out positions")
 
 
 def test_the_last_turn_is_found_in_any_rendering(trio):
@@ -189,7 +189,13 @@ def test_bad_input_is_one_clear_line(b, trio):
     assert rows < limit < 2 * rows, "the test's text"
     refused(lambda: kv(b, b, long, long), f"a prefix of {rows} tokens and a prompt of {rows} do not fit")
     refused(lambda: said(kv(b, b, long, ASKED), limit - rows), "do not fit")
-    refused(lambda: thinking(b, b, TOLD, ASKED, steps=limit), "does not fit")
+    refused(
+        lambda: thinking(b, b, TOLD, ASKED, steps=limit),
+        f"{limit + 1} tokens are to follow it, and the model has {limit}",
+    )
+    refused(
+        lambda: latent(b, b, TOLD, ASKED, steps=1000), "1000 tokens are to follow it, and the model has 256 positions"
+    )
 
 
 # State deltas --------------------------------------------------------------------------------------------------------
