@@ -348,6 +348,11 @@ def test_a_sweep_over_layers_of_deltas_says_what_each_layer_says(tmp_path, capsy
         (("--channel", "latent", "--steps", 1, 1), "name at least one, each once"),
         (("--channel", "deltas", "--delta-layers", 7), "j = 7 is out of range"),
         (("--channel", "deltas", "--max-message-tokens", 0), "--max-message-tokens 0"),
+        (("--channel", "deltas", "--max-message-tokens", 1000), "1000 tokens are to follow it"),
+        (("--channel", "deltas", "--ask", "hello"), "it must have {prompt}"),
+        (("--channel", "deltas", "--delta-layers", 4, 4), "j names layer 4 twice"),
+        (("--channel", "latent", "--steps", 1000, "--schemes", "last"), "1000 tokens are to follow it"),
+        (("--channel", "latent", "--steps", 1000), "1000 tokens are to follow it"),
     ],
 )
 def test_settings_of_a_sweep_that_cannot_be_are_one_line(tmp_path, capsys, words, says):
