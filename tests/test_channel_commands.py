@@ -323,6 +323,7 @@ def test_a_sweep_over_layers_of_deltas_says_what_each_layer_says(tmp_path, capsy
     jaxcomm(*words, "--out", tmp_path / "run")
     report = (tmp_path / "run" / "report.md").read_text()
     assert "The text alone: 100 [57, 100] exact match" in report and "| presence |" in report
+    assert "Another item is one with another answer." in report
     cells, game = records(tmp_path / "run" / "results.jsonl"), draw("countries", 0, 5)
     told, asked, answers = zip(*((i.prompt_a, i.prompt_b, i.answer) for i in game.items), strict=True)
     assert [cell["layer"] for cell in cells] == [5, 1]
@@ -350,6 +351,8 @@ def test_a_sweep_over_layers_of_deltas_says_what_each_layer_says(tmp_path, capsy
         (("--channel", "deltas", "--max-message-tokens", 0), "--max-message-tokens 0"),
         (("--channel", "deltas", "--max-message-tokens", 1000), "1000 tokens are to follow it"),
         (("--channel", "deltas", "--ask", "hello"), "it must have {prompt}"),
+        (("--schemes", "last", "greedy", "--alpha", 0.5), "--alpha 0.5: it weighs the attention of --scheme score"),
+        (("--schemes", "last", "--calibration-items", 3), "--calibration-items 3 is for --scheme score and greedy"),
         (("--channel", "deltas", "--delta-layers", 4, 4), "j names layer 4 twice"),
         (("--channel", "latent", "--steps", 1000, "--schemes", "last"), "1000 tokens are to follow it"),
         (("--channel", "latent", "--steps", 1000), "1000 tokens are to follow it"),
