@@ -21,6 +21,7 @@ import io
 import json
 import os
 import platform
+import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -224,14 +225,20 @@ class RunFolder(contextlib.ExitStack):
 
         Returns:
             The arrays, by name.
+
+        Raises:
+            ValueError: The file is damaged.
         """
         path = self.path / f"{name}.npz"
         if not path.exists():
             file = io.BytesIO()
             np.savez(file, **make())
             self.put(path.name, file.getvalue())
-        with np.load(path) as kept:
-            return dict(kept)
+        try:
+            with path.open("rb") as file, np.load(file) as kept:
+                return dict(kept)
+        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it and add --resume") from error
 
 
 def parquet(table: pa.Table) -> bytes:
