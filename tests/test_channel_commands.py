@@ -194,9 +194,12 @@ def test_keys_and_values_are_mapped_between_models_of_unequal_size(tmp_path, cap
     jaxcomm("fit-map", *ab, *fit, "--out", tmp_path / "map")
     table = capsys.readouterr().out
     assert "cosine" in table and "R2: on held-out texts" in table
-    jaxcomm("play", *ab, "--n", 8, "--protocol", "kv", "--kv-map", tmp_path / "map", "--out", tmp_path / "run")
+    controls = ("--control", "other", "self", "generated", "unrelated", "zero")
+    mapped = ("--protocol", "kv", "--kv-map", tmp_path / "map", *controls)
+    jaxcomm("play", *ab, "--n", 8, *mapped, "--out", tmp_path / "run")
     rows = {(r["protocol"], r["control"]): r for r in records(tmp_path / "run" / "results.jsonl")}
     assert rows["kv", None]["accuracy"] >= 0.5 and rows["kv", "other"]["accuracy"] == 0 and rows["kv", None]["mapped"]
+    assert rows["kv", "self"]["accuracy"] < 0.5, "B's own keys and values, which need no map"
     says = refused(capsys, "play", *PAIR, "--n", 2, "--protocol", "kv", "--kv-map", tmp_path / "map")
     assert "was fitted for another pair" in says
     assert "or --kv, which maps all of them" in refused(
@@ -338,6 +341,8 @@ def test_a_sweep_over_layers_of_deltas_says_what_each_layer_says(tmp_path, capsy
     capsys.readouterr()
     jaxcomm(*words, "--out", tmp_path / "run", "--resume")
     assert "computing" not in capsys.readouterr().out and (tmp_path / "run" / "report.md").read_text() == report
+    (tmp_path / "run" / "deltas.npz").write_bytes(b"PK\x03\x04")
+    assert "deltas.npz is damaged" in refused(capsys, *words, "--out", tmp_path / "run", "--resume")
 
 
 @pytest.mark.parametrize(

@@ -497,7 +497,7 @@ def _replaced(
         generated=lambda: one(prompts_b, home).message,
         unrelated=unrelated,
         own=lambda: (
-            one(prompts_b, plain if settings.sends == "thoughts" else dataclasses.replace(plain, steps=0)).message
+            one(prompts_b, home if settings.sends == "thoughts" else dataclasses.replace(home, steps=0)).message
         ),
         worst=lambda message, answers: worst_of_others(message, answers, lambda m: likely(m, answers), settings.seed),
     )
