@@ -60,7 +60,8 @@ def heard(turn: Turn | Panel) -> list[Heard]:
     b, every = (turn.turns[turn.receiver], turn.turns) if isinstance(turn, Panel) else (turn, [turn])
     likely = scipy.special.log_softmax(np.asarray(b.logits, np.float32), axis=-1)
     message, notes = b.received, []
-    states = None if message is None or message.states is None else features(message)
+    there = message is not None and message.states is not None and jax.tree.leaves(message.states)[0].size > 0
+    states = features(message) if there else None  # pyright: ignore[reportArgumentType]
     for i in range(len(likely)):
         spent = total(each.before[i] for each in every)
         spent += turn.before[i] if isinstance(turn, Panel) else total(())

@@ -220,7 +220,7 @@ def bars(axis: Axes, named: Named, label: str, most: float | None = 1) -> None:
     axis.barh(places, named.values, color="#9ecae1")
     axis.set_yticks(places, [drawable(readable(token), LETTERS) for token in named.tokens], parse_math=False)
     axis.invert_yaxis()
-    axis.set_xlim(min(0.0, *named.values), most)
+    axis.set_xlim(min((0.0, *named.values)), most)
     axis.set_xlabel(label, fontsize=9)
     axis.tick_params(labelsize=9)
 

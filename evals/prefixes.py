@@ -20,6 +20,8 @@ from .hearing import further
 
 CALIBRATED = ("score", "greedy")
 """Schemes that look at items."""
+ITEMS = 8
+"""Number of items that are looked at, unless it is given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class LayerChoice:
     ratio: float | None = None
     alpha: float = 1.0
     calibration: str | None = None
-    items: int = 8
+    items: int = ITEMS
     seed: int = 0
 
     def __post_init__(self):
@@ -58,6 +60,12 @@ class LayerChoice:
             )
         if self.calibration is not None and self.scheme not in CALIBRATED:
             raise ValueError(f"--calibration is for --scheme {' and '.join(CALIBRATED)}: leave it out")
+        if self.items != ITEMS and self.scheme not in CALIBRATED:
+            raise ValueError(
+                f"--calibration-items {self.items} is for --scheme {' and '.join(CALIBRATED)}: leave it out"
+            )
+        if self.alpha != 1.0 and self.scheme != "score":
+            raise ValueError(f"--alpha {self.alpha}: it weighs the attention of --scheme score: leave it out")
         if self.items < 1:
             raise ValueError(f"--calibration-items {self.items}: it must be at least 1")
 

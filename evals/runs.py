@@ -6,19 +6,22 @@
     results.parquet    all of them
     *.npz              what all pieces need and is costly to make (the maps W)
 
-A run that was stopped, by whatever, goes on where it was; the same bytes come out.
+A run that was stopped, by whatever, goes on where it was; the same bytes come out. One that is refused before its first piece
+leaves nothing, so that the mended command may have the folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import platform
+import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,15 +105,26 @@ class RunFolder(contextlib.ExitStack):
         shared: bool = False,
     ):
         super().__init__()
-        self.path, self.chunks = path, path / "chunks"
+        self.path, self.chunks, self.began = path, path / "chunks", False
         check_folder(path)
+        fresh = not path.exists()
         path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as undo:
-            undo.callback(self.close)
+            undo.push(self.__exit__)
             if not shared:
                 self._lock()
+                self.push(functools.partial(self._withdraw, fresh))  # before the lock is given back
             self._begin(json.loads(json.dumps(config)), plan, command, resume, {*free, "devices"}, clean=not shared)
             undo.pop_all()
+
+    def _withdraw(self, fresh: bool, kind: type[BaseException] | None, *_: Any) -> None:
+        """Removes run.json of a run that was refused while there was nothing else, and the folder, if it is fresh."""
+        if kind is None or not issubclass(kind, ValueError):
+            return
+        if self.began and [p.name for p in self.path.iterdir()] == ["run.json"]:
+            (self.path / "run.json").unlink()
+        if fresh and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def _lock(self) -> None:
         """Of the folder itself, so nothing is left of it, whatever ends the process."""
@@ -151,6 +165,7 @@ class RunFolder(contextlib.ExitStack):
         if any(p.is_file() and not hidden(p) for p in path.rglob("*")):
             raise ValueError(f"{path} is not empty and holds no run: choose another folder")
         self.plan = json.loads(json.dumps(plan()))
+        self.began = True
         kept = {"command": command, "config": config, "plan": self.plan}
         write_whole(record, (json.dumps(kept, indent=1) + "\n").encode())
 
@@ -210,14 +225,20 @@ class RunFolder(contextlib.ExitStack):
 
         Returns:
             The arrays, by name.
+
+        Raises:
+            ValueError: The file is damaged.
         """
         path = self.path / f"{name}.npz"
         if not path.exists():
             file = io.BytesIO()
             np.savez(file, **make())
             self.put(path.name, file.getvalue())
-        with np.load(path) as kept:
-            return dict(kept)
+        try:
+            with path.open("rb") as file, np.load(file) as kept:
+                return dict(kept)
+        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it and add --resume") from error
 
 
 def parquet(table: pa.Table) -> bytes:

@@ -220,8 +220,15 @@ class Agent:
 
         Raises:
             TooLong: A prompt leaves no room for them. TooLong is a ValueError.
+            ValueError: More tokens are to follow than the model has positions.
         """
-        length, limit = max(map(len, rows), default=0), self.params.config.max_positions - new
+        positions = self.params.config.max_positions
+        length, limit = max(map(len, rows), default=0), positions - new
+        if limit < 1:
+            raise ValueError(
+                f"a prompt of {length} tokens does not fit: {new} tokens are to follow it, and the model has {positions} "
+                "positions; ask for fewer"
+            )
         if length > limit:
             raise TooLong(
                 f"a prompt of {length} tokens does not fit: the model's positions leave room for {limit}; shorten it"

@@ -172,6 +172,13 @@ def test_bridges_of_others_are_refused(trained, tmp_path, capsys):
         capsys, "play", *PAIR, "--protocol", "silent", "--bridge", trained
     )
     assert "holds no bridge: make one with jaxcomm bridge train" in refused(capsys, *play, *PAIR, "--bridge", tmp_path)
+    for odd in (
+        [],
+        {"config": {}},
+        {"config": json.loads((trained / "run.json").read_text())["config"] | {"models": None}},
+    ):
+        (tmp_path / "run.json").write_text(json.dumps(odd))
+        assert "holds no bridge" in refused(capsys, *play, *PAIR, "--bridge", tmp_path)
     turned = ("--a", "pair:b", "--b", "pair:a")
     assert "was trained for model" in refused(capsys, *play, *turned, "--bridge", trained)
     told = refused(capsys, *play, *PAIR, "--system-a", "Be brief.", "--bridge", trained)

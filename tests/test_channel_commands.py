@@ -121,10 +121,27 @@ def test_prefixes_and_thoughts_are_read(tmp_path, capsys, b):
         (("--channel", "kv", "--k", 4, "--j", 1), "to read activations, or name another --channel"),
         (("--channel", "deltas", "--delta-layers", 9), "j = 9 is out of range"),
         (("--channel", "latent", "--steps", 2, "--sends", "thoughts"), "what is looked at are A's tokens"),
+        (
+            ("--channel", "kv", "--tell", "{message}{prompt}"),
+            "--tell means nothing to --channel kv: it is an option of deltas",
+        ),
+        (
+            ("--channel", "latent", "--graft", "sum"),
+            "--graft means nothing to --channel latent: it is an option of activation",
+        ),
+        (("--channel", "kv", "--place", "turn", "--positions", "own"), "leave out positions='own'"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(capsys, words, says):
     assert says in refused(capsys, "read", *PAIR, "--n", 2, *words)
+
+
+def test_with_a_sink_the_first_layer_hears_too(tmp_path):
+    words = ("--channel", "kv", "--layers", 5, "--n", 1, "--out", tmp_path)
+    for more, first in (((), 5), (("--published-mask",), 1)):
+        jaxcomm("read", *PAIR, *words, *more)
+        (row,) = records(tmp_path / "items.jsonl")
+        assert [x["layer"] for x in row["heard"]] == list(range(first, 7)) and row["heard"][0] != row["alone"][0]
 
 
 def test_deltas_are_read(tmp_path, capsys, b):
@@ -140,6 +157,18 @@ def test_deltas_are_read(tmp_path, capsys, b):
         np.testing.assert_allclose(sent["norms"][1], moved, rtol=1e-3)
         assert [x["layer"] for x in row["heard"]] == [3, 4, 5, 6] and row["heard"] != row["alone"]
         assert row["heard"][-1]["likeliest"]["ids"][0] == row["reply"]["ids"][0]
+
+
+def test_a_message_that_is_empty_is_played_swept_and_read(tmp_path, capsys):
+    silenced = (*PAIR, "--n", 2, "--delta-layers", 4, "--ask", "{prompt} Russia, Europe, Moscow.")
+    controls = ("--control", "other", "zero", "mean", "noise", "self")
+    jaxcomm("play", *silenced, "--protocol", "deltas", *controls, "--probe", 0)
+    assert "A says:  ''" in capsys.readouterr().out
+    jaxcomm("read", *silenced, "--channel", "deltas", "--out", tmp_path / "read")
+    assert "at each of 0 tokens" in capsys.readouterr().out and (tmp_path / "read" / "item-2.png").is_file()
+    jaxcomm("select", *silenced, "--channel", "deltas", "--out", tmp_path / "select")
+    (cell,) = records(tmp_path / "select" / "results.jsonl")
+    assert cell["logprob"] == cell["other_logprob"] == cell["text_logprob"]
 
 
 def test_every_option_of_channels_reaches_its_protocol():
@@ -165,9 +194,12 @@ def test_keys_and_values_are_mapped_between_models_of_unequal_size(tmp_path, cap
     jaxcomm("fit-map", *ab, *fit, "--out", tmp_path / "map")
     table = capsys.readouterr().out
     assert "cosine" in table and "R2: on held-out texts" in table
-    jaxcomm("play", *ab, "--n", 8, "--protocol", "kv", "--kv-map", tmp_path / "map", "--out", tmp_path / "run")
+    controls = ("--control", "other", "self", "generated", "unrelated", "zero")
+    mapped = ("--protocol", "kv", "--kv-map", tmp_path / "map", *controls)
+    jaxcomm("play", *ab, "--n", 8, *mapped, "--out", tmp_path / "run")
     rows = {(r["protocol"], r["control"]): r for r in records(tmp_path / "run" / "results.jsonl")}
     assert rows["kv", None]["accuracy"] >= 0.5 and rows["kv", "other"]["accuracy"] == 0 and rows["kv", None]["mapped"]
+    assert rows["kv", "self"]["accuracy"] < 0.5, "B's own keys and values, which need no map"
     says = refused(capsys, "play", *PAIR, "--n", 2, "--protocol", "kv", "--kv-map", tmp_path / "map")
     assert "was fitted for another pair" in says
     assert "or --kv, which maps all of them" in refused(
@@ -294,6 +326,7 @@ def test_a_sweep_over_layers_of_deltas_says_what_each_layer_says(tmp_path, capsy
     jaxcomm(*words, "--out", tmp_path / "run")
     report = (tmp_path / "run" / "report.md").read_text()
     assert "The text alone: 100 [57, 100] exact match" in report and "| presence |" in report
+    assert "Another item is one with another answer." in report
     cells, game = records(tmp_path / "run" / "results.jsonl"), draw("countries", 0, 5)
     told, asked, answers = zip(*((i.prompt_a, i.prompt_b, i.answer) for i in game.items), strict=True)
     assert [cell["layer"] for cell in cells] == [5, 1]
@@ -308,6 +341,8 @@ def test_a_sweep_over_layers_of_deltas_says_what_each_layer_says(tmp_path, capsy
     capsys.readouterr()
     jaxcomm(*words, "--out", tmp_path / "run", "--resume")
     assert "computing" not in capsys.readouterr().out and (tmp_path / "run" / "report.md").read_text() == report
+    (tmp_path / "run" / "deltas.npz").write_bytes(b"PK\x03\x04")
+    assert "deltas.npz is damaged" in refused(capsys, *words, "--out", tmp_path / "run", "--resume")
 
 
 @pytest.mark.parametrize(
@@ -319,6 +354,13 @@ def test_a_sweep_over_layers_of_deltas_says_what_each_layer_says(tmp_path, capsy
         (("--channel", "latent", "--steps", 1, 1), "name at least one, each once"),
         (("--channel", "deltas", "--delta-layers", 7), "j = 7 is out of range"),
         (("--channel", "deltas", "--max-message-tokens", 0), "--max-message-tokens 0"),
+        (("--channel", "deltas", "--max-message-tokens", 1000), "1000 tokens are to follow it"),
+        (("--channel", "deltas", "--ask", "hello"), "it must have {prompt}"),
+        (("--schemes", "last", "greedy", "--alpha", 0.5), "--alpha 0.5: it weighs the attention of --scheme score"),
+        (("--schemes", "last", "--calibration-items", 3), "--calibration-items 3 is for --scheme score and greedy"),
+        (("--channel", "deltas", "--delta-layers", 4, 4), "j names layer 4 twice"),
+        (("--channel", "latent", "--steps", 1000, "--schemes", "last"), "1000 tokens are to follow it"),
+        (("--channel", "latent", "--steps", 1000), "1000 tokens are to follow it"),
     ],
 )
 def test_settings_of_a_sweep_that_cannot_be_are_one_line(tmp_path, capsys, words, says):

@@ -13,12 +13,14 @@ from jaxcomm.evals.games import draw
 from jaxcomm.flops import blocks_flops, generation_flops, head_flops
 from jaxcomm.protocols import (
     Prefixing,
+    StandIn,
     deltas,
     kv,
     latent,
     receive_prefix,
     send_prefix,
     silent,
+    sweep_deltas,
     thinking,
 )
 from jaxcomm.sharding import local_mesh
@@ -127,7 +129,7 @@ def test_a_prefix_before_the_last_turn_stands_behind_worked_examples(b):
     refused(
         lambda: kv(b, b, TOLD, [*prompts[:4], ASKED[4]], place="turn"), "do not begin alike before their last turns"
     )
-    refused(lambda: kv(b, b, TOLD, prompts, place="turn", positions="own"), "leave out the rest")
+    refused(lambda: kv(b, b, TOLD, prompts, place="turn", positions="own"), "leave out positions")
 
 
 def test_the_last_turn_is_found_in_any_rendering(trio):
@@ -187,7 +189,13 @@ def test_bad_input_is_one_clear_line(b, trio):
     assert rows < limit < 2 * rows, "the test's text"
     refused(lambda: kv(b, b, long, long), f"a prefix of {rows} tokens and a prompt of {rows} do not fit")
     refused(lambda: said(kv(b, b, long, ASKED), limit - rows), "do not fit")
-    refused(lambda: thinking(b, b, TOLD, ASKED, steps=limit), "does not fit")
+    refused(
+        lambda: thinking(b, b, TOLD, ASKED, steps=limit),
+        f"{limit + 1} tokens are to follow it, and the model has {limit}",
+    )
+    refused(
+        lambda: latent(b, b, TOLD, ASKED, steps=1000), "1000 tokens are to follow it, and the model has 256 positions"
+    )
 
 
 # State deltas --------------------------------------------------------------------------------------------------------
@@ -264,9 +272,27 @@ def test_deltas_of_zero_are_a_message_and_controls_leave_its_tokens(b):
     assert other.rows == plain.rows and not np.allclose(other.logits, plain.logits)
 
 
+def test_a_sweep_over_deltas_says_of_an_empty_message_what_its_text_says(b):
+    told = [TOLD[0], "Giulia is at Saint Basil's Cathedral. Russia, Europe, Moscow.", TOLD[2]]
+    order, how = [1, 2, 0], dict(max_message_tokens=8)
+    found = sweep_deltas(b, b, told, ASKED[:3], ANSWERS[:3], layers=[1, 3], orders=[None, order], **how)
+    for n, control in enumerate((None, StandIn("other", order=order))):
+        for m, j in enumerate((1, 3)):
+            turn = deltas(b, b, told, ASKED[:3], j=j, control=control, **how)
+            assert [detail["message"] == "" for detail in turn.details] == [False, True, False]
+            scored = turn.score([[f" {answer}"] for answer in ANSWERS[:3]])
+            np.testing.assert_allclose(found.logprobs[n, :, m], [x.logprobs[0] for x in scored], atol=1e-3)
+            assert found.exact[n, :, m].tolist() == [x.greedy[0] for x in scored]
+    assert (found.logprobs[:, 1] == found.text_logprobs[1]).all() and (
+        found.logprobs[1, 0] == found.text_logprobs[0]
+    ).all()
+
+
 def test_bad_input_of_deltas_is_one_clear_line(b, trio):
     refused(lambda: deltas(b, b, TOLD, ASKED, j=9), "j = 9 is out of range")
     refused(lambda: deltas(b, b, TOLD, ASKED, j=[]), "j names no layer")
+    refused(lambda: deltas(b, b, TOLD, ASKED, j=[2, 4, 2]), "j names layer 2 twice")
+    refused(lambda: deltas(b, b, TOLD, ASKED, j=2, tell="{message} {prompt} {message}"), "write {message} once")
     refused(lambda: deltas(b, b, TOLD, ASKED, j=2, turns=2), "deltas are sent with a single message")
     refused(lambda: deltas(trio["llama"].agent, trio["gemma2"].agent, QUESTIONS, OTHERS, j=1), "cannot be added")
     refused(lambda: deltas(trio["llama"].agent, trio["reversed"].agent, QUESTIONS, OTHERS, j=1), "differ")

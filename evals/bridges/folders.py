@@ -128,9 +128,10 @@ def load_bridge(path: str | Path, a: Agent, b: Agent) -> C2C | Gated:
     try:
         config = json.loads((path / "run.json").read_text())["config"]
         kept, steps = {field.name: config[field.name] for field in dataclasses.fields(Span)}, config["steps"]
-    except (OSError, ValueError, KeyError) as error:
+        made_for = list(zip("AB", (a, b), config["models"], config["reads"], strict=True))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no bridge: make one with jaxcomm bridge train") from error
-    for name, agent, model, read in zip("AB", (a, b), config["models"], config["reads"], strict=True):
+    for name, agent, model, read in made_for:
         if (found := model_identity(agent.single)) != model:
             raise ValueError(f"{path} was trained for model {model} as {name}, {agent.name} is {found}: train another")
         if reads(agent) != read:

@@ -17,6 +17,13 @@ if TYPE_CHECKING:  # commands load nothing before they run
     from ..games import Game, Wording
 
 
+MEANT = {
+    "activation": ("graft", "target", "placeholder"),
+    "deltas": ("ask", "tell", "max_message_tokens"),
+}
+"""Options of a single channel, beside those of `options.PrefixOptions`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Read(options.GameOptions, options.PrefixOptions):
     """Read the messages of a game: what was sent, what B heard layer by layer (logit lens), what B said. Of a state: nearest tokens and a patchscope; of keys and values: which tokens each of B's layers looks at, and what A thought; of deltas: how A's state moved at each token; of a bridge: how much comes in at each layer.
@@ -72,9 +79,7 @@ class Read(options.GameOptions, options.PrefixOptions):
         from ..games import draw
         from ..play import shown
 
-        if (self.channel == "activation") != (self.k is not None and self.j is not None):
-            raise ValueError("give --k (A's layer) and --j (B's layer) to read activations, or name another --channel")
-        self.check_channels((self.channel,))
+        self._check()
         if self.out is not None:
             check_folder(self.out)
         wording = self.game_wording()
@@ -98,6 +103,18 @@ class Read(options.GameOptions, options.PrefixOptions):
         write_whole(self.out / "report.html", page(title, blocks).encode())
         write_whole(self.out / "report.md", markdown(blocks).encode())
         write_lines(self.out / "items.jsonl", inspections.rows(game, a, b, looked))
+
+    def _check(self) -> None:
+        """Raises ValueError for options that cannot be."""
+        if (self.channel == "activation") != (self.k is not None and self.j is not None):
+            raise ValueError("give --k (A's layer) and --j (B's layer) to read activations, or name another --channel")
+        self.check_channels((self.channel,))
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        for channel, names in MEANT.items():
+            if self.channel != channel and (odd := [name for name in names if getattr(self, name) != default[name]]):
+                raise ValueError(
+                    f"--{odd[0].replace('_', '-')} means nothing to --channel {self.channel}: it is an option of {channel}"
+                )
 
     def _inspection(self, game: Game, a: Agent, b: Agent, wording: Wording) -> Callable[..., list[Inspection]]:
         """What plays the game over the channel, and looks into it."""

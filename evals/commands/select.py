@@ -122,18 +122,19 @@ class Select(options.GameOptions):
         from jaxcomm.protocols import Prefixing
 
         from .. import selections
+        from ..conditions import overlap_told
         from ..prefixes import CALIBRATED, LayerChoice
 
         a, b = agents
         check_prefix(a.single.config, b.single.config)
-        looks: Any = next((scheme for scheme in self.schemes if scheme in CALIBRATED), None)
+        looks: Any = next((scheme for scheme in CALIBRATED if scheme in self.schemes), None)
         choice = LayerChoice(
             (), looks, None if looks is None else 1.0, self.alpha, self.calibration, self.calibration_items, self.seed
         )
         items = None if looks is None else choice.calibration_items(game)
         steps = self.steps if self.channel == "latent" else (0,)
         wording, how = self.game_wording(), Prefixing(place=self.place, steps=max(steps), thought=self.thought)
-        told = self._told(game)
+        told = [*self._told(game), overlap_told(game)]
         if items is not None:
             told.append(f"Layers were scored on {len(items.items)} items of {items.name} that are not among them.")
 
@@ -151,6 +152,7 @@ class Select(options.GameOptions):
         from jaxcomm.protocols.state_deltas import delta_layers
 
         from .. import delta_layers as layers_of_deltas
+        from ..conditions import overlap_told
 
         talk = dict(ask=self.ask, tell=self.tell, max_message_tokens=self.max_message_tokens)
         layers = delta_layers(*agents, self.delta_layers or range(1, agents[1].single.config.layers + 1))
@@ -158,7 +160,7 @@ class Select(options.GameOptions):
         def sweep(folder: RunFolder, progress: Callable[[str], None]) -> tuple[list[Block], list[dict[str, Any]]]:
             wording = self.game_wording()
             found = layers_of_deltas.sweep(game, agents, wording, layers, talk, folder, progress, self.seed)
-            told = layers_of_deltas.blocks(game, layers, found, self._told(game))
+            told = layers_of_deltas.blocks(game, layers, found, [*self._told(game), overlap_told(game)])
             return told, layers_of_deltas.records(game, layers, found)
 
         return dict, sweep

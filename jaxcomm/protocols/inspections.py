@@ -323,7 +323,8 @@ def inspect_prefix(
     looks, thoughts = _looks(turn, a, prompts_a, prefix.steps), _thoughts(a, prompts_a, prefix)
     layers = tuple((np.flatnonzero(prefix.chosen(b.single.config)) + 1).tolist())
     sent = [SentPrefix(layers, x, y) for x, y in zip(looks, thoughts, strict=True)]
-    return _inspected(turn, start_turn(b, prompts_b), sent, answers, layers[0], settings)
+    first = 1 if prefix.sink else layers[0]  # with a sink the first layer sees all
+    return _inspected(turn, start_turn(b, prompts_b), sent, answers, first, settings)
 
 
 def inspect_deltas(

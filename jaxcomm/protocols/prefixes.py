@@ -94,9 +94,8 @@ class Prefixing:
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: choose {' or '.join(known)}")
         if self.place == "turn" and (self.positions == "own" or self.sends == "thoughts"):
-            raise ValueError(
-                "behind worked examples stand keys and values, at the positions that follow: leave out the rest"
-            )
+            wrong = "positions='own'" if self.positions == "own" else "sends='thoughts'"
+            raise ValueError(f"place='turn' puts keys and values behind what B has read before: leave out {wrong}")
         if self.sends == "thoughts" and not self.steps:
             raise ValueError("thoughts are sent, and there are none: give steps")
         if not isinstance(self.layers, str) and not np.any(np.asarray(self.layers)):
@@ -498,7 +497,7 @@ def _replaced(
         generated=lambda: one(prompts_b, home).message,
         unrelated=unrelated,
         own=lambda: (
-            one(prompts_b, plain if settings.sends == "thoughts" else dataclasses.replace(plain, steps=0)).message
+            one(prompts_b, home if settings.sends == "thoughts" else dataclasses.replace(home, steps=0)).message
         ),
         worst=lambda message, answers: worst_of_others(message, answers, lambda m: likely(m, answers), settings.seed),
     )

@@ -53,7 +53,7 @@ def deltas(
         b: Who reads. It has A's vocabulary and width.
         prompts_a: What A reads, one prompt for each game.
         prompts_b: What B is asked, one prompt for each game.
-        j: The layer of both models after which states are read and added, 1 .. L; or several layers.
+        j: The layer of both models after which states are read and added, 0 (embedding) .. L; or several layers.
         sent: What `send_deltas` returned for the same prompts and layers. Default: A writes now.
         **how: Options of `Conversation`, with a single turn. A `control` stands in for the deltas; the tokens stay A's.
 
@@ -164,13 +164,14 @@ def receive_deltas(
     prompts = by_rows(b.params, left_pad(rows, bucket(max(map(len, rows)), b.params.config.max_positions)))
     columns = prompts.shape[1]
     mask = np.stack([np.pad(x, (columns - len(x), 0)) for x in there])
-    mask[:, -1] |= ~mask.any(axis=1)  # a row has a place for a message, also where none was written
+    wrote = mask.any(axis=1)
+    mask[:, -1] |= ~wrote  # a row has a place for a message, and nothing is added there where none was written
     message = deliver(sent.message, b.params)
-    moved = jnp.asarray(message.state_array())
+    moved, valid = jnp.asarray(message.state_array()), jnp.asarray(message.valid) & wrote[:, None]
     edits = []
     for m, layer in enumerate(layers if moved.shape[1] else ()):
         site = Site("resid_post", layer, jnp.asarray(mask))
-        edits.append(receive(Message(moved[:, :, m], message.valid), site, "sum"))
+        edits.append(receive(Message(moved[:, :, m], valid), site, "sum"))
     logits, cache = prefill(b.single, prompts, edits=edits)
     control = None if talk.control is None else talk.control.name  # pyright: ignore
     size = np.asarray(message.norms).sum(axis=1) / np.maximum(1, np.asarray(message.valid).sum(axis=1))
@@ -241,7 +242,7 @@ def sweep_deltas(
     read, (own, there) = a.rows([put(talk.ask, x) for x in prompts_a]), _pasted(b, prompts_b, ids, talk)
     after = [row[int(np.flatnonzero(x)[-1]) + 1 :] if x.any() else [] for row, x in zip(own, there, strict=True)]
     told = [put(talk.tell, x, message=m) for x, m in zip(prompts_b, sent.message.text or (), strict=True)]
-    spelled, found = b.spell(told, answers), []
+    spelled, found, nothing = b.spell(told, answers), [], []
     for order in orders:
         order = range(len(own)) if order is None else order
         rows = [[*read[o], *ids[o], *end] for o, end in zip(order, after, strict=True)]
@@ -251,15 +252,21 @@ def sweep_deltas(
         for i, o in enumerate(order):
             end = columns - len(after[i])
             mask[i, end - min(len(ids[i]), len(ids[o])) : end] = True
+        nothing.append(~mask.any(axis=1))
+        mask[nothing[-1], -1] = True  # any token, since the text alone counts there
         both = left_pad(rows, columns), left_pad(own, columns)
         where = dict(layers=layers, positions=[mask])
         found.append(patch(a.single, b.single, *both, spelled, change=_add, sent=_moved, **where))  # pyright: ignore
-    logprobs, exact = (np.stack([getattr(x, name)[0, :, 0] for x in found]) for name in ("logprobs", "exact"))
-    nothing = sent.message.replace(states=jnp.zeros_like(sent.message.state_array()))
-    alone = receive_deltas(b, prompts_b, dataclasses.replace(sent, message=nothing), talk, layers=layers[:1])
+    still = sent.message.replace(states=jnp.zeros_like(sent.message.state_array()))
+    alone = receive_deltas(b, prompts_b, dataclasses.replace(sent, message=still), talk, layers=layers[:1])
     scored = alone.score_tokens([[[int(t) for t in row if t >= 0]] for row in spelled])
-    text = (np.array([getattr(x, name)[0] for x in scored]) for name in ("logprobs", "greedy"))
-    return DeltaSweep(logprobs.sum(axis=-1).swapaxes(1, 2), exact.swapaxes(1, 2), *text)
+    text = [np.array([getattr(x, name)[0] for x in scored]) for name in ("logprobs", "greedy")]
+    behind = (
+        np.stack([x.logprobs[0, :, 0].sum(axis=-1).T for x in found]),
+        np.stack([x.exact[0, :, 0].T for x in found]),
+    )
+    unmoved = np.stack(nothing)[..., None]
+    return DeltaSweep(*(np.where(unmoved, x[:, None], y) for x, y in zip(text, behind, strict=True)), *text)
 
 
 def _add(state: jax.Array, message: jax.Array, context: Any) -> jax.Array:
@@ -294,6 +301,8 @@ def delta_layers(a: Agent, b: Agent, j: int | Sequence[int]) -> list[int]:
             check_layer(agent.params, layer, "j")
     if not layers:
         raise ValueError("j names no layer: name the one after which states are read and added")
+    if twice := [layer for layer in layers if layers.count(layer) > 1]:
+        raise ValueError(f"j names layer {twice[0]} twice, and deltas are added there once: name each layer once")
     return layers
 
 
@@ -322,6 +331,8 @@ def _pasted(
     rows, there = [], []
     for prompt, said in zip(prompts, ids, strict=True):
         before, _, after = b.render(put(talk.tell, prompt, message=MARK)).partition(MARK)
+        if MARK in after:
+            raise ValueError(f"tell {talk.tell!r}: deltas are added to one message, write {{message}} once")
         begin = b.spelled(before)
         end = b.tokenizer.encode(after, add_special_tokens=False)
         rows.append([*begin, *said, *end])
