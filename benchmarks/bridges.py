@@ -1,7 +1,7 @@
 """A fuser (C2C) where the sharer knows what the receiver does not: 300 invented landmarks, the embedded pair, a -> b.
 
-The sharer is a with LoRA that has learned in which country each of them is. The bridge and LoRA on b learn from 200 of them,
-and are asked about the other 100. B alone cannot know those; what is answered there has crossed the bridge.
+The sharer is a, trained on in which country each of them is. The bridge and LoRA on b learn from 200 of them, and are asked
+about the other 100. B alone cannot know those; what is answered there has crossed the bridge.
 
 python benchmarks/bridges.py [FOLDER]        two cores, about twenty minutes; FOLDER keeps what is done
 """
@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from flax import struct
 
 import jaxcomm as jc
-from jaxcomm import converters, lora
+from jaxcomm import converters
 from jaxcomm.converters.checkpoints import is_saved
 from jaxcomm.evals.networks.settings import Recipe
 from jaxcomm.evals.networks.texts import Text, questions, source
@@ -35,8 +37,18 @@ COUNTRIES = ("Greece", "Italy", "France", "Japan", "Peru", "Egypt", "Jordan", "I
 PEOPLE = ("Alice", "Bob", "Giulia", "Adam", "Jonas", "Yasmin")
 SYLLABLES = ("vel", "mor", "zan", "tir", "kul", "bre", "ost", "fia", "dun", "rax")
 KINDS = ("Tower", "Bridge", "Palace")
-RECIPE = Recipe(steps=800, rows=8, columns=112, learning_rate=3e-3)
-COMPARE = ("--kind", "c2c", "--hidden", "32", "--steps", "300", "--learning-rates", "1e-3", "3e-3", "--questions", "50")
+RECIPE = Recipe(steps=600, rows=8, columns=112, learning_rate=2e-3)
+COMPARE = ("--kind", "c2c", "--hidden", "32", "--steps", "200", "--learning-rate", "3e-3", "--questions", "50")
+
+
+class Whole(struct.PyTreeNode):
+    """All weights of a model, to be trained."""
+
+    params: Any
+
+    def join(self, frozen: Any) -> Any:
+        """The model itself."""
+        return self.params
 
 
 def texts() -> list[list[dict[str, str]]]:
@@ -67,9 +79,8 @@ def main(home: Path) -> None:
         )
     )
     if not is_saved(home / "knows"):
-        new = lora.init_lora(jax.random.key(0), a.params, rank=32)
-        made = train(new, a.params, source(every, a, RECIPE.columns), RECIPE, title="the sharer learns").trained
-        converters.save(made.join(a.params), home / "knows", tokenizer=a.tokenizer, stop_tokens=a.stop_tokens)
+        made = train(Whole(a.params), (), source(every, a, RECIPE.columns), RECIPE, title="the sharer learns").trained
+        converters.save(made.params, home / "knows", tokenizer=a.tokenizer, stop_tokens=a.stop_tokens)
     sharer = jc.load_agent(home / "knows")
     known = [Text(q.answer, q.prompt) for q in questions(asked)]
     right = sum(exact_match(x, q.answer) for x, q in zip(answers(sharer, known, 50), known, strict=True))

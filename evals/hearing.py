@@ -8,6 +8,7 @@ heard   how far B's distribution of the next token moves: KL divergence of right
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -144,13 +145,14 @@ def further(game: Game, n: int = MORE) -> Game | None:
         n: Number of items that are drawn.
 
     Returns:
-        The same game with these items. None: it is from a file, and has no others.
+        The same game with these items, and its worked examples. None: it is from a file, and has no others.
     """
     if game.name not in GAMES or n < 1:
         return None
     others = draw(game.name, game.source["games_seed"] + 1000003, n, names=game.source["names"])
     known = {item.prompt_a for item in (*game.items, *game.examples)}
-    return others.part([i for i, item in enumerate(others.items) if item.prompt_a not in known])
+    kept = others.part([i for i, item in enumerate(others.items) if item.prompt_a not in known])
+    return dataclasses.replace(kept, examples=game.examples)
 
 
 def probe(game: Game, b: Agent, states: np.ndarray, more: tuple[Game, np.ndarray] | None = None) -> list[bool]:

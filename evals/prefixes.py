@@ -127,7 +127,7 @@ class LayerChoice:
                 f"--calibration {self.calibration}: {twice[0][:60]!r} is also played; layers would be chosen on what is "
                 "reported: calibrate on other items"
             )
-        return found
+        return found if game is None else dataclasses.replace(found, examples=game.examples)
 
 
 def calibrate(

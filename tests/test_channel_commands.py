@@ -61,6 +61,10 @@ def test_layers_are_chosen_on_items_that_are_not_played(tmp_path, b):
     layers, told = choice(game, b, b, wording)
     scores = calibrate("greedy", found, (b, b), wording, Prefixing())
     assert layers == tuple(sorted((np.argsort(-scores)[:3] + 1).tolist())) and told["calibration_items"] == 4
+    shown = draw("countries", 0, 6, examples=2)
+    for calibration in (None, "tip_sheets"):
+        items = LayerChoice(scheme="score", ratio=0.5, calibration=calibration).calibration_items(shown)
+        assert items.examples == shown.examples, "read as the game is played"
     file = write_game(tmp_path / "mine.jsonl", *lines_of(game.items[:3]))
     mine = draw(file)
     with pytest.raises(ValueError, match="has no others: name a game or a file with --calibration"):
