@@ -11,14 +11,13 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo real eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-channels bench-kv bench-attention bench-bridges bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check clean
+.PHONY: demo real real-channels eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-channels bench-kv bench-attention bench-bridges bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
 
 # A real model with itself, SmolLM2-135M (93 MB, Apache-2.0): maps of accuracy and of content over the layers, then Countries with
-# every control, with every protocol and over every channel, which layers have to see keys and values, how many thoughts help, where
-# deltas do, and three games looked into.
+# every control and with every protocol that talks, and three games looked into. Eight minutes.
 REAL = --a real:smollm2 --b real:smollm2 --examples 4
 ACTIVATION = --k 24 --j 24
 CONTROL = --control other generated mean moments noise zero adversarial self equal-flops equal-bytes
@@ -29,15 +28,20 @@ real: .venv/.real
 	.venv/bin/jaxcomm play $(REAL) --sender-reads statement --n 40 --protocol silent activation $(ACTIVATION) $(CONTROL) --out real/statement
 	.venv/bin/jaxcomm play $(REAL) --sender-reads statement+question --n 40 \
 		--protocol silent skyline message debate cipher activation $(ACTIVATION) --out real/question
-	.venv/bin/jaxcomm bridge train --a real:smollm2 --b real:smollm2 --kind gated --text countries --steps 60 --rows 4 --columns 96 \
-		--learning-rate 5e-3 --out real/bridge
-	.venv/bin/jaxcomm play $(REAL) --sender-reads statement --n 40 --protocol silent skyline message cipher activation kv latent thinking deltas bridge \
-		$(ACTIVATION) --place turn --steps 5 --delta-layers 20 --bridge real/bridge --out real/channels
-	.venv/bin/jaxcomm select $(REAL) --sender-reads statement --n 40 --place turn --schemes score last random --ratios 0 0.3 0.5 0.7 1 \
-		--ways plain sink published --out real/layers
-	.venv/bin/jaxcomm select $(REAL) --sender-reads statement --n 40 --place turn --channel latent --schemes last --ratios 1 --out real/thoughts
-	.venv/bin/jaxcomm select $(REAL) --sender-reads statement --n 40 --channel deltas --delta-layers 5 10 15 20 25 30 --out real/deltas
 	.venv/bin/jaxcomm read $(REAL) --sender-reads statement+question --n 3 $(ACTIVATION) --out real/read
+
+# Every channel on that model (a bridge is trained for it), which layers have to see keys and values, how many thoughts help, where
+# deltas do. A quarter of an hour.
+real-channels: .venv/.real
+	rm -rf real-channels
+	.venv/bin/jaxcomm bridge train --a real:smollm2 --b real:smollm2 --kind gated --text countries --steps 60 --rows 4 --columns 96 \
+		--learning-rate 5e-3 --out real-channels/bridge
+	.venv/bin/jaxcomm play $(REAL) --sender-reads statement --n 40 --protocol silent skyline message cipher activation kv latent thinking deltas bridge \
+		$(ACTIVATION) --place turn --steps 5 --delta-layers 20 --bridge real-channels/bridge --out real-channels/channels
+	.venv/bin/jaxcomm select $(REAL) --sender-reads statement --n 40 --place turn --schemes score last random --ratios 0 0.3 0.5 0.7 1 \
+		--ways plain sink published --out real-channels/layers
+	.venv/bin/jaxcomm select $(REAL) --sender-reads statement --n 40 --place turn --channel latent --schemes last --ratios 1 --out real-channels/thoughts
+	.venv/bin/jaxcomm select $(REAL) --sender-reads statement --n 40 --channel deltas --delta-layers 5 10 15 20 25 30 --out real-channels/deltas
 
 # Every protocol on every kind of task, with local records only, and their report.
 PAIR = --a pair:a --b pair:b
