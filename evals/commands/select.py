@@ -99,7 +99,8 @@ class Select(options.GameOptions):
             raise ValueError(
                 f"{len(game.items)} items: every message is compared with another item's, give at least two"
             )
-        agents = load_agents(self.a, self.b, dtype=self.dtype, layers=True, tensor=self.tensor, **self.agent_options())
+        a, b = load_agents(self.a, self.b, dtype=self.dtype, layers=True, tensor=self.tensor, **self.agent_options())
+        agents = a, b
         config = dataclasses.asdict(self) | dict(game.source) | read_as(agents) | surroundings()
         config |= {"fingerprints": [agent_fingerprint(agent) for agent in agents], "out": None, "resume": None}
         plan, sweep = (self._deltas if self.channel == "deltas" else self._prefixes)(game, agents)

@@ -450,7 +450,10 @@ def _inspected(
     look = lambda turn: _by_game(b, turn.lens(layers, count=settings.count, answers=spelled), layers)
     token = lambda i: spell_out(b, spelled[i : i + 1])[0]
     games = zip(sent, look(turn), look(alone), turn.write(settings.max_new_tokens), strict=True)
-    return [Inspection(x, token(i), int(spelled[i]), *heard_and_said) for i, (x, *heard_and_said) in enumerate(games)]
+    return [
+        Inspection(x, token(i), int(spelled[i]), heard, without, reply)
+        for i, (x, heard, without, reply) in enumerate(games)
+    ]
 
 
 def _looks(turn: Turn, a: Agent, prompts_a: Sequence[Prompt], steps: int = 0) -> list[Looks]:
