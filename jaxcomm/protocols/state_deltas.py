@@ -164,7 +164,7 @@ def receive_deltas(
     prompts = by_rows(b.params, left_pad(rows, bucket(max(map(len, rows)), b.params.config.max_positions)))
     columns = prompts.shape[1]
     mask = np.stack([np.pad(x, (columns - len(x), 0)) for x in there])
-    wrote: np.ndarray = mask.any(axis=1)
+    wrote = np.array([x.any() for x in there])
     mask[:, -1] |= ~wrote  # a row has a place for a message, and nothing is added there where none was written
     message = deliver(sent.message, b.params)
     moved, valid = jnp.asarray(message.state_array()), jnp.asarray(message.valid) & wrote[:, None]
