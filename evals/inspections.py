@@ -164,7 +164,8 @@ ABOUT = {
 }
 """What a report says of a channel."""
 GATED = (
-    f"Comes in: the mean size of a layer's gates. What they let in is a memory, which has a softmax of its own. {LOOKS}"
+    "Comes in: the mean size of a layer's gates. What they let in is a memory, which has a softmax of its own. Most looked at: the "
+    "shares of that softmax, as a mean over heads. What is looked at need not be what is used."
 )
 
 
