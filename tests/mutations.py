@@ -86,7 +86,7 @@ def main() -> None:
         finally:
             path.write_text(text, encoding="utf-8")
         caught = [
-            line.split("::")[1].split(" - ")[0] for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))
+            line.split(" - ")[0].split("::")[-1] for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))
         ]
         survived += not caught
         print(f"{file}: {old}\n    -> {new}\n    {f'{test}::{caught[0]}' if caught else 'NOT CAUGHT'}", flush=True)
