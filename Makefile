@@ -118,7 +118,7 @@ bench-channels: .venv/.test .venv/.real
 bench-kv: .venv/.test
 	taskset -c 0 .venv/bin/python benchmarks/kv_mapping.py
 
-# About twenty minutes.
+# About twenty minutes on one core.
 bench-bridges: .venv/.test
 	.venv/bin/python benchmarks/bridges.py
 

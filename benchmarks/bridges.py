@@ -87,9 +87,10 @@ def main(home: Path) -> None:
     print(
         f"jax {jax.__version__}, {platform.machine()}, {os.cpu_count()} cores; the sharer knows {right} of {len(known)}"
     )
-    words = ["--a", str(home / "knows"), "--b", "pair:b", "--text", taught, "--test", asked, "--out", str(home / "run")]
+    words = ["--a", "knows", "--b", "pair:b", "--text", Path(taught).name, "--test", Path(asked).name, "--out", "run"]
     again = ["--resume"] if (home / "run").exists() else []
-    subprocess.run([sys.executable, "-m", "jaxcomm.evals", "bridge", "compare", *words, *COMPARE, *again], check=True)
+    command = [sys.executable, "-m", "jaxcomm.evals", "bridge", "compare", *words, *COMPARE, *again]
+    subprocess.run(command, check=True, cwd=home)
 
 
 if __name__ == "__main__":
