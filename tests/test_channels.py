@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import jaxcomm as jc
+from jaxcomm import protocols
 from jaxcomm.evals.games import draw
 from jaxcomm.flops import blocks_flops, generation_flops, head_flops
 from jaxcomm.protocols import (
@@ -294,5 +295,8 @@ def test_bad_input_of_deltas_is_one_clear_line(b, trio):
     refused(lambda: deltas(b, b, TOLD, ASKED, j=[2, 4, 2]), "j names layer 2 twice")
     refused(lambda: deltas(b, b, TOLD, ASKED, j=2, tell="{message} {prompt} {message}"), "write {message} once")
     refused(lambda: deltas(b, b, TOLD, ASKED, j=2, turns=2), "deltas are sent with a single message")
+    sweep = lambda **how: protocols.sweep_deltas(b, b, TOLD, ASKED, ANSWERS, layers=[2], **how)
+    refused(lambda: sweep(turns=2), "deltas are sent with a single message")
+    refused(lambda: sweep(control="zero"), "orders say whose deltas each game gets: leave out control")
     refused(lambda: deltas(trio["llama"].agent, trio["gemma2"].agent, QUESTIONS, OTHERS, j=1), "cannot be added")
     refused(lambda: deltas(trio["llama"].agent, trio["reversed"].agent, QUESTIONS, OTHERS, j=1), "differ")

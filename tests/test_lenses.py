@@ -262,6 +262,15 @@ def test_every_turn_can_be_looked_into(b, protocol, how):
     np.testing.assert_allclose(lens.logprobs[:, 0], want, atol=1e-4)
 
 
+def test_what_stands_in_for_a_message_is_not_looked_into(b):
+    games, says = (b, b, TOLD, ASKED, ["Italy", "Greece"]), "what is looked at is A's own message, leave it out"
+    made = jc.init_gated(jax.random.key(0), b.params, b.params)
+    refused(lambda: protocols.inspect_prefix(*games, protocols.Prefixing(control="other")), says)
+    refused(lambda: protocols.inspect_bridge(*games, protocols.Bridging(made, control="zero")), says)
+    talk = protocols.Conversation(control="zero", max_message_tokens=8)
+    refused(lambda: protocols.inspect_deltas(*games, talk, layers=[4]), says)
+
+
 def test_what_was_not_read_at_once_is_not_looked_into(b):
     with pytest.raises(ValueError, match="this turn was not read at once"):
         protocols.thinking(b, b, [], ASKED, steps=1).lens()

@@ -317,6 +317,7 @@ def inspect_prefix(
         (' the', 'Italy')
     """
     settings = Inspecting(**how)
+    _check_own(prefix.control)
     if prefix.sends == "thoughts" or (prefix.maps is not None and a.tokenizer.get_vocab() != b.tokenizer.get_vocab()):
         raise ValueError("what is looked at are A's tokens: send keys and values, between models of one tokenizer")
     turn = receive_prefix(b, prompts_b, send_prefix(a, b, prompts_a, prefix), prefix)
@@ -363,7 +364,8 @@ def inspect_deltas(
         >>> len(found.sent.tokens) == len(found.sent.norms[0]), found.heard[-1].answer_rank
         (True, 1)
     """
-    settings, layers = Inspecting(**how), sorted(delta_layers(a, b, layers))
+    settings, layers = Inspecting(**how), sorted(delta_layers(a, b, layers, talk))
+    _check_own(talk.control)
     sent = send_deltas(a, prompts_a, talk, layers=layers)
     turn = receive_deltas(b, prompts_b, sent, talk, layers=layers)
     assert turn.given is not None
@@ -415,6 +417,7 @@ def inspect_bridge(
         ('gated', 0.0, True)
     """
     settings = Inspecting(**how)
+    _check_own(bridging.control)
     turn = receive_bridged(b, prompts_b, send_bridged([a], b, prompts_a, prompts_b, bridging), bridging)
     alone, games, made = start_turn(b, prompts_b), len(prompts_b), bridging.bridges[0]
     if isinstance(made, Gated):
@@ -439,6 +442,12 @@ def spell_out(agent: Agent, ids: Sequence[int] | AnyArray) -> list[str]:
     texts = [agent.tokenizer.decode([int(i)]) for i in ids]
     spelled = agent.tokens(ids)
     return [mark if not text or "\ufffd" in text else text for text, mark in zip(texts, spelled, strict=True)]
+
+
+def _check_own(control: Any) -> None:
+    """Raises ValueError where something stands in for the message that is looked at."""
+    if control is not None:
+        raise ValueError(f"control = {control.name!r}: what is looked at is A's own message, leave it out")
 
 
 def _inspected(

@@ -68,9 +68,8 @@ def deltas(
         >>> protocols.deltas(agent, agent, told, asked, j=4, max_message_tokens=8).write(4)[0].text
         'Jordan'
     """
-    talk, layers = Conversation(**how), delta_layers(a, b, j)
-    if talk.turns > 1:
-        raise ValueError(f"turns = {talk.turns}: deltas are sent with a single message")
+    talk = Conversation(**how)
+    layers = delta_layers(a, b, j, talk)
     plain = dataclasses.replace(talk, control=None)
     written = send_deltas(a, prompts_a, plain, layers=layers) if sent is None else sent
     if talk.control is None:
@@ -236,7 +235,10 @@ def sweep_deltas(
         >>> found.exact
         array([[[ True,  True,  True]]])
     """
-    talk, layers = Conversation(**how), delta_layers(a, b, layers)
+    talk = Conversation(**how)
+    layers = delta_layers(a, b, layers, talk)
+    if talk.control is not None:
+        raise ValueError("orders say whose deltas each game gets: leave out control")
     sent = send_deltas(a, prompts_a, talk, layers=layers[:1])
     ids = [list(told["ids"]) for told in sent.details]
     read, (own, there) = a.rows([put(talk.ask, x) for x in prompts_a]), _pasted(b, prompts_b, ids, talk)
@@ -278,20 +280,24 @@ def _moved(states: jax.Array) -> jax.Array:
     return jnp.diff(states, axis=2, prepend=states[:, :, :1])
 
 
-def delta_layers(a: Agent, b: Agent, j: int | Sequence[int]) -> list[int]:
+def delta_layers(a: Agent, b: Agent, j: int | Sequence[int], talk: Conversation | None = None) -> list[int]:
     """Checks that two agents can send each other deltas.
 
     Args:
         a: Who writes.
         b: Who reads.
         j: A layer, or several.
+        talk: How A writes. None: it is not known yet.
 
     Returns:
         The layers.
 
     Raises:
-        ValueError: The vocabularies or widths differ; a layer is out of range, or none is named.
+        ValueError: The vocabularies or widths differ; a layer is out of range, named twice, or none is named; A would write
+            several times.
     """
+    if talk is not None and talk.turns > 1:
+        raise ValueError(f"turns = {talk.turns}: deltas are sent with a single message")
     layers = [j] if isinstance(j, int) else list(j)
     check_vocabularies([a, b])
     if (own := a.single.config.width) != (width := b.single.config.width):
