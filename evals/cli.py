@@ -1,4 +1,4 @@
-"""The command line: `jaxcomm demo | play | read | sweep | select | eval | report | cost | fit-map | monitor | lmnet | bridge | convert | train-pair`."""
+"""The command line: `jaxcomm demo | play | read | sweep | select | study | eval | report | cost | fit-map | monitor | lmnet | bridge | convert | train-pair`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,26 @@ from .commands.play import Play
 from .commands.read import Read
 from .commands.report import Cost, Report
 from .commands.select import Select
+from .commands.study import Study
 from .commands.sweep import Sweep
 
-COMMANDS = (Demo, Play, Read, Sweep, Select, Eval, Report, Cost, FitMap, Monitor, Lmnet, Bridge, Convert, TrainPair)
+COMMANDS = (
+    Demo,
+    Play,
+    Read,
+    Sweep,
+    Select,
+    Study,
+    Eval,
+    Report,
+    Cost,
+    FitMap,
+    Monitor,
+    Lmnet,
+    Bridge,
+    Convert,
+    TrainPair,
+)
 
 if TYPE_CHECKING:
     Command = Any

@@ -1,0 +1,66 @@
+"""`jaxcomm study`: do activations carry content between two models?"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from .. import options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """Ask whether activations carry content from A to B, and whether it is of use: games in every set-up (raw and chat, what A
+    reads, worked examples), every layer pair, layers chosen on one half of the items and reported on the other, with controls
+    and registered tests; a report.
+
+    Example: jaxcomm study --out runs/study
+    """
+
+    typed: ClassVar = "study"
+
+    a: options.LayeredSender = "real:smollm2"
+    b: options.Receiver = "real:smollm2"
+    out: Path
+    """Run folder: every finished piece, report.html, report.md, pictures, results.csv."""
+    resume: options.Resume = False
+    size: Literal["quick", "full"] = "quick"
+    """quick: Countries, six layers of each model, ten minutes for SmolLM2 on two cores. full: both games, all layers, every graft, map, site, control and channel: a night."""
+    games: tuple[str, ...] = ()
+    """countries, tip_sheets, files of your own (as jaxcomm play's --game); default: the size's."""
+    items: int | None = None
+    """Items of each half; default: the size's."""
+    layers: int | None = None
+    """Number of layers of each model, evenly spaced; default: the size's."""
+    text: str | None = None
+    """full: also fit W on this text (as jaxcomm fit-map's --text), besides the games' own statements."""
+    seed: int = 2026
+    """Seed of the items and of everything that is drawn; the registered one is the default."""
+    dtype: options.Dtype = "auto"
+
+    def run(self) -> None:
+        """Runs the study, and writes and prints the report.
+
+        Raises:
+            ValueError: An option, an agent or a game is not as it should be, or the folder holds another run.
+            OSError: A file or checkpoint does not exist, or the folder cannot be written.
+        """
+        from ..agents import load_agents
+        from ..study import run
+        from ..study.design import SIZES
+        from ..study.report import report
+
+        own = {name: value for name in ("games", "items", "layers") if (value := getattr(self, name))}
+        size = dataclasses.replace(SIZES[self.size], **own)
+        for name in ("items", "layers"):
+            if (value := getattr(self, name)) is not None and value < (least := {"items": 4, "layers": 1}[name]):
+                raise ValueError(f"--{name} {value}: it must be at least {least}")
+        if self.text is not None and not size.others:
+            raise ValueError("--text fits W, which is part of --size full: leave it out, or add --size full")
+        settings = run.Settings(size, self.seed, self.text)
+        a, b = load_agents(self.a, self.b, dtype=self.dtype, layers=True)
+        command = options.command_line(self)
+        with run.opened(settings, a, b, self.out, command=command, resume=self.resume) as folder:
+            study = run.Study(settings, a, b, folder, lambda name: print(f"... {name}", flush=True))
+            report(study, list(study.blocks()), command)

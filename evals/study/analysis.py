@@ -1,0 +1,79 @@
+"""Chosen layers, and the tests that are registered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..effects import Effect, effect, holm
+from .design import PRIMARY, Block, Cell
+
+RULES = {
+    "content": "where the right answer is likelier with an item's own message than with another item's, on average",
+    "likelihood": "where the right answer is likeliest, on average",
+}
+"""What layers are chosen by, on the first half of the items."""
+OUTCOMES = {"among": "nats", "choice": "points"}
+"""The registered outcomes, and their units: log p(right | choices), and whether the right answer is the likeliest choice."""
+
+
+def choose_cells(
+    layers: Mapping[str, tuple[Sequence[int], Sequence[int]]], maps: Mapping[str, Mapping[str, np.ndarray]]
+) -> Iterator[Cell]:
+    """Chooses the layers of every operator by every rule.
+
+    Args:
+        layers: By operator, the layers of A and of B.
+        maps: By operator, "own" and "other" [K, J, items] in nats. Cells of NaN do not count.
+
+    Yields:
+        The cells. Of equal ones the first counts: the lowest k, then the lowest j.
+    """
+    for operator, (ks, js) in layers.items():
+        own, other = (maps[operator][name].mean(axis=-1) for name in ("own", "other"))
+        for rule, values in (("content", own - other), ("likelihood", own)):
+            k, j = np.unravel_index(np.nanargmax(values), values.shape)
+            yield Cell(operator, rule, ks[int(k)], js[int(j)])
+
+
+def cell_of(cells: Sequence[Cell], operator: str, rule: str) -> Cell:
+    """Finds the cell of an operator that was chosen by a rule."""
+    return next(cell for cell in cells if (cell.operator, cell.rule) == (operator, rule))
+
+
+def contrast(block: Block, of: str, against: str, outcome: str) -> Effect:
+    """Compares two conditions of a block.
+
+    Args:
+        block: The block.
+        of: Label of a condition.
+        against: Label of another.
+        outcome: A score of both.
+
+    Returns:
+        The paired difference on the second half of the items.
+    """
+    return effect(block.scores[of][outcome], block.scores[against][outcome])
+
+
+def family(blocks: Sequence[Block], rule: str) -> list[tuple[Block, str, Effect, float]]:
+    """Runs a family of registered tests.
+
+    Args:
+        blocks: All blocks.
+        rule: "content": does the message's content reach B's answer? The item's own message against another item's, at the
+            layers chosen by content. "likelihood": is it of use? The item's own message against none, at the layers
+            chosen by likelihood.
+
+    Returns:
+        For every block and outcome the effect, and its p-value after Holm's correction over the family.
+    """
+    found: list[Any] = []
+    for block in blocks:
+        label = cell_of(block.cells, PRIMARY, rule).label
+        against = f"{label}, other" if rule == "content" else "silent"
+        found += [(block, outcome, contrast(block, label, against, outcome)) for outcome in OUTCOMES]
+    corrected = holm([made.p for _, _, made in found])
+    return [(*row, p) for row, p in zip(found, corrected, strict=True)]

@@ -1,0 +1,318 @@
+"""The study's report: one document, and one table with every score."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxcomm.controls import derange, overlap
+
+from .. import figures
+from ..documents import Block as Part
+from ..documents import Code, Heading, Items, Picture, Table, console, markdown, page, show
+from ..effects import effect, holm, meaning, p_written, written
+from ..published import read_published
+from ..runs import surroundings
+from ..scores import accuracy, mean, percent
+from .analysis import OUTCOMES, RULES, cell_of, contrast, family
+from .design import PREREGISTRATION, PRIMARY, Block
+from .run import Study
+
+OUTCOME = {"among": "log p(right | choices), nats", "choice": "decision, points"}
+QUESTIONS = {
+    "content": "1. Content: does what A read reach B's answer?",
+    "likelihood": "2. Use: does it help B?",
+}
+THREATS = (
+    "Size. These models are small. That content does not decide here says nothing of models that solve the game from text; "
+    "the skyline says how far these do.",
+    "Layers. They are chosen on other items of the same game and the same set-up. A user with another game would have to "
+    "choose again.",
+    "Another item's message is a message of the same game. Content is what tells the items apart, not that it is a game of this kind.",
+    "Likelihood may move where no decision does. Both are reported; only decisions are what the published tables count.",
+    "Landmarks of Countries are famous. A model may know the country of a place and not its name in the wording of a game.",
+    "Weights. SmolLM2 and Gemma 3 are read from 4-bit files, dequantised; parity is with these weights, not with the originals.",
+    "Items of one game share wording. Intervals are over items, not over wordings, models or seeds.",
+)
+
+
+def report(study: Study, blocks: Sequence[Block], command: str) -> None:
+    """Writes report.html, report.md, pictures and results.csv into the run folder, and prints the report.
+
+    Args:
+        study: The study.
+        blocks: What was measured.
+        command: The command that runs it again.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    parts = list(document(study, blocks, command))
+    show(parts[:-2], console(170))  # all but the pre-registration
+    put = study.folder.put
+    for part in parts:
+        if isinstance(part, Picture):
+            put(part.file, part.png)
+    put("results.csv", table(blocks).encode())
+    put("report.html", page(f"Study: {study.a.name} -> {study.b.name}", parts).encode())
+    put("report.md", markdown(parts).encode())
+    print(f"\n{study.folder.path}: report.html, report.md, pictures, results.csv")
+
+
+def document(study: Study, blocks: Sequence[Block], command: str) -> Iterator[Part]:
+    """Writes the report.
+
+    Args:
+        study: The study.
+        blocks: What was measured.
+        command: The command that runs it again.
+
+    Yields:
+        The parts of the document.
+    """
+    yield Heading(1, f"Do activations carry content? {study.a.name} -> {study.b.name}")
+    yield (
+        "Model A reads a fact. B is paused after layer j, its last-token state is replaced by A's after layer k, and B answers a "
+        "question about the fact, which it has not read. Does the fact reach the answer, and does that help?"
+    )
+    yield Heading(2, "In short")
+    yield Items(list(short(blocks)))
+    yield Heading(2, "Set-up")
+    yield Items(list(set_up(study, blocks)))
+    for rule, title in QUESTIONS.items():
+        yield from registered(blocks, rule, title)
+    yield from maps_drawn(blocks)
+    yield from exploratory(blocks)
+    yield from published(blocks)
+    yield Heading(2, "Threats to validity")
+    yield Items(list(THREATS))
+    yield Heading(2, "This again")
+    yield Code(command)
+    yield "Seeds and settings are in the command. results.csv has every score of every item. The pre-registration:"
+    yield Code(PREREGISTRATION.read_text(encoding="utf-8"))
+
+
+def short(blocks: Sequence[Block]) -> Iterator[str]:
+    """Says what came out of the registered tests, by the rules that were registered.
+
+    Args:
+        blocks: What was measured.
+
+    Yields:
+        One sentence for each question, and for each unit.
+    """
+    verdicts = {
+        ("content", "among"): "Content reaches B's answer (own message above another item's, log p(right | choices))",
+        ("content", "choice"): "Content changes B's decisions (own message above another item's)",
+        ("likelihood", "among"): "B's answer becomes likelier than without a message",
+        ("likelihood", "choice"): "B decides better than without a message",
+    }
+    for (rule, outcome), text in verdicts.items():
+        tests = [(block, found, p) for block, what, found, p in family(blocks, rule) if what == outcome]
+        sure = [(block, found) for block, found, p in tests if p < 0.05 and found.value.value > 0]
+        line = f"{text}: in {len(sure)} of {len(tests)} set-ups"
+        if sure:
+            block, most = max(sure, key=lambda pair: pair[1].value.value)
+            line += f"; most in {block.game.name}, {block.setup.name}: {written(most.value, OUTCOMES[outcome])} {OUTCOMES[outcome]}"
+        harmed = sum(p < 0.05 and found.value.value < 0 for _, found, p in tests)
+        yield line + (f"; the opposite in {harmed}." if harmed else ".")
+
+
+def set_up(study: Study, blocks: Sequence[Block]) -> Iterator[str]:
+    """Says what was played, by whom, and how.
+
+    Args:
+        study: The study.
+        blocks: What was measured.
+
+    Yields:
+        One sentence for each fact.
+    """
+    for name, agent in (("A", study.a), ("B", study.b)):
+        config = agent.single.config
+        yield f"{name}: {agent.name}, {config.layers} layers of width {config.width}, {agent.params.dtype.name}."
+    if not any(block.setup.form == "chat" for block in blocks):
+        yield "No chats: one of the models has no chat template."
+    for name in dict.fromkeys(block.game.name for block in blocks):
+        game = next(block.game for block in blocks if block.game.name == name)
+        half = len(game.items) // 2
+        answers = [item.answer for item in game.items[half:]]
+        same = overlap(answers, derange(answers, study.settings.seed))
+        yield (
+            f"{name}: {half} items choose layers, {len(game.items) - half} others are reported, "
+            f"{len(game.choices(game.items[0]))} choices, seed {study.settings.seed}; "
+            f"{same:.0%} of the items get a message with their own answer as another item's."
+        )
+    ks, js = blocks[0].layers[PRIMARY]
+    yield f"Layers k: {', '.join(map(str, ks))}. Layers j: {', '.join(map(str, js))}."
+    digest = hashlib.sha256(PREREGISTRATION.read_bytes()).hexdigest()
+    yield f"Pre-registration: evals/study/preregistration.md, SHA-256 {digest}."
+    yield ", ".join(f"{name} {value}" for name, value in surroundings().items()) + "."
+
+
+def registered(blocks: Sequence[Block], rule: str, title: str) -> Iterator[Part]:
+    """Writes a family of registered tests.
+
+    Args:
+        blocks: What was measured.
+        rule: The family (`analysis.family`).
+        title: The question.
+
+    Yields:
+        Heading, table, and what its numbers mean.
+    """
+    tests = family(blocks, rule)
+    against = "another item's message" if rule == "content" else "no message"
+    rows = []
+    for block, outcome, found, p in tests:
+        cell = cell_of(block.cells, PRIMARY, rule)
+        other = f"{cell.label}, other" if rule == "content" else "silent"
+        shown = [score(block, label, outcome) for label in (cell.label, other)]
+        smallest = found.smallest(len(tests)) * (100 if OUTCOMES[outcome] == "points" else 1)
+        rows.append(
+            [block.game.name, block.setup.name, OUTCOME[outcome], f"{cell.k}, {cell.j}", *shown]
+            + [written(found.value, OUTCOMES[outcome]), p_written(p), f"{smallest:.2g}"]
+        )
+    yield Heading(2, f"{title} (registered)")
+    yield f"Layers: {RULES[rule]}, on the first half. The item's own message against {against}, on the second half."
+    columns = ["game", "set-up", "outcome", "k, j", "own message", against, "difference", "p", "smallest"]
+    yield Table(columns, rows, left=3)
+    yield meaning(len(tests))
+
+
+def score(block: Block, label: str, outcome: str) -> str:
+    """Writes a score of a condition: a mean in nats, or a share in %.
+
+    Args:
+        block: The block.
+        label: Label of the condition.
+        outcome: The outcome.
+
+    Returns:
+        The text; empty if the condition has no such score.
+    """
+    values = block.scores.get(label, {}).get(outcome)
+    if values is None or not len(values):
+        return ""
+    return f"{mean(values).value:.2f}" if outcome == "among" else percent(accuracy(values))
+
+
+def maps_drawn(blocks: Sequence[Block]) -> Iterator[Part]:
+    """Draws content over the layers, a map for each set-up, and says what both rules chose.
+
+    Args:
+        blocks: What was measured.
+
+    Yields:
+        A heading, a picture for each game, and a sentence.
+    """
+    yield Heading(2, "Content at every layer pair (first half)")
+    yield "Mean log-probability of the right answer with an item's own message, less that with another item's, in nats."
+    for game in dict.fromkeys(block.game.name for block in blocks):
+        drawn = []
+        for block in blocks:
+            if block.game.name == game:
+                found, (ks, js), cell = (
+                    block.maps[PRIMARY],
+                    block.layers[PRIMARY],
+                    cell_of(block.cells, PRIMARY, "content"),
+                )
+                values = (found["own"] - found["other"]).mean(axis=-1)
+                drawn.append(figures.LayerMap(block.setup.name, values, ks, js, (cell.k, cell.j)))
+        png = figures.contours(drawn, label="content, nats", columns=min(3, len(drawn)))
+        yield Picture(f"content-{game}.png", png, f"{game}: content at every layer pair")
+
+
+def exploratory(blocks: Sequence[Block]) -> Iterator[Part]:
+    """Writes what was not registered: every condition of every set-up.
+
+    Args:
+        blocks: What was measured.
+
+    Yields:
+        A table for each game and set-up.
+    """
+    yield Heading(2, "Everything that was played (exploratory)")
+    yield (
+        "Each against B alone (total) and, where it was played, against another item's message (content); decisions are %, the "
+        "differences nats of log p(right | choices). p-values, by random signs, are corrected by Holm's method over each table. Exact and found match are of written replies."
+    )
+    for block in blocks:
+        yield Heading(3, f"{block.game.name}, {block.setup.name}")
+        labels = [label for label in block.scores if not label.endswith(", other")]
+        content = {x: contrast(block, x, f"{x}, other", "among") for x in labels if f"{x}, other" in block.scores}
+        total = {x: effect(block.scores[x]["among"], block.scores["silent"]["among"]) for x in labels[1:]}
+        ps = iter(holm([found.p for x in labels for found in (total.get(x), content.get(x)) if found is not None]))
+        rows = []
+        for label in labels:
+            row = [label, *(score(block, label, name) for name in ("choice", "exact", "found", "among"))]
+            for found in (total.get(label), content.get(label)):
+                row += ["", ""] if found is None else [written(found.value, "nats"), p_written(next(ps))]
+            costs = [block.scores[label].get(name) for name in ("flops", "sent")]
+            row += ["" if x is None else f"{x.mean() / scale:,.3g}" for x, scale in zip(costs, (1e9, 1), strict=True)]
+            rows.append(row)
+        columns = ["condition", "decision", "exact", "found", "log p", "total", "p", "content", "p", "GFLOPs", "bytes"]
+        yield Table(columns, rows, left=1)
+
+
+def published(blocks: Sequence[Block]) -> Iterator[Part]:
+    """Sets the written replies beside the paper's and KVComm's figures.
+
+    Args:
+        blocks: What was measured.
+
+    Yields:
+        A heading, what has to be kept in mind, and the table.
+    """
+    protocols = {"single": "silent", "skyline": "skyline", "message": "message", "activation": None}
+    yield Heading(2, "Beside the published figures")
+    yield (
+        "Shares in %. Theirs: exact string match (Ramesh & Li), token F1 above 0.5 (KVComm), their own items, models of 3 to 8 "
+        "billion parameters, one pair of layers for all. Ours: decisions among the choices at layers chosen by likelihood on other items; "
+        "the replies of small models are seldom an exact match."
+    )
+    rows = []
+    for entry in read_published()[1]:
+        if entry.task in ("countries", "tip_sheets") and entry.protocol in protocols:
+            rows.append(
+                [
+                    entry.source,
+                    entry.pair,
+                    f"{entry.protocol} {entry.variant}".strip(),
+                    entry.task,
+                    f"{100 * entry.share:.1f}",
+                ]
+            )
+    for block in blocks:
+        label = cell_of(block.cells, PRIMARY, "likelihood").label
+        for name in ("silent", "skyline", "message", label):
+            if name in block.scores:
+                share = f"{100 * float(np.mean(block.scores[name]['choice'])):.1f}"
+                rows.append(["here", block.setup.name, name, block.game.name, share])
+    yield Table(["source", "pair or set-up", "condition", "game", "%"], rows, left=4)
+
+
+def table(blocks: Sequence[Block]) -> str:
+    """Lists every score of every item.
+
+    Args:
+        blocks: What was measured.
+
+    Returns:
+        A CSV file: game, set-up, condition, item (counted over both halves), and the scores.
+    """
+    file = io.StringIO()
+    names = ("among", "choice", "calibrated", "exact", "found", "flops", "sent")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["game", "setup", "condition", "item", *names])
+    for block in blocks:
+        half = len(block.game.items) // 2
+        for label, scores in block.scores.items():
+            for n in range(len(scores["among"])):
+                values = [f"{scores[name][n]:.6g}" if name in scores else "" for name in names]
+                writer.writerow([block.game.name, block.setup.name, label, half + n, *values])
+    return file.getvalue()

@@ -1,0 +1,285 @@
+"""The study in a run folder: every piece is computed once, and a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcomm.agent import Agent
+from jaxcomm.sites import Site
+
+from ..choices import choose
+from ..conditions import Condition, conditions
+from ..games import GAMES, Game, draw
+from ..play import PlaySettings, alone_with
+from ..runs import RunFolder, agent_fingerprint, surroundings
+from ..sweeps.fitting import STATEMENTS, fit, read_text
+from . import measure
+from .analysis import cell_of, choose_cells
+from .design import (
+    CHANNELS,
+    CONTROLS,
+    PREREGISTRATION,
+    PRIMARY,
+    SHOWN,
+    Block,
+    Cell,
+    Setup,
+    Size,
+    halves,
+    setups,
+    spread,
+)
+
+NEW_TOKENS = 16
+"""Of a reply."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is asked for.
+
+    Attributes:
+        size: How much is run.
+        seed: Seed of the items and of everything that is drawn.
+        text: Further text that W is fitted on, besides the games' own statements (`sentences.sentences`). None: none.
+    """
+
+    size: Size
+    seed: int
+    text: str | None = None
+
+
+class Study:
+    """The study of one pair of models.
+
+    Args:
+        settings: What is asked for.
+        a: The sender, raw.
+        b: The receiver, raw.
+        folder: The run folder.
+        say: Called with the name of every piece that is computed.
+    """
+
+    def __init__(
+        self, settings: Settings, a: Agent, b: Agent, folder: RunFolder, say: Callable[[str], None] = lambda name: None
+    ):
+        self.settings, self.a, self.b, self.folder, self.say = settings, a, b, folder, say
+
+    def blocks(self) -> Iterator[Block]:
+        """Runs everything, game by game and set-up by set-up. What is done is read from the folder."""
+        chat = all(agent.tokenizer.chat_template for agent in (self.a, self.b))
+        for name in self.settings.size.games:
+            for setup in setups(chat=chat, instructed=name in GAMES, whole=self.settings.size.whole):
+                yield self._block(drawn(name, setup, self.settings), setup)
+
+    def _agents(self, setup: Setup) -> tuple[Agent, Agent]:
+        a, b = (dataclasses.replace(agent, chat=setup.form == "chat") for agent in (self.a, self.b))
+        return a, b
+
+    def _piece(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        def told() -> Mapping[str, Any]:
+            self.say(name)
+            return make()
+
+        return self.folder.arrays(name, told)
+
+    def _block(self, game: Game, setup: Setup) -> Block:
+        name, agents = f"{game.name}-{setup.key}", self._agents(setup)
+        choosing, reported = (game.part(rows) for rows in halves(len(game.items)))
+        fitted = self._fitted(game, setup)
+        layers, maps = self._maps(name, choosing, setup, agents, fitted)
+        cells = tuple(choose_cells(layers, maps))
+        settings = PlaySettings(setup.wording, True, NEW_TOKENS, seed=self.settings.seed)
+        prior = self._prior(name, reported, agents, settings)
+        scores: dict[str, dict[str, np.ndarray]] = {"silent": alone(reported, prior)}
+        for part, every, of in self._played(reported, cells, fitted):
+            make = lambda every=every, of=of: measure.played(of, every, agents, settings, prior)
+            for key, values in self._piece(f"play-{name}-{part}", make).items():
+                label, score = key.rsplit("/", 1)
+                scores.setdefault(label, {})[score] = values
+        return Block(game, setup, layers, maps, cells, scores)
+
+    def _prior(self, name: str, game: Game, agents: tuple[Agent, Agent], settings: PlaySettings) -> list[np.ndarray]:
+        """Log-probabilities of each item's choices for B alone."""
+        counts = np.cumsum([len(game.choices(item)) for item in game.items])[:-1]
+        make = lambda: {"logprobs": np.concatenate(alone_with(game, *agents, settings.wording))}
+        return np.split(self._piece(f"alone-{name}", make)["logprobs"], counts)
+
+    def _fitted(self, game: Game, setup: Setup) -> dict[str, np.ndarray]:
+        """The maps W [K, J, D_B, D_A], by operator."""
+        if not self.settings.size.others:
+            return {}
+        sources = {"W, statements": STATEMENTS} if game.name in GAMES else {}
+        sources |= {} if self.settings.text is None else {"W, text": self.settings.text}
+        ks, js = self._layers(self.settings.size.others)
+
+        def make(source: str) -> dict[str, np.ndarray]:
+            maps = fit(*self._agents(setup), read_text(source, game.name) or [], ks, js)
+            return {"W": np.asarray(maps.W, np.float32)}
+
+        key = lambda operator: f"W-{game.name}-{setup.form}-{operator.removeprefix('W, ')}"
+        return {op: self._piece(key(op), lambda s=source: make(s))["W"] for op, source in sources.items()}
+
+    def _layers(self, n: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        ks, js = (spread(agent.single.config.layers, n) for agent in (self.a, self.b))
+        return ks, js
+
+    def _maps(
+        self, name: str, game: Game, setup: Setup, agents: tuple[Agent, Agent], fitted: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+        """Layers and maps, by operator."""
+        size, seed = self.settings.size, self.settings.seed
+        every, coarse = self._layers(size.layers), self._layers(size.others or 1)
+        jobs: dict[str, Any] = {PRIMARY: (game, every, (PRIMARY,), None)}
+        if size.others:
+            jobs["grafts"] = game, coarse, ("sum", "mean"), None
+            jobs |= {operator: (game, coarse, (PRIMARY,), W) for operator, W in fitted.items()}
+        if size.whole and has_entity(game, setup):
+            jobs["entity"] = measure.entity(game), every, (PRIMARY,), None
+        layers, maps = {}, {}
+        for job, (items, at, grafts, W) in jobs.items():
+            make = lambda items=items, at=at, grafts=grafts, W=W: measure.layer_maps(
+                items, agents, setup.wording, at, grafts, W, seed
+            )
+            found = self._piece(f"map-{name}-{job.replace(', ', '-')}", make)
+            for n, graft in enumerate(grafts):
+                operator = graft if job == "grafts" else job
+                layers[operator] = at
+                maps[operator] = {key: x if key.startswith("alone") else x[n] for key, x in found.items()}
+        if size.whole and measure.same_shape(*agents):
+            found = self._piece(f"sites-{name}", lambda: measure.other_sites(game, agents, setup.wording, seed))
+            for n, site in enumerate(measure.SITES[1:], 1):
+                layers[site] = (tuple(range(1, found["own"].shape[1] + 1)),) * 2
+                maps[site] = {key: diagonal(x[n]) for key, x in found.items()} | {"alone": maps[PRIMARY]["alone"]}
+        return layers, maps
+
+    def _played(
+        self, game: Game, cells: tuple[Cell, ...], fitted: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[str, list[Condition], Game]]:
+        """What is played: a name, the conditions, and the items."""
+        yield "skyline", [Condition("skyline", "skyline", {})], game
+        for cell in cells:
+            own, file = self._grafted(cell, fitted), cell.label.replace(", ", "-").replace(" ", "-")
+            items = measure.entity(game) if cell.operator == "entity" else game
+            yield file, [Condition(cell.label, "activation", own)], items
+            if cell.rule == "content" or cell.operator == PRIMARY:
+                yield (
+                    f"{file}-other",
+                    [Condition(f"{cell.label}, other", "activation", own | {"control": "other"})],
+                    items,
+                )
+        if self.settings.size.whole:
+            yield from self._whole(game, cell_of(cells, PRIMARY, "content"))
+
+    def _whole(self, game: Game, cell: Cell) -> Iterator[tuple[str, list[Condition], Game]]:
+        """Every control of the activation at the cell that was chosen by content, and every channel."""
+        at = {"activation": {"k": cell.k, "j": cell.j}}
+        yield "controls", [c for c in conditions(["activation"], at, CONTROLS) if c.protocol != "silent"], game
+        for channel, own in CHANNELS.items():
+            every = [
+                Condition(channel, channel, own),
+                Condition(f"{channel}, other", channel, own | {"control": "other"}),
+            ]
+            yield channel, every, game
+
+    def _grafted(self, cell: Cell, fitted: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Options of the protocol "activation"."""
+        if cell.operator in measure.SITES:
+            return {"k": Site(cell.operator, cell.k, "last"), "j": Site(cell.operator, cell.j, "last")}
+        own: dict[str, Any] = {"k": cell.k, "j": cell.j}
+        if cell.operator in ("sum", "mean"):
+            own["graft"] = cell.operator
+        if cell.operator in fitted:
+            ks, js = self._layers(self.settings.size.others)
+            own["W"] = fitted[cell.operator][ks.index(cell.k), js.index(cell.j)]
+        return own
+
+
+def drawn(name: str, setup: Setup, settings: Settings) -> Game:
+    """Draws the items of a game, both halves.
+
+    Args:
+        name: A game, or FILE.jsonl.
+        setup: The set-up, which has worked examples or none.
+        settings: Number and seed.
+
+    Returns:
+        The game. Set-ups with and without examples have the same items, but for a game from a file.
+
+    Raises:
+        ValueError: The game has too few items.
+    """
+    each = settings.size.items
+    if each is None:
+        n = 2 * len(GAMES[name](settings.seed)) if name in GAMES else None
+    else:
+        n = 2 * each
+    game = draw(name, settings.seed, n, examples=SHOWN if setup.examples else 0)
+    if len(game.items) < 8:
+        raise ValueError(f"{name} has {len(game.items)} items: half of them choose layers, so at least 8 are needed")
+    return game
+
+
+def has_entity(game: Game, setup: Setup) -> bool:
+    """Whether A's last word is the place that the statement is about: Countries, where it reads the bare statement."""
+    return game.name == "countries" and (setup.form, setup.reads) == ("raw", "statement")
+
+
+def diagonal(values: np.ndarray) -> np.ndarray:
+    """Spreads values of k = j over a map, whose other cells do not count.
+
+    Args:
+        values: [L, items].
+
+    Returns:
+        [L, L, items], NaN beside the diagonal.
+    """
+    made = np.full((len(values), *values.shape), np.nan, values.dtype)
+    made[np.arange(len(values)), np.arange(len(values))] = values
+    return made
+
+
+def alone(game: Game, prior: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """The scores of B alone that its choices' log-probabilities tell.
+
+    Args:
+        game: The game.
+        prior: Log-probabilities of each item's choices.
+
+    Returns:
+        "among" and "choice" [items].
+    """
+    found = choose(game, prior, None)
+    return {"among": np.array([c.among for c in found]), "choice": np.array([float(c.hit) for c in found])}
+
+
+def opened(settings: Settings, a: Agent, b: Agent, out: Path, *, command: str, resume: bool) -> RunFolder:
+    """Opens the run folder of a study.
+
+    Args:
+        settings: What is asked for.
+        a: The sender.
+        b: The receiver.
+        out: The folder.
+        command: The command that runs it again.
+        resume: Whether to go on with the run in the folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: It holds another run, or this one and `resume` is false.
+        OSError: It cannot be written.
+    """
+    texts = PREREGISTRATION.read_bytes()
+    config = dataclasses.asdict(settings) | {"preregistration_sha256": hashlib.sha256(texts).hexdigest()}
+    own = [drawn(name, Setup("raw", "statement", 0), settings) for name in settings.size.games if name not in GAMES]
+    config |= {"games_sha256": hashlib.sha256(repr(own).encode()).hexdigest()} if own else {}
+    config |= {"a": a.name, "b": b.name, "agent_a": agent_fingerprint(a), "agent_b": agent_fingerprint(b)}
+    return RunFolder(out, config | surroundings(), dict, command=command, resume=resume)
