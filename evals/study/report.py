@@ -173,10 +173,8 @@ def registered(blocks: Sequence[Block], rule: str, title: str) -> Iterator[Part]
         other = f"{cell.label}, other" if rule == "content" else "silent"
         shown = [score(block, label, outcome) for label in (cell.label, other)]
         smallest = found.smallest(len(tests)) * (100 if OUTCOMES[outcome] == "points" else 1)
-        rows.append(
-            [block.game.name, block.setup.name, OUTCOME[outcome], f"{cell.k}, {cell.j}", *shown]
-            + [written(found.value, OUTCOMES[outcome]), p_written(p), f"{smallest:.2g}"]
-        )
+        told = block.game.name, block.setup.name, OUTCOME[outcome], f"{cell.k}, {cell.j}"
+        rows.append([*told, *shown, written(found.value, OUTCOMES[outcome]), p_written(p), f"{smallest:.2g}"])
     yield Heading(2, f"{title} (registered)")
     yield f"Layers: {RULES[rule]}, on the first half. The item's own message against {against}, on the second half."
     columns = ["game", "set-up", "outcome", "k, j", "own message", against, "difference", "p", "smallest"]

@@ -216,11 +216,9 @@ def drawn(name: str, setup: Setup, settings: Settings) -> Game:
         ValueError: The game has too few items.
     """
     each = settings.size.items
-    if each is None:
-        n = 2 * len(GAMES[name](settings.seed)) if name in GAMES else None
-    else:
-        n = 2 * each
-    game = draw(name, settings.seed, n, examples=SHOWN if setup.examples else 0)
+    if each is None and name in GAMES:
+        each = len(GAMES[name](settings.seed))
+    game = draw(name, settings.seed, None if each is None else 2 * each, examples=SHOWN if setup.examples else 0)
     if len(game.items) < 8:
         raise ValueError(f"{name} has {len(game.items)} items: half of them choose layers, so at least 8 are needed")
     return game

@@ -86,7 +86,7 @@ class Reply:
         ids: Its tokens, without the one that stopped it.
         read: Strings of all tokens that were read.
         written: Strings of all tokens that were written.
-        logprob: Log-probability of all tokens that were written, in nats.
+        logprobs: Log-probability of each token that was written, in nats. Empty: it was written in vectors, which have none.
         spent: What all agents spent on this reply.
         details: What the protocol adds, such as A's message, or layers, positions and norms of the edit.
 
@@ -101,7 +101,7 @@ class Reply:
     ids: tuple[int, ...]
     read: tuple[str, ...]
     written: tuple[str, ...]
-    logprob: float
+    logprobs: tuple[float, ...]
     spent: Spent
     details: dict[str, Any]
 
@@ -109,6 +109,11 @@ class Reply:
     def text(self) -> str:
         """The text without surrounding space."""
         return self.raw.strip()
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of the reply in nats, with the token that stopped it. NaN: it was written in vectors."""
+        return sum(self.logprobs) if self.logprobs else float("nan")
 
     @property
     def flops(self) -> int:
@@ -119,9 +124,9 @@ class Reply:
         """Makes a record of the reply, as results files hold it.
 
         Returns:
-            All fields by name, and `text` and `flops`.
+            All fields by name, and `text`, `logprob` and `flops`.
         """
-        return {"text": self.text, "flops": self.flops, **dataclasses.asdict(self)}
+        return {"text": self.text, "logprob": self.logprob, "flops": self.flops, **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,7 +339,7 @@ class Turn:
             written = out.tokens[i, : out.lengths[i]]
             raw = self.agent.said(written, row, until)
             spent = self.before[i] + Spent(self.flops(i, [len(written)]), len(row), len(written), lost[i])
-            logprob = float(out.logprobs[i].sum())
+            logprobs = tuple(float(x) for x in out.logprobs[i, : out.lengths[i]])
             read, spelled = self.agent.tokens(row), self.agent.tokens(written)
             replies.append(
                 Reply(
@@ -342,7 +347,7 @@ class Turn:
                     self._ids(written, row, raw),
                     tuple(read),
                     tuple(spelled),
-                    logprob,
+                    logprobs,
                     spent,
                     dict(self.details[i]),
                 )

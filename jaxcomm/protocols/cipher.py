@@ -124,7 +124,7 @@ class CipherTurn(Turn):
             raw = self.agent.said(said, row, until)
             ids, read, written = self._ids(said, row, raw), self.agent.tokens(row), self.agent.tokens(said)
             before, details = self.before[i] + spent[i], dict(self.details[i])
-            replies.append(Reply(raw, ids, tuple(read), tuple(written), float("nan"), before, details))
+            replies.append(Reply(raw, ids, tuple(read), tuple(written), (), before, details))
         return replies
 
     def spend(self, out: Vectors, max_new_tokens: int, others: Sequence[Agent] = ()) -> list[Spent]:
