@@ -103,15 +103,27 @@ SIZES = {
     "full": Size(None, ("countries", "tip_sheets"), None, 10, True),
 }
 """quick: ten minutes for a model of 135 million parameters on two cores. full: a night."""
-CHANNELS: dict[str, dict[str, Any]] = {
-    "message": {},
-    "debate": {"rounds": 2, "tie": "last"},
-    "kv": {"place": "turn"},
-    "latent": {"place": "turn", "steps": 5},
-}
-"""What is played beside the activation, with its settings."""
 CONTROLS = ("generated", "mean", "moments", "noise", "zero", "adversarial", "self", "equal-flops", "equal-bytes")
 """Controls of the activation, beside another item's message."""
+
+
+def channels(setup: Setup) -> dict[str, dict[str, Any]]:
+    """Lists what is played beside the activation.
+
+    Args:
+        setup: The set-up.
+
+    Returns:
+        By protocol, its settings. In a chat, A is asked to write a message; raw, it goes on from what it read.
+    """
+    words = {"max_message_tokens": 48}
+    asked = {"ask": "{prompt} Tell your partner what you know."} if setup.form == "chat" else {}
+    return {
+        "message": words | asked,
+        "debate": words | {"form": "plain", "rounds": 2, "tie": "last"},
+        "kv": {"place": "turn"},
+        "latent": {"place": "turn", "steps": 5},
+    }
 
 
 def spread(count: int, n: int | None) -> tuple[int, ...]:
@@ -166,7 +178,7 @@ class Cell:
         return f"{self.operator}, k {self.k}, j {self.j}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Block:
     """One game in one set-up: what was measured.
 

@@ -22,7 +22,6 @@ from ..sweeps.fitting import STATEMENTS, fit, read_text
 from . import measure
 from .analysis import cell_of, choose_cells
 from .design import (
-    CHANNELS,
     CONTROLS,
     PREREGISTRATION,
     PRIMARY,
@@ -31,6 +30,7 @@ from .design import (
     Cell,
     Setup,
     Size,
+    channels,
     halves,
     setups,
     spread,
@@ -98,7 +98,7 @@ class Study:
         settings = PlaySettings(setup.wording, True, NEW_TOKENS, seed=self.settings.seed)
         prior = self._prior(name, reported, agents, settings)
         scores: dict[str, dict[str, np.ndarray]] = {"silent": alone(reported, prior)}
-        for part, every, of in self._played(reported, cells, fitted):
+        for part, every, of in self._played(reported, setup, cells, fitted):
             make = lambda every=every, of=of: measure.played(of, every, agents, settings, prior)
             for key, values in self._piece(f"play-{name}-{part}", make).items():
                 label, score = key.rsplit("/", 1)
@@ -160,7 +160,7 @@ class Study:
         return layers, maps
 
     def _played(
-        self, game: Game, cells: tuple[Cell, ...], fitted: Mapping[str, np.ndarray]
+        self, game: Game, setup: Setup, cells: tuple[Cell, ...], fitted: Mapping[str, np.ndarray]
     ) -> Iterator[tuple[str, list[Condition], Game]]:
         """What is played: a name, the conditions, and the items."""
         yield "skyline", [Condition("skyline", "skyline", {})], game
@@ -175,17 +175,19 @@ class Study:
                     items,
                 )
         if self.settings.size.whole:
-            yield from self._whole(game, cell_of(cells, PRIMARY, "content"))
+            yield from self._whole(game, setup, cell_of(cells, PRIMARY, "content"))
 
-    def _whole(self, game: Game, cell: Cell) -> Iterator[tuple[str, list[Condition], Game]]:
+    def _whole(self, game: Game, setup: Setup, cell: Cell) -> Iterator[tuple[str, list[Condition], Game]]:
         """Every control of the activation at the cell that was chosen by content, and every channel."""
-        at = {"activation": {"k": cell.k, "j": cell.j}}
-        yield "controls", [c for c in conditions(["activation"], at, CONTROLS) if c.protocol != "silent"], game
-        for channel, own in CHANNELS.items():
-            every = [
-                Condition(channel, channel, own),
-                Condition(f"{channel}, other", channel, own | {"control": "other"}),
-            ]
+        own = channels(setup)
+        at = {"activation": {"k": cell.k, "j": cell.j}, "message": own["message"]}
+        made = [c for c in conditions(["activation"], at, CONTROLS) if c.protocol != "silent"]
+        name = lambda label: label.replace("activation", cell.label, 1)
+        same_cost = lambda equal: None if equal is None else (equal[0], name(equal[1]))
+        yield "controls", [dataclasses.replace(c, label=name(c.label), equal=same_cost(c.equal)) for c in made], game
+        for channel, settings in own.items():
+            every = [Condition(channel, channel, settings)]
+            every.append(Condition(f"{channel}, other", channel, settings | {"control": "other"}))
             yield channel, every, game
 
     def _grafted(self, cell: Cell, fitted: Mapping[str, np.ndarray]) -> dict[str, Any]:
