@@ -83,6 +83,10 @@ def test_layers_are_chosen_by_the_rule_and_on_the_first_half_only(maps):
     assert (cells["likelihood"].k, cells["likelihood"].j) == (LAYERS[0][k], LAYERS[1][j])
     tied = {"replace": {name: np.zeros((2, 2, 4)) for name in ("own", "other")}}
     assert {(cell.k, cell.j) for cell in analysis.choose_cells(layers, tied)} == {(3, 2)}
+    assert [cell.j for cell in analysis.choose_cells({"replace": ((3, 6), (4, 5))}, tied) if cell.rule == "early"] == []
+    late = {"replace": {"own": np.arange(4.0).reshape(2, 2, 1), "other": np.zeros((2, 2, 1))}}
+    (early,) = [cell for cell in analysis.choose_cells(layers, late) if cell.rule == "early"]
+    assert (early.k, early.j) == (6, 2)
 
 
 @pytest.mark.parametrize("name, each", [("countries", 100), ("tip_sheets", 70)])
@@ -134,7 +138,9 @@ def test_registered_tests_find_known_effects_and_holm_is_over_the_family():
     assert at[0, "choice"][1] < 0.01 and at[1, "among"][1] > 0.05 and at[2, "among"][1] > 0.05
     used = {(blocks.index(block), outcome): (found, p) for block, outcome, found, p in use}
     assert used[0, "among"][1] < 0.01 and used[1, "among"][0].value.value < -1.5 and used[1, "among"][1] < 0.01
-    raw = sorted(effect(b.scores[b.cells[0].label][o], b.scores[f"{b.cells[0].label}, other"][o]).p for b, o, _, _ in content)
+    raw = sorted(
+        effect(b.scores[b.cells[0].label][o], b.scores[f"{b.cells[0].label}, other"][o]).p for b, o, _, _ in content
+    )
     adjusted = sorted(p for *_, p in content)
     assert adjusted[0] == pytest.approx(min(1, 6 * raw[0]))
     wins = int(blocks[0].scores[blocks[0].cells[0].label]["choice"].sum())
@@ -220,9 +226,21 @@ def test_the_full_size_plays_every_graft_site_control_and_channel(tmp_path, b):
         report.report(study, [block], "jaxcomm study")
     operators = {label.split(", k ")[0] for label in block.scores}
     assert {"replace", "sum", "mean", "W, statements", "entity", "attn_out", "mlp_out"} <= operators
-    assert {"message", "message, other", "debate", "kv", "latent", "latent, other", "skyline", "silent"} <= {*block.scores}
+    assert {"message", "message, other", "debate", "kv", "latent", "latent, other", "skyline", "silent"} <= {
+        *block.scores
+    }
     chosen = analysis.cell_of(block.cells, "replace", "content").label
-    for control in ("generated", "mean", "moments", "noise", "zero", "adversarial", "self", "equal-flops", "equal-bytes"):
+    for control in (
+        "generated",
+        "mean",
+        "moments",
+        "noise",
+        "zero",
+        "adversarial",
+        "self",
+        "equal-flops",
+        "equal-bytes",
+    ):
         assert f"{chosen}, {control}" in block.scores
     same = block.scores[f"{chosen}, self"]["among"]
     np.testing.assert_allclose(same, block.scores["silent"]["among"], atol=1e-3)

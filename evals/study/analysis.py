@@ -13,8 +13,10 @@ from .design import PRIMARY, Block, Cell
 RULES = {
     "content": "where the right answer is likelier with an item's own message than with another item's, on average",
     "likelihood": "where the right answer is likeliest, on average",
+    "early": "as by content, of the cells whose j is in the lower half of B's layers",
 }
-"""What layers are chosen by, on the first half of the items."""
+"""What layers are chosen by, on the first half of the items. "early" is not registered: after B's last layer its head reads out
+A's state as it is, so that B says what A would say next. In its lower half B still computes with the message."""
 OUTCOMES = {"among": "nats", "choice": "points"}
 """The registered outcomes, and their units: log p(right | choices), and whether the right answer is the likeliest choice."""
 
@@ -33,7 +35,9 @@ def choose_cells(
     """
     for operator, (ks, js) in layers.items():
         own, other = (maps[operator][name].mean(axis=-1) for name in ("own", "other"))
-        for rule, values in (("content", own - other), ("likelihood", own)):
+        early = sum(2 * j <= js[-1] for j in js) if operator == PRIMARY else 0
+        rules = {"content": own - other, "likelihood": own} | ({"early": (own - other)[:, :early]} if early else {})
+        for rule, values in rules.items():
             k, j = np.unravel_index(np.nanargmax(values), values.shape)
             yield Cell(operator, rule, ks[int(k)], js[int(j)])
 
@@ -59,21 +63,21 @@ def contrast(block: Block, of: str, against: str, outcome: str) -> Effect:
 
 
 def family(blocks: Sequence[Block], rule: str) -> list[tuple[Block, str, Effect, float]]:
-    """Runs a family of registered tests.
+    """Runs a family of tests.
 
     Args:
-        blocks: All blocks.
-        rule: "content": does the message's content reach B's answer? The item's own message against another item's, at the
-            layers chosen by content. "likelihood": is it of use? The item's own message against none, at the layers
-            chosen by likelihood.
+        blocks: All blocks. One without a cell that was chosen by the rule is left out.
+        rule: "content" (registered): does the message's content reach B's answer? The item's own message against another
+            item's, at the layers chosen by content. "likelihood" (registered): is it of use? The item's own message against
+            none, at the layers chosen by likelihood. "early": as "content", at layers of B's lower half.
 
     Returns:
         For every block and outcome the effect, and its p-value after Holm's correction over the family.
     """
     found: list[Any] = []
     for block in blocks:
-        label = cell_of(block.cells, PRIMARY, rule).label
-        against = f"{label}, other" if rule == "content" else "silent"
-        found += [(block, outcome, contrast(block, label, against, outcome)) for outcome in OUTCOMES]
+        for label in (cell.label for cell in block.cells if (cell.operator, cell.rule) == (PRIMARY, rule)):
+            against = "silent" if rule == "likelihood" else f"{label}, other"
+            found += [(block, outcome, contrast(block, label, against, outcome)) for outcome in OUTCOMES]
     corrected = holm([made.p for _, _, made in found])
     return [(*row, p) for row, p in zip(found, corrected, strict=True)]

@@ -26,10 +26,13 @@ OUTCOME = {"among": "log p(right | choices), nats", "choice": "decision, points"
 QUESTIONS = {
     "content": "1. Content: does what A read reach B's answer?",
     "likelihood": "2. Use: does it help B?",
+    "early": "Where B still computes: does content reach the answer from B's lower half?",
 }
 THREATS = (
     "Size. These models are small. That content does not decide here says nothing of models that solve the game from text; "
     "the skyline says how far these do.",
+    "The last layer. A state that arrives after B's last layer is read out by B's head as it is: B then says what A would "
+    "say next, and uses nothing it read. Where j is the last layer, an effect is A's doing.",
     "Layers. They are chosen on other items of the same game and the same set-up. A user with another game would have to "
     "choose again.",
     "Another item's message is a message of the same game. Content is what tells the items apart, not that it is a game of this kind.",
@@ -97,7 +100,7 @@ def document(study: Study, blocks: Sequence[Block], command: str) -> Iterator[Pa
 
 
 def short(blocks: Sequence[Block]) -> Iterator[str]:
-    """Says what came out of the registered tests, by the rules that were registered.
+    """Says what came out of the tests, by the rules that were registered.
 
     Args:
         blocks: What was measured.
@@ -110,14 +113,19 @@ def short(blocks: Sequence[Block]) -> Iterator[str]:
         ("content", "choice"): "Content changes B's decisions (own message above another item's)",
         ("likelihood", "among"): "B's answer becomes likelier than without a message",
         ("likelihood", "choice"): "B decides better than without a message",
+        ("early", "among"): "Content reaches B's answer where j is in B's lower half (not registered)",
     }
     for (rule, outcome), text in verdicts.items():
         tests = [(block, found, p) for block, what, found, p in family(blocks, rule) if what == outcome]
+        if not tests:
+            continue
         sure = [(block, found) for block, found, p in tests if p < 0.05 and found.value.value > 0]
         line = f"{text}: in {len(sure)} of {len(tests)} set-ups"
         if sure:
             block, most = max(sure, key=lambda pair: pair[1].value.value)
             line += f"; most in {block.game.name}, {block.setup.name}: {written(most.value, OUTCOMES[outcome])} {OUTCOMES[outcome]}"
+            last = [block for block, _ in sure if cell_of(block.cells, PRIMARY, rule).j == block.layers[PRIMARY][1][-1]]
+            line += f"; in {len(last)} of them j is B's last layer" if last else ""
         harmed = sum(p < 0.05 and found.value.value < 0 for _, found, p in tests)
         yield line + (f"; the opposite in {harmed}." if harmed else ".")
 
@@ -155,7 +163,7 @@ def set_up(study: Study, blocks: Sequence[Block]) -> Iterator[str]:
 
 
 def registered(blocks: Sequence[Block], rule: str, title: str) -> Iterator[Part]:
-    """Writes a family of registered tests.
+    """Writes a family of tests.
 
     Args:
         blocks: What was measured.
@@ -166,16 +174,18 @@ def registered(blocks: Sequence[Block], rule: str, title: str) -> Iterator[Part]
         Heading, table, and what its numbers mean.
     """
     tests = family(blocks, rule)
-    against = "another item's message" if rule == "content" else "no message"
+    if not tests:
+        return
+    against = "no message" if rule == "likelihood" else "another item's message"
     rows = []
     for block, outcome, found, p in tests:
         cell = cell_of(block.cells, PRIMARY, rule)
-        other = f"{cell.label}, other" if rule == "content" else "silent"
+        other = "silent" if rule == "likelihood" else f"{cell.label}, other"
         shown = [score(block, label, outcome) for label in (cell.label, other)]
         smallest = found.smallest(len(tests)) * (100 if OUTCOMES[outcome] == "points" else 1)
         told = block.game.name, block.setup.name, OUTCOME[outcome], f"{cell.k}, {cell.j}"
         rows.append([*told, *shown, written(found.value, OUTCOMES[outcome]), p_written(p), f"{smallest:.2g}"])
-    yield Heading(2, f"{title} (registered)")
+    yield Heading(2, f"{title} ({'exploratory' if rule == 'early' else 'registered'})")
     yield f"Layers: {RULES[rule]}, on the first half. The item's own message against {against}, on the second half."
     columns = ["game", "set-up", "outcome", "k, j", "own message", against, "difference", "p", "smallest"]
     yield Table(columns, rows, left=3)
