@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from jaxcomm.evals import games
 from jaxcomm.evals.agents import load_agents
 from jaxcomm.evals.networks import compare, wires
+from jaxcomm.evals.networks.arms import EDGES, LORA, Field, arms
+from jaxcomm.evals.networks.settings import Recipe, Shape
 from jaxcomm.evals.play import PlaySettings, play
 from jaxcomm.fingerprint import fingerprint
 from jaxcomm.lmnet import Network, forward
@@ -137,7 +140,7 @@ def test_compare_reports_both_and_goes_on(tmp_path, monkeypatch, capsys):
     jaxcomm("lmnet", "compare", *words)
     files = {p: p.read_bytes() for p in (tmp_path / "c").rglob("*.*") if p.name != "run.json"}
     lines = {line["arm"]: line for line in map(json.loads, (tmp_path / "c" / "results.jsonl").read_text().splitlines())}
-    assert set(lines) == {*compare.ARMS, "edges - LoRA"}
+    assert set(lines) == {"vertex alone", "network, new", "LoRA", "edges", "edges - LoRA"}
     edges, low = lines["edges"], lines["LoRA"]
     assert edges["numbers"] == 4 * (128 * 128 + 1) and 0.7 < low["numbers"] / edges["numbers"] < 1.3
     assert edges["seeds"] == low["seeds"] == 2 and edges["loss"] > 0
@@ -145,6 +148,60 @@ def test_compare_reports_both_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "train", None)  # nothing is trained twice
     jaxcomm("lmnet", "compare", *words, "--resume")
     assert {p: p.read_bytes() for p in files} == files
+
+
+def test_compare_draws_learning_curves_of_every_arm_at_equal_tokens_and_flops(tmp_path, monkeypatch, capsys):
+    items = games.draw("countries", n=6).items
+    known = [{"prompt": f"{item.prompt_a} {item.prompt_b}", "answer": item.answer} for item in items]
+    (tmp_path / "known.jsonl").write_text("".join(json.dumps(line) + "\n" for line in known))
+    words = (
+        "--steps",
+        3,
+        "--edge",
+        "linear",
+        "--questions",
+        4,
+        "--seeds",
+        2,
+        "--retain",
+        tmp_path / "known.jsonl",
+        "--out",
+        tmp_path / "c",
+    )
+    more = ("--arms", "all", "scratch", "--equal", "flops", "--widths", 1, 1, "--examples", 2, 8)
+    jaxcomm("lmnet", "compare", *words, *more)
+    lines = [json.loads(line) for line in (tmp_path / "c" / "results.jsonl").read_text().splitlines()]
+    every = arms(["all", "scratch"], ["flops"])
+    for amount in (2, 8):
+        at = {line["arm"]: line for line in lines if line["examples"] == amount}
+        assert [*at] == [arm.name for arm in every]
+        assert at["vertex alone"]["retained"] == 1
+        edges = at[EDGES.name]
+        for arm in every[2:-1]:
+            line = at[arm.name]
+            assert line["steps"] == len(next(iter(rows(tmp_path / "c", arm.name, amount)))["losses"])
+            assert abs(line["flops"] - edges["flops"]) <= line["flops"] / line["steps"] / 2 + 1
+        network = edges["numbers"] + at["vertex, trained on, equal FLOPs"]["numbers"]
+        assert 0.85 < at["larger model, from scratch, equal FLOPs"]["numbers"] / network < 1.15
+    assert (tmp_path / "c" / "learning.png").read_bytes().startswith(b"\x89PNG")
+    assert "still known" in (tmp_path / "c" / "report.txt").read_text()
+
+
+def rows(folder, arm, amount):
+    for path in folder.glob(f"chunks/{arm.replace(' ', '_').replace(',', '')}-{amount}-*.parquet"):
+        yield from pq.read_table(path).to_pylist()
+
+
+def test_steps_of_training_cost_what_their_products_do(b):
+    """Oracle: 6 FLOPs a trained weight and token, 4 a frozen one (Kaplan et al. 2020), and the scores of attention."""
+    field = Field(Shape(edge="linear"), [b], Recipe(rows=2, columns=16))
+    c, tokens = b.params.config, 32
+    layer = 4 * c.width * c.heads * c.head_dim + 3 * c.width * c.ff
+    weights, scores = c.layers * layer + c.width * c.vocab, c.layers * 4 * c.heads * c.head_dim * 2 * (16 * 17 // 2)
+    assert field.step_flops(LORA) == 6 * weights * tokens + 3 * scores
+    edges = 4 * c.width**2  # 1-2-1: four edges
+    vertices = 4 * c.layers * layer + c.width * c.vocab
+    assert field.step_flops(EDGES) == 4 * (vertices + edges) * tokens + 2 * edges * tokens + 2 * 4 * scores
 
 
 def test_a_rate_that_diverges_answers_nothing_and_is_not_chosen(tmp_path, monkeypatch, capsys):
@@ -158,7 +215,7 @@ def test_a_rate_that_diverges_answers_nothing_and_is_not_chosen(tmp_path, monkey
     monkeypatch.setattr(compare, "answers", lambda agent, asked: [q.answer for q in asked])
     words = ("--edge", "linear", "--widths", 1, 1, "--questions", 2, "--seeds", 2, "--learning-rates", 1e-1, 1e-3)
     jaxcomm("lmnet", "compare", *words, "--out", tmp_path / "c")
-    assert "edges-0.1-1: the loss is nan at step 3" in capsys.readouterr().out
+    assert "edges-all-0.1-1: the loss is nan at step 3" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "c" / "results.jsonl").read_text().splitlines()]
     chosen = {row["arm"]: (row["learning_rate"], row["accuracy"]) for row in rows if row.get("rates")}
     assert chosen == {"LoRA": (1e-3, 1.0), "edges": (1e-3, 1.0)}
@@ -166,7 +223,8 @@ def test_a_rate_that_diverges_answers_nothing_and_is_not_chosen(tmp_path, monkey
 
 
 def test_summary_chooses_the_rate_on_the_first_half_and_reports_on_the_other():
-    row = lambda first, second: {"hits": [first] * 4 + [second] * 4, "losses": [1.0], "seconds": 1.0}
+    rest = {"losses": [1.0], "seconds": 1.0, "retained": [True, False], "numbers": 1, "flops": 1.0, "steps": 1}
+    row = lambda first, second: {"hits": [first] * 4 + [second] * 4, **rest}
     done = {
         ("edges", rate, seed): row(*hits)
         for seed in (0, 1)
@@ -178,9 +236,10 @@ def test_summary_chooses_the_rate_on_the_first_half_and_reports_on_the_other():
     done |= {("vertex alone", 1e-3, 0): row(True, True)} | {
         ("network, new", 1e-3, seed): row(False, False) for seed in (0, 1)
     }
-    lines = {line["arm"]: line for line in compare.summary(done, dict.fromkeys(compare.ARMS, 1), 4, 1)}
+    lines = {line["arm"]: line for line in compare.summary(done, arms(["LoRA"], ["tokens"]), None, 4)}
     assert (lines["edges"]["learning_rate"], lines["edges"]["accuracy"]) == (1e-3, 0.0)
     assert lines["LoRA"]["accuracy"] == 0.5 and lines["edges - LoRA"]["accuracy"] == -0.5
+    assert lines["edges"]["retained"] == 0.5
     half = 12.706 * 0.5  # Student's, of two values 0 and 1
     assert lines["LoRA"]["high"] - 0.5 == pytest.approx(half, rel=1e-3)
 
@@ -208,6 +267,8 @@ def test_summary_chooses_the_rate_on_the_first_half_and_reports_on_the_other():
         (("compare", "--questions", "0", "--out", "x"), "questions = 0: it must be at least 1"),
         (("compare", "--learning-rates", "1e-3", "0", "--out", "x"), "learning rate and clip must be above 0"),
         (("compare", "--seeds", "1", "--out", "x"), "needs at least 2"),
+        (("compare", "--examples", "0", "--out", "x"), "--examples 0: it must be at least 1"),
+        (("compare", "--equal", "flops", "flops", "--out", "x"), "--equal flops flops: name at least one, each once"),
         (("compare", "--text", "t.jsonl", "--out", "x"), "has no questions of its own"),
     ],
 )  # fmt: skip

@@ -65,23 +65,29 @@ class Train(Shape, Recipe):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(Shape, Recipe):
-    """Customisation with little data: a network's edges against LoRA of the same size, on the same questions, for every seed.
+    """Customisation: a network's edges beside LoRA of the same size, the same model trained on, and a larger model from scratch, on the same questions, for every seed and number of examples.
 
-    Example: jaxcomm lmnet compare --steps 1000 --learning-rates 5e-4 1e-3 2e-3 --out runs/compare
+    Example: jaxcomm lmnet compare --arms LoRA all scratch --equal tokens flops --examples 16 64 256 1024 4096 --learning-rates 5e-4 2e-3 --out runs/compare
     """
 
     typed: ClassVar = "lmnet compare"
 
     out: Path
-    """Run folder: every finished training, results.jsonl, report.txt, curves.png."""
+    """Run folder: every finished training, results.jsonl, report.txt, curves.png, learning.png."""
+    arms: tuple[Literal["LoRA", "all", "scratch"], ...] = ("LoRA",)
+    """What is trained beside the edges. LoRA: adapters with as many numbers; all: the vertex itself, every weight; scratch: a new model with as many numbers as the network."""
+    equal: tuple[Literal["tokens", "flops"], ...] = ("tokens",)
+    """What they get as much of as the edges do: tokens, or FLOPs of training, which pay for more steps of a smaller model."""
     text: str = "two-places"
     """two-places, two-hop, or FILE.jsonl with a "prompt" and an "answer" per line."""
     test: Path | None = None
     """FILE.jsonl of test questions; two-places and two-hop have their own."""
     questions: int = 200
     """Number of questions to choose the learning rate on; as many others are reported."""
-    examples: int | None = None
-    """Number of texts to learn from; default: all."""
+    examples: tuple[int, ...] = ()
+    """Numbers of texts to learn from, one after the other; default: all."""
+    retain: Path | None = None
+    """FILE.jsonl of questions that the vertex can answer already, which are asked again afterwards; two-places and two-hop have their own."""
     learning_rates: tuple[float, ...] = ()
     """Both methods are trained at each rate with every seed. The rate is chosen on the first questions and reported on the others.
     Default: --learning-rate."""

@@ -1,49 +1,49 @@
-"""Customisation with little data: edges of a network against LoRA of the same size, everything else alike.
+"""Customisation: edges of a network beside LoRA of the same size, the same model trained on, and a larger one from scratch.
 
-    chunks/ARM-RATE-SEED.parquet   of one finished training: losses, answers, seconds
-    results.jsonl                  a line per arm: accuracy over the seeds on questions the rate was not chosen on
-    report.txt, curves.png
+    chunks/ARM-EXAMPLES-RATE-SEED.parquet   of one finished training: losses, answers, seconds
+    results.jsonl                           a line per number of examples and arm
+    report.txt, curves.png, learning.png
 
-Both learn the same texts in the same order, for as many steps, with as many numbers (LoRA's rank is the nearest), and each
-with its own best learning rate, chosen on half of the questions and reported on the other half.
+All learn the same texts in the same order, for as many tokens or as many FLOPs as the edges, each with its own best learning
+rate, chosen on half of the questions and reported on the other half. What was known before is asked again afterwards.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import rich.table
 
-from jaxcomm import lmnet, lora
+from jaxcomm import lmnet
 from jaxcomm.agent import Agent
 
 from ..files import write_lines
+from ..games import draw
 from ..runs import RunFolder, agent_fingerprint, surroundings
 from ..scores import Interval, accuracy, exact_match, over_seeds
-from .folders import build, identity
+from . import pictures
+from .arms import ALONE, EDGES, LORA, Arm, Field, arms
+from .folders import identity
 from .settings import Recipe, Shape, pick
-from .texts import QUESTIONS, source
+from .texts import QUESTIONS, Text, questions, source
 from .training import check, train
 from .trials import Done, answers, asked_by, best, print_table, shown
 
-EDGES, LORA, ALONE, NEW = "edges", "LoRA", "vertex alone", "network, new"
-ARMS = {ALONE: False, NEW: False, LORA: True, EDGES: True}
-"""Whether it is trained."""
+Every = dict[int | None, Done]
+"""Finished trainings, by number of examples (None: all of the text)."""
 
 
 def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, Any]]:
-    """Compares the edges of a network with LoRA: trains and asks what is not done yet in the folder, and reports.
+    """Compares the edges of a network with other ways to train: trains and asks what is not done yet, and reports.
 
     Args:
         command: The settings (`evals.commands.lmnet.Compare`).
-        agents: The vertices: one that all share, or one for each. LoRA adapts the last one.
+        agents: The vertices: one that all share, or one for each. The last one is what is compared with the network.
         words: The command that runs it again.
 
     Returns:
@@ -54,175 +54,202 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
             `folders.build`), or the folder holds another run.
         OSError: A file does not exist, or the folder cannot be written.
     """
-    shape, recipe, agent = pick(Shape, command), pick(Recipe, command), agents[-1]
-    rates = command.learning_rates or (command.learning_rate,)
+    recipe, agent = pick(Recipe, command), agents[-1]
+    rates, amounts = command.learning_rates or (command.learning_rate,), command.examples or (None,)
+    check_command(command)
+    recipes = {rate: dataclasses.replace(recipe, learning_rate=rate) for rate in rates}
+    asked = asked_by(command, QUESTIONS, "be tested on: name a file with --test")[: 2 * command.questions]
+    known, field = known_before(command), Field(pick(Shape, command), agents, recipe)
+    check(recipe, field.wires, min(a.params.config.max_positions for a in agents))
+    every = arms(command.arms, command.equal)
+    config = identity(command) | {"rank": field.rank, "fingerprints": [agent_fingerprint(a) for a in agents]}
+    config |= surroundings("optax")
+    with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
+        done: Every = {}
+        for amount, arm, rate, seed in itertools.product(amounts, every, rates, range(command.seeds)):
+            if arm.kind is None and (rate != rates[0] or amount != amounts[0] or (arm == ALONE and seed)):
+                continue
+            name = "-".join(map(str, (arm.name, "all" if amount is None else amount, f"{rate:g}", seed)))
+            name = name.replace(" ", "_").replace(",", "")
+            if not folder.done(name):
+                texts = source(command.text, agent, recipe.columns, n=amount, seed=seed)
+                folder.write(name, trial(field, arm, recipes[rate], seed, texts, (asked, known), name))
+            (done.setdefault(amount, {})[arm.name, rate, seed],) = folder.read(name).to_pylist()  # pyright: ignore[reportIndexIssue]
+        for amount in amounts:  # what is not trained learns from no examples
+            done[amount] = {key: row for key, row in done[amounts[0]].items() if key[0] in untrained(every)} | dict(
+                done[amount]
+            )
+        lines = [line for amount in amounts for line in summary(done[amount], every, field, len(asked) // 2, amount)]
+        write_lines(folder.path / "results.jsonl", lines)
+        report(folder, lines, done, field, len(asked) // 2)
+        return lines
+
+
+def check_command(command: Any) -> None:
+    """Raises ValueError for settings that make no comparison."""
     if command.seeds < 2:
         raise ValueError(f"seeds = {command.seeds}: an interval over seeds needs at least 2")
     if command.questions < 1:
         raise ValueError(f"questions = {command.questions}: it must be at least 1")
-    recipes = {rate: dataclasses.replace(recipe, learning_rate=rate) for rate in rates}
-    purpose = "be tested on: name a file with --test"
-    asked = asked_by(command, QUESTIONS, purpose)[: 2 * command.questions]
-    wires = jax.eval_shape(lambda: build(shape, agents).split()[0])
-    check(recipe, wires, min(a.params.config.max_positions for a in agents))
-    rank = lora.rank_of_size(agent.single, lmnet.size(wires))
-    config = identity(command) | {"rank": rank, "fingerprints": [agent_fingerprint(a) for a in agents]}
-    config |= surroundings("optax")
-    with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
-        sizes, done = {ALONE: 0, NEW: 0}, {}
-        for arm, rate, seed in itertools.product(ARMS, rates, range(command.seeds)):
-            if not ARMS[arm] and (rate != rates[0] or (arm == ALONE and seed)):
-                continue
-            name = f"{arm}-{rate:g}-{seed}".replace(" ", "_").replace(",", "")
-            trained, frozen = _begin(arm, shape, agents, rank, seed)
-            sizes[arm] = lmnet.size(trained) if ARMS[arm] else 0
-            if not folder.done(name):
-                clock, losses, model = time.perf_counter(), [], trained.join(frozen)
-                if ARMS[arm]:
-                    texts = source(command.text, agent, recipe.columns, n=command.examples, seed=seed)
-                    try:
-                        model = train(trained, frozen, texts, recipes[rate], title=name, losses=losses).trained.join(
-                            frozen
-                        )
-                    except FloatingPointError as error:
-                        print(f"{name}: {error}")
-                        model = None
-                seconds = time.perf_counter() - clock
-                # At a rate that diverges nothing is answered.
-                said = answers(dataclasses.replace(agent, params=model), asked) if model else [""] * len(asked)
-                hits = [exact_match(text, q.answer) for text, q in zip(said, asked, strict=True)]
-                folder.write(name, {"said": [said], "hits": [hits], "losses": [losses], "seconds": [seconds]})
-            (done[arm, rate, seed],) = folder.read(name).to_pylist()
-        lines = summary(done, sizes, len(asked) // 2, rank)
-        write_lines(folder.path / "results.jsonl", lines)
-        report(folder, lines, done, agents, shape, len(asked) // 2)
-        return lines
+    for name in ("arms", "equal", "examples"):
+        given = getattr(command, name)
+        if len({*given}) < len(given) or (name == "equal" and not given):
+            raise ValueError(f"--{name} {' '.join(map(str, given)) or 'none'}: name at least one, each once")
+    if command.examples and min(command.examples) < 1:
+        raise ValueError(f"--examples {min(command.examples)}: it must be at least 1")
 
 
-def _begin(arm: str, shape: Shape, agents: Sequence[Agent], rank: int, seed: int) -> tuple[Any, Any]:
-    """What is trained and what is not, as `jaxcomm.training` says."""
-    if arm in (EDGES, NEW):
-        return build(dataclasses.replace(shape, network_seed=shape.network_seed + seed), agents).split()
-    return lora.init_lora(jax.random.key(seed), agents[-1].single, rank), agents[-1].single
+def untrained(every: Sequence[Arm]) -> set[str]:
+    """Names of the arms that are not trained."""
+    return {arm.name for arm in every if arm.kind is None}
 
 
-def summary(done: Done, sizes: Mapping[str, int], n: int, rank: int) -> list[dict[str, Any]]:
-    """Summarises the comparison, one line for each arm at its best learning rate.
+def known_before(command: Any) -> list[Text]:
+    """Questions that the model could answer before it was trained on.
+
+    Args:
+        command: The settings. `retain` names a file of questions.
+
+    Returns:
+        The questions of the file; or, of the embedded pair's world, both games with their statements.
+
+    Raises:
+        ValueError: A line of the file is no question.
+        FileNotFoundError: There is no such file.
+    """
+    if command.retain is not None:
+        return questions(str(command.retain))
+    if command.text not in QUESTIONS:
+        return []
+    drawn = [item for name in ("countries", "tip_sheets") for item in draw(name, command.network_seed).items]
+    return [Text(item.answer, f"{item.prompt_a} {item.prompt_b}") for item in drawn]
+
+
+def trial(
+    field: Field,
+    arm: Arm,
+    recipe: Recipe,
+    seed: int,
+    texts: Any,
+    asked: tuple[Sequence[Text], Sequence[Text]],
+    name: str,
+) -> dict[str, Any]:
+    """Trains an arm once, and asks it.
+
+    Args:
+        field: What the arms are made of.
+        arm: The arm.
+        recipe: How it is trained, with its learning rate; the number of steps is the arm's own.
+        seed: Seed of what is new in it.
+        texts: What it learns.
+        asked: New questions, and those that the vertex could answer before.
+        name: What the progress bar calls it.
+
+    Returns:
+        The columns of its chunk: what was said, hits of both kinds of questions, losses, seconds, numbers that were trained,
+        FLOPs of training. A training that diverged answers nothing.
+    """
+    trained, frozen = field.begin(arm, seed)
+    clock, losses, model = time.perf_counter(), [], trained.join(frozen)
+    steps, numbers = field.steps(arm), lmnet.size(trained) if arm.kind else 0
+    if arm.kind:
+        try:
+            own = dataclasses.replace(recipe, steps=steps)
+            model = train(trained, frozen, texts, own, title=name, losses=losses).trained.join(frozen)
+        except FloatingPointError as error:
+            print(f"{name}: {error}")
+            model = None
+    seconds = time.perf_counter() - clock
+    said, hits = [], []
+    for part in asked:
+        agent = dataclasses.replace(field.agents[-1], params=model) if model else None
+        said.append(answers(agent, part) if agent and part else [""] * len(part))
+        hits.append([exact_match(text, q.answer) for text, q in zip(said[-1], part, strict=True)])
+    flops = float(steps * field.step_flops(arm)) if arm.kind else 0.0
+    kept = {"said": said[0], "hits": hits[0], "retained": hits[1], "losses": losses, "seconds": seconds}
+    return {key: [value] for key, value in (kept | {"numbers": numbers, "flops": flops, "steps": steps}).items()}
+
+
+def summary(
+    done: Done, every: Sequence[Arm], field: Field | None, n: int, amount: int | None = None
+) -> list[dict[str, Any]]:
+    """Summarises the comparison at one number of examples, one line for each arm at its best learning rate.
 
     The learning rate is chosen on the first half of the questions; accuracy is reported on the second half.
 
     Args:
-        done: The finished trainings, by arm, learning rate and seed.
-        sizes: Number of trained numbers of each arm.
+        done: The finished trainings, by name of the arm, learning rate and seed.
+        every: The arms.
+        field: What they are made of. None: it is not known.
         n: Number of questions in the first half.
-        rank: Rank of LoRA.
+        amount: Number of examples. None: all of the text.
 
     Returns:
         The lines of results.jsonl. accuracy is the mean over the seeds, as a share; low and high are its 95 % interval
-        over the seeds (over the questions if there is only one seed). The last line is the difference between edges and
-        LoRA, paired by seed.
+        over the seeds (over the questions if there is only one seed); retained likewise of what was known before. The last
+        line is the difference between edges and LoRA, paired by seed, if both are there.
     """
     lines, values = [], {}
-    for arm, trained in ARMS.items():
-        runs, chosen, took = best(done, arm, trained, lambda row: row["hits"][:n])
+    for arm in every:
+        runs, chosen, took = best(done, arm.name, arm.kind is not None, lambda row: row["hits"][:n])
         hits = np.array([row["hits"][n:] for row in runs], float)
         values[arm] = hits.mean(axis=1)
         interval = over_seeds(values[arm]) if len(hits) > 1 else accuracy(hits[0])
+        kept = [float(np.mean(row["retained"])) for row in runs if row["retained"]]
         lines.append(
-            {"arm": arm, "numbers": sizes[arm], "rank": rank if arm == LORA else None}
+            {"arm": arm.name, "examples": amount, "rank": field.rank if field and arm.kind == "LoRA" else None}
+            | {key: runs[0][key] for key in ("numbers", "flops", "steps")}
             | chosen
             | dict(zip(("accuracy", "low", "high"), interval, strict=True))
-            | {"each": values[arm].tolist()}
+            | {"each": values[arm].tolist(), "retained": float(np.mean(kept)) if kept else None, "retained_each": kept}
             | took
         )
-    less = over_seeds(values[EDGES] - values[LORA])
-    lines.append(
-        {
-            "arm": f"{EDGES} - {LORA}",
-            "seeds": len(values[LORA]),
-            **dict(zip(("accuracy", "low", "high"), less, strict=True)),
-        }
-    )
+    if LORA in values:
+        less = dict(zip(("accuracy", "low", "high"), over_seeds(values[EDGES] - values[LORA]), strict=True))
+        lines.append({"arm": f"{EDGES.name} - {LORA.name}", "examples": amount, "seeds": len(values[LORA]), **less})
     return lines
 
 
-def report(
-    folder: RunFolder, lines: Sequence[Mapping[str, Any]], done: Done, agents: Sequence[Agent], shape: Shape, n: int
-) -> None:
-    """Prints the table of the comparison, and writes report.txt and curves.png.
+def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], done: Every, field: Field, n: int) -> None:
+    """Prints the table of the comparison, and writes report.txt and the pictures.
 
     Args:
         folder: The run folder.
         lines: The lines of results.jsonl.
-        done: The finished trainings, by arm, learning rate and seed.
-        agents: The vertices.
-        shape: The shape of the network.
+        done: The finished trainings.
+        field: What the arms are made of.
         n: Number of questions that are reported.
     """
-    widths = "-".join(map(str, shape.widths))
-    table = rich.table.Table(
-        title=f"{', '.join(a.name for a in agents)}: {widths}, {shape.edge} edges; {n} questions", title_justify="left"
-    )
-    for name in ("", "trained numbers", "rate", "loss, last 20 steps", "exact match, % [95 %]", "seconds"):
-        table.add_column(name, justify="right" if name else "left")
+    widths = "-".join(map(str, field.shape.widths))
+    title = f"{', '.join(a.name for a in field.agents)}: {widths}, {field.shape.edge} edges; {n} questions"
+    table = rich.table.Table(title=title, title_justify="left")
+    columns = "examples", "", "trained numbers", "rate", "steps", "TFLOPs", "loss, last 20 steps"
+    for name in (*columns, "exact match, % [95 %]", "still known, %", "seconds"):
+        table.add_column(name, justify="right" if name not in ("examples", "") else "left")
     for line in lines:
         percent = Interval(*(100 * line[key] for key in ("accuracy", "low", "high")))
         name = f"{line['arm']}, rank {line['rank']}" if line.get("rank") else line["arm"]
+        flops, kept = line.get("flops"), line.get("retained")
         table.add_row(
-            name, shown(line.get("numbers"), ",d"), shown(line.get("learning_rate"), "g"), shown(line.get("loss"), ".3f"),
-            f"{percent.value:.1f} [{percent.low:.1f}, {percent.high:.1f}]", shown(line.get("seconds"), ".0f"),
+            "all" if line["examples"] is None else str(line["examples"]), name, shown(line.get("numbers"), ",d"),
+            shown(line.get("learning_rate"), "g"), shown(line.get("steps") or None, ",d"),
+            shown(flops / 1e12 if flops else None, ".3g"), shown(line.get("loss"), ".3f"),
+            f"{percent.value:.1f} [{percent.low:.1f}, {percent.high:.1f}]", shown(None if kept is None else 100 * kept, ".0f"),
+            shown(line.get("seconds"), ".0f"),
         )  # fmt: skip
+    seeds = max(line["seeds"] for line in lines)
     note = (
-        f"Mean and interval over {lines[-1]['seeds']} seeds (of {ALONE}: over the questions), at the learning rate that was best on {n} other "
-        "questions. The last line is paired by seed."
+        f"Mean and interval over {seeds} seeds (of {ALONE.name}: over the questions), at the learning rate that was best on {n} other "
+        "questions. Edges - LoRA is paired by seed. TFLOPs: of the training, three passes through what is trained, two through what "
+        "is frozen. Still known: questions that the vertex could answer before, exact match."
     )
-    print_table(folder, table, note, 120)
-    folder.put("curves.png", curves(lines, done))
-    print(f"{folder.path}: run.json, results.jsonl, report.txt, curves.png")
-
-
-def curves(lines: Sequence[Mapping[str, Any]], done: Done, window: int = 20) -> bytes:
-    """Draws the loss of edges and of LoRA against the step, smoothed over `window` steps.
-
-    Thin lines are single seeds; the thick line is their mean.
-
-    Args:
-        lines: The lines of results.jsonl.
-        done: The finished trainings, by arm, learning rate and seed.
-        window: Largest number of steps in a running mean.
-
-    Returns:
-        The bytes of a PNG. The loss is in nats per token, on a logarithmic axis.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    axis = figure.add_subplot()
-    for color, line in zip(("#b8862b", "#1f5fa8"), [line for line in lines if line.get("learning_rate")], strict=True):
-        own = [
-            row["losses"]
-            for (arm, rate, _), row in sorted(done.items(), key=lambda x: x[0])
-            if (arm, rate) == (line["arm"], line["learning_rate"])
-        ]
-        shortest = min(map(len, own))  # one that diverged has fewer
-        if not shortest:
-            continue
-        wide = min(window, shortest)
-        smooth = [np.convolve(losses, np.ones(wide) / wide, "valid") for losses in own]
-        steps = np.arange(shortest - wide + 1) + wide
-        for one in smooth:
-            axis.plot(np.arange(len(one)) + wide, one, color=color, linewidth=0.6, alpha=0.5)
-        axis.plot(
-            steps,
-            np.mean([one[: len(steps)] for one in smooth], axis=0),
-            color=color,
-            linewidth=2,
-            label=f"{line['arm']}, {line['numbers']:,} numbers, rate {line['learning_rate']:g}",
-        )
-    axis.set(xlabel="step", ylabel=f"loss, nats a token (mean of {window} steps)", yscale="log")
-    axis.legend(frameon=False)
-    axis.grid(alpha=0.3)
-    file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)
-    return file.getvalue()
+    print_table(folder, table, note, 150)
+    amounts = list(done)
+    folder.put(
+        "curves.png", pictures.losses([line for line in lines if line["examples"] == amounts[-1]], done[amounts[-1]])
+    )
+    files = "run.json, results.jsonl, report.txt, curves.png"
+    if len(amounts) > 1:
+        folder.put("learning.png", pictures.learning(lines))
+        files += ", learning.png"
+    print(f"{folder.path}: {files}")
