@@ -1,0 +1,119 @@
+"""What the site has besides the pages of docs/: pages made of the package and of files at the top of the repository.
+
+MkDocs calls the functions `on_*` (mkdocs.yml, `hooks`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import tyro
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+
+from jaxcomm.evals.cli import prepare  # noqa: E402
+
+import notebooks  # noqa: E402
+from modules import GROUPS, grouped  # noqa: E402
+
+PACKAGE = ROOT / "build" / "docs" / "jaxcomm"
+"""The package as it is installed: converters/ and evals/ stand inside. mkdocstrings reads it here."""
+COPIED = {"ARCHITECTURE.md": "architecture.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+"""Files at the top of the repository, and the pages they become."""
+COMMANDS = (
+    "demo", "play", "read", "sweep", "select", "eval", "report", "cost", "fit-map", "monitor", "lmnet train",
+    "lmnet compare", "lmnet show", "lmnet control", "bridge train", "bridge compare", "convert", "train-pair",
+)  # fmt: skip
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Lays the package out for mkdocstrings, which reads files and imports nothing.
+
+    Args:
+        config: MkDocs' settings.
+
+    Returns:
+        The same settings.
+    """
+    os.environ["COLUMNS"] = "80"  # of what commands print
+    shutil.rmtree(PACKAGE, ignore_errors=True)
+    for source, place in (("jaxcomm", "."), ("converters", "converters"), ("evals", "evals")):
+        for path in (ROOT / source).rglob("*.py"):
+            copy = PACKAGE / place / path.relative_to(ROOT / source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            # What Google calls Example, mkdocstrings shows as code under the name Examples.
+            text = re.sub(r"^( +)Example:$", r"\1Examples:", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            copy.write_text(text, encoding="utf-8")
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages that are made.
+
+    Args:
+        files: The files of docs/.
+        config: MkDocs' settings.
+
+    Returns:
+        The same files, and those that are made.
+    """
+    for page, text in made():
+        files.append(File.generated(config, page, content=text))
+    for page, content in notebooks.pages(ROOT / "docs" / "tutorials"):
+        files.append(File.generated(config, f"tutorials/{page}", content=content))
+    return files
+
+
+def made() -> Iterator[tuple[str, str]]:
+    """Makes pages of the package and of the files at the top of the repository.
+
+    Yields:
+        Each page's path within the site, and its text in Markdown.
+    """
+    for source, page in COPIED.items():
+        yield page, relinked((ROOT / source).read_text(encoding="utf-8"))
+    yield "reference/cli.md", command_line()
+    for group in GROUPS:
+        yield f"reference/{group.page}.md", reference(group.title, group.about, grouped(group))
+
+
+def relinked(text: str) -> str:
+    """Makes the links of a file at the top of the repository those of a page in docs/."""
+    return re.sub(r"\]\(docs/", "](", text)
+
+
+def reference(title: str, about: str, modules: list[str]) -> str:
+    """Writes a page of the reference: for every module a directive that mkdocstrings fills in."""
+    parts = [f"# {title}\n", f"{about}\n", *(f"::: jaxcomm.{module}\n" for module in modules)]
+    return "\n".join(parts)
+
+
+def command_line() -> str:
+    """Writes the page of all commands: what `jaxcomm COMMAND --help` prints."""
+    parts = [
+        "# Command line\n",
+        "What `jaxcomm COMMAND --help` prints. `pip install 'jaxcomm[cli]'` installs the command.\n",
+    ]
+    for command in COMMANDS:
+        parts.append(f"## jaxcomm {command} {{ #{command.replace(' ', '-')} }}\n")
+        parts.append(f'<pre class="help"><code>{html.escape(help_of(command))}</code></pre>\n')
+    return "\n".join(parts)
+
+
+def help_of(command: str) -> str:
+    """Asks the parser of the command line what `jaxcomm COMMAND --help` prints."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        tyro.cli(prepare, prog="jaxcomm", args=[*command.split(), "--help"])
+    return re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue()).strip()
