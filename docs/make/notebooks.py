@@ -1,6 +1,7 @@
 """The tutorials: docs/tutorials/*.py, notebooks as text ("percent" cells), run, and made into pages and .ipynb files.
 
-A notebook that was run is kept in build/docs/notebooks until its text or the package changes.
+A notebook that was run is kept in build/docs/notebooks until its text or the package changes. With NOTEBOOKS=off none is run: its page has
+no outputs, for those who write other pages.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def ran(path: Path) -> nbformat.NotebookNode:
     if kept.is_file():
         return nbformat.read(kept, 4)
     notebook = jupytext.reads(text, fmt="py:percent")
+    if os.environ.get("NOTEBOOKS") == "off":
+        return notebook
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     )
@@ -115,7 +118,7 @@ def rendered(name: str, notebook: nbformat.NotebookNode) -> Iterator[tuple[str, 
                 parts.append(f"[Download this notebook]({name}.ipynb){{ .download }}")
             continue
         parts.append(f"```python\n{cell.source}\n```")
-        for output in cell.outputs:
+        for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if png := data.get("image/png"):
                 pictures += 1

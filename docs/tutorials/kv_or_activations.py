@@ -51,7 +51,7 @@ Image(every_cost({"Countries, b with itself": points}))
 #
 # - Text is cheapest in bytes and dearest in FLOPs: A writes it token by token, and B reads it.
 # - Keys and values cost as many FLOPs as an activation, and a hundred times the bytes. They lose nothing.
-# - The layers count. The later half is enough; the earlier half is not.
+# - Half of the layers is enough, if it is the later half.
 # - Another question's message gives nothing in any channel, so every gain is content.
 #
 # On a real model the picture differs: there keys and values carry less than an activation

@@ -59,8 +59,8 @@ maps = [
 Image(layer_maps(maps, label="exact match, % or points", columns=3))
 
 # %% [markdown]
-# Below k = 4 there is nothing to send: the last token's state does not hold the country yet. From there on, the cells differ by
-# where B takes the state in.
+# After layers 1 and 2 there is nothing to send: the last token's state does not hold the country yet. After layer 3 it does, in a form
+# that only B's first layers can use. From layer 4 on, the cells differ by where B takes the state in.
 
 # %% [markdown]
 # ## Do not report the best cell
