@@ -5,8 +5,11 @@ MkDocs calls the functions `on_*` (mkdocs.yml, `hooks`).
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import html
+import importlib
+import inspect
 import io
 import os
 import re
@@ -18,10 +21,13 @@ from pathlib import Path
 import tyro
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
+import jaxcomm  # noqa: E402
+from jaxcomm import converters, lmnet, protocols  # noqa: E402
 from jaxcomm.evals.cli import prepare  # noqa: E402
 
 import notebooks  # noqa: E402
@@ -31,6 +37,8 @@ PACKAGE = ROOT / "build" / "docs" / "jaxcomm"
 """The package as it is installed: converters/ and evals/ stand inside. mkdocstrings reads it here."""
 COPIED = {"ARCHITECTURE.md": "architecture.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """Files at the top of the repository, and the pages they become."""
+SHOWN_WHOLE = ("jaxcomm.sharding", "jaxcomm.prefixes")
+"""Modules whose other names are called from outside, too."""
 COMMANDS = (
     "demo", "play", "read", "sweep", "select", "eval", "report", "cost", "fit-map", "monitor", "lmnet train",
     "lmnet compare", "lmnet show", "lmnet control", "bridge train", "bridge compare", "convert", "train-pair",
@@ -75,6 +83,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Marks the cells of tables that hold a number, or a number with its interval: they are not broken into lines.
+
+    Args:
+        content: HTML of the page.
+        page: The page.
+        config: MkDocs' settings.
+        files: All files.
+
+    Returns:
+        HTML of the page.
+    """
+    return re.sub(r"<td>(?=[-+]?[\d.,^]+(?: \[[^\]<]+\])?(?: (?:%|s|GiB|MiB))?</td>)", '<td class="number">', content)
+
+
 def made() -> Iterator[tuple[str, str]]:
     """Makes pages of the package and of the files at the top of the repository.
 
@@ -95,8 +118,25 @@ def relinked(text: str) -> str:
 
 def reference(title: str, about: str, modules: list[str]) -> str:
     """Writes a page of the reference: for every module a directive that mkdocstrings fills in."""
-    parts = [f"# {title}\n", f"{about}\n", *(f"::: jaxcomm.{module}\n" for module in modules)]
+    parts = [f"# {title}\n", f"{about}\n"]
+    for module in modules:
+        parts.append(f"::: jaxcomm.{module}\n")
+        if shown := exported(f"jaxcomm.{module}"):
+            parts[-1] += f"    options:\n      members: {shown}\n"
     return "\n".join(parts)
+
+
+def exported(module: str) -> list[str]:
+    """Finds what packages export of a module: helpers beside it are not shown. Nothing: everything public is."""
+    if module.startswith("jaxcomm.evals.") or module in SHOWN_WHOLE:
+        return []
+    names = {name for room in (jaxcomm, protocols, lmnet, converters) for name in room.__all__}
+    tree = ast.parse(inspect.getsource(importlib.import_module(module)))
+    made = []
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
+        made += [getattr(target, "name", getattr(target, "id", None)) for target in targets]
+    return [name for name in made if name in names]
 
 
 def command_line() -> str:

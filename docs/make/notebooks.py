@@ -124,6 +124,8 @@ def rendered(name: str, notebook: nbformat.NotebookNode) -> Iterator[tuple[str, 
                 pictures += 1
                 yield f"{name}-{pictures}.png", base64.b64decode(png)
                 parts.append(f"![What the code above draws]({name}-{pictures}.png)")
+            elif text := data.get("text/markdown"):
+                parts.append(text)
             elif said := output.get("text") or data.get("text/plain"):
                 lines = "\n".join(line.rstrip() for line in said.rstrip().split("\n"))
                 parts.append(f"```{{ .text .output }}\n{lines}\n```")

@@ -4,7 +4,24 @@
 # Every command prints more than an accuracy. This tutorial goes through a report line by line, and shows three ways to be wrong.
 
 # %%
-# !jaxcomm play --a pair:b --b pair:b --protocol message activation --k 4 --j 1 --n 40 --control other noise
+import subprocess
+import tempfile
+from pathlib import Path
+
+from IPython.display import Markdown
+
+out = Path(tempfile.mkdtemp())
+command = "jaxcomm play --a pair:b --b pair:b --protocol message activation --k 4 --j 1 --n 40 --control other noise"
+subprocess.run([*command.split(), "--out", out], check=True, capture_output=True)
+print(*sorted(path.name for path in out.iterdir()))
+
+# %% [markdown]
+# `report.md` has what the command also prints. Here are its tables:
+
+# %%
+report = (out / "report.md").read_text().split("What was read and said")[0]
+lines = [line.replace("## ", "#### ") for line in report.splitlines() if not line.startswith(("# ", "!["))]
+Markdown("\n".join(lines).rstrip("\n #"))
 
 # %% [markdown]
 # ## Line by line
@@ -28,7 +45,7 @@
 # %%
 import numpy as np
 
-from jaxcomm.evals.effects import split
+from jaxcomm.evals.effects import p_written, split
 from jaxcomm.evals.scores import percent
 
 rng = np.random.default_rng(0)
@@ -37,7 +54,7 @@ helped = alone | (rng.random(100) < 0.4)  # any message helps
 own, other = helped, helped ^ (rng.random(100) < 0.05)
 found = split(own, other, alone)
 for name, effect in zip(found._fields, found, strict=True):
-    print(f"{name:9} {percent(effect.value):>14} points, p {effect.p:.4f}")
+    print(f"{name:9} {percent(effect.value):>14} points, p {p_written(effect.p)}")
 
 # %% [markdown]
 # ## Mistake 2: the best of many
