@@ -10,13 +10,13 @@ import base64
 import functools
 import hashlib
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jupytext
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
@@ -74,9 +74,10 @@ def ran(path: Path) -> nbformat.NotebookNode:
         {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     )
     surroundings = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # for `!jaxcomm`
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
-    client = NotebookClient(notebook, km=kernel, timeout=SECONDS, resources={"metadata": {"path": str(ROOT)}})
-    client.execute(env=surroundings)
+    client = NotebookClient(
+        notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+    )
+    client.execute(env=surroundings, stderr=subprocess.DEVNULL)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # or every build would name it anew
         cell.metadata.pop("execution", None)

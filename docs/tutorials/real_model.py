@@ -6,9 +6,9 @@
 
 # %%
 import jaxcomm as jc
-from jaxcomm.evals.effects import split
+from jaxcomm.evals.effects import p_written, split
 from jaxcomm.evals.games import draw
-from jaxcomm.evals.play import PlaySettings, play
+from jaxcomm.evals.play import PlaySettings, alone_with, play
 from jaxcomm.evals.scores import percent
 
 b = jc.load_agent("real:smollm2")
@@ -24,7 +24,7 @@ print("".join(b.stream("The capital of France is", max_new_tokens=8)))
 # %%
 game = draw("countries", n=12, examples=2)
 settings = PlaySettings(choices=True, max_new_tokens=6)
-how = dict(settings=settings)
+how = dict(settings=settings, prior=alone_with(game, b, b, settings.wording))  # B's own preferences, scored once
 alone = play(game, "silent", b, b, **how)
 own = play(game, "activation", b, b, k=24, j=24, **how)
 other = play(game, "activation", b, b, k=24, j=24, control="other", **how)
@@ -34,15 +34,14 @@ for name, outcome in {"silent": alone, "activation": own, "activation, other": o
 # %% [markdown]
 # ## The likelihood says more than the decision
 #
-# Nothing is right. Does the message do anything? Log p(right | choices) is the log-probability of the right country among the 47 that the
+# B is hardly ever right. Does the message do anything? Log p(right | choices) is the log-probability of the right country among the 47 that the
 # game knows. We split its gain.
 
 # %%
 found = split(*(outcome.scored("among") for outcome in (own, other, alone)))
 for name, effect in zip(found._fields, found, strict=True):
-    print(
-        f"{name:9} {effect.value.value:+.2f} [{effect.value.low:.2f}, {effect.value.high:.2f}] nats, p {effect.p:.4f}"
-    )
+    value, low, high = effect.value
+    print(f"{name:9} {value:+.2f} [{low:.2f}, {high:.2f}] nats, p {p_written(effect.p)}")
 
 # %% [markdown]
 # ## What the message says
@@ -55,6 +54,10 @@ message = jc.send(b.params, b.tokenize(told), jc.Site("resid_post", 24, "last"))
 nearest = jc.nearest_tokens(b.params, message, count=4)[0]
 for text, tokens in zip(told, nearest, strict=True):
     print(text, "->", b.tokens(tokens))
+
+# %% [markdown]
+# Line breaks: this is what the model would write next, not what it knows. The country is in the state all the same. On 40 items a linear
+# probe finds it in 88 % of the messages ([a real model](../real_model.md#how-to-read-it)).
 
 # %% [markdown]
 # ## Next
