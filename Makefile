@@ -62,7 +62,7 @@ eval-demo: .venv/.eval
 
 # The site, for a browser, without a network: site/index.html. Its notebooks run when they, or the package, have changed.
 docs: .venv/.docs .venv/.real
-	.venv/bin/python -m mkdocs build -q
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build -q
 	@echo "site: $(CURDIR)/site/index.html"
 
 .venv/.docs: .venv/.runtime

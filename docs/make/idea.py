@@ -41,7 +41,7 @@ def draw(c: dict[str, str]) -> str:
     middle_a, middle_b = A + WIDTH / 2, B + WIDTH / 2
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 560 424" width="560" height="424" role="img" font-family="system-ui, sans-serif" font-size="15">',
-        "<title>Model A is paused after layer k. The state of its last token is put into model B after layer j, and B goes on.</title>",
+        "<title>Model A is paused after layer k. The state of its last token is put into model B after layer j, and B continues.</title>",
         "<defs>" + marker.format("head", 7, 7, c["soft"]) + marker.format("hot", 4.5, 4.5, c["hot"]) + "</defs>",
         text(middle_a, 22, "Model A", c["ink"], font_weight=600, font_size=17),
         text(middle_b, 22, "Model B", c["ink"], font_weight=600, font_size=17),

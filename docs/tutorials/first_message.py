@@ -64,7 +64,7 @@ nothing = jc.stand_in(message, "zero")
 print(b.text(jc.generate(b.params, asked, edits=[jc.receive(nothing, 2)], **how)))
 
 # %% [markdown]
-# ## What does B hear?
+# ## What does B make of it?
 #
 # The logit lens names B's likeliest next token after each layer, with the message in it. The message enters after layer 2.
 
