@@ -5,43 +5,65 @@
 # tutorials works on it; the results look different.
 
 # %%
+import numpy as np
+
 import jaxcomm as jc
+from jaxcomm import protocols
 from jaxcomm.evals.effects import p_written, split
 from jaxcomm.evals.games import draw
-from jaxcomm.evals.play import PlaySettings, alone_with, play
-from jaxcomm.evals.scores import percent
 
-b = jc.load_agent("real:smollm2")
+b = jc.load_agent("real:smollm2", unroll=False)  # compiles faster; the default runs faster
 print(b.params.config.layers, "layers, width", b.params.config.width)
 print("".join(b.stream("The capital of France is", max_new_tokens=8)))
 
 # %% [markdown]
 # ## A game with worked examples
 #
-# A raw model has to see the form of an answer, so B reads two worked examples first. Twelve items are few. They are enough to see
-# what kind of numbers come out.
+# A raw model has to see the form of an answer. So B reads two worked examples before each question. A reads one statement. Sixteen items
+# are few. They are enough to see what kind of numbers come out.
 
 # %%
-game = draw("countries", n=12, examples=2)
-settings = PlaySettings(choices=True, max_new_tokens=6)
-how = dict(settings=settings, prior=alone_with(game, b, b, settings.wording))  # B's own preferences, scored once
-alone = play(game, "silent", b, b, **how)
-own = play(game, "activation", b, b, k=24, j=24, **how)
-other = play(game, "activation", b, b, k=24, j=24, control="other", **how)
-for name, outcome in {"silent": alone, "activation": own, "activation, other": other}.items():
-    print(f"{name:18} exact match {percent(outcome.accuracy)} %, first reply {outcome.replies[0].text!r}")
+game = draw("countries", n=16, examples=2)
+shots = "".join(f"{item.prompt_a} {item.prompt_b} {item.answer}\n\n" for item in game.examples)
+told = [item.prompt_a for item in game.items]
+asked = [shots + item.prompt_b for item in game.items]
+right = [item.answer for item in game.items]
+print(asked[0])
+
+# %% [markdown]
+# B alone, with A's state after layer 24, and with another question's state. "other" has to know the answers, so that nobody gets a
+# message with the own answer.
+
+# %%
+place = dict(k=24, j=24)
+turns = {
+    "own": protocols.activation(b, b, told, asked, **place),
+    "other": protocols.activation(b, b, told, asked, **place, control=protocols.StandIn("other", answers=right)),
+    "alone": protocols.silent(b, b, told, asked),
+}
+for name, turn in turns.items():
+    replies = [reply.text.split("\n")[0] for reply in turn.write(4)]
+    hits = sum(reply == answer for reply, answer in zip(replies, right, strict=True))
+    print(f"{name:6} {hits} of {len(right)} right, such as {replies[:3]}")
 
 # %% [markdown]
 # ## The likelihood says more than the decision
 #
-# B is hardly ever right. Does the message do anything? Log p(right | choices) is the log-probability of the right country among the 47 that the
-# game knows. We split its gain.
+# Nothing is right. Does the message do anything? We look at the log-probability of the right answer, and split its gain.
 
 # %%
-found = split(*(outcome.scored("among") for outcome in (own, other, alone)))
+likely = {
+    name: np.array([scored.logprobs[0] for scored in turn.score([[f" {answer}"] for answer in right])])
+    for name, turn in turns.items()
+}
+found = split(likely["own"], likely["other"], likely["alone"])
 for name, effect in zip(found._fields, found, strict=True):
     value, low, high = effect.value
     print(f"{name:9} {value:+.2f} [{low:.2f}, {high:.2f}] nats, p {p_written(effect.p)}")
+
+# %% [markdown]
+# Look at the parts, not at the total. Any state of A makes a country less likely, because B then begins a new line: presence is far below
+# 0. But the right state makes the right country likelier than another question's state does: there is content.
 
 # %% [markdown]
 # ## What the message says
@@ -49,10 +71,9 @@ for name, effect in zip(found._fields, found, strict=True):
 # The tokens nearest to A's state after layer 24, by the model's own norm and head:
 
 # %%
-told = [item.prompt_a for item in game.items[:4]]
-message = jc.send(b.params, b.tokenize(told), jc.Site("resid_post", 24, "last"))
+message = jc.send(b.params, b.tokenize(told[:4]), jc.Site("resid_post", 24, "last"))
 nearest = jc.nearest_tokens(b.params, message, count=4)[0]
-for text, tokens in zip(told, nearest, strict=True):
+for text, tokens in zip(told[:4], nearest, strict=True):
     print(text, "->", b.tokens(tokens))
 
 # %% [markdown]
