@@ -39,6 +39,8 @@ COPIED = {"ARCHITECTURE.md": "architecture.md", "CHANGELOG.md": "changelog.md", 
 """Files at the top of the repository, and the pages they become."""
 SHOWN_WHOLE = ("jaxcomm.sharding", "jaxcomm.prefixes")
 """Modules whose other names are called from outside, too."""
+BEHIND = "---\nsearch:\n  boost: 0.3\n---\n"
+"""Head of a page that the search lists behind the pages of docs/."""
 COMMANDS = (
     "demo", "play", "read", "sweep", "select", "eval", "report", "cost", "fit-map", "monitor", "lmnet train",
     "lmnet compare", "lmnet show", "lmnet control", "bridge train", "bridge compare", "convert", "train-pair",
@@ -95,7 +97,11 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
     Returns:
         HTML of the page.
     """
-    return re.sub(r"<td>(?=[-+]?[\d.,^]+(?: \[[^\]<]+\])?(?: (?:%|s|GiB|MiB))?</td>)", '<td class="number">', content)
+    return re.sub(
+        r"<td((?: style=\"[^\"]*\")?)>(?=[-+]?[\d.,^]+(?: \[[^\]<]+\])?(?: (?:%|s|GiB|MiB))?</td>)",
+        r'<td\1 class="number">',
+        content,
+    )
 
 
 def made() -> Iterator[tuple[str, str]]:
@@ -118,7 +124,7 @@ def relinked(text: str) -> str:
 
 def reference(title: str, about: str, modules: list[str]) -> str:
     """Writes a page of the reference: for every module a directive that mkdocstrings fills in."""
-    parts = [f"# {title}\n", f"{about}\n"]
+    parts = [BEHIND, f"# {title}\n", f"{about}\n"]
     for module in modules:
         parts.append(f"::: jaxcomm.{module}\n")
         if shown := exported(f"jaxcomm.{module}"):
@@ -142,6 +148,7 @@ def exported(module: str) -> list[str]:
 def command_line() -> str:
     """Writes the page of all commands: what `jaxcomm COMMAND --help` prints."""
     parts = [
+        BEHIND,
         "# Command line\n",
         "What `jaxcomm COMMAND --help` prints. `pip install 'jaxcomm[cli]'` installs the command.\n",
     ]
