@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo real real-channels eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-channels bench-kv bench-attention bench-bridges bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check clean
+.PHONY: demo real real-channels eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-channels bench-kv bench-attention bench-bridges bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check docs clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -59,6 +59,15 @@ eval-demo: .venv/.eval
 	.venv/bin/jaxcomm eval --a pair:a --b pair:b --tasks statements --protocols single sender --out eval-demo/perplexity
 	.venv/bin/jaxcomm cost $(PAIR) --k 7 --j 1 --tokens 10 8 3
 	.venv/bin/jaxcomm report eval-demo/a-b eval-demo/b-b eval-demo/perplexity --out eval-demo/report
+
+# The site, for a browser, without a network: site/index.html. Its notebooks run when they, or the package, have changed.
+docs: .venv/.docs .venv/.real
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build -q
+	@echo "site: $(CURDIR)/site/index.html"
+
+.venv/.docs: .venv/.runtime
+	$(UV) pip install -q --python .venv/bin/python -e ".[docs]"
+	touch $@
 
 # Lint, types and the fastest third of the tests, side by side: a minute and a half.
 check: .venv/.test
@@ -184,4 +193,4 @@ tpu-check: .venv-tpu/.tpu
 	.uv/bin/pip install -q uv
 
 clean:
-	rm -rf .venv .venv-runtime .venv-tpu .uv build demo real
+	rm -rf .venv .venv-runtime .venv-tpu .uv build demo real site

@@ -1,4 +1,4 @@
-"""The README's table of families, made from the registry: python -m jaxcomm.converters.table prints it."""
+"""The table of families in docs/families.md, made from the registry: python -m jaxcomm.converters.table prints it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRUE_CONFIGS = Path(__file__).parent.parent / "tests" / "data" / "real_configs.j
 
 
 def table() -> str:
-    """Makes the README's table of families.
+    """Makes the table of families in docs/families.md.
 
     It shows what each family's config class describes by default, and the published checkpoints whose config.json a
     test reads.

@@ -290,7 +290,7 @@ def run(out: Path, json: Path | None) -> None:
         for pair, by_game in results.choices.items()
         for game, choice in by_game.items()
     ]
-    pictures = figures.contours(maps, label="exact match, %", columns=len(GAMES), limits=(0, 100))
+    pictures = figures.layer_maps(maps, label="exact match, %", columns=len(GAMES), limits=(0, 100))
     write_whole(out / "layers.png", pictures)
     summaries = [o.summary() for o in results.every()]
     write_lines(out / "results.jsonl", summaries)

@@ -1,5 +1,5 @@
-"""Pictures: of sweeps over the layers, contour maps as a PNG and heat maps to point at as a page of HTML; of protocols, what
-they cost and are worth."""
+"""Pictures: of sweeps over the layers, maps as a PNG and as a page of HTML to point at; of protocols, what they cost and are
+worth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import html
 import io
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from .effects import Split
     from .scores import Interval
+
+MapStyle = Literal["cells", "contours"]
+"""How layer maps are drawn: one colour for each pair of layers, or filled contours."""
 
 J_AXIS = "j: layer of B after which it is grafted in"
 K_AXIS = "k: layer of A that is sent"
@@ -103,14 +106,23 @@ def inward(layers: Sequence[int], layer: int) -> int:
     return 1 if 2 * layer <= layers[0] + layers[-1] else -1
 
 
-def contours(maps: Sequence[LayerMap], *, label: str, columns: int, limits: tuple[float, float] | None = None) -> bytes:
-    """Draws filled contour maps, as in Ramesh & Li (2025), Figure 2. The best cell of each map has a star.
+def layer_maps(
+    maps: Sequence[LayerMap],
+    *,
+    label: str,
+    columns: int,
+    limits: tuple[float, float] | None = None,
+    style: MapStyle = "cells",
+) -> bytes:
+    """Draws layer maps. The best cell of each map has a star.
 
     Args:
         maps: The maps. They share one colour bar.
         label: Label of the colour bar.
         columns: Number of maps in a row.
         limits: Ends of the colour bar. Default: the smallest and the largest value of all maps.
+        style: "cells": one colour for each pair of layers. "contours": filled contours, as in Ramesh & Li (2025),
+            Figure 2. Contours interpolate, so they show values between layers, where there is nothing.
 
     Returns:
         The bytes of a PNG.
@@ -130,7 +142,7 @@ def contours(maps: Sequence[LayerMap], *, label: str, columns: int, limits: tupl
     for axis in axes.flat[len(maps) :]:
         axis.axis("off")
     for axis, layer_map in zip(axes.flat, maps, strict=False):
-        draw(axis, layer_map, norm, levels)
+        draw(axis, layer_map, norm, levels if style == "contours" else None)
     figure.colorbar(ScalarMappable(norm, "viridis"), ax=axes, label=label, ticks=levels)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=130)
@@ -138,17 +150,18 @@ def contours(maps: Sequence[LayerMap], *, label: str, columns: int, limits: tupl
     return png.getvalue()
 
 
-def draw(axis: Axes, layer_map: LayerMap, norm: Normalize, levels: np.ndarray) -> None:
-    """Draws one map with its star. If it has only one k or one j, cells are drawn in place of contours.
+def draw(axis: Axes, layer_map: LayerMap, norm: Normalize, levels: np.ndarray | None = None) -> None:
+    """Draws one map with its star.
 
     Args:
         axis: The axes to draw on.
         layer_map: The map.
         norm: How values become colours.
-        levels: Values at which the colour changes.
+        levels: Values at which contours change colour. None: cells are drawn. A map of one k or one j is always drawn
+            as cells.
     """
     ks, js, (k, j) = layer_map.ks, layer_map.js, layer_map.best
-    if min(layer_map.values.shape) > 1:
+    if levels is not None and min(layer_map.values.shape) > 1:
         axis.contourf(js, ks, layer_map.values, levels=levels, norm=norm, cmap="viridis")
     else:
         axis.pcolormesh(edges(js), edges(ks), layer_map.values, norm=norm, cmap="viridis")

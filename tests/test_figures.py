@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import Normalize
+from matplotlib.contour import QuadContourSet
+from matplotlib.figure import Figure
 
-from jaxcomm.evals.figures import LayerMap, contours, page
+from jaxcomm.evals.figures import LayerMap, draw, edges, layer_maps, page
 
 
 def layer_map(K: int, J: int, *, title: str = "Countries", scale: float = 1.0) -> LayerMap:
@@ -26,9 +30,27 @@ def layer_map(K: int, J: int, *, title: str = "Countries", scale: float = 1.0) -
     ids=["30x30", "1x5", "5x1", "1x1", "all equal"],
 )
 @pytest.mark.parametrize("limits", [None, (-10.0, 5.0)])
-def test_contours_are_a_png_whatever_was_swept(maps, limits):
-    png = contours(maps, label="log-probability", columns=2, limits=limits)
+@pytest.mark.parametrize("style", ["cells", "contours"])
+def test_maps_are_a_png_whatever_was_swept(maps, limits, style):
+    png = layer_maps(maps, label="log-probability", columns=2, limits=limits, style=style)
     assert png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82")
+
+
+@pytest.mark.parametrize("layers", [(2, 3, 4), (3, 6, 12)], ids=["neighbours", "some layers"])
+def test_a_map_has_one_colour_for_each_pair_of_layers_unless_contours_are_asked_for(layers):
+    values = np.arange(12.0).reshape(3, 4)
+    made = LayerMap("Countries", values, layers, (1, 2, 4, 8), (layers[2], 8))
+    norm = Normalize(0, 12)
+    axis = Figure().subplots()
+    draw(axis, made, norm)
+    (cells,) = axis.collections
+    assert isinstance(cells, QuadMesh)
+    np.testing.assert_array_equal(cells.get_array(), values)
+    np.testing.assert_array_equal(cells.get_coordinates()[:, 0, 1], edges(layers))
+    np.testing.assert_array_equal(cells.get_coordinates()[0, :, 0], edges((1, 2, 4, 8)))
+    axis = Figure().subplots()
+    draw(axis, made, norm, np.linspace(0, 12, 7))
+    assert [type(drawn) for drawn in axis.collections] == [QuadContourSet]
 
 
 def test_a_page_needs_no_network_and_shows_its_texts_unchanged():

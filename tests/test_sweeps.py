@@ -55,7 +55,7 @@ def rows(out: Path) -> list[dict]:
 def plain():
     """Neither pictures nor controls: for what is about files."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.figures, "contours", lambda drawn, **_: b"a picture")
+        patch.setattr(report.figures, "layer_maps", lambda drawn, **_: b"a picture")
         patch.setattr(report.figures, "page", lambda *_: "a page")
         patch.setattr(report, "halve", lambda *_: ())
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from .. import options
 
@@ -35,6 +35,8 @@ class Sweep(options.GameOptions):
     """Also decode this many tokens in every cell, and count the texts that are right. Default: only the answer's tokens are scored."""
     content: bool = True
     """Also play every cell with another question's message: maps of content beside the maps of accuracy, at twice the time."""
+    pictures: Literal["cells", "contours"] = "cells"
+    """How maps are drawn: one colour for each pair of layers, or contours as in the paper, which interpolate between layers."""
     text: str | None = None
     """Fit a map W for every (k, j) on this file, one sentence per line, or on "statements": sentences like those of the games,
     but of none of their items."""
@@ -84,4 +86,13 @@ class Sweep(options.GameOptions):
             },
         )
         recorded = {"a": self.a, "b": self.b, "chat_a": a.chat, "chat": b.chat, "int8": self.int8} | read_as((a, b))
-        run.run(settings, a, b, self.out, resume=self.resume, command=options.command_line(self), recorded=recorded)
+        run.run(
+            settings,
+            a,
+            b,
+            self.out,
+            resume=self.resume,
+            command=options.command_line(self),
+            recorded=recorded,
+            style=self.pictures,
+        )

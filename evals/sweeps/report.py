@@ -30,6 +30,7 @@ def report(
     jobs: Sequence[Job],
     maps: Mapping[str, np.ndarray],
     took: Mapping[str, float] | None = None,
+    style: figures.MapStyle = "cells",
 ) -> None:
     """Reports a finished sweep: writes results.parquet, pictures, report.txt and sweep.html, and prints the text.
 
@@ -40,6 +41,7 @@ def report(
         maps: The maps W by game. Games that have none are not in it.
         took: Seconds of what was computed now (`chunks.compute`). What controls cost beside the sweep is printed, not
             kept.
+        style: How maps are drawn in the PNG files. (sweep.html always shows cells.)
 
     Raises:
         ValueError: A chunk is missing or damaged.
@@ -50,7 +52,7 @@ def report(
     folder.put("results.parquet", parquet(table))
     # Where nothing is written, the maps show the exact match of the answers' tokens.
     on_map = metric if sweep.settings.decode else "exact"
-    groups = draw_maps(folder, sweep.settings, cells, on_map)
+    groups = draw_maps(folder, sweep.settings, cells, on_map, style)
     halves, seconds = timed(lambda: list(halve(sweep, cells, maps)))
     parts, text = list(paragraphs(sweep, cells, halves, on_map)), io.StringIO()
     for file in (sys.stdout, text):
@@ -68,7 +70,11 @@ def report(
 
 
 def draw_maps(
-    folder: RunFolder, settings: SweepSettings, cells: Mapping[str, Cells], metric: str
+    folder: RunFolder,
+    settings: SweepSettings,
+    cells: Mapping[str, Cells],
+    metric: str,
+    style: figures.MapStyle = "cells",
 ) -> dict[str, tuple[str, list[figures.LayerMap]]]:
     """Draws accuracy and log-probability over the layers, and writes one picture for each measure and graft.
 
@@ -77,6 +83,7 @@ def draw_maps(
         settings: The settings of the sweep.
         cells: The cells of each game.
         metric: The metric of the accuracy, a key of `play.METRICS`.
+        style: How the maps are drawn in the pictures.
 
     Returns:
         The maps, as `figures.page` takes them.
@@ -104,7 +111,8 @@ def draw_maps(
             title, best = f"{game.replace('_', ' ')}, {graft}", (settings.ks[k], settings.js[j])
             drawn.append(figures.LayerMap(title, values, settings.ks, settings.js, best))
         groups[f"{label}, {graft}"] = label, drawn
-        folder.put(f"{measure}-{graft}.png", figures.contours(drawn, label=label, columns=len(drawn), limits=limits))
+        png = figures.layer_maps(drawn, label=label, columns=len(drawn), limits=limits, style=style)
+        folder.put(f"{measure}-{graft}.png", png)
     return groups
 
 

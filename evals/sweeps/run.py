@@ -17,6 +17,7 @@ from jaxcomm.fingerprint import fingerprint
 from jaxcomm.sharding import spread
 
 from .. import processes
+from ..figures import MapStyle
 from ..games import draw
 from ..runs import RunFolder, surroundings
 from .chunks import compute
@@ -26,7 +27,15 @@ from .report import report
 
 
 def run(
-    settings: SweepSettings, a: Agent, b: Agent, out: Path, *, resume: bool, command: str, recorded: Mapping[str, Any]
+    settings: SweepSettings,
+    a: Agent,
+    b: Agent,
+    out: Path,
+    *,
+    resume: bool,
+    command: str,
+    recorded: Mapping[str, Any],
+    style: MapStyle = "cells",
 ) -> None:
     """Runs a sweep: computes every chunk, keeps it in the run folder, and reports.
 
@@ -40,6 +49,7 @@ def run(
         resume: Whether to go on with the run in the folder.
         command: The command that runs it again.
         recorded: Further facts that make this run what it is.
+        style: How maps are drawn in the PNG files.
 
     Raises:
         ValueError: A game, layer or text is not as it should be, or the folder holds another run. It is raised before
@@ -59,7 +69,7 @@ def run(
         now = folder.plan if settings.memory is None else sweep.sizes(parts)
         jobs = [sweep.job(part, maps.get(part.game), folder.plan[part.name], now[part.name]) for part in parts]
         took = processes.agreed(lambda: compute(folder, sweep, jobs))
-        processes.agreed(lambda: report(folder, sweep, jobs, maps, took) if processes.first() else None)
+        processes.agreed(lambda: report(folder, sweep, jobs, maps, took, style) if processes.first() else None)
 
 
 def _drawn(settings: SweepSettings, a: Agent, b: Agent) -> GameSweep:
