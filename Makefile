@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo real real-channels eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-channels bench-kv bench-attention bench-bridges bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check docs clean
+.PHONY: demo real real-channels study eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-channels bench-kv bench-attention bench-bridges bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check docs clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -42,6 +42,10 @@ real-channels: .venv/.real
 		--ways plain sink published --out real-channels/layers
 	.venv/bin/jaxcomm select $(REAL) --sender-reads statement --n 40 --place turn --channel latent --schemes last --ratios 1 --out real-channels/thoughts
 	.venv/bin/jaxcomm select $(REAL) --sender-reads statement --n 40 --channel deltas --delta-layers 5 10 15 20 25 30 --out real-channels/deltas
+
+# Do activations carry content on that model? Registered tests, in ten minutes; `--size full` takes a night.
+study: .venv/.real
+	.venv/bin/jaxcomm study --out study-quick --resume
 
 # Every protocol on every kind of task, with local records only, and their report.
 PAIR = --a pair:a --b pair:b
@@ -193,4 +197,4 @@ tpu-check: .venv-tpu/.tpu
 	.uv/bin/pip install -q uv
 
 clean:
-	rm -rf .venv .venv-runtime .venv-tpu .uv build demo real site
+	rm -rf .venv .venv-runtime .venv-tpu .uv build demo real study-quick site

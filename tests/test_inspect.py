@@ -19,9 +19,6 @@ from jaxcomm.evals.inspect_ai.model import conversation
 from jaxcomm.evals.inspect_ai.tasks import countries, game_task
 from jaxcomm.evals.play import PlaySettings, play
 
-# Inspect calls tenacity by an old name.
-pytestmark = pytest.mark.filterwarnings("ignore:The 'initial' parameter is deprecated:DeprecationWarning")
-
 PAIR = dict(a="pair:b", b="pair:b")
 
 

@@ -35,7 +35,8 @@ def test_pages_with_blocks_are_found():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_prints_what_its_comments_say(page):
+def test_every_block_prints_what_its_comments_say(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Inspect writes its logs where it is called
     names = {}
     for block in PYTHON.findall(text_of(page)):
         said = io.StringIO()
