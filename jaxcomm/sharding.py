@@ -39,8 +39,8 @@ _MATRICES = {
 def logical_axes(params: Params) -> Params:
     """Names the axes of every weight.
 
-    The names are layers, experts, vocab, positions, width, heads, kv_heads, head_dim and ff. An axis called heads or
-    kv_heads counts all dimensions of all heads (N H or K H), or has one number for each head (sinks).
+    The names are layers, experts, vocab, positions, width, heads, kv_heads, head_dim, sinks and ff. An axis called heads or
+    kv_heads counts all dimensions of all heads (N H or K H).
 
     Args:
         params: The model, or the shapes of its weights. Its layers may be stacked or unrolled.
@@ -70,7 +70,7 @@ def logical_axes(params: Params) -> Params:
             each = {"q_norm": "heads", "k_norm": "kv_heads"}[module]
             own = ("head_dim",) if params.config.qk_norm == "head" else (each,)
         elif kind == "sinks":
-            own = ("heads",)
+            own = ("sinks",)
         else:
             own = ("width",)
         stacked = ["layers"] * (not params.unrolled)

@@ -247,7 +247,7 @@ def pair(request, tmp_path_factory) -> Pair:
     return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param, seed=1)
 
 
-KINDS = ("llama", "gemma2", "gemma3_text", "mixtral", "gpt2", "gpt_neox")
+KINDS = ("llama", "gemma2", "gemma3_text", "mixtral", "gpt_oss", "gpt2", "gpt_neox")
 """Between them: every kind of norm placement, position, mask and MLP that a block knows."""
 
 
