@@ -270,11 +270,16 @@ class Attention(nn.Module):
         return made["q"], made["k"], made["v"]
 
 
-def gated(config: ModelConfig, gate: Float[Array, "B T F"], up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
-    """act(gate) * up, within the limits that the architecture has for them."""
-    if config.mlp_limit is not None:
-        gate, up = jnp.minimum(gate, config.mlp_limit), jnp.clip(up, -config.mlp_limit, config.mlp_limit)
-    return ACTIVATIONS[config.activation](gate) * (up + 1 if config.up_plus_one else up)
+def opened(config: ModelConfig, gate: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """act of what the gate says, cut off above the limit if the architecture has one."""
+    gate = gate if config.mlp_limit is None else jnp.minimum(gate, config.mlp_limit)
+    return ACTIVATIONS[config.activation](gate)
+
+
+def let_through(config: ModelConfig, up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """What a gate multiplies, cut off at the limits if the architecture has them."""
+    up = up if config.mlp_limit is None else jnp.clip(up, -config.mlp_limit, config.mlp_limit)
+    return up + 1 if config.up_plus_one else up
 
 
 def scaled(x: Float[Array, "*B D"], factor: float) -> Float[Array, "*B D"]:
@@ -291,7 +296,8 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
         if c.gated:
-            inner = gated(c, Linear(c.ff, c.mlp_bias, name="gate")(x), Linear(c.ff, c.mlp_bias, name="up")(x))
+            inner = opened(c, Linear(c.ff, c.mlp_bias, name="gate")(x))
+            inner *= let_through(c, Linear(c.ff, c.mlp_bias, name="up")(x))
         else:
             inner = ACTIVATIONS[c.activation](Linear(c.ff, c.mlp_bias, name="up")(x))
         return Linear(c.width, c.mlp_bias, name="down")(inner)
@@ -344,7 +350,7 @@ class Experts(nn.Module):
     def one(self, x: Float[Array, "M D"], weights: Sequence[Any]) -> Float[Array, "M D"]:
         through = lambda w, x: project(w["weight"], x) + w["bias"] if self.config.mlp_bias else project(w["weight"], x)
         gate, up, down = (functools.partial(through, w) for w in weights)
-        return down(gated(self.config, gate(x[None]), up(x[None])))[0]
+        return down(opened(self.config, gate(x[None])) * let_through(self.config, up(x[None])))[0]
 
 
 class Blocks(NamedTuple):
