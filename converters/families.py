@@ -259,7 +259,7 @@ def _read_granite(v: Values) -> ModelConfig:
     return ModelConfig(**common, **_granite_scales(v), qkv_bias=bias, out_bias=bias, mlp_bias=v.take("mlp_bias"))
 
 
-def _granite_scales(v: Values) -> dict[str, float]:
+def _granite_scales(v: Values) -> dict[str, Any]:
     return dict(
         attention_scale=float(v.positive("attention_multiplier")),
         embedding_scale=float(v.positive("embedding_multiplier")),

@@ -85,7 +85,9 @@ class _Source:
             self.layout, self.tensors = gguf.tensors(path)
         else:
             self.layout, self.tensors = family.layout, find_tensors(path)
-            if any(map(MXFP4.search, self.tensors)) and self.layout.packed:
+            if any(map(MXFP4.search, self.tensors)):
+                if not self.layout.packed:
+                    raise ValueError(f"{path} has weights packed in MXFP4, which this family is not read from")
                 block = self.layout.block | self.layout.packed
                 self.layout, self.tensors = dataclasses.replace(self.layout, block=block), unpacked(self.tensors)
         # As transformers, which also takes a bare model without its causal head's prefix.

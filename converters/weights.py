@@ -282,14 +282,14 @@ GRANITE_MOE_BLOCK: Table = (
     | {("mlp", "down", "weight"): Together("block_sparse_moe.output_linear.weight")}
 )
 _GPT_OSS_EXPERTS = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
-GPT_OSS_PACKED: Table = {
+_PACKED: dict[Path, Together] = {
     ("mlp", x, "weight"): Together(_GPT_OSS_EXPERTS[0], part, alternating=True) for x, part in _HALVES
 } | {("mlp", "down", "weight"): Together(_GPT_OSS_EXPERTS[1])}
 GPT_OSS_BLOCK: Table = (
     LLAMA_BLOCK
     | {("attention", "sinks"): Stored("self_attn.sinks")}
     | alone((("mlp", "router"), "mlp.router"))
-    | {path: dataclasses.replace(stored, transposed=True) for path, stored in GPT_OSS_PACKED.items()}
+    | {path: dataclasses.replace(stored, transposed=True) for path, stored in _PACKED.items()}
     | {("mlp", x, "bias"): Together(f"{_GPT_OSS_EXPERTS[0]}_bias", part, alternating=True) for x, part in _HALVES}
     | {("mlp", "down", "bias"): Together(f"{_GPT_OSS_EXPERTS[1]}_bias")}
 )
@@ -324,7 +324,7 @@ PHI3 = Layout(PHI3_BLOCK)
 MIXTRAL = Layout(MIXTRAL_BLOCK)
 QWEN3_MOE = Layout(QWEN3_MOE_BLOCK)
 GRANITE_MOE = Layout(GRANITE_MOE_BLOCK)
-GPT_OSS = Layout(GPT_OSS_BLOCK, packed=GPT_OSS_PACKED)
+GPT_OSS = Layout(GPT_OSS_BLOCK, packed={**_PACKED})
 GPT2 = Layout(
     GPT2_BLOCK, layer="h.{i}.", embed="wte.weight", norm="ln_f", roots=("transformer.", ""),
     ignored=re.compile(r"\.attn\.(masked_)?bias$"),

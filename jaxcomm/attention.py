@@ -275,7 +275,8 @@ def _blocked(
 
 def _read(static: tuple, q: Array, positions: Array, segments: tuple[Segment, ...], window: Any, sinks: Any) -> tuple:
     """What queries read, and what their gradient needs."""
-    tile, how = static[2], Scoring(*static[:2], window, sinks)
+    scale, softcap, tile = static
+    how = Scoring(scale, softcap, window, sinks)
     empty = lambda x, width: jnp.full((*q.shape[:4], width), x, jnp.float32)
     state = Sum(empty(0.0, q.shape[4]), empty(MASKED / 2, 1), empty(0.0, 1))
     if sinks is not None:
@@ -289,8 +290,8 @@ def _read(static: tuple, q: Array, positions: Array, segments: tuple[Segment, ..
 
 def _gradient(static: tuple, kept: tuple, towards: Array) -> tuple:
     """Gradients of queries, keys, values and sinks."""
-    tile, (q, positions, segments, window, sinks, out, most) = static[2], kept
-    how = Scoring(*static[:2], window, sinks)
+    (scale, softcap, tile), (q, positions, segments, window, sinks, out, most) = static, kept
+    how = Scoring(scale, softcap, window, sinks)
     wide = towards.astype(jnp.float32)
     beside = q, wide, most, jnp.sum(wide * out.astype(jnp.float32), axis=-1, keepdims=True)
     asking, found = jnp.zeros(q.shape, jnp.float32), []

@@ -218,6 +218,12 @@ def test_gpt_oss_packed_in_four_bits_as_it_lies_on_the_hub(tmp_path):
     del packed["model.layers.2.mlp.experts.down_proj_scales"]
     save_file(weights | packed, path)
     refused(lambda: from_hf(pair.folder), "layers.2.mlp.experts.down_proj is packed in (5, 64, 3, 16) and nothing")
+    other = make_checkpoint(tmp_path / "llama", "llama", seed=4)
+    save_file(
+        load_file(other.folder / "model.safetensors") | {"x_blocks": np.zeros(3, np.uint8)},
+        other.folder / "model.safetensors",
+    )
+    refused(lambda: from_hf(other.folder), "has weights packed in MXFP4, which this family is not read from")
     config["quantization_config"] = {"quant_method": "gptq"}
     (pair.folder / "config.json").write_text(json.dumps(config))
     refused(lambda: from_hf(pair.folder), "quantization_config")
