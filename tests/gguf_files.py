@@ -9,7 +9,7 @@ ARCHITECTURES = {
     "LlamaConfig": "llama", "MixtralConfig": "llama", "Qwen2Config": "qwen2", "Qwen3Config": "qwen3", "Qwen3MoeConfig": "qwen3moe",
     "Gemma2Config": "gemma2", "Gemma3TextConfig": "gemma3", "Phi3Config": "phi3", "Olmo2Config": "olmo2",
     "SmolLM3Config": "smollm3", "GPT2Config": "gpt2", "GPTNeoXConfig": "gptneox",
-    "GraniteConfig": "granite", "GraniteMoeConfig": "granitemoe", "GptOssConfig": "gpt-oss",
+    "Olmo3Config": "olmo2", "GraniteConfig": "granite", "GraniteMoeConfig": "granitemoe", "GptOssConfig": "gpt-oss",
 }  # fmt: skip
 PAIRED = ("llama", "smollm3", "granite", "granitemoe")
 BYTE, SENTENCEPIECE = "gpt2", "llama"
@@ -147,6 +147,11 @@ def metadata(writer: gguf.GGUFWriter, config, architecture: str) -> None:
         writer.add_expert_used_count(config.num_experts_per_tok)
     if architecture == "qwen3moe":
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if type(config).__name__ == "Olmo3Config":
+        if rope["rope_type"] == "yarn":
+            writer.add_rope_scaling_attn_factors(rope["attention_factor"])
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
     if architecture.startswith("granite"):
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)

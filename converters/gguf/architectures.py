@@ -385,8 +385,26 @@ def _read_phi3(m: Metadata) -> Config:
 
 
 def _read_olmo2(m: Metadata) -> Config:
-    _no_window(m)
-    return _common(m) | {"model_type": "olmo2", "attention_bias": m.has("blk.0.attn_q.bias")}
+    config, window = _common(m), m.take("attention.sliding_window")
+    config |= {"model_type": "olmo2", "attention_bias": m.has("blk.0.attn_q.bias")}
+    if not window:
+        return config
+    slides = m.listed(
+        "attention.sliding_window_pattern", [bool((i + 1) % 4) for i in range(config["num_hidden_layers"])]
+    )
+    rope, scale = config["rope_parameters"], m.take("rope.scaling.attn_factor")
+    m.demand("rope.freq_base_swa", None, rope["rope_theta"])
+    if rope["rope_type"] == "yarn" and scale is not None:
+        # Here it is the whole factor, as in the checkpoint.
+        follows = 0.1 * math.log(rope["factor"]) + 1.0
+        rope["attention_factor"] = follows if math.isclose(scale, follows, rel_tol=1e-6) else _shortest([scale])[0]
+    local = {"rope_theta": rope["rope_theta"], "rope_type": "default"}
+    return config | {
+        "model_type": "olmo3",
+        "rope_parameters": {"full_attention": rope, "sliding_attention": local},
+        "sliding_window": window,
+        "layer_types": ["sliding_attention" if x else "full_attention" for x in slides],
+    }
 
 
 def _read_granite(m: Metadata) -> Config:
