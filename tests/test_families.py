@@ -18,6 +18,7 @@ from jaxcomm.converters import FAMILIES, from_hf, to_hf
 from jaxcomm.converters.table import table
 from jaxcomm.converters.values import CARRIES_NO_ARCHITECTURE
 from jaxcomm.reading import hidden_states
+from jaxcomm.sharding import local_mesh
 
 from conftest import CONFIGS, assert_close, make_checkpoint, prompts, read, refused
 
@@ -209,12 +210,13 @@ def test_gpt_oss_packed_in_four_bits_as_it_lies_on_the_hub(tmp_path):
     config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
     (pair.folder / "config.json").write_text(json.dumps(config))
     pair.torch.save_pretrained(tmp_path / "plain")
-    for unroll in (False, True):
-        got, want = (from_hf(folder, unroll=unroll) for folder in (pair.folder, tmp_path / "plain"))
+    for how in (dict(unroll=False), dict(unroll=True), dict(mesh=local_mesh(fsdp=2, tensor=2))):
+        got, want = (from_hf(folder, **how) for folder in (pair.folder, tmp_path / "plain"))
         jax.tree.map(np.testing.assert_array_equal, got, want)
     tokens = prompts(2, 40)
     with torch.no_grad():
-        assert_close(read(got, tokens), pair.torch(torch.from_numpy(tokens).long()).logits, "packed")
+        wanted = pair.torch(torch.from_numpy(tokens).long()).logits
+    assert_close(read(from_hf(pair.folder), tokens), wanted, "packed")
     del packed["model.layers.2.mlp.experts.down_proj_scales"]
     save_file(weights | packed, path)
     refused(lambda: from_hf(pair.folder), "layers.2.mlp.experts.down_proj is packed in (5, 64, 3, 16) and nothing")
