@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxcomm.config import FULL, ModelConfig, Rope
+from jaxcomm.config import ModelConfig, Rope
 
 from .values import (
     ACTIVATIONS,
@@ -20,13 +20,28 @@ from .values import (
     partial_rope,
     read_common,
     read_rope,
+    read_ropes,
     read_window,
     read_windows,
     write_common,
     write_rope,
+    write_ropes,
     write_window,
 )
-from .weights import GEMMA, GEMMA_VISION, GPT2, GPT_NEOX, LLAMA, MIXTRAL, OLMO2, PHI3, QWEN3_MOE, Layout
+from .weights import (
+    GEMMA,
+    GEMMA_VISION,
+    GPT2,
+    GPT_NEOX,
+    GPT_OSS,
+    GRANITE_MOE,
+    LLAMA,
+    MIXTRAL,
+    OLMO2,
+    PHI3,
+    QWEN3_MOE,
+    Layout,
+)
 
 NO_ROPE = Rope(kind="none")
 
@@ -155,28 +170,15 @@ def _write_gemma2(c: ModelConfig) -> dict[str, Any]:
     return _write_gemma(c) | dict(attn_logit_softcapping=c.attention_softcap)
 
 
-_GEMMA3_LAYERS = {True: "sliding_attention", False: "full_attention"}
-
-
 def _read_gemma3(v: Values) -> ModelConfig:
     v.take("sliding_window_pattern")  # folded into layer_types
     v.take("attn_logit_softcapping")  # transformers has the field and does not read it
     fields = _read_gemma(v, lambda v, positions: None)
-    ropes = v.take("rope_parameters")
-    if set(ropes) != set(_GEMMA3_LAYERS.values()):
-        raise ValueError(f"config key rope_parameters has {sorted(ropes)} instead of one for each kind of layer")
-    each = {kind: read_rope(v, ropes[kind], fields["max_positions"]) for kind in ropes}
-    windows = fields["windows"] or (FULL,) * fields["layers"]
-    return ModelConfig(**fields, rope=tuple(each[_GEMMA3_LAYERS[bool(w)]] for w in windows), qk_norm="head")
+    return ModelConfig(**fields, rope=read_ropes(v, fields, fields["windows"]), qk_norm="head")
 
 
 def _write_gemma3(c: ModelConfig) -> dict[str, Any]:
-    ropes = {}
-    for window, rope in zip(c.windows or (FULL,) * c.layers, c.rope_of, strict=True):
-        if ropes.setdefault(bool(window), rope) != rope:
-            raise ValueError("layers of one kind have different ropes")
-    written = {_GEMMA3_LAYERS[window]: write_rope(c.ropes[rope]) for window, rope in ropes.items()}
-    return _write_gemma(c) | dict(rope_parameters=written)
+    return _write_gemma(c) | dict(rope_parameters=write_ropes(c))
 
 
 def _read_gemma3_vision(v: Values) -> ModelConfig:
@@ -219,6 +221,96 @@ def _read_olmo2(v: Values) -> ModelConfig:
 
 def _write_olmo2(c: ModelConfig) -> dict[str, Any]:
     return write_common(c) | dict(attention_bias=c.qkv_bias)
+
+
+def _read_olmo3(v: Values) -> ModelConfig:
+    common, bias = read_common(v, lambda v, positions: None), v.take("attention_bias")
+    windows = read_windows(v, common["layers"])
+    return ModelConfig(
+        **common,
+        norm="rms_wide",
+        norms="after",
+        qk_norm="width",
+        qkv_bias=bias,
+        out_bias=bias,
+        windows=windows,
+        rope=read_ropes(v, common, windows),
+    )
+
+
+def _write_olmo3(c: ModelConfig) -> dict[str, Any]:
+    windows = dict(layer_types=layer_types(c), sliding_window=write_window(c))
+    return _write_olmo2(c) | windows | dict(rope_parameters=write_ropes(c))
+
+
+def _read_granite_moe(v: Values) -> ModelConfig:
+    common, bias = read_common(v), v.take("attention_bias")
+    experts = dict(experts=v.take("num_local_experts"), experts_per_token=v.take("num_experts_per_tok"))
+    return ModelConfig(**common, **experts, **_granite_scales(v), qkv_bias=bias, out_bias=bias)
+
+
+def _write_granite_moe(c: ModelConfig) -> dict[str, Any]:
+    experts = dict(num_local_experts=c.experts, num_experts_per_tok=c.experts_per_token)
+    return _write_granite(c) | experts
+
+
+def _read_granite(v: Values) -> ModelConfig:
+    common, bias = read_common(v), v.take("attention_bias")
+    return ModelConfig(**common, **_granite_scales(v), qkv_bias=bias, out_bias=bias, mlp_bias=v.take("mlp_bias"))
+
+
+def _granite_scales(v: Values) -> dict[str, Any]:
+    return dict(
+        attention_scale=float(v.positive("attention_multiplier")),
+        embedding_scale=float(v.positive("embedding_multiplier")),
+        residual_scale=float(v.positive("residual_multiplier")),
+        logit_divisor=float(v.positive("logits_scaling")),
+    )
+
+
+def _write_granite(c: ModelConfig) -> dict[str, Any]:
+    return write_common(c) | dict(
+        head_dim=c.head_dim,
+        attention_bias=c.qkv_bias,
+        mlp_bias=c.mlp_bias,
+        attention_multiplier=c.attention_scale,
+        embedding_multiplier=c.embedding_scale,
+        residual_multiplier=c.residual_scale,
+        logits_scaling=c.logit_divisor,
+    )
+
+
+def _read_gpt_oss(v: Values) -> ModelConfig:
+    v.demand("swiglu_alpha", 1.702)
+    v.take("hidden_act")  # its code has the function written out
+    common, bias = read_common(v, act=None), v.take("attention_bias")
+    return ModelConfig(
+        **common,
+        norm="rms_wide",
+        activation="gelu_sigmoid",
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=True,
+        router_bias=True,
+        mlp_limit=float(v.positive("swiglu_limit")),
+        up_plus_one=True,
+        experts=v.take("num_local_experts"),
+        experts_per_token=v.take("num_experts_per_tok"),
+        sinks=True,
+        windows=read_windows(v, common["layers"]),
+    )
+
+
+def _write_gpt_oss(c: ModelConfig) -> dict[str, Any]:
+    return write_common(c, act=None) | dict(
+        head_dim=c.head_dim,
+        attention_bias=c.qkv_bias,
+        swiglu_limit=c.mlp_limit,
+        num_local_experts=c.experts,
+        num_experts_per_tok=c.experts_per_token,
+        layer_types=layer_types(c),
+        sliding_window=write_window(c),
+    )
 
 
 def _read_smollm3(v: Values) -> ModelConfig:
@@ -360,6 +452,10 @@ FAMILIES: dict[str, Family] = {
         Family("gemma3", "Gemma 3 4B, 12B, 27B (the text part)", _read_gemma3_vision, None, GEMMA_VISION),
         Family("phi3", "Phi-3, Phi-3.5, Phi-4, Phi-4-mini", _read_phi3, _write_phi3, PHI3),
         Family("olmo2", "OLMo 2", _read_olmo2, _write_olmo2, OLMO2),
+        Family("olmo3", "OLMo 3, 3.1", _read_olmo3, _write_olmo3, OLMO2),
+        Family("granite", "Granite 3", _read_granite, _write_granite, LLAMA),
+        Family("granitemoe", "Granite 3 1B-A400M, 3B-A800M", _read_granite_moe, _write_granite_moe, GRANITE_MOE),
+        Family("gpt_oss", "gpt-oss 20B, 120B", _read_gpt_oss, _write_gpt_oss, GPT_OSS),
         Family("smollm3", "SmolLM 3", _read_smollm3, _write_smollm3, LLAMA),
         Family("gpt2", "GPT-2", _read_gpt2, _write_gpt2, GPT2, model_class="LMHeadModel"),
         Family("gpt_neox", "Pythia, GPT-NeoX", _read_gpt_neox, _write_gpt_neox, GPT_NEOX),

@@ -32,7 +32,7 @@ from .configs import DType, chosen_dtype, family_of, reaching, read_config, stor
 from .families import Family
 from .folders import new_folder
 from .hub import locate
-from .tensors import INDEX, WEIGHTS, Part, check, fill, find_tensors, finite, mapped, same
+from .tensors import INDEX, MXFP4, WEIGHTS, Part, Tensor, check, fill, find_tensors, finite, mapped, same, unpacked
 from .weights import Layout, Stored
 
 SHARD_BYTES = 5 * 10**9
@@ -85,6 +85,11 @@ class _Source:
             self.layout, self.tensors = gguf.tensors(path)
         else:
             self.layout, self.tensors = family.layout, find_tensors(path)
+            if any(map(MXFP4.search, self.tensors)):
+                if not self.layout.packed:
+                    raise ValueError(f"{path} has weights packed in MXFP4, which this family is not read from")
+                block = self.layout.block | self.layout.packed
+                self.layout, self.tensors = dataclasses.replace(self.layout, block=block), unpacked(self.tensors)
         # As transformers, which also takes a bare model without its causal head's prefix.
         roots = dict.fromkeys((*self.layout.roots, ""))
         self.root = next((root for root in roots if root + self.layout.embed in self.tensors), self.layout.roots[0])
@@ -114,18 +119,24 @@ class _Source:
         """What fills these rows, columns .. of a leaf, tensor by tensor. Each reads only the bytes it needs."""
         numbers, index = index[: leaf.numbered], index[leaf.numbered :]
 
-        def read(name: str, index: tuple[range, ...]) -> np.ndarray:
-            tensor, rows = self.tensors[name], index[0]
+        def stored(tensor: Tensor, index: tuple[range, ...]) -> np.ndarray:
+            rows = index[0]
             ours = leaf.stored.view(mapped(tensor), self.config)
             first = ours.ndim - len(index) + 1  # so many axes, heads and dimensions, are our first
             each = math.prod(ours.shape[1:first])
             begin = rows.start // each
             whole = ours[begin : -(-rows.stop // each)]
             whole = whole.reshape(-1, *whole.shape[first:])[rows.start - begin * each : rows.stop - begin * each]
-            *between, columns = (slice(r.start, r.stop) for r in index[1:]) if len(index) > 1 else (slice(None),)
-            whole = whole[:, *between] if between else whole
+            between = [slice(r.start, r.stop) for r in index[1:-1]]
+            return whole[:, *between] if between else whole
+
+        def read(name: str, index: tuple[range, ...]) -> np.ndarray:
+            tensor = self.tensors[name]
+            whole, columns = stored(tensor, index), slice(None)
+            if len(index) > 1:
+                columns = slice(index[-1].start, index[-1].stop)
             if tensor.decode is not None:
-                whole = tensor.decode(whole)
+                whole = tensor.decode(whole, *([] if tensor.scales is None else [stored(tensor.scales, index)]))
             return leaf.stored.values(whole[..., columns])
 
         for at in np.ndindex(tuple(map(len, numbers))):

@@ -64,6 +64,8 @@ def describe(c: ModelConfig) -> tuple[str, ...]:
         attention.append("windows" if all(c.windows) else "windows in some layers")
     if c.attention_softcap is not None:
         attention.append("soft-cap")
+    if c.sinks:
+        attention.append("sinks")
     mlp = [("gated " if c.gated else "") + c.activation.replace("_", " ")]
     if c.experts:
         mlp.append(f"{c.experts_per_token} of {c.experts} experts")

@@ -37,14 +37,17 @@ class Tensor(NamedTuple):
         decode: Turns the bytes of a quantised tensor [.., bytes of a row] into numbers [.., columns]. None: the tensor
             is stored as numbers.
         row_bytes: Bytes of a row of a quantised tensor.
+        scales: Where the scales of a quantised tensor are, if they are a tensor of their own. `decode` then takes the
+            bytes of both.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     begin: int
-    decode: Callable[[np.ndarray], np.ndarray] | None = None
+    decode: Callable[..., np.ndarray] | None = None
     row_bytes: int = 0
+    scales: Tensor | None = None
 
 
 def find_tensors(folder: Path) -> dict[str, Tensor]:
@@ -131,6 +134,56 @@ def _read_header(path: Path) -> dict[str, Tensor]:
         name: Tensor(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
         for name, entry in header.items()
     }
+
+
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+"""The positive numbers of four bits (E2M1). The fourth bit is the sign."""
+MXFP4 = re.compile(r"_(blocks|scales)$")
+
+
+def unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Puts the blocks and the scales of weights in MXFP4 together.
+
+    Args:
+        tensors: Tensors by name. Of a packed weight there are `NAME_blocks` [.., rows, groups, 16] and `NAME_scales`
+            [.., rows, groups], both bytes.
+
+    Returns:
+        The tensors by name, with one quantised tensor NAME [.., rows, 32 groups] in the place of the two.
+
+    Raises:
+        ValueError: One of the two is missing, or they do not fit each other.
+    """
+    found = {name: tensor for name, tensor in tensors.items() if not MXFP4.search(name)}
+    for name in sorted({MXFP4.sub("", name) for name in tensors.keys() - found.keys()}):
+        blocks, scales = (tensors.get(f"{name}_{part}") for part in ("blocks", "scales"))
+        if blocks is None or scales is None or blocks.shape != (*scales.shape, 16):
+            shapes = " and ".join("nothing" if x is None else str(x.shape) for x in (blocks, scales))
+            raise ValueError(f"tensor {name} is packed in {shapes}, and not in blocks of 16 bytes with a scale each")
+        if (blocks.dtype, scales.dtype) != ("U8", "U8"):
+            raise ValueError(f"tensor {name} is packed in {blocks.dtype} and {scales.dtype}, only U8 is supported")
+        *rows, groups = scales.shape
+        apart = scales._replace(decode=lambda x: x, row_bytes=groups)
+        found[name] = blocks._replace(
+            dtype="MXFP4", shape=(*rows, 32 * groups), decode=decode_mxfp4, row_bytes=16 * groups, scales=apart
+        )
+    return found
+
+
+def decode_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Turns weights in MXFP4 into numbers (Open Compute Project's Microscaling Formats): two numbers of four bits in each
+    byte, the lower bits first; 32 of them times 2^(scale - 127).
+
+    Args:
+        blocks: Bytes [.., 16 groups].
+        scales: Bytes [.., groups].
+
+    Returns:
+        Numbers [.., 32 groups], float32.
+    """
+    both = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*scales.shape, 32)
+    numbers = np.concatenate([FP4, -FP4])[both]
+    return np.ldexp(numbers, scales[..., None].astype(np.int32) - 127).reshape(*blocks.shape[:-1], -1)
 
 
 def check(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor:

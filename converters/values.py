@@ -16,6 +16,7 @@ from jaxcomm.config import FULL, ModelConfig, Rope
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh", "gelu_python_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_sigmoid",
 }  # fmt: skip
 """transformers' name -> ours; of several that compute the same, the first is written."""
 
@@ -47,7 +48,8 @@ MEANS: dict[str, Callable[[ModelConfig, Any], bool]] = {
     # Second spellings of what the config class has read.
     "rope_theta": _turns, "rotary_emb_base": _turns, "rope_local_base_freq": _turns,
     "partial_rotary_factor": _part, "rotary_pct": _part,
-    "num_experts": _experts, "num_local_experts": _experts,
+    "num_experts": _experts, "num_local_experts": _experts, "experts_per_token": lambda c, value: value == c.experts_per_token,
+    "initial_context_length": lambda c, value: all(value == rope.original_positions for rope in c.ropes),
     "hidden_act": _acts, "hidden_activation": _acts, "activation_function": _acts,
     "sliding_window_size": lambda c, value: value in c.windows,
     # What code that all families share in transformers reads: masks and caches.
@@ -64,9 +66,10 @@ MEANS: dict[str, Callable[[ModelConfig, Any], bool]] = {
     "shared_expert_intermediate_size": lambda c, value: value == 0,
     "full_attn_mod": _equals_one, "interpolate_factor": _equals_one,
     "dual_chunk_attention_config": _never, "pruned_heads": _never,
-    # bitsandbytes that is switched off leaves its settings behind.
-    "quantization_config": lambda c, value: value.get("quant_method") == "bitsandbytes"
-        and not (value.get("load_in_4bit") or value.get("load_in_8bit")),
+    # bitsandbytes that is switched off leaves its settings behind. MXFP4 is seen in the tensors (`tensors.unpacked`).
+    "quantization_config": lambda c, value: value.get("quant_method") == "mxfp4" or (
+        value.get("quant_method") == "bitsandbytes" and not (value.get("load_in_4bit") or value.get("load_in_8bit"))
+    ),
     "quantization": _never, "compression_config": _never,
 }  # fmt: skip
 """Keys that a family's config class does not have and that mean something all the same -> whether a value says what the
@@ -376,14 +379,15 @@ def partial_rope(v: Values, positions: int) -> Rope:
 
 
 def read_common(
-    v: Values, read_rope: Callable[[Values, int], Rope | None] = one_rope, *, act: str = "hidden_act", eps: str = "rms_norm_eps"
+    v: Values, read_rope: Callable[[Values, int], Rope | None] = one_rope, *, act: str | None = "hidden_act",
+    eps: str = "rms_norm_eps",
 ) -> dict[str, Any]:  # fmt: skip
     """Reads what most families spell alike.
 
     Args:
         v: The values of the config.
         read_rope: Reads the rotary embedding. It returns None if the caller reads it later.
-        act: Key of the activation function.
+        act: Key of the activation function. None: it is not read.
         eps: Key of the epsilon of norms.
 
     Returns:
@@ -418,17 +422,17 @@ def read_common(
         max_positions=reach,
         norm_eps=v.number(eps),
         tied_head=v.take("tie_word_embeddings"),
-        activation=v.choose(act, ACTIVATIONS),
+        **({} if act is None else {"activation": v.choose(act, ACTIVATIONS)}),
         **({} if rope is None else {"rope": rope}),
     )
 
 
-def write_common(c: ModelConfig, act: str = "hidden_act", eps: str = "rms_norm_eps") -> dict[str, Any]:
+def write_common(c: ModelConfig, act: str | None = "hidden_act", eps: str = "rms_norm_eps") -> dict[str, Any]:
     """Writes what most families spell alike. If rotary embeddings differ by layer, the caller writes them.
 
     Args:
         c: The architecture.
-        act: Key of the activation function.
+        act: Key of the activation function. None: it is not written.
         eps: Key of the epsilon of norms.
 
     Returns:
@@ -445,10 +449,54 @@ def write_common(c: ModelConfig, act: str = "hidden_act", eps: str = "rms_norm_e
         "max_position_embeddings": max(c.max_positions, *(rope.reach for rope in c.ropes)),
         "tie_word_embeddings": c.tied_head,
         eps: c.norm_eps,
-        act: {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[c.activation],
+        **({} if act is None else {act: {ours: name for name, ours in reversed(ACTIVATIONS.items())}[c.activation]}),
         **rope,
         **({} if c.head_dim * c.heads == c.width else {"head_dim": c.head_dim}),
     }
+
+
+LAYERS = {True: "sliding_attention", False: "full_attention"}
+"""What layers with a window, and those without one, are called."""
+
+
+def read_ropes(v: Values, common: dict[str, Any], windows: tuple[int, ...]) -> tuple[Rope, ...]:
+    """Reads one rotary embedding for the layers with a window, and one for those without.
+
+    Args:
+        v: The values of the config.
+        common: What `read_common` read.
+        windows: The window of each layer, as `read_windows` reads them.
+
+    Returns:
+        The rotary embedding of each layer.
+
+    Raises:
+        ValueError: One of the two is missing, or as for `read_rope`.
+    """
+    ropes = v.take("rope_parameters")
+    if set(ropes) != set(LAYERS.values()):
+        raise ValueError(f"config key rope_parameters has {sorted(ropes)} instead of one for each kind of layer")
+    each = {kind: read_rope(v, ropes[kind], common["max_positions"]) for kind in ropes}
+    return tuple(each[LAYERS[bool(w)]] for w in windows or (FULL,) * common["layers"])
+
+
+def write_ropes(c: ModelConfig) -> dict[str, Any]:
+    """Writes one rotary embedding for the layers with a window, and one for those without.
+
+    Args:
+        c: The architecture.
+
+    Returns:
+        The dict rope_parameters.
+
+    Raises:
+        ValueError: Layers of one kind have different rotary embeddings.
+    """
+    ropes: dict[bool, int] = {}
+    for window, rope in zip(c.windows or (FULL,) * c.layers, c.rope_of, strict=True):
+        if ropes.setdefault(bool(window), rope) != rope:
+            raise ValueError("layers of one kind have different ropes")
+    return {LAYERS[window]: write_rope(c.ropes[rope]) for window, rope in ropes.items()}
 
 
 def read_windows(v: Values, layers: int) -> tuple[int, ...]:
@@ -495,7 +543,7 @@ def read_window(v: Values, layers: int) -> tuple[int, ...]:
 
 def layer_types(c: ModelConfig) -> list[str]:
     """The value of the key layer_types: the kind of attention of each layer."""
-    return ["sliding_attention" if w else "full_attention" for w in c.windows or (FULL,) * c.layers]
+    return [LAYERS[bool(w)] for w in c.windows or (FULL,) * c.layers]
 
 
 def write_window(c: ModelConfig) -> int | None:

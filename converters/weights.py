@@ -111,6 +111,33 @@ class Interleaved(Stored):
 
 
 @dataclasses.dataclass(frozen=True)
+class Together(Stored):
+    """How a weight or a bias of experts is stored: that of all experts in one tensor, [experts, out, in].
+
+    Attributes:
+        name: Name of the tensor.
+        part: 0 for the gate's and 1 for the other rows of a tensor that holds both. None: it holds one weight.
+        alternating: Whether the rows of the two alternate. Otherwise the gate's come first.
+        transposed: Whether the tensor is [experts, in, out].
+    """
+
+    part: int | None = None
+    alternating: bool = False
+    transposed: bool = False
+
+    def shape(self, leaf, c):
+        experts, *axes = leaf
+        axes[0] *= 1 if self.part is None else 2
+        return (experts, *axes[::-1]) if self.transposed else (experts, *axes)
+
+    def view(self, tensor, c):
+        rows = tensor.swapaxes(1, -1) if self.transposed else tensor
+        if self.part is None:
+            return rows
+        return rows[:, self.part :: 2] if self.alternating else rows[:, self.part * c.ff :][:, : c.ff]
+
+
+@dataclasses.dataclass(frozen=True)
 class PairedRows(Stored):
     """How queries or keys are stored in GGUF files of the Llama kind: with their two rotary halves in pairs.
 
@@ -149,6 +176,7 @@ class Layout:
     Attributes:
         block: How each weight of a block is stored. Entries for weights that an architecture does not have do not
             count.
+        packed: How weights are stored otherwise in a checkpoint whose experts are packed in MXFP4 (`tensors.unpacked`).
         layer: What the names of a layer's tensors begin with, after the root.
         embed: Name of the embedding, after the root.
         positions: Name of the learned positions, after the root.
@@ -160,6 +188,7 @@ class Layout:
     """
 
     block: Table
+    packed: Table = dataclasses.field(default_factory=dict)
     layer: str = "layers.{i}."
     embed: str = "embed_tokens.weight"
     positions: str = "wpe.weight"
@@ -245,6 +274,25 @@ QWEN3_MOE_BLOCK = LLAMA_BLOCK | alone(
     (("mlp", "up"), "mlp.experts.{e}.up_proj"),
     (("mlp", "down"), "mlp.experts.{e}.down_proj"),
 )
+_HALVES = (("gate", 0), ("up", 1))
+GRANITE_MOE_BLOCK: Table = (
+    LLAMA_BLOCK
+    | alone((("mlp", "router"), "block_sparse_moe.router.layer"))
+    | {("mlp", x, "weight"): Together("block_sparse_moe.input_linear.weight", part) for x, part in _HALVES}
+    | {("mlp", "down", "weight"): Together("block_sparse_moe.output_linear.weight")}
+)
+_GPT_OSS_EXPERTS = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+_PACKED: dict[Path, Together] = {
+    ("mlp", x, "weight"): Together(_GPT_OSS_EXPERTS[0], part, alternating=True) for x, part in _HALVES
+} | {("mlp", "down", "weight"): Together(_GPT_OSS_EXPERTS[1])}
+GPT_OSS_BLOCK: Table = (
+    LLAMA_BLOCK
+    | {("attention", "sinks"): Stored("self_attn.sinks")}
+    | alone((("mlp", "router"), "mlp.router"))
+    | {path: dataclasses.replace(stored, transposed=True) for path, stored in _PACKED.items()}
+    | {("mlp", x, "bias"): Together(f"{_GPT_OSS_EXPERTS[0]}_bias", part, alternating=True) for x, part in _HALVES}
+    | {("mlp", "down", "bias"): Together(f"{_GPT_OSS_EXPERTS[1]}_bias")}
+)
 _CONV1D = {("attention", "o"): "attn.c_proj", ("mlp", "up"): "mlp.c_fc", ("mlp", "down"): "mlp.c_proj"}
 GPT2_BLOCK: Table = (
     alone((("attention_norm",), "ln_1"), (("mlp_norm",), "ln_2"))
@@ -275,6 +323,8 @@ OLMO2 = Layout(OLMO2_BLOCK)
 PHI3 = Layout(PHI3_BLOCK)
 MIXTRAL = Layout(MIXTRAL_BLOCK)
 QWEN3_MOE = Layout(QWEN3_MOE_BLOCK)
+GRANITE_MOE = Layout(GRANITE_MOE_BLOCK)
+GPT_OSS = Layout(GPT_OSS_BLOCK, packed={**_PACKED})
 GPT2 = Layout(
     GPT2_BLOCK, layer="h.{i}.", embed="wte.weight", norm="ln_f", roots=("transformer.", ""),
     ignored=re.compile(r"\.attn\.(masked_)?bias$"),

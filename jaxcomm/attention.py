@@ -39,11 +39,22 @@ class Scoring(NamedTuple):
         scale: Factor on the product of query and key.
         softcap: Scores end softly at it. None: nowhere.
         window: How far back a query sees. It may be traced. None: to the first token.
+        sinks: One more score of each query head [N], which reads nothing. None: there are none.
     """
 
     scale: float
     softcap: float | None = None
     window: int | Int[Array, ""] | None = None
+    sinks: Float[Array, "N"] | None = None
+
+    def sink(self, q: Float[Array, "B K G T H"]) -> Float[Array, "B K G T 1"]:
+        """The score of every query's sink, float32."""
+        wide = jnp.asarray(self.sinks, jnp.float32).reshape(1, *q.shape[1:3], 1, 1)
+        return jnp.broadcast_to(wide, (*q.shape[:4], 1))
+
+    def apart(self, reach: int | None) -> Scoring:
+        """How scores are made of an `Aside`."""
+        return self._replace(window=reach, sinks=None)
 
 
 class Aside(NamedTuple):
@@ -125,12 +136,12 @@ def beside(
         q: Queries, as for `attend`.
         positions: Their positions.
         part: The segment, its gates, and how far back a query sees it.
-        how: How scores are made. The window is that of `part`.
+        how: How scores are made. The window is that of `part`, and there are no sinks.
 
     Returns:
         What is added to what the queries read elsewhere, float32.
     """
-    got = attend(q, positions, [part.segment], how._replace(window=part.reach))
+    got = attend(q, positions, [part.segment], how.apart(part.reach))
     seen = jnp.any(visible(positions, rows_for(part.segment[2], len(positions)), part.reach), axis=-1)
     gate = part.gate.astype(jnp.float32).reshape(1, *q.shape[1:3], 1, 1)
     return jnp.where(seen[:, None, None, :, None], gate * got.astype(jnp.float32), 0)
@@ -173,11 +184,14 @@ def plain(
 ) -> Float[Array, "B K G T H"]:
     """Reads all segments with all scores at once."""
     made = scores(q, positions, segments, how)
+    sink = [] if how.sinks is None else [how.sink(q)]
     # A softmax over all segments where they lie: one maximum, one sum, and the division after the values, where it
     # is smallest. (Joining the scores and dividing them: 13 % slower in a sweep over prompts of 256 tokens.)
-    most = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in made])
+    most = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in made] + sink)
     parts = [jnp.exp(s - jax.lax.stop_gradient(most)) for s in made]
     out, total = jnp.zeros(q.shape, jnp.float32), functools.reduce(jnp.add, [jnp.sum(p, axis=-1) for p in parts])
+    for score in sink:
+        total += jnp.exp(score - jax.lax.stop_gradient(most))[..., 0]
     for part, (_, values, places) in zip(parts, segments, strict=True):
         out += weighted(grouped(part.astype(q.dtype), values, places), values).reshape(q.shape)
     return (out / total[..., None]).astype(q.dtype)
@@ -201,7 +215,7 @@ def pattern(
     for part in parts:
         if isinstance(part, Aside):
             seen = visible(positions, rows_for(part.segment[2], len(positions)), part.reach)
-            own = weights_over(q, positions, [part.segment], how._replace(window=part.reach))
+            own = weights_over(q, positions, [part.segment], how.apart(part.reach))
             made.append(jnp.where(seen[:, None], own, 0))
         else:
             made.append(next(shared))
@@ -219,7 +233,11 @@ def weights_over(
     every = [jnp.concatenate(scores(*block, how), axis=-1) for block in query_blocks(q, positions, segments, ordered)]
     columns = every[-1].shape[-1]
     wide = [jnp.pad(s, [(0, 0)] * 4 + [(0, columns - s.shape[-1])], constant_values=MASKED) for s in every]
-    weights = jax.nn.softmax(jnp.concatenate(wide, axis=3), axis=-1)
+    joint = jnp.concatenate(wide, axis=3)
+    if how.sinks is None:
+        weights = jax.nn.softmax(joint, axis=-1)
+    else:
+        weights = jax.nn.softmax(jnp.concatenate([joint, how.sink(q)], axis=-1), axis=-1)[..., :-1]
     return weights.reshape(len(weights), -1, *weights.shape[3:])
 
 
@@ -245,37 +263,46 @@ def blocked(
 
     Neither it nor its gradient keeps scores: the gradient makes those of a tile again. (There is no forward-mode one.)
     """
-    return _blocked((how.scale, how.softcap, tile), q, positions, tuple(segments), how.window)
+    return _blocked((how.scale, how.softcap, tile), q, positions, tuple(segments), how.window, how.sinks)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(static: tuple, q: Array, positions: Array, segments: tuple[Segment, ...], window: Any) -> Array:
-    return _read(static, q, positions, segments, window)[0]
+def _blocked(
+    static: tuple, q: Array, positions: Array, segments: tuple[Segment, ...], window: Any, sinks: Any
+) -> Array:
+    return _read(static, q, positions, segments, window, sinks)[0]
 
 
-def _read(static: tuple, q: Array, positions: Array, segments: tuple[Segment, ...], window: Any) -> tuple:
+def _read(static: tuple, q: Array, positions: Array, segments: tuple[Segment, ...], window: Any, sinks: Any) -> tuple:
     """What queries read, and what their gradient needs."""
     scale, softcap, tile = static
+    how = Scoring(scale, softcap, window, sinks)
     empty = lambda x, width: jnp.full((*q.shape[:4], width), x, jnp.float32)
     state = Sum(empty(0.0, q.shape[4]), empty(MASKED / 2, 1), empty(0.0, 1))
+    if sinks is not None:
+        state = state._replace(most=how.sink(q), total=empty(1.0, 1))
     for segment in segments:
-        state = add_segment(state, Tiles(q, positions, segment, Scoring(scale, softcap, window), tile), q)
+        state = add_segment(state, Tiles(q, positions, segment, how, tile), q)
     total = jnp.where(state.total == 0, 1, state.total)
     out = (state.out / total).astype(q.dtype)
-    return out, (q, positions, segments, window, out, state.most + jnp.log(total))
+    return out, (q, positions, segments, window, sinks, out, state.most + jnp.log(total))
 
 
 def _gradient(static: tuple, kept: tuple, towards: Array) -> tuple:
-    """Gradients of queries, keys and values."""
-    (scale, softcap, tile), (q, positions, segments, window, out, most) = static, kept
+    """Gradients of queries, keys, values and sinks."""
+    (scale, softcap, tile), (q, positions, segments, window, sinks, out, most) = static, kept
+    how = Scoring(scale, softcap, window, sinks)
     wide = towards.astype(jnp.float32)
     beside = q, wide, most, jnp.sum(wide * out.astype(jnp.float32), axis=-1, keepdims=True)
     asking, found = jnp.zeros(q.shape, jnp.float32), []
     for segment in segments:
-        tiles = Tiles(q, positions, segment, Scoring(scale, softcap, window), tile)
+        tiles = Tiles(q, positions, segment, how, tile)
         more, keys, values = segment_gradient(tiles, *beside)
         asking, found = asking + more, [*found, (keys.astype(q.dtype), values.astype(q.dtype), None)]
-    return asking.astype(q.dtype), None, tuple(found), None
+    sinking = None
+    if sinks is not None:  # what a sink weighs is taken from what the query reads
+        sinking = -jnp.sum(jnp.exp(how.sink(q) - most) * beside[3], axis=(0, 3, 4)).reshape(-1).astype(sinks.dtype)
+    return asking.astype(q.dtype), None, tuple(found), None, sinking
 
 
 _blocked.defvjp(_read, _gradient)

@@ -26,6 +26,10 @@ the streams between blocks."""
 NEW_TOKENS = 16
 """Tokens that are written where nobody says how many."""
 
+LATER = """router_bias mlp_limit up_plus_one sinks embedding_scale residual_scale logit_divisor""".split()  # noqa: SIM905
+"""Fields of `ModelConfig` that are left out where it is written down if they are at their default. Hashes of models
+(`jaxcomm.fingerprint`), which saved messages hold, outlive such fields."""
+
 FULL = 0
 """Window of a layer whose attention reaches back to the first token."""
 
@@ -131,16 +135,25 @@ class ModelConfig:
         qk_norm: Norms on queries and keys: "none", of each "head", or of all heads together ("width").
         qkv_bias: Whether queries, keys and values have a bias.
         out_bias: Whether the output matrix of attention has a bias.
-        mlp_bias: Whether the matrices of the MLP have a bias.
+        mlp_bias: Whether the matrices of the MLP, or of every expert, have a bias.
         gated: Whether the MLP is down(act(gate(x)) * up(x)). Otherwise it is down(act(up(x))).
-        activation: The function act of the MLP. "gelu_tanh" is the approximation of GELU by tanh.
+        activation: The function act of the MLP. "gelu_tanh" is the approximation of GELU by tanh, "gelu_sigmoid" that by
+            x sigmoid(1.702 x).
         experts: Number of MLPs of a block, of which its router chooses for every token. 0: one MLP and no router.
         experts_per_token: Number of experts that a token goes through.
         normalised_experts: Whether the probabilities of the chosen experts are divided by their sum.
+        router_bias: Whether the router has a bias.
+        mlp_limit: Limit c of a gated MLP: gate(x) is cut off above c, and up(x) above c and below -c. None: nothing is.
+        up_plus_one: Whether 1 is added to up(x) of a gated MLP.
         attention_scale: Factor on the attention scores. None: head_dim ** -0.5.
         attention_softcap: Soft-cap c of the attention scores, c tanh(x / c), or None.
+        sinks: Whether every query head has one more score, a weight of the model, which takes part in the softmax and reads
+            nothing.
         logit_softcap: Soft-cap of the logits, or None.
+        logit_divisor: Number that logits are divided by.
         scale_embedding: Whether embeddings are multiplied by sqrt(width), rounded to the weights' dtype.
+        embedding_scale: Factor on the embeddings.
+        residual_scale: Factor on what attention and MLP add to the stream.
         tied_head: Whether the head is the embedding matrix.
         learned_positions: Whether a vector for each position is added to the embedding.
         rope: Rotary embedding of all layers, or a tuple with one for each layer.
@@ -176,14 +189,21 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     gated: bool = True
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "gelu_sigmoid"] = "silu"
     experts: int = 0
     experts_per_token: int = 0
     normalised_experts: bool = True
+    router_bias: bool = False
+    mlp_limit: float | None = None
+    up_plus_one: bool = False
     attention_scale: float | None = None
     attention_softcap: float | None = None
+    sinks: bool = False
     logit_softcap: float | None = None
+    logit_divisor: float = 1.0
     scale_embedding: bool = False
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
     tied_head: bool = True
     learned_positions: bool = False
     rope: Rope | tuple[Rope, ...] = Rope()
@@ -194,7 +214,8 @@ class ModelConfig:
         for name in sizes:
             if not isinstance(size := getattr(self, name), int) or not 1 <= size < 2**31:
                 raise ValueError(f"{name} = {size!r}: it must be a whole number from 1 to 2^31 - 1")
-        for name in ("attention_scale", "attention_softcap", "logit_softcap"):
+        numbers = ("attention_scale", "attention_softcap", "logit_softcap", "mlp_limit")
+        for name in (*numbers, "embedding_scale", "residual_scale", "logit_divisor"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} = {value}: it must be a positive number")
         if not 0 <= self.norm_eps < 1:
@@ -217,6 +238,14 @@ class ModelConfig:
                 )
         if not 0 <= self.experts_per_token <= self.experts or bool(self.experts) != bool(self.experts_per_token):
             raise ValueError(f"{self.experts_per_token} of {self.experts} experts per token: choose at least 1 of them")
+        if not self.gated and (self.mlp_limit is not None or self.up_plus_one):
+            raise ValueError("mlp_limit and up_plus_one are of gated MLPs, and this one has no gate")
+
+    def __repr__(self):
+        """The fields, without those of `LATER` at their default."""
+        every = [(field.name, field.default) for field in dataclasses.fields(self)]
+        told = [name for name, default in every if name not in LATER or getattr(self, name) != default]
+        return f"ModelConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in told)})"
 
     @property
     def ropes(self) -> tuple[Rope, ...]:

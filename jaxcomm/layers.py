@@ -7,6 +7,7 @@ Mirrors transformers' modeling files of the families in `jaxcomm.converters.fami
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -93,6 +94,7 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_sigmoid": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 _init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
 _init_each = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2, batch_axis=0)
@@ -239,7 +241,8 @@ class Attention(nn.Module):
         k, v = rotate(k, around.angles).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
-        found, how = around.attended(k, v), Scoring(scale, c.attention_softcap, around.window)
+        sinks = self.param("sinks", nn.initializers.zeros, (c.heads,)) if c.sinks else None
+        found, how = around.attended(k, v), Scoring(scale, c.attention_softcap, around.window, sinks)
         segments = [part for part in found if not isinstance(part, Aside)]
         asked = around.positions[:, first:]
         ordered = segments[-1][0] is k
@@ -267,6 +270,23 @@ class Attention(nn.Module):
         return made["q"], made["k"], made["v"]
 
 
+def opened(config: ModelConfig, gate: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """act of what the gate says, cut off above the limit if the architecture has one."""
+    gate = gate if config.mlp_limit is None else jnp.minimum(gate, config.mlp_limit)
+    return ACTIVATIONS[config.activation](gate)
+
+
+def let_through(config: ModelConfig, up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """What a gate multiplies, cut off at the limits if the architecture has them."""
+    up = up if config.mlp_limit is None else jnp.clip(up, -config.mlp_limit, config.mlp_limit)
+    return up + 1 if config.up_plus_one else up
+
+
+def scaled(x: Float[Array, "*B D"], factor: float) -> Float[Array, "*B D"]:
+    """x times a number, which is not rounded to x's dtype first."""
+    return x if factor == 1 else (x.astype(jnp.float32) * factor).astype(x.dtype)
+
+
 class MLP(nn.Module):
     """down(act(gate(x)) * up(x)), or without a gate down(act(up(x)))."""
 
@@ -274,17 +294,18 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        c, act = self.config, ACTIVATIONS[self.config.activation]
+        c = self.config
         if c.gated:
-            inner = act(Linear(c.ff, c.mlp_bias, name="gate")(x)) * Linear(c.ff, c.mlp_bias, name="up")(x)
+            inner = opened(c, Linear(c.ff, c.mlp_bias, name="gate")(x))
+            inner *= let_through(c, Linear(c.ff, c.mlp_bias, name="up")(x))
         else:
-            inner = act(Linear(c.ff, c.mlp_bias, name="up")(x))
+            inner = ACTIVATIONS[c.activation](Linear(c.ff, c.mlp_bias, name="up")(x))
         return Linear(c.width, c.mlp_bias, name="down")(inner)
 
 
 class Experts(nn.Module):
     """A sparse mixture of gated MLPs: each token goes through the `experts_per_token` its router finds most likely, and the
-    sum of what they say, weighted by their probabilities, is what comes out (transformers' mixtral and qwen3_moe).
+    sum of what they say, weighted by their probabilities, is what comes out (transformers' mixtral, qwen3_moe and gpt_oss).
 
     Tokens are sorted by expert and cut into blocks of one expert each, so that what is multiplied grows with the experts
     chosen, not with all of them, on every backend, under vmap and grad. (`jax.lax.ragged_dot` multiplies every token by every
@@ -297,10 +318,18 @@ class Experts(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
         shape = lambda *axes: (c.experts, *axes)
-        router = self.param("router", lambda key, shape: {"weight": _init(key, shape)}, shape(c.width))["weight"]
-        logits = project(router, x, jnp.float32).reshape(-1, c.experts)
+
+        def draw(name: str, init: Callable, bias: bool, *axes: int) -> dict[str, Any]:
+            zero = lambda: {"bias": jnp.zeros(shape(*axes[:-1]), jnp.float32)} if bias else {}
+            return self.param(name, lambda key: {"weight": init(key, shape(*axes)), **zero()})
+
+        router = draw("router", _init, c.router_bias, c.width)
+        logits = project(router["weight"], x, jnp.float32)
+        if c.router_bias:
+            logits += router["bias"].astype(jnp.float32)
+        logits = logits.reshape(-1, c.experts)
         weights = [
-            self.param(name, lambda key, shape: {"weight": _init_each(key, shape)}, shape(*axes))["weight"]
+            draw(name, _init_each, c.mlp_bias, *axes)
             for name, axes in (("gate", (c.ff, c.width)), ("up", (c.ff, c.width)), ("down", (c.width, c.ff)))
         ]
         share, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), c.experts_per_token)
@@ -319,8 +348,9 @@ class Experts(nn.Module):
         return out.astype(x.dtype).reshape(x.shape)
 
     def one(self, x: Float[Array, "M D"], weights: Sequence[Any]) -> Float[Array, "M D"]:
-        gate, up, down = (lambda x, w=w: project(w, x) for w in weights)
-        return down(ACTIVATIONS[self.config.activation](gate(x[None])) * up(x[None]))[0]
+        through = lambda w, x: project(w["weight"], x) + w["bias"] if self.config.mlp_bias else project(w["weight"], x)
+        gate, up, down = (functools.partial(through, w) for w in weights)
+        return down(opened(self.config, gate(x[None])) * let_through(self.config, up(x[None])))[0]
 
 
 class Blocks(NamedTuple):
@@ -369,8 +399,9 @@ class Block(nn.Module):
         h = around.at("resid_pre", h)
         x = Attention(c, name="attention")(before("attention_norm", h), around)
         h = h[:, around.first :]
-        attended = h + around.at("attn_out", after("attention_post_norm", x))
+        attended = h + around.at("attn_out", scaled(after("attention_post_norm", x), c.residual_scale))
         if not c.parallel:
             attended = around.at("resid_mid", attended)
         x = mlp_of(c, "mlp")(before("mlp_norm", h if c.parallel else attended))
-        return around.at("resid_post", attended + around.at("mlp_out", after("mlp_post_norm", x)))
+        added = around.at("mlp_out", scaled(after("mlp_post_norm", x), c.residual_scale))
+        return around.at("resid_post", attended + added)

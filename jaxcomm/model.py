@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxcomm.cache import ALONE, Attended, KVCache
 from jaxcomm.config import FULL, AnyArray, ModelConfig
 from jaxcomm.language_model import INVALID, PLAIN, LanguageModel, Training
-from jaxcomm.layers import NO_HOOK, Block, Hook, Surroundings, angles_of, norm_of, project, rotary
+from jaxcomm.layers import NO_HOOK, Block, Hook, Surroundings, angles_of, norm_of, project, rotary, scaled
 
 
 class Params(struct.PyTreeNode):
@@ -230,13 +230,14 @@ def enter(
         h, valid = params.embed[jnp.where(inside, tokens, 0)], valid & (inside | (positions == -1))
     if params.config.scale_embedding:
         h *= jnp.asarray(params.config.width**0.5, h.dtype)
+    h = scaled(h, params.config.embedding_scale)
     h, hook = hook("embed", None, h)
     h = h if params.positions is None else h + params.positions[jnp.maximum(positions, 0)]
     return hook("resid_post", 0, jnp.where(valid[..., None], h, jnp.nan))
 
 
 def unembed(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """Computes logits from h[L]: final norm, head and soft-cap.
+    """Computes logits from h[L]: final norm, head, divisor and soft-cap.
 
     Args:
         params: The model.
@@ -264,7 +265,7 @@ def final_norm(params: Params, h: Float[Array, "B T D"]) -> Float[Array, "B T D"
 
 
 def project_head(params: Params, normed: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """Computes logits after the final norm: head and soft-cap.
+    """Computes logits after the final norm: head, divisor and soft-cap.
 
     Args:
         params: The model.
@@ -273,8 +274,9 @@ def project_head(params: Params, normed: Float[Array, "B T D"]) -> Float[Array, 
     Returns:
         Logits [B, T, V], float32.
     """
-    cap = params.config.logit_softcap
+    cap, divisor = params.config.logit_softcap, params.config.logit_divisor
     logits = project(params.embed if params.head is None else params.head, normed, jnp.float32)
+    logits = logits if divisor == 1 else logits / divisor
     return logits if cap is None else jnp.tanh(logits / cap) * cap
 
 

@@ -39,7 +39,7 @@ _MATRICES = {
 def logical_axes(params: Params) -> Params:
     """Names the axes of every weight.
 
-    The names are layers, experts, vocab, positions, width, heads, kv_heads, head_dim and ff. An axis called heads or
+    The names are layers, experts, vocab, positions, width, heads, kv_heads, head_dim, sinks and ff. An axis called heads or
     kv_heads counts all dimensions of all heads (N H or K H).
 
     Args:
@@ -69,6 +69,8 @@ def logical_axes(params: Params) -> Params:
         elif module in ("q_norm", "k_norm"):
             each = {"q_norm": "heads", "k_norm": "kv_heads"}[module]
             own = ("head_dim",) if params.config.qk_norm == "head" else (each,)
+        elif kind == "sinks":
+            own = ("sinks",)
         else:
             own = ("width",)
         stacked = ["layers"] * (not params.unrolled)

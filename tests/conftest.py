@@ -126,6 +126,29 @@ CONFIGS = {
         },
     )),
     "olmo2": (transformers.Olmo2Config, dict(hidden_size=32, intermediate_size=64)),
+    "olmo3": (transformers.Olmo3Config, dict(
+        hidden_size=32, intermediate_size=64, sliding_window=9, rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {
+                "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64,
+            },
+        },
+    )),
+    "granite": (transformers.GraniteConfig, dict(
+        hidden_size=32, intermediate_size=64, attention_multiplier=0.2, embedding_multiplier=3.1, residual_multiplier=0.4,
+        logits_scaling=1.7, tie_word_embeddings=True,
+    )),
+    "granitemoe": (transformers.GraniteMoeConfig, dict(
+        hidden_size=32, intermediate_size=24, num_local_experts=5, num_experts_per_tok=2, attention_multiplier=0.2,
+        embedding_multiplier=3.1, residual_multiplier=0.4, logits_scaling=1.7,
+    )),
+    "gpt_oss": (transformers.GptOssConfig, dict(
+        hidden_size=32, intermediate_size=24, head_dim=12, num_local_experts=5, num_experts_per_tok=2, sliding_window=9,
+        swiglu_limit=0.6, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64,
+            "truncate": False,
+        },
+    )),
     "smollm3": (transformers.SmolLM3Config, dict(
         hidden_size=32, intermediate_size=64, no_rope_layers=[1, 0, 1, 0], use_sliding_window=True, sliding_window=10,
     )),
@@ -161,9 +184,9 @@ def make_checkpoint(folder: Path, name: str, seed: int, **changes) -> Pair:
         model.set_experts_implementation("eager")  # the default knows no float64
     with torch.no_grad():
         for key, weight in model.named_parameters():
-            wide = "norm" in key or key.endswith("bias")
+            wide = "norm" in key or key.endswith(("bias", "sinks"))
             weight.add_(torch.randn_like(weight) * (0.3 if wide else 0.1))
-            if name in ("olmo2", "gemma3_text") and "post" in key:
+            if name in ("olmo2", "olmo3", "gemma3_text") and "post" in key:
                 # Or the stream is ten times as large as in the other families, and so is all rounding, transformers' too.
                 weight.sub_(0.75)
     model.save_pretrained(folder)
@@ -224,7 +247,7 @@ def pair(request, tmp_path_factory) -> Pair:
     return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param, seed=1)
 
 
-KINDS = ("llama", "gemma2", "gemma3_text", "mixtral", "gpt2", "gpt_neox")
+KINDS = ("llama", "gemma2", "gemma3_text", "mixtral", "gpt_oss", "gpt2", "gpt_neox")
 """Between them: every kind of norm placement, position, mask and MLP that a block knows."""
 
 

@@ -9,8 +9,9 @@ ARCHITECTURES = {
     "LlamaConfig": "llama", "MixtralConfig": "llama", "Qwen2Config": "qwen2", "Qwen3Config": "qwen3", "Qwen3MoeConfig": "qwen3moe",
     "Gemma2Config": "gemma2", "Gemma3TextConfig": "gemma3", "Phi3Config": "phi3", "Olmo2Config": "olmo2",
     "SmolLM3Config": "smollm3", "GPT2Config": "gpt2", "GPTNeoXConfig": "gptneox",
+    "Olmo3Config": "olmo2", "GraniteConfig": "granite", "GraniteMoeConfig": "granitemoe", "GptOssConfig": "gpt-oss",
 }  # fmt: skip
-PAIRED = ("llama", "smollm3")
+PAIRED = ("llama", "smollm3", "granite", "granitemoe")
 BYTE, SENTENCEPIECE = "gpt2", "llama"
 
 
@@ -35,7 +36,10 @@ def tensors(model, architecture: str) -> dict[str, np.ndarray]:
             continue
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        key = key.replace("mlp.experts.down_proj", "mlp.experts.down_proj.weight").replace("block_sparse_moe.", "mlp.")
+        if architecture == "gpt-oss" and (".experts." in key or key.endswith("sinks")):
+            found |= gpt_oss(key, value)
+            continue
+        key = key.replace("block_sparse_moe.", "mlp.").replace("mlp.experts.down_proj", "mlp.experts.down_proj.weight")
         if "experts.gate_up_proj" in key:  # transformers keeps both together in memory
             layer = key.split(".")[2]
             gate, up = np.split(value, 2, axis=1)
@@ -66,6 +70,17 @@ def tensors(model, architecture: str) -> dict[str, np.ndarray]:
             value = value.reshape(-1, *value.shape[2:])
         found[name] = value
     return found
+
+
+def gpt_oss(key: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    """Tensors of llama.cpp's GptOssModel: matrices are turned, and gate and up are taken apart."""
+    layer, part = key.split(".")[2], "bias" if key.endswith("bias") else "weight"
+    if key.endswith("sinks"):
+        return {f"blk.{layer}.attn_sinks.weight": value}
+    value = value.swapaxes(-1, -2) if part == "weight" else value
+    if "down_proj" in key:
+        return {f"blk.{layer}.ffn_down_exps.{part}": value}
+    return {f"blk.{layer}.ffn_gate_exps.{part}": value[:, ::2], f"blk.{layer}.ffn_up_exps.{part}": value[:, 1::2]}
 
 
 def metadata(writer: gguf.GGUFWriter, config, architecture: str) -> None:
@@ -99,7 +114,7 @@ def metadata(writer: gguf.GGUFWriter, config, architecture: str) -> None:
     rope = dict(rope.get("full_attention", rope))
     writer.add_rope_freq_base(rope["rope_theta"])
     turning = int(rope.get("partial_rotary_factor", 1.0) * size)
-    if architecture in ("llama", "phi3", "smollm3"):
+    if architecture in ("llama", "phi3", "smollm3", "granite", "granitemoe"):
         writer.add_rope_dimension_count(turning)
     if rope["rope_type"] in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
@@ -132,7 +147,19 @@ def metadata(writer: gguf.GGUFWriter, config, architecture: str) -> None:
         writer.add_expert_used_count(config.num_experts_per_tok)
     if architecture == "qwen3moe":
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    if architecture in ("gemma2", "gemma3", "phi3"):
+    if type(config).__name__ == "Olmo3Config":
+        if rope["rope_type"] == "yarn":
+            writer.add_rope_scaling_attn_factors(rope["attention_factor"])
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    if architecture.startswith("granite"):
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if architecture == "gpt-oss":
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+    if architecture in ("gemma2", "gemma3", "phi3", "gpt-oss"):
         writer.add_sliding_window(config.sliding_window or 0)
     if architecture == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)

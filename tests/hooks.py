@@ -32,6 +32,7 @@ class Exact:
         self.size = getattr(c, "head_dim", None) or c.hidden_size // self.heads
         self.layers, self.width, self.vocab = len(self.blocks), c.hidden_size, c.vocab_size
         self.parallel = getattr(c, "use_parallel_residual", False)
+        self.embedding, self.residual = (getattr(c, f"{x}_multiplier", 1.0) for x in ("embedding", "residual"))
 
     def names(self, names=tuple(jc.SITES)):
         """The sites that this family has."""
@@ -49,7 +50,7 @@ class Exact:
         if name == "logits":
             return [self.model.register_forward_hook(functools.partial(on_logits, change))]
         if name == "embed":
-            return [leaving(self.model.get_input_embeddings(), change)]
+            return [leaving(self.model.get_input_embeddings(), times(self.embedding, change))]
         if name == "resid_post" and layer == 0:
             name, layer = "resid_pre", 1
         block = self.blocks[layer - 1]
@@ -58,11 +59,13 @@ class Exact:
         inner = lambda *names: next((getattr(attention, n) for n in names if hasattr(attention, n)), None)
         after = hasattr(block, "post_feedforward_layernorm")
         attn_out = block.post_attention_layernorm if after else attention
-        mlp_out = block.post_feedforward_layernorm if after else block.mlp
+        mlp_out = block.post_feedforward_layernorm if after else part("mlp", "block_sparse_moe")
         if name == "resid_pre":
             return [entering(block, change)]
-        if name in ("resid_post", "attn_out", "mlp_out"):
-            return [leaving({"resid_post": block, "attn_out": attn_out, "mlp_out": mlp_out}[name], change)]
+        if name == "resid_post":
+            return [leaving(block, change)]
+        if name in ("attn_out", "mlp_out"):
+            return [leaving({"attn_out": attn_out, "mlp_out": mlp_out}[name], times(self.residual, change))]
         if name == "resid_mid":  # no module's output: attn_out is made such that it becomes what it shall be
             box = {}
 
@@ -70,7 +73,7 @@ class Exact:
                 new = change(box["h"] + x)
                 return None if new is None else new - box["h"]
 
-            return [entering(block, lambda h: box.update(h=h)), leaving(attn_out, edit)]
+            return [entering(block, lambda h: box.update(h=h)), leaving(attn_out, times(self.residual, edit))]
         split = lambda x, heads: x.unflatten(-1, (heads, self.size))
         if name == "z":
             return [entering(inner("o_proj", "c_proj", "dense"), change, lambda x: split(x, self.heads))]
@@ -106,6 +109,16 @@ class Exact:
         for i in range(self.layers if "pattern" in names else 0):
             found["pattern", i + 1] = out.attentions[i][0]
         return {place: x.numpy() for place, x in found.items()}
+
+
+def times(factor, change):
+    """`change` of what is multiplied by a factor after it left its module."""
+
+    def scaled(x):
+        new = change(x * factor)
+        return None if new is None else new / factor
+
+    return change if factor == 1 else scaled
 
 
 def swap(whole, change, view):

@@ -66,6 +66,10 @@ MUTANTS = (
     ("jaxcomm/kv_mapping.py", "return jnp.concatenate([x[: len(question)]] * 2), found", "return x, found", "test_kv_mapping"),
     ("jaxcomm/ridge.py", "* jnp.mean(centred)).at[-1].set(0)", "* jnp.mean(centred))", "test_kv_mapping"),
     ("jaxcomm/alignment.py", "np.maximum(found, same)", "same", "test_kv_mapping"),
+    ("jaxcomm/attention.py", "total=empty(1.0, 1)", "total=empty(0.0, 1)", "test_attention"),
+    ("jaxcomm/attention.py", "sinking = -jnp.sum(", "sinking = jnp.sum(", "test_attention"),
+    ("jaxcomm/layers.py", "return up + 1 if config.up_plus_one else up", "return up", "test_parity"),
+    ("converters/tensors.py", "[blocks & 15, blocks >> 4]", "[blocks >> 4, blocks & 15]", "test_families"),
 )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ CASES = {
     "branches": dict(past=True, branches=4),
     "branches behind shared rows": dict(past=True, branches=4, shared=2, window=55),
     "softcap": dict(past=True, softcap=2.0),
+    "sinks": dict(past=True, sinks=True, window=20),
+    "sinks of branches": dict(past=True, branches=4, sinks=True, softcap=2.0),
     "window shorter than a tile": dict(past=True, window=5),
     "window longer than a tile": dict(past=True, window=40),
     "traced window": dict(past=True, window=20, traced=True),
@@ -58,6 +60,7 @@ class Case:
     moved: int = 0
     empty: bool = False
     one: bool = False
+    sinks: bool = False
     how: Scoring = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -77,7 +80,7 @@ class Case:
         if self.example:
             self.segments.insert(0, (*keys(1, 7), jnp.arange(7)[None]))
         window = jnp.int32(self.window) if self.traced and self.window is not None else self.window
-        self.how = Scoring(0.4, self.softcap, window)
+        self.how = Scoring(0.4, self.softcap, window, numbers(K * G, seed=3) + 2 if self.sinks else None)
 
     @functools.cached_property
     def sees(self) -> np.ndarray:
@@ -90,9 +93,10 @@ class Case:
         ]  # fmt: skip
         return np.any(every, axis=0)
 
-    def read(self, form, q, arrays):
+    def read(self, form, q, arrays, sinks=None):
+        how = self.how if sinks is None else self.how._replace(sinks=sinks)
         segments = [(k, v, p) for (k, v), (_, _, p) in zip(arrays, self.segments, strict=True)]
-        out = form(q, self.positions, segments, self.how)
+        out = form(q, self.positions, segments, how)
         return jnp.where(self.sees[:, None, None, :, None], out.astype(jnp.float32), 0)
 
 
@@ -105,18 +109,19 @@ def test_tiles_read_what_all_scores_read_and_so_do_their_gradients(name):
     arrays = [(k, v) for k, v, _ in case.segments]
     assert case.sees.any()
 
-    def both(form, q, arrays):
-        loss = lambda q, arrays: jnp.sum(jnp.sin(case.read(form, q, arrays)))
-        return case.read(form, q, arrays), jax.grad(loss, (0, 1))(q, arrays)
+    def both(form, *given):
+        loss = lambda *given: jnp.sum(jnp.sin(case.read(form, *given)))
+        return case.read(form, *given), jax.grad(loss, (0, 1, 2)[: len(given)])(*given)
 
-    want, got = (jax.jit(functools.partial(both, form))(case.q, arrays) for form in (plain, TILED))
+    given = (case.q, arrays, case.how.sinks) if case.sinks else (case.q, arrays)
+    want, got = (jax.jit(functools.partial(both, form))(*given) for form in (plain, TILED))
     for number, (a, b) in enumerate(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)):
         assert_close(a, b, f"{name}, result {number}", 1e-5 if number else 2e-6)
 
 
 def test_all_scores_at_once_are_the_definition():
     """In numpy, float64, query by query."""
-    case = Case(past=True, example=True, softcap=2.0, window=30)
+    case = Case(past=True, example=True, softcap=2.0, window=30, sinks=True)
     got = np.asarray(case.read(TILED, case.q, [(k, v) for k, v, _ in case.segments]))
     rows = lambda a: np.repeat(np.asarray(a, np.float64), B // len(a), axis=0)
     keys, values = (np.concatenate([rows(s[i]) for s in case.segments], axis=2) for i in (0, 1))
@@ -125,8 +130,9 @@ def test_all_scores_at_once_are_the_definition():
         at = int(case.positions[b, t])
         seen = (places[b] >= 0) & (places[b] <= at) & (at - places[b] < 30)
         score = 2.0 * np.tanh(0.4 * keys[b, k][seen] @ np.asarray(case.q[b, k, g, t], np.float64) / 2.0)
+        sink = np.exp(np.float64(case.how.sinks[k * G + g]) - score.max())
         weights = np.exp(score - score.max())
-        assert_close(got[b, k, g, t], weights @ values[b, k][seen] / weights.sum(), f"{b, k, g, t}", 2e-6)
+        assert_close(got[b, k, g, t], weights @ values[b, k][seen] / (weights.sum() + sink), f"{b, k, g, t}", 2e-6)
 
 
 def test_what_sees_nothing_is_finite_and_so_are_gradients():

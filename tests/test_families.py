@@ -18,8 +18,9 @@ from jaxcomm.converters import FAMILIES, from_hf, to_hf
 from jaxcomm.converters.table import table
 from jaxcomm.converters.values import CARRIES_NO_ARCHITECTURE
 from jaxcomm.reading import hidden_states
+from jaxcomm.sharding import local_mesh
 
-from conftest import CONFIGS, assert_close, make_checkpoint, prompts, read
+from conftest import CONFIGS, assert_close, make_checkpoint, prompts, read, refused
 
 ONE_EACH = [name for name in CONFIGS if name in FAMILIES]
 TOKENS = prompts(1, 24)
@@ -105,6 +106,11 @@ OLD_SPELLINGS = {
     "mistral": {"rope_theta": 7.0},
     "gemma3_text": {"rope_theta": 7.0, "rope_local_base_freq": 70.0, "sliding_window_pattern": 3,
                     "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "layer_types": None},
+    "olmo3": {"rope_theta": 7.0, "rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, "layer_types": None},
+    "granite": {"rope_theta": 7.0},
+    "gpt_oss": {"rope_theta": 7e3, "rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False}, "layer_types": None},
     "phi3": {"rope_theta": 70.0, "partial_rotary_factor": 0.75, "rope_scaling": {
         "type": "longrope", "short_factor": [1.0, 1.3, 2.0], "long_factor": [1.0, 2.0, 9.0]}},
     "smollm3": {"rope_theta": 7.0, "no_rope_layers": None, "no_rope_layer_interval": 3},
@@ -182,6 +188,47 @@ def test_gpt2_as_it_lies_on_the_hub(tmp_path):
         }
     save_file(weights, path)
     jax.tree.map(np.testing.assert_array_equal, from_hf(pair.folder, unroll=False), pair.params)
+
+
+def test_gpt_oss_packed_in_four_bits_as_it_lies_on_the_hub(tmp_path):
+    """Oracle: what transformers makes of the blocks and scales, loaded from an ordinary checkpoint."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    pair = make_checkpoint(tmp_path / "gpt_oss", "gpt_oss", seed=4, hidden_size=64, intermediate_size=96)
+    path, rng = pair.folder / "model.safetensors", np.random.default_rng(0)
+    weights = load_file(path)
+    packed = {}
+    for name in [name for name in weights if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, inner, out = weights.pop(name).shape
+        blocks = rng.integers(0, 256, (experts, out, inner // 32, 16), np.uint8)
+        scales = rng.integers(118, 124, (experts, out, inner // 32), np.uint8)
+        packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        made = convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.float32)
+        pair.torch.load_state_dict({name: made}, strict=False)
+    save_file(weights | packed, path)
+    config = json.loads((pair.folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (pair.folder / "config.json").write_text(json.dumps(config))
+    pair.torch.save_pretrained(tmp_path / "plain")
+    for how in (dict(unroll=False), dict(unroll=True), dict(mesh=local_mesh(fsdp=2, tensor=2))):
+        got, want = (from_hf(folder, **how) for folder in (pair.folder, tmp_path / "plain"))
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+    tokens = prompts(2, 40)
+    with torch.no_grad():
+        wanted = pair.torch(torch.from_numpy(tokens).long()).logits
+    assert_close(read(from_hf(pair.folder), tokens), wanted, "packed")
+    del packed["model.layers.2.mlp.experts.down_proj_scales"]
+    save_file(weights | packed, path)
+    refused(lambda: from_hf(pair.folder), "layers.2.mlp.experts.down_proj is packed in (5, 64, 3, 16) and nothing")
+    other = make_checkpoint(tmp_path / "llama", "llama", seed=4)
+    save_file(
+        load_file(other.folder / "model.safetensors") | {"x_blocks": np.zeros(3, np.uint8)},
+        other.folder / "model.safetensors",
+    )
+    refused(lambda: from_hf(other.folder), "has weights packed in MXFP4, which this family is not read from")
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (pair.folder / "config.json").write_text(json.dumps(config))
+    refused(lambda: from_hf(pair.folder), "quantization_config")
 
 
 @pytest.mark.parametrize("name", ONE_EACH)

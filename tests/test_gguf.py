@@ -1,6 +1,7 @@
 """GGUF files: weights, architecture and tokenizer of every architecture, against the checkpoint a file was made from and against
 transformers' own reading of the file; quantised types; damaged files."""
 
+import math
 import re
 import shutil
 import struct
@@ -25,6 +26,7 @@ from command import refused
 from conftest import make_checkpoint, prompts, read
 
 DEFAULT = {"rope_type": "default", "rope_theta": 10_000.0}
+YARN = DEFAULT | {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CASES = {
     "llama": {},
     "llama_untied_bias": {},
@@ -41,6 +43,13 @@ CASES = {
     ),
     "phi3": {},
     "olmo2": {},
+    "olmo3": dict(rope_parameters={
+        "sliding_attention": DEFAULT,
+        "full_attention": YARN | {"attention_factor": 0.1 * math.log(4.0) + 1.0},
+    }),
+    "granite": {},
+    "granitemoe": {},
+    "gpt_oss": dict(swiglu_limit=7.0),
     "smollm3": dict(no_rope_layers=None, use_sliding_window=False, sliding_window=None, layer_types=None),
     "gpt2": {},
     "gpt_neox": {},

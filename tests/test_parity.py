@@ -51,7 +51,7 @@ STEPS = {
     "attention": ("self_attn", "attn", "attention"),
     "attention_post_norm": ("post_attention_layernorm",),
     "mlp_norm": ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2"),
-    "mlp": ("mlp",),
+    "mlp": ("mlp", "block_sparse_moe"),
     "mlp_post_norm": ("post_feedforward_layernorm",),
 }
 """Names of a block's steps, ours and those transformers has for them; the first that a layer of the family has is meant."""

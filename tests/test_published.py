@@ -51,21 +51,29 @@ def expected(c: dict) -> dict:
         windows = (4096,) * len(layers)  # the default of its class, and of the model
     else:
         windows = (window,) * len(layers) if window and family in ("mistral", "phi3") else ()
+    if family in ("olmo3", "gpt_oss"):
+        windows = tuple(window if kind == "sliding_attention" else 0 for kind in c["layer_types"])
+    scale = c["query_pre_attn_scalar"] ** -0.5 if "query_pre_attn_scalar" in c else c.get("attention_multiplier")
     older = family in ("gpt2", "gpt_neox")
     return sizes | dict(
         vocab=c["vocab_size"],
         head_dim=c.get("head_dim") or sizes["width"] // sizes["heads"],
-        activation=ACTS.get(act, "gelu_tanh"),
+        activation="gelu_sigmoid" if family == "gpt_oss" else ACTS.get(act, "gelu_tanh"),
         windows=windows,
         qkv_bias=older or family == "qwen2" or c.get("attention_bias", False),
-        mlp_bias=older or c.get("mlp_bias", False),
+        mlp_bias=older or family == "gpt_oss" or c.get("mlp_bias", False),
         parallel=c.get("use_parallel_residual", family == "gpt_neox"),
         gated=not older,
         tied_head=c.get("tie_word_embeddings", family in ("gemma2", "gemma3_text", "gpt2")),
-        attention_scale=c["query_pre_attn_scalar"] ** -0.5 if "query_pre_attn_scalar" in c else None,
+        attention_scale=scale,
         attention_softcap=c.get("attn_logit_softcapping"),
         logit_softcap=c.get("final_logit_softcapping"),
         experts=c.get("num_local_experts", 0),
+        experts_per_token=c.get("num_experts_per_tok", 0),
+        sinks=family == "gpt_oss",
+        embedding_scale=c.get("embedding_multiplier", 1.0),
+        residual_scale=c.get("residual_multiplier", 1.0),
+        logit_divisor=c.get("logits_scaling", 1.0),
         rope=rope,
     )
 
@@ -81,7 +89,7 @@ def test_published_configs_are_read_as_they_stand(name, config, tmp_path):
     rope = want.pop("rope")
     assert {key: getattr(got, key) for key in want} == want
     turning = [r for r in got.ropes if r.kind != "none"] or list(got.ropes)
-    widest = max(turning, key=lambda r: r.theta)  # of Gemma 3's two the global one
+    widest = max(turning, key=lambda r: (r.theta, r.factor))  # of two the global one
     assert {key: getattr(widest, key) for key in rope} == rope
     if config["model_type"] == "gemma3_text":
         assert {r.theta for r in got.ropes} == {config["rope_theta"], config["rope_local_base_freq"]}

@@ -33,7 +33,7 @@ def test_every_weight_has_a_name_for_each_of_its_axes(kind):
     c = kind.params.config
     heads, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     sizes = dict(vocab=c.vocab, positions=c.max_positions, width=c.width, heads=heads, kv_heads=keys, ff=c.ff)
-    sizes |= dict(head_dim=c.head_dim, experts=c.experts, layers=c.layers)
+    sizes |= dict(head_dim=c.head_dim, sinks=c.heads, experts=c.experts, layers=c.layers)
     for params in (kind.params, kind.params.unroll()):
         axes = jax.tree.leaves(logical_axes(params), is_leaf=lambda x: isinstance(x, P))
         for leaf, names in zip(jax.tree.leaves(params), axes, strict=True):

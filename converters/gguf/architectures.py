@@ -385,8 +385,58 @@ def _read_phi3(m: Metadata) -> Config:
 
 
 def _read_olmo2(m: Metadata) -> Config:
+    config, window = _common(m), m.take("attention.sliding_window")
+    config |= {"model_type": "olmo2", "attention_bias": m.has("blk.0.attn_q.bias")}
+    if not window:
+        return config
+    slides = m.listed(
+        "attention.sliding_window_pattern", [bool((i + 1) % 4) for i in range(config["num_hidden_layers"])]
+    )
+    rope, scale = config["rope_parameters"], m.take("rope.scaling.attn_factor")
+    m.demand("rope.freq_base_swa", None, rope["rope_theta"])
+    if rope["rope_type"] == "yarn" and scale is not None:
+        # Here it is the whole factor, as in the checkpoint.
+        follows = 0.1 * math.log(rope["factor"]) + 1.0
+        rope["attention_factor"] = follows if math.isclose(scale, follows, rel_tol=1e-6) else _shortest([scale])[0]
+    local = {"rope_theta": rope["rope_theta"], "rope_type": "default"}
+    return config | {
+        "model_type": "olmo3",
+        "rope_parameters": {"full_attention": rope, "sliding_attention": local},
+        "sliding_window": window,
+        "layer_types": ["sliding_attention" if x else "full_attention" for x in slides],
+    }
+
+
+def _read_granite(m: Metadata) -> Config:
     _no_window(m)
-    return _common(m) | {"model_type": "olmo2", "attention_bias": m.has("blk.0.attn_q.bias")}
+    factors = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
+    names = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+    scales = dict(zip(names, _shortest([m.need(key) for key in factors]), strict=True))
+    return _common(m) | scales | {"model_type": "granite", "attention_bias": m.has("blk.0.attn_q.bias")}
+
+
+def _read_granite_moe(m: Metadata) -> Config:
+    m.demand("expert_shared_feed_forward_length", None, 0)
+    m.demand("expert_feed_forward_length", None, m.take("feed_forward_length"))
+    return _read_granite(m) | {
+        "model_type": "granitemoe",
+        "num_local_experts": m.count("expert_count"),
+        "num_experts_per_tok": m.count("expert_used_count"),
+    }
+
+
+def _read_gpt_oss(m: Metadata) -> Config:
+    config = _common(m)
+    m.demand("expert_feed_forward_length", None, config["intermediate_size"])
+    return config | {
+        "model_type": "gpt_oss",
+        "rope_parameters": config["rope_parameters"] | {"truncate": False},  # not said; so it was trained
+        "sliding_window": m.count("attention.sliding_window"),
+        "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(config["num_hidden_layers"])],
+        "attention_bias": m.has("blk.0.attn_q.bias"),
+        "num_local_experts": m.count("expert_count"),
+        "num_experts_per_tok": m.count("expert_used_count"),
+    }
 
 
 def _read_smollm3(m: Metadata) -> Config:
@@ -454,6 +504,9 @@ _EXPERTS = alone((("mlp", "gate"), "ffn_gate_exps"), (("mlp", "up"), "ffn_up_exp
 _EACH_EXPERT = alone(
     (("mlp", "gate"), "ffn_gate.{e}"), (("mlp", "up"), "ffn_up.{e}"), (("mlp", "down"), "ffn_down.{e}")
 )
+_GPT_OSS: Table = (
+    _PLAIN | alone((("mlp_norm",), "post_attention_norm")) | {("attention", "sinks"): Stored("attn_sinks.weight")}
+)
 _FUSED: Table = _PLAIN | {
     ("attention", x, part): Rows(f"attn_qkv.{part}", _qkv, n)
     for n, x in enumerate("qkv")
@@ -509,6 +562,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3": Architecture(_read_gemma3, _GEMMA, gemma=True),
     "phi3": Architecture(_read_phi3, _PHI3),
     "olmo2": Architecture(_read_olmo2, _PLAIN),
+    "granite": Architecture(_read_granite, _PAIRED),
+    "granitemoe": Architecture(_read_granite_moe, _PAIRED),
+    "gpt-oss": Architecture(_read_gpt_oss, _GPT_OSS),
     "smollm3": Architecture(_read_smollm3, _PAIRED),
     "gpt2": Architecture(_read_gpt2, _FUSED),
     "gptneox": Architecture(_read_gpt_neox, _FUSED),

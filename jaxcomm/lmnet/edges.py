@@ -25,7 +25,7 @@ def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
 
     The block sees back to the first token, without windows. It uses the rotary embedding of the vertex's first layer
     with full attention and rotary embedding. It normalises what it reads, and has one MLP, as wide as one expert of the
-    vertex.
+    vertex. What it makes is added as it is.
 
     Args:
         config: Architecture of the vertex.
@@ -39,6 +39,7 @@ def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
     rope = next((rope for rope in far if rope.kind != "none"), config.ropes[0])
     norms: Any = "both" if config.norms == "both" else "before"
     one = dict(layers=1, windows=(), rope=rope, norms=norms, parallel=False, experts=0, experts_per_token=0)
+    one |= dict(router_bias=False, residual_scale=1.0)
     return dataclasses.replace(config, kv_heads=heads, **one)
 
 
