@@ -37,6 +37,7 @@ class Study:
     """full: also fit W on this text (as jaxcomm fit-map's --text), besides the games' own statements."""
     seed: int = 2026
     """Seed of the items and of everything that is drawn; the registered one is the default."""
+    chat_args: options.ChatArgs = ()
     dtype: options.Dtype = "auto"
 
     def run(self) -> None:
@@ -46,7 +47,7 @@ class Study:
             ValueError: An option, an agent or a game is not as it should be, or the folder holds another run.
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
-        from ..agents import load_agents
+        from ..agents import load_agents, template_args
         from ..study import run
         from ..study.design import SIZES
         from ..study.report import report
@@ -59,7 +60,8 @@ class Study:
         if self.text is not None and not size.others:
             raise ValueError("--text fits W, which is part of --size full: leave it out, or add --size full")
         settings = run.Settings(size, self.seed, self.text)
-        a, b = load_agents(self.a, self.b, dtype=self.dtype, layers=True)
+        told = template_args(self.chat_args)
+        a, b = load_agents(self.a, self.b, dtype=self.dtype, chat_args=told, layers=True)
         command = options.command_line(self)
         with run.opened(settings, a, b, self.out, command=command, resume=self.resume) as folder:
             study = run.Study(settings, a, b, folder, lambda name: print(f"... {name}", flush=True))

@@ -107,23 +107,21 @@ CONTROLS = ("generated", "mean", "moments", "noise", "zero", "adversarial", "sel
 """Controls of the activation, beside another item's message."""
 
 
-def channels(setup: Setup) -> dict[str, dict[str, Any]]:
+def channels(setup: Setup, same_shape: bool) -> dict[str, dict[str, Any]]:
     """Lists what is played beside the activation.
 
     Args:
         setup: The set-up.
+        same_shape: Whether A's keys and values fit B (`measure.same_shape`).
 
     Returns:
         By protocol, its settings. In a chat, A is asked to write a message; raw, it goes on from what it read.
     """
     words = {"max_message_tokens": 48}
     asked = {"ask": "{prompt} Tell your partner what you know."} if setup.form == "chat" else {}
-    return {
-        "message": words | asked,
-        "debate": words | {"form": "plain", "rounds": 2, "tie": "last"},
-        "kv": {"place": "turn"},
-        "latent": {"place": "turn", "steps": 5},
-    }
+    texts = {"message": words | asked, "debate": words | {"form": "plain", "rounds": 2, "tie": "last"}}
+    caches = {"kv": {"place": "turn"}, "latent": {"place": "turn", "steps": 5}}
+    return texts | (caches if same_shape else {})
 
 
 def spread(count: int, n: int | None) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from ..effects import effect, holm, meaning, p_written, written
 from ..published import read_published
 from ..runs import surroundings
 from ..scores import accuracy, mean, percent
+from . import measure
 from .analysis import OUTCOMES, RULES, cell_of, contrast, family
 from .design import PREREGISTRATION, PRIMARY, Block
 from .run import Study
@@ -145,6 +146,11 @@ def set_up(study: Study, blocks: Sequence[Block]) -> Iterator[str]:
         yield f"{name}: {agent.name}, {config.layers} layers of width {config.width}, {agent.params.dtype.name}."
     if not any(block.setup.form == "chat" for block in blocks):
         yield "No chats: one of the models has no chat template."
+    if not measure.same_shape(study.a, study.b):
+        yield (
+            "The models have other shapes. States of unequal width are grafted by the paper's rule where there is no W; single sites, "
+            "keys and values and latent thoughts are left out."
+        )
     for name in dict.fromkeys(block.game.name for block in blocks):
         game = next(block.game for block in blocks if block.game.name == name)
         half = len(game.items) // 2

@@ -13,6 +13,7 @@ import numpy as np
 from jaxcomm.agent import Agent
 from jaxcomm.sites import Site
 
+from ..agents import read_as
 from ..choices import choose
 from ..conditions import Condition, conditions
 from ..games import GAMES, Game, draw
@@ -72,8 +73,19 @@ class Study:
         self.settings, self.a, self.b, self.folder, self.say = settings, a, b, folder, say
 
     def blocks(self) -> Iterator[Block]:
-        """Runs everything, game by game and set-up by set-up. What is done is read from the folder."""
+        """Runs everything, game by game and set-up by set-up. What is done is read from the folder.
+
+        Yields:
+            One block for each game and set-up.
+
+        Raises:
+            ValueError: A game has too few items, or B's chat template begins a thought, which would come before the answer.
+        """
         chat = all(agent.tokenizer.chat_template for agent in (self.a, self.b))
+        if chat and (b := dataclasses.replace(self.b, chat=True)).begins_thought(b.rows(["Hello"])[0]):
+            raise ValueError(
+                f"{b.name}'s chat template begins a thought, choices are scored as an answer begins: switch thinking off (such as --chat-args enable_thinking=false)"
+            )
         for name in self.settings.size.games:
             for setup in setups(chat=chat, instructed=name in GAMES, whole=self.settings.size.whole):
                 yield self._block(drawn(name, setup, self.settings), setup)
@@ -179,7 +191,7 @@ class Study:
 
     def _whole(self, game: Game, setup: Setup, cell: Cell) -> Iterator[tuple[str, list[Condition], Game]]:
         """Every control of the activation at the cell that was chosen by content, and every channel."""
-        own = channels(setup)
+        own = channels(setup, measure.same_shape(self.a, self.b))
         at = {"activation": {"k": cell.k, "j": cell.j}, "message": own["message"]}
         made = [c for c in conditions(["activation"], at, CONTROLS) if c.protocol != "silent"]
         name = lambda label: label.replace("activation", cell.label, 1)
@@ -282,4 +294,5 @@ def opened(settings: Settings, a: Agent, b: Agent, out: Path, *, command: str, r
     own = [drawn(name, Setup("raw", "statement", 0), settings) for name in settings.size.games if name not in GAMES]
     config |= {"games_sha256": hashlib.sha256(repr(own).encode()).hexdigest()} if own else {}
     config |= {"a": a.name, "b": b.name, "agent_a": agent_fingerprint(a), "agent_b": agent_fingerprint(b)}
+    config |= read_as((a, b))
     return RunFolder(out, config | surroundings(), dict, command=command, resume=resume)
