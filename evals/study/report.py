@@ -237,7 +237,7 @@ def maps_drawn(blocks: Sequence[Block]) -> Iterator[Part]:
                 )
                 values = (found["own"] - found["other"]).mean(axis=-1)
                 drawn.append(figures.LayerMap(block.setup.name, values, ks, js, (cell.k, cell.j)))
-        png = figures.contours(drawn, label="content, nats", columns=min(3, len(drawn)))
+        png = figures.layer_maps(drawn, label="content, nats", columns=min(3, len(drawn)))
         yield Picture(f"content-{game}.png", png, f"{game}: content at every layer pair")
 
 
