@@ -42,7 +42,7 @@ SHOWN_WHOLE = ("jaxcomm.sharding", "jaxcomm.prefixes")
 BEHIND = "---\nsearch:\n  boost: 0.3\n---\n"
 """Head of a page that the search lists behind the pages of docs/."""
 COMMANDS = (
-    "demo", "play", "read", "sweep", "select", "eval", "report", "cost", "fit-map", "monitor", "lmnet train",
+    "demo", "play", "read", "sweep", "select", "study", "eval", "report", "cost", "fit-map", "monitor", "lmnet train",
     "lmnet compare", "lmnet show", "lmnet control", "bridge train", "bridge compare", "convert", "train-pair",
 )  # fmt: skip
 
