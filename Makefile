@@ -197,4 +197,4 @@ tpu-check: .venv-tpu/.tpu
 	.uv/bin/pip install -q uv
 
 clean:
-	rm -rf .venv .venv-runtime .venv-tpu .uv build demo real study-quick site
+	rm -rf .venv .venv-runtime .venv-tpu .uv build demo real study-quick site .notebooks

@@ -1,6 +1,6 @@
 """The tutorials: docs/tutorials/*.py, notebooks as text ("percent" cells), run, and made into pages and .ipynb files.
 
-A notebook that was run is kept in build/docs/notebooks until its text or the package changes. With NOTEBOOKS=off none is run: its page has
+A notebook that was run is kept in .notebooks/ until its text or the package changes. With NOTEBOOKS=off none is run: its page has
 no outputs, for those who write other pages.
 """
 
@@ -20,7 +20,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
-KEPT = ROOT / "build" / "docs" / "notebooks"
+KEPT = ROOT / ".notebooks"
 SECONDS = 600
 """Longest time that a cell may take."""
 
