@@ -47,14 +47,14 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
+def on_startup(command: str, dirty: bool) -> None:
     """Lays the package out for mkdocstrings, which reads files and imports nothing.
 
-    Args:
-        config: MkDocs' settings.
+    It looks for the folder when it is configured, so the folder has to be there before (`on_config` is too late).
 
-    Returns:
-        The same settings.
+    Args:
+        command: What MkDocs does.
+        dirty: Whether it builds changed pages only.
     """
     os.environ["COLUMNS"] = "80"  # of what commands print
     shutil.rmtree(PACKAGE, ignore_errors=True)
@@ -65,7 +65,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             # What Google calls Example, mkdocstrings shows as code under the name Examples.
             text = re.sub(r"^( +)Example:$", r"\1Examples:", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
             copy.write_text(text, encoding="utf-8")
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
