@@ -1,7 +1,7 @@
 """What each checkpoint family is: one translation of its config, both ways, and one table of weights.
 
 A family is data for `converters.hf`; nothing else in the library knows one by name. docs/add_a_family.md says how to
-add one; the parity tests and the README's table run over `FAMILIES`.
+add one; the parity tests and the table in docs/families.md run over `FAMILIES`.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ QUESTIONS = {
     "early": "Where B still computes: does content reach the answer from B's lower half?",
 }
 THREATS = (
-    "Size. These models are small. That content does not decide here says nothing of models that solve the game from text; "
-    "the skyline says how far these do.",
+    "Size. A result on one pair of models says nothing of larger ones. The skyline says how far these can play the game at all: "
+    "what they cannot answer with the statement before their eyes, no channel can teach them.",
     "The last layer. A state that arrives after B's last layer is read out by B's head as it is: B then says what A would "
     "say next, and uses nothing it read. Where j is the last layer, an effect is A's doing.",
     "Layers. They are chosen on other items of the same game and the same set-up. A user with another game would have to "
@@ -39,7 +39,6 @@ THREATS = (
     "Another item's message is a message of the same game. Content is what tells the items apart, not that it is a game of this kind.",
     "Likelihood may move where no decision does. Both are reported; only decisions are what the published tables count.",
     "Landmarks of Countries are famous. A model may know the country of a place and not its name in the wording of a game.",
-    "Weights. SmolLM2 and Gemma 3 are read from 4-bit files, dequantised; parity is with these weights, not with the originals.",
     "Items of one game share wording. Intervals are over items, not over wordings, models or seeds.",
 )
 
@@ -93,7 +92,10 @@ def document(study: Study, blocks: Sequence[Block], command: str) -> Iterator[Pa
     yield from exploratory(blocks)
     yield from published(blocks)
     yield Heading(2, "Threats to validity")
-    yield Items(list(THREATS))
+    quantised = [
+        agent.name for agent in (study.a, study.b) if agent.name.startswith("real:") or agent.name.endswith(".gguf")
+    ]
+    yield Items([*THREATS, *(f"Weights. {name} is read from a quantised file." for name in dict.fromkeys(quantised))])
     yield Heading(2, "This again")
     yield Code(command)
     yield "Seeds and settings are in the command. results.csv has every score of every item. The pre-registration:"
