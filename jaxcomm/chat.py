@@ -14,7 +14,7 @@ class Chat:
     """A conversation. The agent should read its prompts through a chat template (`Agent.chat`).
 
     Attributes:
-        agent: Who answers.
+        agent: The agent that answers.
         turns: What was said, as chat templates take it.
 
     Example:

@@ -49,8 +49,8 @@ def communicate(
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: What A reads, one prompt for each game: `Prompts`, or tokens [B, P] without padding.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game: `Prompts`, or tokens [B, P] without padding.
+        prompts_b: B's prompts, one for each game.
         k: A is read after this layer, at the last token: 0 .. L_A, an int or traced. Or any `Site`.
         j: B is edited after this layer, at the last token: 0 .. L_B, an int or traced. Or any `Site`.
         graft: "sum", "mean", "replace", a function f(a, b), or `Graft(f, W)` with a map.
@@ -107,8 +107,8 @@ def communicate_logits(
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         answers: Token ids [B, T] that follow B's prompts; -1 after the end of an answer.
         k: A is read after this layer, as in `communicate`.
         j: B is edited after this layer, as in `communicate`.
@@ -142,7 +142,7 @@ def answer_logits(
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         answers: Token ids [B, T] that follow the prompts; -1 after the end of an answer.
         edits: Edits of the prompts' states.
 
@@ -197,7 +197,7 @@ def read_prompt(params: Params, prompts: Prompts, *, past: Sequence[KVCache] = (
 
     Args:
         params: The receiver.
-        prompts: What it reads.
+        prompts: Its prompts.
         past: Caches of what stands before the prompts. They are not changed.
 
     Returns:

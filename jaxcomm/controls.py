@@ -208,7 +208,7 @@ def adversary(
 
     Args:
         params: The receiver.
-        prompts: What it reads.
+        prompts: Its prompts.
         answers: Token ids [B, T] of the right answers; -1 after the end of an answer.
         message: The messages of states that were sent.
         site: Where they go, as for `receive`.

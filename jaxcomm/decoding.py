@@ -189,7 +189,7 @@ class Decoding(TypedDict, total=False):
 
     Attributes:
         max_new_tokens: Largest number of tokens, default 16. Another number compiles another program.
-        sampling: How tokens are drawn. None, the default, takes the likeliest.
+        sampling: How to sample tokens. None, the default: greedy decoding.
         keys: Random key of each row, [B]. Not needed where nothing is drawn.
         stop_tokens: Tokens that end a row. Default: none.
     """
@@ -352,7 +352,7 @@ def decode(
         **decoding: Options of `Decoding`.
 
     Returns:
-        What is written.
+        The generated tokens.
 
     Raises:
         ValueError: `max_new_tokens` is below 1; caches and new tokens exceed the model's positions; a cache is of another
@@ -496,14 +496,14 @@ def generate(
 
     Args:
         params: The model, or a network (without edits).
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         past: Keys and values of what stands before the prompts: the model's own (`prefill`), or another's
             (`receive_cache`).
         edits: Edits of the model's states: steering, ablation, patching, messages (`jaxcomm.edits`).
         **decoding: Options of `Decoding`.
 
     Returns:
-        What is written.
+        The generated tokens.
 
     Raises:
         ValueError: A prompt is empty; past, prompt and new tokens exceed the model's positions; past is of another model, or

@@ -65,7 +65,7 @@ def check_room(params: LanguageModel, prompts: Prompts, new: int = 0) -> None:
 
     Args:
         params: The model, or a network.
-        prompts: What it reads.
+        prompts: Its prompts.
         new: Number of tokens that are written after them.
 
     Raises:

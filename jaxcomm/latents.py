@@ -97,7 +97,7 @@ def think(
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         steps: Number of steps, m. With 0 the model only reads.
         thought: What is read next.
         W: What `realignment` returned, for "aligned". None: it is computed.

@@ -70,7 +70,7 @@ def logit_lens(
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         edits: Edits of the model's states. A stream is seen as it was left.
         past: Caches of what stands before the prompts, a prefix for one.
         layers: Numbers of the layers, 0 (what enters the first block) to L. Default: all.

@@ -362,7 +362,7 @@ def send(
 
     Args:
         params: The sender.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         site: Which activation, at which positions. A layer k means the stream after it, at the last token.
         past: Caches of what the model read before the prompts. They are not changed.
         edits: Edits of the model's states.
@@ -431,7 +431,7 @@ def send_cache(params: Params, prompts: Prompts | AnyArray, *, past: Sequence[KV
 
     Args:
         params: The sender.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         past: Caches of what the model read before the prompts. They are not changed.
 
     Returns:

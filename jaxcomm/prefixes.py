@@ -257,7 +257,7 @@ def attention_onto(
 
     Args:
         params: The receiver.
-        prompts: What it reads behind the prefix.
+        prompts: Its prompts, which follow the prefix.
         past: Keys and values of the prefix, S columns in all, and which layers see them.
         last: Whether only the prompt's last token counts.
 
@@ -297,7 +297,7 @@ def attention_mass(
 
     Args:
         params: The receiver.
-        prompts: What it reads behind the prefix.
+        prompts: Its prompts, which follow the prefix.
         past: Keys and values of the prefix; all layers see it.
         sink: Whether the first token of the prefix is left out, as in the authors' code.
 
@@ -453,7 +453,7 @@ def selection_logprobs(
 
     Args:
         params: The receiver.
-        prompts: What it reads behind the prefix.
+        prompts: Its prompts, which follow the prefix.
         cache: Keys and values of the prefix, whole.
         selections: The layers of each selection.
         answers: Token ids [B, T]; -1 after the end of an answer.
@@ -510,7 +510,7 @@ def greedy_scores(
 
     Args:
         params: The receiver.
-        prompts: What it reads behind the prefix, in examples that results are not reported on.
+        prompts: Its prompts, which follow the prefix, in examples that results are not reported on.
         cache: Keys and values of the prefix, whole.
         answers: Token ids [B, T] of the right answers; -1 after the end of an answer.
         most: Number of layers to rank; the rest follows in the order of the last step. Default: all.

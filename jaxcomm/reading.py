@@ -27,7 +27,7 @@ def prefix(params: Params, prompts: Prompts, k: Any, *, past: Sequence[KVCache] 
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         k: The layer, 0 .. L, an int or traced.
         past: Caches of what the model read before, one row for each prompt, or one that all share.
 
@@ -83,7 +83,7 @@ def forward(params: LanguageModel, prompts: Prompts, *, edits: Sequence[Edit] = 
 
     Args:
         params: The model, or a network (without edits).
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         edits: Edits of the model's states (`jaxcomm.edits`).
 
     Returns:
@@ -116,7 +116,7 @@ def run_with_cache(
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         sites: Names of sites, or a `Site` for some positions or heads, which is read at its own layer.
         layers: Layers of the sites that are named. Default: all that they have.
         edits: Edits of the model's states. A site is read as it was left.
@@ -162,7 +162,7 @@ def hidden_states(params: Params, prompts: Prompts, *, last: bool = False) -> Ar
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         last: Whether only each row's last token is kept. The rest is then never stored.
 
     Returns:
@@ -190,7 +190,7 @@ def prefill(
 
     Args:
         params: The model, or a network (without edits).
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         past: Caches of what the model read before, one row for each prompt, or one that all share.
         edits: Edits of the model's states. Blocks before an edit keep the keys and values of the stream as it was.
             Later blocks make theirs from the edited stream, and decoding reads those.

@@ -100,8 +100,8 @@ def sweep(
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         ks: Layers of A, 0 .. L_A each.
         js: Layers of B, 0 .. L_B each.
         **options: Options of `SweepOptions`.
@@ -146,8 +146,8 @@ def sweep_answers(
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         answers: Token ids [G, T]; -1 after the end of an answer. With `stop_tokens` a stop token has to follow,
             whichever.
         ks: Layers of A, 0 .. L_A each.

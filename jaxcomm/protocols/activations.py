@@ -46,7 +46,7 @@ class Grafting:
         think: Largest number of tokens that A writes first. The state at the last of them is sent: chain of thought
             (appendix B.2), or a sampled completion (appendix B.5: temperature 0.7, 512 tokens). 0: A writes nothing.
         until: Strings that end what A writes.
-        sampling: How A's tokens are drawn. None takes the likeliest.
+        sampling: How to sample A's tokens. None: greedy decoding.
         seed: Seed of these draws and of noise, for all games or one for each.
 
     Raises:
@@ -82,7 +82,7 @@ class Sender(NamedTuple):
 
     Attributes:
         agent: The agent.
-        prompts: What it reads, one prompt for each game.
+        prompts: Its prompts, one for each game.
         site: Where it is read.
         W: Its map, or None.
     """
@@ -112,8 +112,8 @@ def activation(
         a: The sender, or a list of several. Then `a`, `prompts_a`, `k` (and `W`) are lists with one for each, and B
             gets the mean of what they send.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         k: A is read after this layer, 0 .. L_A. Or any `Site`.
         j: B is edited after this layer, 0 .. L_B. Or any `Site`.
         sent: What `send_states` returned for the same prompts and k, so that many controls read A's prompts once.
@@ -150,7 +150,7 @@ def send_states(
     Args:
         a: The sender, or a list of several.
         b: The receiver.
-        prompts_a: What the sender reads, one prompt for each game; of several senders, a list for each.
+        prompts_a: The sender's prompts, one for each game; with several senders, one list for each.
         settings: Maps, tokens, thinking.
         k: The sender is read after this layer, or at this `Site`; of several senders, one for each.
         games: Number of messages.
@@ -190,7 +190,7 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
 
     Args:
         b: The receiver.
-        prompts_b: What it reads, one prompt for each game.
+        prompts_b: Its prompts, one for each game.
         sent: Messages of states, one for each prompt.
         settings: Graft and tokens.
         j: The receiver is edited after this layer, or at this `Site`.
@@ -422,8 +422,8 @@ def exchange(
     Args:
         a: The first agent.
         b: The second agent.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         k: A is read after this layer, 0 .. L_A.
         j: B is edited after this layer, 0 .. L_B.
         back: Layers and map of the way back. Default: the same layers, and no map.

@@ -166,7 +166,7 @@ class Writing:
     Attributes:
         max_message_tokens: Largest number of tokens of a message.
         until: Strings that end a message.
-        sampling: How tokens are drawn. None takes the likeliest. In a debate it may be one for each agent.
+        sampling: How to sample tokens. None: greedy decoding. In a debate it may be one for each agent.
         seed: Seed of all games, or one for each.
     """
 
@@ -231,7 +231,7 @@ def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Input:
     """Makes arrays of prompts. Prompts that begin alike (few-shot examples) are read once up to where they part.
 
     Args:
-        agent: Who reads.
+        agent: The agent that reads.
         rows: Token ids of each prompt.
 
     Returns:
@@ -252,7 +252,7 @@ class Turn:
     """An agent that has read its prompts, and whose turn it is to write or to score.
 
     Attributes:
-        agent: Who writes.
+        agent: The agent that writes.
         prompts: What it was asked, one for each game.
         rows: Token ids that it read for each prompt.
         logits: Logits [B, V] of the next token.
@@ -320,7 +320,7 @@ class Turn:
         Args:
             max_new_tokens: Largest number of tokens of a reply.
             until: Stop strings. They are not in the text.
-            sampling: How tokens are drawn. None takes the likeliest.
+            sampling: How to sample tokens. None: greedy decoding.
             seed: Seed of all prompts, or one for each.
 
         Returns:
@@ -538,11 +538,11 @@ def start_turn(
     """Lets an agent read its prompts.
 
     Args:
-        agent: Who reads.
+        agent: The agent that reads.
         prompts: Texts, or conversations.
         rows: Token ids of each prompt, if they are not the prompts' own.
         details: What the protocol tells of each prompt.
-        before: What was spent on each prompt before.
+        before: Cost of each prompt so far.
 
     Returns:
         The agent's turn.
@@ -561,7 +561,7 @@ def dropped(agent: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int
     """Counts the tokens that an agent cut off its prompts (`Agent.longest`).
 
     Args:
-        agent: Who reads.
+        agent: The agent that reads.
         prompts: Texts, or conversations.
         rows: Token ids that were read of each.
 

@@ -37,7 +37,7 @@ class Bridging:
         bridge: The trained bridge; with several senders a list of fusers, one for each.
         control: What B gets in place of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
         seed: Seed of noise, for all games or one for each.
-        sampling: As in other protocols. Nothing is drawn before B's turn, so it changes nothing.
+        sampling: As in other protocols. No effect: nothing is sampled before B's turn.
         until: Likewise.
 
     Raises:
@@ -112,8 +112,8 @@ def bridge(
     Args:
         a: The sender; with several fusers a list of as many.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game. C2C does not use it.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game. C2C does not use it.
+        prompts_b: B's prompts, one for each game.
         sent: What `send_bridged` returned for the same prompts, so that many controls read A's prompts once. Default: A
             reads them now.
         **how: Options of `Bridging`; `bridge` at least.
@@ -181,7 +181,7 @@ def receive_bridged(b: Agent, prompts_b: Sequence[Prompt], sent: Sequence[Crossi
 
     Args:
         b: The receiver.
-        prompts_b: What it reads, one prompt for each game.
+        prompts_b: Its prompts, one for each game.
         sent: The messages of each sender, as `send_bridged` returns them.
         settings: The bridges, and what the control is called in the details.
 

@@ -362,7 +362,7 @@ def cipher_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], 
     """Agents debate in expected embeddings (CIPHER, Pham et al. 2024). The one with the lowest temperature answers.
 
     Args:
-        agents: Who takes part. All have one vocabulary.
+        agents: The agents that take part. All have one vocabulary.
         prompts: For each agent, one prompt for every question.
         **how: Options of `CipherDebate`: temperatures, one for each agent, and others.
 
@@ -414,7 +414,7 @@ def check_vocabularies(agents: Sequence[Agent]) -> int:
     """Checks that agents share a vocabulary.
 
     Args:
-        agents: Who takes part.
+        agents: The agents that take part.
 
     Returns:
         The number of its tokens.

@@ -145,8 +145,8 @@ class Panel:
     Attributes:
         turns: The turn of each agent.
         parse: Function that reads the answer in a text, for the vote.
-        tie: Who wins among answers with equally many votes: the "first" agent or the "last".
-        before: What was spent on each prompt before.
+        tie: Which agent wins a tied vote: the "first" or the "last".
+        before: Cost of each prompt so far.
         details: What was said to each prompt before.
         receiver: Index of the turn of B, whom the others tell something. Default: the last.
 
@@ -188,7 +188,7 @@ class Panel:
         Args:
             max_new_tokens: Largest number of tokens of a reply.
             until: Stop strings. They are not in the text.
-            sampling: How tokens are drawn, for all agents or for each. None takes the likeliest.
+            sampling: How to sample tokens, for all agents or one for each. None: greedy decoding.
             seed: Seed of all prompts, or one for each.
 
         Returns:
@@ -246,12 +246,12 @@ class Debate(Writing):
     Attributes:
         max_message_tokens: Largest number of tokens of an answer before the last round.
         until: Strings that end such an answer.
-        sampling: How such answers are drawn, for all agents or for each. None takes the likeliest tokens.
+        sampling: How to sample such answers, for all agents or one for each. None: greedy decoding.
         seed: Seed of all questions, or one for each.
         rounds: How often everybody answers. The last answers are the `Panel`'s.
         form: The words, or a name in `FORMS`.
         answer: How a text is parsed for the vote: a function, or a name in `ANSWERS`.
-        tie: Who wins among answers with equally many votes: the "first" agent or the "last".
+        tie: Which agent wins a tied vote: the "first" or the "last".
         control: What every agent gets in place of each of the others' answers: a name in `CONTROLS`, or a `StandIn`.
             None: the answers. Its own answers it keeps.
 
@@ -279,7 +279,7 @@ def debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: 
     There may be any number of agents. They may have different tokenizers.
 
     Args:
-        agents: Who takes part.
+        agents: The agents that take part.
         prompts: For each agent, one prompt for every question.
         **how: Options of `Debate`: rounds, form, answer, tie, control, max_message_tokens, until, sampling and seed.
 
@@ -397,7 +397,7 @@ def check_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]]) -
     """Checks that every agent has one prompt for each question.
 
     Args:
-        agents: Who takes part.
+        agents: The agents that take part.
         prompts: For each agent, its prompts.
 
     Raises:

@@ -249,8 +249,8 @@ def inspect_activation(
     Args:
         a: The sender.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         answers: The right answer of each game. Its first token is looked up in every layer of B.
         k: A is read after this layer, 0 .. L_A.
         j: B is edited after this layer, 0 .. L_B.
@@ -298,8 +298,8 @@ def inspect_prefix(
     Args:
         a: The sender.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         answers: The right answer of each game.
         prefix: Layers, steps, and how A thinks. It sends keys and values, without a map between tokenizers.
         **how: Options of `Inspecting`.
@@ -342,10 +342,10 @@ def inspect_deltas(
     """Plays games of `deltas`, and looks at how A's state moved over its message, and at what B hears of that.
 
     Args:
-        a: Who writes.
-        b: Who reads.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B is asked, one prompt for each game.
+        a: The agent that writes.
+        b: The agent that reads.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts (the questions), one for each game.
         answers: The right answer of each game.
         talk: How A writes and B is told.
         layers: The layers after which states are read and added.
@@ -396,8 +396,8 @@ def inspect_bridge(
     Args:
         a: The sender.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game. The sender of a C2C reads B's prompts.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game. The sender of a C2C reads B's prompts.
+        prompts_b: B's prompts, one for each game.
         answers: The right answer of each game.
         bridging: The bridge.
         **how: Options of `Inspecting`.

@@ -55,7 +55,7 @@ class Prefixing:
             of those before it.
         control: What B gets in place of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
         seed: Seed of noise, for all games or one for each.
-        sampling: As in other protocols. Nothing is drawn before B's turn, so it changes nothing.
+        sampling: As in other protocols. No effect: nothing is sampled before B's turn.
         until: Likewise.
 
     Raises:
@@ -134,8 +134,8 @@ def kv(
     Args:
         a: The sender, or a list of several. Then `a` and `prompts_a` are lists with one for each.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         sent: What `send_prefix` returned for the same prompts, so that many controls read A's prompts once. Default: A
             reads them now.
         **how: Options of `Prefixing`.
@@ -170,8 +170,8 @@ def latent(
     Args:
         a: The sender, or a list of several roles, in a row or in parallel.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game; of several senders a list for each.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game; of several senders a list for each.
+        prompts_b: B's prompts, one for each game.
         **how: Options of `Prefixing`.
 
     Returns:
@@ -205,9 +205,9 @@ def thinking(
 
     Args:
         a: The other agent. It does nothing.
-        b: Who answers.
-        prompts_a: What A would read.
-        prompts_b: What B reads, one prompt for each game.
+        b: The agent that answers.
+        prompts_a: A's prompts. Not used.
+        prompts_b: B's prompts, one for each game.
         steps: Number of steps, m. With 0 it is `silent`.
         thought: What B reads in place of tokens while it thinks (`latents.Thought`).
         **unused: Options of `Prefixing`. They change nothing.
@@ -239,7 +239,7 @@ def send_prefix(a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], 
     Args:
         a: The sender, or a list of several.
         b: The receiver.
-        prompts_a: What the sender reads, one prompt for each game; of several senders, a list for each.
+        prompts_a: The sender's prompts, one for each game; with several senders, one list for each.
         settings: Layers, steps, order.
 
     Returns:
@@ -295,7 +295,7 @@ def receive_prefix(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
 
     Args:
         b: The receiver.
-        prompts_b: What it reads, one prompt for each game.
+        prompts_b: Its prompts, one for each game.
         sent: Messages of keys and values, or of vectors, one for each prompt.
         settings: What the control is called in the details.
 
@@ -340,7 +340,7 @@ def places(b: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -
     """Counts the tokens that stand before the last turn of all prompts, for `Prefixing.place` "turn".
 
     Args:
-        b: Who reads them.
+        b: The agent that reads them.
         prompts: The prompts.
         rows: Their tokens.
 
@@ -364,7 +364,7 @@ def behind(b: Agent, rows: Sequence[Sequence[int]], cache: KVCache, ahead: int) 
     """Lays out prompts behind a prefix, and reads what stands before the prefix.
 
     Args:
-        b: Who reads.
+        b: The agent that reads.
         rows: Tokens of the prompts.
         cache: Keys and values of the prefix.
         ahead: Number of tokens of each prompt that stand before the prefix, the same in all.

@@ -49,10 +49,10 @@ def deltas(
     """A writes a message; B reads its tokens, and at each of them how A's state moved (State Delta Encoding, arXiv 2506.19209).
 
     Args:
-        a: Who writes.
-        b: Who reads. It has A's vocabulary and width.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B is asked, one prompt for each game.
+        a: The agent that writes.
+        b: The agent that reads. It has A's vocabulary and width.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts (the questions), one for each game.
         j: The layer of both models after which states are read and added, 0 (embedding) .. L; or several layers.
         sent: What `send_deltas` returned for the same prompts and layers. Default: A writes now.
         **how: Options of `Conversation`, with a single turn. A `control` stands in for the deltas; the tokens stay A's.
@@ -97,8 +97,8 @@ def send_deltas(a: Agent, prompts: Sequence[Prompt], talk: Conversation, *, laye
     """Lets an agent write messages, and reads how its state moved at each of their tokens.
 
     Args:
-        a: Who writes.
-        prompts: What it reads, one prompt for each game.
+        a: The agent that writes.
+        prompts: Its prompts, one for each game.
         talk: How it writes.
         layers: The layers after which its states are read.
 
@@ -137,7 +137,7 @@ def receive_deltas(
     """Lets an agent read messages with the deltas of their tokens, and its own prompts.
 
     Args:
-        b: Who reads.
+        b: The agent that reads.
         prompts_b: Its own prompts, one for each game.
         sent: What `send_deltas` returned.
         talk: How the agent is told.
@@ -213,10 +213,10 @@ def sweep_deltas(
     """Scores answers behind messages with deltas after each of many layers. A writes once, and prompts are read once (`patch`).
 
     Args:
-        a: Who writes. It has B's shape.
-        b: Who reads.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B is asked, one prompt for each game.
+        a: The agent that writes. It has B's shape.
+        b: The agent that reads.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts (the questions), one for each game.
         answers: The right answers.
         layers: The layers, each by itself.
         orders: For each run the game whose deltas each game gets, aligned at the messages' ends; the text stays its own. None:
@@ -284,8 +284,8 @@ def delta_layers(a: Agent, b: Agent, j: int | Sequence[int], talk: Conversation 
     """Checks that two agents can send each other deltas.
 
     Args:
-        a: Who writes.
-        b: Who reads.
+        a: The agent that writes.
+        b: The agent that reads.
         j: A layer, or several.
         talk: How A writes. None: it is not known yet.
 

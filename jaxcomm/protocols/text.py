@@ -22,9 +22,9 @@ def silent(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[
 
     Args:
         a: The other agent. It does nothing.
-        b: Who answers.
-        prompts_a: What A would read. Not used.
-        prompts_b: What B reads, one prompt for each game.
+        b: The agent that answers.
+        prompts_a: A's prompts. Not used.
+        prompts_b: B's prompts, one for each game.
         **unused: Options of writing (`sampling`, `seed`, ..), as every protocol takes them. Nothing is written before
             B's turn, so they change nothing.
 
@@ -47,9 +47,9 @@ def sender(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[
     """A answers alone what B is asked.
 
     Args:
-        a: Who answers.
+        a: The agent that answers.
         b: The other agent. It does nothing.
-        prompts_a: What A would read. Not used.
+        prompts_a: A's prompts. Not used.
         prompts_b: What A reads, one prompt for each game.
         **unused: Options of writing, as for `silent`. They change nothing.
 
@@ -74,7 +74,7 @@ def skyline(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
 
     Args:
         a: The other agent. It does nothing.
-        b: Who answers.
+        b: The agent that answers.
         prompts_a: What B reads first, one prompt for each game. Where it is the same as B's own, B reads it once.
         prompts_b: What B reads then, one prompt for each game.
         **unused: Options of writing, as for `silent`. They change nothing.
@@ -122,7 +122,7 @@ class Conversation(Writing):
     Attributes:
         max_message_tokens: Largest number of tokens of a message.
         until: Strings that end a message.
-        sampling: How messages are drawn. None takes the likeliest tokens.
+        sampling: How to sample messages. None: greedy decoding.
         seed: Seed of all games, or one for each.
         ask: Template that A's prompt is put into.
         tell: Template that A's message and B's prompt are put into.
@@ -169,10 +169,10 @@ def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
     """A writes after its prompt, and B reads what A wrote and its own prompt (Ramesh & Li 2025, section 4.1).
 
     Args:
-        a: Who writes.
-        b: Who reads.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B is asked, one prompt for each game.
+        a: The agent that writes.
+        b: The agent that reads.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts (the questions), one for each game.
         **how: Options of `Conversation`.
 
     Returns:
@@ -265,8 +265,8 @@ def send_text(a: Agent, prompts: Sequence[Prompt], talk: Conversation, n: int = 
     """Lets an agent write a message after each of its prompts.
 
     Args:
-        a: Who writes.
-        prompts: What it reads, one prompt for each game.
+        a: The agent that writes.
+        prompts: Its prompts, one for each game.
         talk: How it writes.
         n: Number of the message in the conversation. Each draws with seeds of its own.
 
@@ -312,7 +312,7 @@ def receive_text(
     """Lets an agent read messages and its own prompts.
 
     Args:
-        b: Who reads.
+        b: The agent that reads.
         prompts_b: Its own prompts, one for each game.
         sent: Messages of text, one for each prompt.
         talk: How the agent is told.
