@@ -407,7 +407,7 @@ def _read(agent: Agent, prompts: Sequence[Prompt], settings: Prefixing, before: 
 
 
 def _keys_behind(config: ModelConfig, tokens: int, before: int) -> int:
-    """FLOPs of a prompt's keys and values, behind other senders' tokens. The last layer computes no attention."""
+    """FLOPs of a prompt's keys and values, behind other senders' tokens. The last block computes only these."""
     return keys_flops(config, before + tokens) - (keys_flops(config, before) if before else 0)
 
 

@@ -46,7 +46,7 @@ def deltas(
     sent: Sent | None = None,
     **how: Any,
 ) -> Turn:
-    """A generates a message. B reads its tokens, plus the change of A's state at each (State Delta Encoding, arXiv 2506.19209).
+    """A writes a message. B reads its tokens, plus the change of A's state at each (State Delta Encoding, arXiv 2506.19209).
 
     Args:
         a: The agent that writes.
