@@ -1,4 +1,4 @@
-"""Checkpoints <-> (architecture, weights) of jaxcomm: Hugging Face's, both ways, without torch, and Orbax'."""
+"""Convert checkpoints to and from jaxcomm's architecture and weights: Hugging Face's, without torch, and Orbax'."""
 
 from .agents import load_agent
 from .checkpoints import load, save

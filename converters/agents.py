@@ -1,4 +1,4 @@
-"""A whole agent from a checkpoint, in either form: weights, tokenizer, and the tokens it stops at."""
+"""Load a whole agent from a checkpoint of either format: weights, tokenizer and stop tokens."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .hub import commit_of, locate
 
 
 class WeightOptions(TypedDict, total=False):
-    """Options of reading weights.
+    """Options for loading weights.
 
     Attributes:
-        unroll: Whether the layers are unrolled (`jaxcomm.model`). Default: on CPU they are, which decodes faster and
-            compiles longer; elsewhere they are stacked.
+        unroll: Whether to unroll the layers (`jaxcomm.model`). Default: unrolled on CPU, which decodes faster and compiles
+            more slowly; stacked on other devices.
         max_positions: As in `from_hf`.
         mesh: As in `from_hf`.
         int8: As in `from_hf`.
@@ -50,20 +50,20 @@ def load_agent(
     """Loads a model and its tokenizer from a checkpoint. No code from the checkpoint is run.
 
     The agent stops at the end-of-sequence tokens named in generation_config.json, config.json and the tokenizer. For a
-    .gguf file it stops at those that the file names, and at known end-of-turn tokens (`converters.gguf`). For a folder
-    written by `checkpoints.save` it stops at the tokens that were saved.
+    .gguf file it stops at the tokens that the file names, and at known end-of-turn tokens (`converters.gguf`). For a
+    folder written by `checkpoints.save` it stops at the saved stop tokens.
 
     Args:
         path_or_hub_id: A Hugging Face folder, a .gguf file, a hub id, the name of a real model such as "real:smollm2"
             (`hub.locate`), or a folder written by `jaxcomm convert` (`checkpoints.save`).
-        dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere that of the
-            checkpoint.
+        dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere the checkpoint's
+            dtype.
         revision: Branch, tag or commit of the hub's repository.
         chat: Whether prompts go through the tokenizer's chat template.
         chat_args: Further arguments of the template, such as {"enable_thinking": False}.
         name: Name of the agent. Default: the last part of the path or of the hub id.
-        tokenizer: Folder or hub id of another tokenizer. Its stop tokens are used, too.
-        **weights: Options of reading weights (`WeightOptions`).
+        tokenizer: Folder or hub id of another tokenizer. Its stop tokens are used too.
+        **weights: Options for loading weights (`WeightOptions`).
 
     Returns:
         The agent.
@@ -82,7 +82,7 @@ def load_agent(
     path = locate(path_or_hub_id, revision)
     saved = checkpoints.is_saved(path)
     if not saved:
-        configs.parse_config(path)  # what is no checkpoint has no tokenizer either
+        configs.parse_config(path)  # raises if this is not a checkpoint, before the tokenizer is loaded
     speaking = path if tokenizer is None else locate(tokenizer)
     words = load_tokenizer(speaking)
     kept = checkpoints.is_saved(speaking)
@@ -113,8 +113,8 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         try:
             made = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            # Of a folder that names no class of its own, it may all the same make one by the model's family, and lose what
-            # tokenizer.json says.
+            # If the folder names no tokenizer class, transformers may choose one by the model's family, and ignore parts of
+            # tokenizer.json.
             return (
                 made
                 if type(made) is as_it_stands or not _names_no_class(folder)
@@ -123,16 +123,16 @@ def load_tokenizer(folder: Path) -> Any:
         except Exception:
             if not (folder / "tokenizer.json").is_file():
                 raise
-            # Its class is code of the checkpoint's, which is not run; what it does is in the file, too.
+            # The tokenizer class is code in the checkpoint, which is not run. tokenizer.json contains the same rules.
             return as_it_stands.from_pretrained(folder)
-    except Exception as error:  # its errors are of many kinds, and long
+    except Exception as error:  # transformers raises errors of many types, with long messages
         raise ValueError(
             f"{folder} has no usable tokenizer ({type(error).__name__}): it needs tokenizer.json"
         ) from error
 
 
 def _names_no_class(folder: Path) -> bool:
-    """Whether a checkpoint's tokenizer is what its tokenizer.json says and nothing else."""
+    """Whether a checkpoint's tokenizer is fully described by its tokenizer.json."""
     path = folder / "tokenizer_config.json"
     if not (path.is_file() and (folder / "tokenizer.json").is_file()):
         return False
@@ -169,7 +169,7 @@ def stored_dtype(path_or_hub_id: str | Path, revision: str | None = None) -> np.
         revision: Branch, tag or commit of the hub's repository.
 
     Returns:
-        The dtype that they are stored in.
+        The stored dtype.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
@@ -183,7 +183,8 @@ def stored_dtype(path_or_hub_id: str | Path, revision: str | None = None) -> np.
 
 
 def _stop_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Every end of sequence, those of generation_config.json (of instruct checkpoints the most particular) first."""
+    """All end-of-sequence tokens. Those of generation_config.json come first: in instruct checkpoints they are the most
+    specific."""
     if gguf.is_gguf(folder):
         return gguf.stop_tokens(folder)
     ends: list[Any] = []

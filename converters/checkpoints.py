@@ -1,9 +1,8 @@
-"""A model in JAX's own form: weights as Orbax keeps them, beside architecture, tokenizer and fingerprint, in one
-folder.
+"""Save and load a model in JAX's own format: Orbax weights, architecture, tokenizer and fingerprint in one folder.
 
 jaxcomm.json    architecture, dtype, stop tokens, fingerprint
-weights/        an Orbax checkpoint of stacked layers, which is restored in parallel, and straight onto a mesh
-tokenizer.json  and what else transformers writes of a tokenizer
+weights/        an Orbax checkpoint of stacked layers; it is restored in parallel, directly onto a mesh
+tokenizer.json  and the other tokenizer files that transformers writes
 """
 
 from __future__ import annotations
@@ -49,13 +48,12 @@ def is_saved(path: str | Path) -> bool:
 def save(params: Params, out: str | Path, *, tokenizer: Any = None, stop_tokens: Sequence[int] = ()) -> Path:
     """Writes a model, and its tokenizer, into a new folder. Orbax writes the weights.
 
-    The folder appears whole, or not at all. Unrolled layers are stacked first, which takes memory for a second copy of
-    them.
+    The folder appears complete or not at all. Unrolled layers are stacked first, which needs memory for a second copy.
 
     Args:
         params: The model.
         out: Path of the new folder.
-        tokenizer: A transformers tokenizer to write beside it, or None.
+        tokenizer: A transformers tokenizer to save with the model, or None.
         stop_tokens: Tokens at which an agent stops.
 
     Returns:
@@ -110,20 +108,20 @@ def load(
 
     Args:
         folder: The folder.
-        dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere that of the saved
+        dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere the dtype of the saved
             weights.
-        unroll: Whether the layers are unrolled (`jaxcomm.model`). Default: on CPU they are.
+        unroll: Whether to unroll the layers (`jaxcomm.model`). Default: only on CPU.
         max_positions: Largest number of tokens of a text, as in `from_hf`.
-        mesh: Devices to place the weights on, as `jaxcomm.sharding.shard` does. Each process reads only what its own
-            devices hold.
-        int8: Whether every matrix is quantised as soon as it is read (`jaxcomm.int8`).
+        mesh: Devices to place the weights on, as `jaxcomm.sharding.shard` does. Each process reads only the parts for its
+            own devices.
+        int8: Whether to quantise every matrix as soon as it is read (`jaxcomm.int8`).
 
     Returns:
         The model.
 
     Raises:
         ValueError: The folder holds no such model; a weight is not finite in `dtype`; `max_positions` is out of range.
-            Without a mesh also: the weights differ from those that were saved.
+            Without a mesh also: the weights differ from the saved ones (by their fingerprint).
 
     Example:
         >>> import tempfile
@@ -141,7 +139,7 @@ def load(
     like = abstract_params(config)
     leaves, structure = jax.tree_util.tree_flatten_with_path(_tree(like))
     placed = [None] * len(leaves) if mesh is None else jax.tree.leaves(_tree(shardings(like, mesh)))
-    # Leaf by leaf: at no time is more than one of them there twice.
+    # Load leaf by leaf, so that at most one leaf is in memory twice.
     loaded, digests = [], {}
     for (path, leaf), sharding in zip(leaves, placed, strict=True):
         names = tuple(key.key for key in path)
@@ -170,11 +168,11 @@ def load(
 
 
 class _Layers(list):
-    """A leaf of a stack, layer by layer."""
+    """A leaf of stacked blocks, as a list with one array for each layer."""
 
 
 def _finite(array: Any, dtype: np.dtype, name: str) -> jax.Array:
-    """The weight, cast, where it lies. ValueError: a number in it is NaN, infinite or too large for the dtype."""
+    """Cast a weight on its device. ValueError: a number in it is NaN, infinite or too large for the dtype."""
     with np.errstate(over="ignore"):
         cast = array if array.dtype == dtype else array.astype(dtype)
     if not (finite(cast) if isinstance(cast, np.ndarray) else bool(_all_finite(cast))):
@@ -186,7 +184,7 @@ _all_finite = jax.jit(lambda array: jnp.isfinite(array).all())
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What jaxcomm.json says. ValueError: it is missing, damaged, or of a format this version does not know."""
+    """Read jaxcomm.json. ValueError: it is missing, damaged, or has a format that this version does not know."""
     path = folder / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -200,7 +198,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def config_of(record: dict[str, Any], folder: Path) -> ModelConfig:
-    """The architecture in a record. ValueError: it is none."""
+    """Read the architecture from a record. ValueError: it is invalid."""
 
     def fix(rope: dict[str, Any]) -> Rope:
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in rope.items()}
@@ -219,7 +217,7 @@ def config_of(record: dict[str, Any], folder: Path) -> ModelConfig:
 
 
 def _tree(params: Params) -> dict[str, Any]:
-    """Weights by name, without those that are None."""
+    """Weights by name, except those that are None."""
     named = {name: getattr(params, name) for name in ("embed", "positions", "blocks", "norm", "head")}
     return {name: value for name, value in named.items() if value is not None}
 
@@ -227,11 +225,11 @@ def _tree(params: Params) -> dict[str, Any]:
 def _restore(
     folder: Path, path: tuple[str, ...], shape: tuple[int, ...], dtype: Any, sharding: Any
 ) -> jax.Array | np.ndarray:
-    """One of the weights, on the host where no sharding says otherwise."""
+    """Restore one weight, on the host unless a sharding is given."""
     import orbax.checkpoint as ocp
 
     under = lambda leaf: functools.reduce(lambda tree, key: {key: tree}, reversed(path), leaf)
-    # Without the shape: given one, Orbax cuts and pads what has another.
+    # Do not pass the shape: Orbax would silently cut or pad an array of another shape.
     if sharding is None:
         how = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
     else:
@@ -249,7 +247,7 @@ def _restore(
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # Orbax' are of many kinds, and long
+    except Exception as error:  # Orbax raises errors of many types, with long messages
         first = str(error).strip().split("\n")[0][:160]
         raise ValueError(
             f"{folder / WEIGHTS} is damaged or of another model ({type(error).__name__}: {first}): convert it again"

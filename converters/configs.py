@@ -1,6 +1,6 @@
-"""What a checkpoint's config.json, or .gguf file, says: its family, its architecture, its dtype.
+"""Read a checkpoint's config.json or .gguf file: its family, its architecture, its dtype.
 
-Strict: a key or value that would change what is computed, and is not supported, is an error that names it.
+Reading is strict. If an unsupported key or value would change the model's results, it raises an error that names it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from .tensors import DTYPES, find_tensors
 from .values import CARRIES_NO_ARCHITECTURE, SAYS_NOTHING, Values
 
 MOST = 10_000
-"""Layers, or heads, that a config may have."""
+"""Largest number of layers, or heads, in a config."""
 
 DType = Any
-"""What numpy and JAX take for one, or "auto": the checkpoint's own (`stored_dtype`), except on CPU, where XLA is many
-times slower in two bytes: there float32."""
+"""A dtype as NumPy and JAX accept it, or "auto". "auto" is the checkpoint's own dtype (`stored_dtype`); on CPU it is
+float32, because XLA is many times slower there with 16-bit types."""
 
 
 def raw_config(folder: Path) -> dict[str, Any]:
@@ -61,12 +61,12 @@ def raw_config(folder: Path) -> dict[str, Any]:
 
 
 def _config_file(path: Path) -> Path:
-    """What says a checkpoint's architecture."""
+    """The file that describes a checkpoint's architecture."""
     return path if gguf.is_gguf(path) else path / "config.json"
 
 
 def read_config(folder: Path) -> tuple[Family, ModelConfig]:
-    """Reads the family and the architecture of a checkpoint. One warning names the config keys that no code reads.
+    """Reads the family and the architecture of a checkpoint. A warning lists the config keys that no code reads.
 
     Args:
         folder: A Hugging Face folder, or a .gguf file.
@@ -76,7 +76,7 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
 
     Raises:
         FileNotFoundError: There is no config.json.
-        ValueError: The architecture is unknown; a key or value changes what is computed and is not supported.
+        ValueError: The architecture is unknown; an unsupported key or value would change the results.
     """
     family, config, ignored = parse_config(folder)
     if ignored:
@@ -107,25 +107,25 @@ def parse_config(folder: Path) -> tuple[Family, ModelConfig, list[str]]:
     for values in (raw, raw.get("text_config")):
         for key in ("num_hidden_layers", "n_layer", "num_attention_heads", "n_head"):
             count = values.get(key, 1) if isinstance(values, dict) else 1
-            # Config classes make lists of so many layers, and divide by heads.
+            # Config classes make lists with one entry per layer, and divide by the number of heads.
             if not isinstance(count, int) or not 0 < count <= MOST:
                 raise ValueError(f"{path}: config key {key} = {count!r}: it must be a whole number from 1 to {MOST}")
-    import transformers  # heavy: imported by whoever loads a checkpoint, not by `import jaxcomm`
+    import transformers  # slow to import, so only when a checkpoint is loaded
 
     try:
-        # Checkpoints leave out values equal to the class's defaults, and spell rope settings in two ways.
+        # Checkpoints omit values that equal the class's defaults, and write rope settings in two ways.
         values = Values(transformers.AutoConfig.for_model(kind, **_arguments(kind, raw)), raw)
         family = FAMILIES[kind]
         result = family.read(values)
         values.finish(result)
-    except Exception as error:  # transformers' strict dataclasses have error types of their own
+    except Exception as error:  # transformers' strict dataclasses raise their own error types
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     return family, result, sorted(values.ignored)
 
 
 def _arguments(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Of transformers' config class: without keys that change nothing (which it would refuse for their types), without those that
-    it does not have and that say nothing, and in today's words."""
+    """Arguments for transformers' config class. Drops keys without effect (the class may refuse their types), and unknown
+    keys whose value means nothing. Renames old values."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     has = {field.name for field in dataclasses.fields(CONFIG_MAPPING[kind])}
@@ -135,13 +135,13 @@ def _arguments(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     for config, key in itertools.product(configs, CARRIES_NO_ARCHITECTURE - {"model_type"}):
         config.pop(key, None)
     rope = values.get("rope_scaling")
-    if isinstance(rope, dict) and rope.get("type") == "su":  # what Phi-3 first called it
+    if isinstance(rope, dict) and rope.get("type") == "su":  # Phi-3's first name for it
         rope["type"] = "longrope"
     return values
 
 
 def stored_dtype(folder: Path) -> np.dtype:
-    """Finds the dtype of a checkpoint's weights: the config's, or else that of the first tensor.
+    """Finds the dtype of a checkpoint's weights: the config's dtype, or else the first tensor's.
 
     Args:
         folder: A Hugging Face folder, or a .gguf file.
@@ -165,11 +165,11 @@ def chosen_dtype(dtype: DType, stored: np.dtype) -> np.dtype:
     """Decides the dtype of the loaded weights.
 
     Args:
-        dtype: The dtype that is asked for, or "auto".
+        dtype: The requested dtype, or "auto".
         stored: The dtype of the checkpoint.
 
     Returns:
-        The dtype that is asked for. For "auto": float32 on CPU, `stored` elsewhere.
+        The requested dtype. For "auto": float32 on CPU, `stored` elsewhere.
     """
     if not (isinstance(dtype, str) and dtype == "auto"):
         return np.dtype(dtype)
@@ -189,7 +189,7 @@ def reaching(config: ModelConfig, positions: int) -> ModelConfig:
     Raises:
         ValueError: The checkpoint has fewer positions; with learned positions, any other number than the checkpoint's.
     """
-    # Model cards of linear scaling go on naming the positions of before (Vicuna 16k).
+    # With linear scaling, configs may still give the old number of positions (Vicuna 16k).
     most = max(config.max_positions, *(rope.reach for rope in config.ropes))
     if isinstance(config.rope, Rope) and config.rope.kind == "linear":
         most = round(config.rope.factor * most)
@@ -220,7 +220,7 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> Family:
             values = transformers.AutoConfig.for_model(family.model_type, **family.write(config))
             if reaching(family.read(Values(values)), config.max_positions) == config:
                 return family
-        except Exception:  # a family that cannot say it; transformers' strict configs have error types of their own
+        except Exception:  # this family cannot describe it; transformers' strict configs raise their own error types
             continue
     who = "no supported family has" if model_type is None else f"{model_type} has not"
     raise ValueError(f"{who} this architecture: {config}")

@@ -1,7 +1,7 @@
-"""What each checkpoint family is: one translation of its config, both ways, and one table of weights.
+"""The checkpoint families. Each has a translation of its config, in both directions, and a table of weight names.
 
-A family is data for `converters.hf`; nothing else in the library knows one by name. docs/add_a_family.md says how to
-add one; the parity tests and the table in docs/families.md run over `FAMILIES`.
+A family is data for `converters.hf`. No other code depends on the name of a family. docs/add_a_family.md explains how to
+add one. The parity tests and the table in docs/families.md run over `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _write_llama(c: ModelConfig) -> dict[str, Any]:
 
 def _read_mistral(v: Values) -> ModelConfig:
     common = read_common(v)
-    # With the key transformers reads it as Ministral, whose layers differ.
+    # If the config has this key, transformers reads it as Ministral, whose layers differ from each other.
     windows = read_windows if v.has("layer_types") else read_window
     return ModelConfig(**common, windows=windows(v, common["layers"]))
 
@@ -104,7 +104,7 @@ def _write_qwen3(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_qwen3_moe(v: Values) -> ModelConfig:
-    # The first two are folded into the window; dense layers, which the third is of, are refused below.
+    # The first two are already part of the window. The third is for dense layers, which are refused below.
     for unused in ("use_sliding_window", "max_window_layers", "intermediate_size"):
         v.take(unused)
     v.demand("decoder_sparse_step", 1)
@@ -182,7 +182,7 @@ def _write_gemma3(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_gemma3_vision(v: Values) -> ModelConfig:
-    """The text part of a checkpoint that reads images, too."""
+    """The text part of a checkpoint that also reads images."""
     for picture in """vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id
         eoi_token_id image_token_id tie_word_embeddings is_encoder_decoder""".split():  # noqa: SIM905
         v.take(picture)
@@ -209,7 +209,7 @@ def _read_phi3(v: Values) -> ModelConfig:
 def _write_phi3(c: ModelConfig) -> dict[str, Any]:
     (rope,) = c.ropes
     original = {"original_max_position_embeddings": rope.original_positions} if rope.kind == "longrope" else {}
-    # Its config class looks for it, and its code nowhere else.
+    # The config class and the code of Phi-3 read it only here.
     share = {"rope_parameters": write_rope(rope) | {"partial_rotary_factor": rope.share}}
     return write_common(c) | dict(sliding_window=write_window(c), **original, **share)
 
@@ -282,7 +282,7 @@ def _write_granite(c: ModelConfig) -> dict[str, Any]:
 
 def _read_gpt_oss(v: Values) -> ModelConfig:
     v.demand("swiglu_alpha", 1.702)
-    v.take("hidden_act")  # its code has the function written out
+    v.take("hidden_act")  # the family's code fixes the function
     common, bias = read_common(v, act=None), v.take("attention_bias")
     return ModelConfig(
         **common,
@@ -314,7 +314,7 @@ def _write_gpt_oss(c: ModelConfig) -> dict[str, Any]:
 
 
 def _read_smollm3(v: Values) -> ModelConfig:
-    # The first two are folded into layer_types and no_rope_layers; the last is only on the hub, and read by nobody.
+    # The first two are already part of layer_types and no_rope_layers. No code reads the last one, which hub configs have.
     for folded in ("use_sliding_window", "no_rope_layer_interval", "max_window_layers"):
         v.take(folded)
     common, bias = read_common(v), v.take("attention_bias")
@@ -419,10 +419,10 @@ class Family:
         model_type: The value of model_type in its config.json.
         title: The published models of this kind.
         read: Reads the architecture from the values of a config.json.
-        write: Writes a config.json of an architecture. None: such checkpoints are read, and written as another kind.
+        write: Writes a config.json for an architecture. None: such checkpoints are read, but written as another kind.
         layout: The names of its tensors, and how our weights are stored in them.
-        model_class: How the name of transformers' model class ends, after the name of the config's. (transformers' own
-            table of these names needs torch.)
+        model_class: Suffix of the name of transformers' model class, after the name of the config class. (transformers'
+            own table of these names needs torch.)
 
     Example:
         >>> from jaxcomm.converters import FAMILIES

@@ -1,4 +1,4 @@
-"""Folders that appear whole, or not at all."""
+"""Folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def check_local(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """Context manager for a folder that appears whole, or not at all.
+    """Context manager for a folder that appears complete or not at all.
 
     Args:
         out: Path of the new folder.
 
     Yields:
-        A temporary folder to write into. At the end of the block it is renamed to `out`. After an error it is removed.
+        A temporary folder to write into. It is renamed to `out` at the end of the block, or removed after an error.
 
     Raises:
         FileExistsError: `out` exists.

@@ -1,8 +1,8 @@
-"""Hugging Face checkpoint <-> `Params`, both ways, without torch.
+"""Convert Hugging Face checkpoints to `Params` and back, without torch.
 
-Strict: a config key that would change what is computed and is not supported, a missing, unknown, misshapen or
-non-finite tensor is an error that names it. Streaming: weights are read piece by piece from memory-mapped safetensors
-to where they stay (`jaxcomm.converters.tensors`).
+Reading is strict: an unsupported config key that would change the results, or a missing, unknown, misshapen or non-finite
+tensor, raises an error that names it. Reading is streamed: weights are read piece by piece from memory-mapped safetensors
+to their final place (`jaxcomm.converters.tensors`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ SHARD_BYTES = 5 * 10**9
 
 
 class _Leaf(NamedTuple):
-    """A leaf of Params on disk: how each of its tensors lies there, its own shape, and how many of its first axes are numbers
-    in the tensors' names ({i}: layers, {e}: experts)."""
+    """A leaf of Params on disk: how its tensors are stored, the leaf's shape, and how many of its first axes are numbers in
+    the tensors' names ({i}: layers, {e}: experts)."""
 
     stored: Stored
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ class _Leaf(NamedTuple):
 
 
 def _leaf(layout: Layout, root: str, path: tuple, shape: tuple[int, ...]) -> _Leaf:
-    """Of the leaf at `path` of Params, its layers stacked or not."""
+    """The `_Leaf` for a path in Params, with stacked or unrolled layers."""
     keys: list[Any] = [getattr(p, "name", getattr(p, "key", getattr(p, "idx", None))) for p in path]
     if keys[0] != "blocks":
         return _Leaf(layout.outside(tuple(keys), root), shape, 0)
@@ -63,11 +63,11 @@ def _leaf(layout: Layout, root: str, path: tuple, shape: tuple[int, ...]) -> _Le
 
 @functools.cache
 def abstract_params(config: ModelConfig, unroll: bool = False) -> Params:
-    """Makes the shapes of a model's weights, without the weights.
+    """Computes the shapes of a model's weights, without the weights.
 
     Args:
         config: Architecture of the model.
-        unroll: Whether the layers are unrolled.
+        unroll: Whether to unroll the layers.
 
     Returns:
         `Params` with a `jax.ShapeDtypeStruct` in the place of each weight.
@@ -77,8 +77,8 @@ def abstract_params(config: ModelConfig, unroll: bool = False) -> Params:
 
 
 class _Source:
-    """A model's leaves in a checkpoint. All tensors are looked for, and their shapes and dtypes compared, before the first one
-    is read."""
+    """A model's leaves in a checkpoint. All tensors must exist with the right shapes and dtypes; this is checked before the
+    first one is read."""
 
     def __init__(self, path: Path, family: Family, config: ModelConfig):
         if gguf.is_gguf(path):
@@ -90,12 +90,12 @@ class _Source:
                     raise ValueError(f"{path} has weights packed in MXFP4, which this family is not read from")
                 block = self.layout.block | self.layout.packed
                 self.layout, self.tensors = dataclasses.replace(self.layout, block=block), unpacked(self.tensors)
-        # As transformers, which also takes a bare model without its causal head's prefix.
+        # Like transformers, also accept a bare model, whose names lack the causal model's prefix.
         roots = dict.fromkeys((*self.layout.roots, ""))
         self.root = next((root for root in roots if root + self.layout.embed in self.tensors), self.layout.roots[0])
         head, embed = (self.tensors.get(name) for name in (self.layout.head, self.root + self.layout.embed))
         if config.tied_head and head and embed and not same(head, embed):
-            # A head that was trained after all; transformers takes it, too.
+            # The config says tied, but the checkpoint has a separate head. transformers also uses it.
             config = dataclasses.replace(config, tied_head=False)
         self.config = config
         seen = {self.layout.head} if config.tied_head else set()
@@ -116,13 +116,13 @@ class _Source:
         return _leaf(self.layout, self.root, at, shape)
 
     def parts(self, leaf: _Leaf, index: tuple[range, ...]) -> Iterator[Part]:
-        """What fills these rows, columns .. of a leaf, tensor by tensor. Each reads only the bytes it needs."""
+        """The parts that fill these rows, columns .. of a leaf, tensor by tensor. Each reads only the bytes it needs."""
         numbers, index = index[: leaf.numbered], index[leaf.numbered :]
 
         def stored(tensor: Tensor, index: tuple[range, ...]) -> np.ndarray:
             rows = index[0]
             ours = leaf.stored.view(mapped(tensor), self.config)
-            first = ours.ndim - len(index) + 1  # so many axes, heads and dimensions, are our first
+            first = ours.ndim - len(index) + 1  # so many axes (heads and dimensions) are our first axis
             each = math.prod(ours.shape[1:first])
             begin = rows.start // each
             whole = ours[begin : -(-rows.stop // each)]
@@ -144,7 +144,7 @@ class _Source:
             yield Part((*at, *(0 for _ in index)), index, name, functools.partial(read, name))
 
     def load(self, leaf: _Leaf, dtype: Any, sharding: NamedSharding | None) -> jax.Array:
-        """The leaf on the default device, or what this process' devices hold of it."""
+        """Load the leaf on the default device, or this process's part of it."""
         if sharding is None:
             return fill(leaf.shape, dtype, None, self.parts(leaf, tuple(map(range, leaf.shape))))
         alike: dict[tuple[range, ...], list[Any]] = {}
@@ -174,16 +174,16 @@ def from_hf(
 
     Args:
         path_or_hub_id: A folder, a .gguf file, the name of a real model, or a hub id, which is downloaded (`locate`).
-        dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere that of the
-            checkpoint.
+        dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere the checkpoint's
+            dtype.
         revision: Branch, tag or commit of the hub's repository.
-        unroll: Whether the layers are unrolled (`jaxcomm.model`). Default: on CPU they are.
-        max_positions: Largest number of tokens of a text. Default: that of the config. With longrope it is the number
-            up to which the short factors apply; a larger number selects the long factors, which change every output
-            (transformers selects them as soon as one text is too long for the short ones).
-        mesh: Devices to place the weights on, as `jaxcomm.sharding.shard` does. Each process reads only what its own
-            devices hold.
-        int8: Whether every matrix is quantised as soon as it is read (`jaxcomm.int8`).
+        unroll: Whether to unroll the layers (`jaxcomm.model`). Default: only on CPU.
+        max_positions: Largest number of tokens of a text. Default: the config's. With longrope the default is the number
+            up to which the short factors apply. A larger number selects the long factors, which change every output.
+            (transformers selects them when a text is too long for the short factors.)
+        mesh: Devices to place the weights on, as `jaxcomm.sharding.shard` does. Each process reads only the parts for its
+            own devices.
+        int8: Whether to quantise every matrix as soon as it is read (`jaxcomm.int8`).
 
     Returns:
         The model.
@@ -223,7 +223,7 @@ def from_hf(
 
 
 def _tensors(params: Params, family: Family) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor by its name on disk, layer by layer. What lies in several leaves is put together."""
+    """Yield every tensor with its name on disk, layer by layer. A tensor that is stored in several leaves is joined."""
     c = params.config
 
     def together(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
@@ -273,9 +273,9 @@ def to_hf(
     Args:
         params: The model.
         out: Path of the new folder.
-        tokenizer: A transformers tokenizer to write beside it, or None.
+        tokenizer: A transformers tokenizer to save with the model, or None.
         stop_tokens: End-of-sequence tokens for the config. Default: the tokenizer's.
-        dtype: Dtype of the written weights. Default: that of the model.
+        dtype: Dtype of the written weights. Default: the model's dtype.
         family: transformers' model_type. Default: the first family whose config can describe the architecture.
         shard_bytes: Largest size of one safetensors file in bytes.
 
@@ -317,7 +317,7 @@ def to_hf(
 
 
 def _write_weights(params: Params, written: Family, folder: Path, dtype: np.dtype, shard_bytes: int) -> None:
-    """Weights as safetensors: one file, or several of at most `shard_bytes` and their index."""
+    """Write the weights as safetensors: one file, or several of at most `shard_bytes` with an index."""
     shard: dict[str, np.ndarray] = {}
     shards: list[list[str]] = []
     for name, tensor in _tensors(params, written):

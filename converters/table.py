@@ -15,7 +15,7 @@ PLACES = {"before": "", "after": ", on outputs", "both": ", before and after"}
 
 
 TRUE_CONFIGS = Path(__file__).parent.parent / "tests" / "data" / "real_configs.json"
-"""Of published checkpoints; a test reads them all. (In the repository, not in the package.)"""
+"""config.json files of published checkpoints; a test reads them all. (In the repository, not in the package.)"""
 
 
 def table() -> str:

@@ -1,5 +1,4 @@
-"""Tensors on disk, mapped into memory and read piece by piece: of safetensors files, and of GGUF files
-(`converters.gguf`)."""
+"""Read tensors from safetensors and GGUF files (`converters.gguf`): memory-mapped, piece by piece."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 PIECE = 4 * 2**20
-"""Bytes that are read from disk at a time."""
+"""Number of bytes to read from disk at a time."""
 
 
 class Tensor(NamedTuple):
@@ -37,8 +36,8 @@ class Tensor(NamedTuple):
         decode: Turns the bytes of a quantised tensor [.., bytes of a row] into numbers [.., columns]. None: the tensor
             is stored as numbers.
         row_bytes: Bytes of a row of a quantised tensor.
-        scales: Where the scales of a quantised tensor are, if they are a tensor of their own. `decode` then takes the
-            bytes of both.
+        scales: Location of the scales of a quantised tensor, if they are a separate tensor. `decode` then takes the bytes
+            of both.
     """
 
     file: Path
@@ -64,7 +63,7 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
         ValueError: A file or the index is damaged, or there are only pickle files.
     """
     named: dict[str, str] | None = None
-    if (folder / WEIGHTS).is_file():  # transformers prefers it, too, to an index that may have been left there
+    if (folder / WEIGHTS).is_file():  # like transformers, prefer it to an index, which may be a leftover
         shards = [WEIGHTS]
     elif (folder / INDEX).is_file():
         named = read_index(folder)
@@ -91,7 +90,7 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 _WRAPPERS = re.compile(r"(^|\.)(?:(?:_orig_mod|module)\.)+")
-"""What torch.compile and DistributedDataParallel put into the names of a model's tensors."""
+"""Prefixes that torch.compile and DistributedDataParallel add to the names of a model's tensors."""
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -120,7 +119,7 @@ def read_index(folder: Path) -> dict[str, str]:
 
 def _read_header(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="np"):  # the library's own checks: sizes, offsets, overlaps, holes
+        with safe_open(path, framework="np"):  # safetensors checks sizes, offsets, overlaps and holes
             pass
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -142,14 +141,14 @@ MXFP4 = re.compile(r"_(blocks|scales)$")
 
 
 def unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Puts the blocks and the scales of weights in MXFP4 together.
+    """Joins the blocks and the scales of weights in MXFP4.
 
     Args:
-        tensors: Tensors by name. Of a packed weight there are `NAME_blocks` [.., rows, groups, 16] and `NAME_scales`
+        tensors: Tensors by name. A packed weight consists of `NAME_blocks` [.., rows, groups, 16] and `NAME_scales`
             [.., rows, groups], both bytes.
 
     Returns:
-        The tensors by name, with one quantised tensor NAME [.., rows, 32 groups] in the place of the two.
+        The tensors by name, with one quantised tensor NAME [.., rows, 32 groups] instead of the two.
 
     Raises:
         ValueError: One of the two is missing, or they do not fit each other.
@@ -171,8 +170,8 @@ def unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def decode_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Turns weights in MXFP4 into numbers (Open Compute Project's Microscaling Formats): two numbers of four bits in each
-    byte, the lower bits first; 32 of them times 2^(scale - 127).
+    """Decodes weights in MXFP4 (Open Compute Project's Microscaling Formats). Each byte holds two 4-bit numbers, the lower
+    bits first. Each group of 32 numbers is multiplied by 2^(scale - 127).
 
     Args:
         blocks: Bytes [.., 16 groups].
@@ -187,7 +186,7 @@ def decode_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def check(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    """Checks that a tensor is as the architecture needs it.
+    """Checks that a tensor fits the architecture.
 
     Args:
         name: Name of the tensor, for messages.
@@ -214,7 +213,7 @@ def check(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor:
 def mapped(tensor: Tensor) -> np.ndarray:
     """Maps a tensor into memory, without reading it.
 
-    The pages of a mapped file count as memory of this process while the array exists. So map the file anew for each
+    The pages of a mapped file count as memory of this process as long as the array exists. So map the file again for each
     piece.
 
     Args:
@@ -269,22 +268,22 @@ class Part(NamedTuple):
 
     @property
     def where(self) -> tuple[int | slice, ...]:
-        """The index with which the array gives the part: array[where]."""
+        """The index of the part in the array: array[where]."""
         numbered = len(self.at) - len(self.cut)
         rest = zip(self.at[numbered:], self.shape, strict=True)
         return (*self.at[:numbered], *(slice(i, i + n) for i, n in rest))
 
 
 def fill(shape: tuple[int, ...], dtype: Any, device: Any, parts: Iterable[Part]) -> jax.Array:
-    """Makes an array out of parts.
+    """Makes an array from parts.
 
-    On CPU the parts are written where they stay. For other devices each piece is copied into a buffer on the device,
-    which is donated at every step. Besides the result, the host holds only single pieces.
+    On CPU the parts are written directly into the result. On other devices each piece is copied into a buffer on the
+    device, which is donated at every step. Besides the result, the host holds only single pieces.
 
     Args:
         shape: Shape of the array.
         dtype: Dtype of the array. The parts are cast to it.
-        device: Device of the array. None: the default device; the array may be moved.
+        device: Device of the array. None: the default device, without committing the array to it.
         parts: The parts.
 
     Returns:
@@ -311,15 +310,15 @@ def fill(shape: tuple[int, ...], dtype: Any, device: Any, parts: Iterable[Part])
 
 @functools.cache
 def readers() -> concurrent.futures.Executor:
-    """The threads that read tensors, one for each core. NumPy copies without holding the interpreter's lock."""
+    """Threads that read tensors, one for each core. NumPy releases the interpreter's lock while it copies."""
     return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "reader")
 
 
 def write(out: np.ndarray, piece: Part) -> None:
-    """Reads a piece and writes it, cast to the dtype of `out`.
+    """Reads a piece and writes it into an array, cast to the array's dtype.
 
     Args:
-        out: Where it is written.
+        out: The array to write to.
         piece: The piece.
 
     Raises:
@@ -396,4 +395,4 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 store = jax.jit(jax.lax.dynamic_update_slice, donate_argnums=0)
-"""A piece in its place. The old array is given up: nothing is copied."""
+"""Writes a piece into the array. The old array is donated, so nothing is copied."""

@@ -1,6 +1,6 @@
-"""The values of a config.json, and what the families spell alike in it: sizes, rotary embeddings, windows.
+"""The values of a config.json, and functions for the parts that families share: sizes, rotary embeddings, windows.
 
-Both ways: `read_x` takes values, `write_x` makes them. Mirrors transformers' configuration classes and
+`read_x` reads values, `write_x` writes them. They follow transformers' configuration classes and
 `modeling_rope_utils`.
 """
 
@@ -18,7 +18,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh", "gelu_python_tanh": "gelu_tanh",
     "quick_gelu": "gelu_sigmoid",
 }  # fmt: skip
-"""transformers' name -> ours; of several that compute the same, the first is written."""
+"""transformers' name -> ours. If several names mean the same function, the first is written."""
 
 CARRIES_NO_ARCHITECTURE = frozenset(
     """architectures attention_dropout attention_probs_dropout_prob attn_implementation attn_pdrop auto_map
@@ -30,8 +30,8 @@ CARRIES_NO_ARCHITECTURE = frozenset(
     tokenizer_class torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed unsloth_version
     use_bfloat16 use_cache""".split()  # noqa: SIM905
 )
-"""Config keys that do not change what a converted model computes, nor do token ids, nor those that begin with "_". What
-a config class of transformers has besides them has to be taken by `read`."""
+"""Config keys that do not change a converted model's results. Token ids and keys that begin with "_" do not either. `read`
+must take every other key of a transformers config class."""
 
 SAYS_NOTHING: tuple[Any, ...] = (None, "", [], {})
 _thetas = lambda c: [rope.theta for rope in c.ropes if rope.kind != "none"]
@@ -45,19 +45,19 @@ _part = lambda c, value: not _shares(c) or value in _shares(c)
 _experts = lambda c, value: value == c.experts
 
 MEANS: dict[str, Callable[[ModelConfig, Any], bool]] = {
-    # Second spellings of what the config class has read.
+    # Second spellings of keys that the config class has read.
     "rope_theta": _turns, "rotary_emb_base": _turns, "rope_local_base_freq": _turns,
     "partial_rotary_factor": _part, "rotary_pct": _part,
     "num_experts": _experts, "num_local_experts": _experts, "experts_per_token": lambda c, value: value == c.experts_per_token,
     "initial_context_length": lambda c, value: all(value == rope.original_positions for rope in c.ropes),
     "hidden_act": _acts, "hidden_activation": _acts, "activation_function": _acts,
     "sliding_window_size": lambda c, value: value in c.windows,
-    # What code that all families share in transformers reads: masks and caches.
+    # Keys that shared code in transformers reads: masks and caches.
     "layer_types": lambda c, value: value == layer_types(c),
     "sliding_window": lambda c, value: value >= c.max_positions,
     "attention_chunk_size": _never, "per_layer_config": _never,
     "is_causal": lambda c, value: value is True,
-    # What other families, other programs or a repository's own code read.
+    # Keys that other families, other programs or a repository's own code read.
     "attention_bias": lambda c, value: value in (c.qkv_bias, c.out_bias),
     "qkv_bias": lambda c, value: value == c.qkv_bias,
     "mlp_bias": lambda c, value: value == c.mlp_bias,
@@ -66,22 +66,22 @@ MEANS: dict[str, Callable[[ModelConfig, Any], bool]] = {
     "shared_expert_intermediate_size": lambda c, value: value == 0,
     "full_attn_mod": _equals_one, "interpolate_factor": _equals_one,
     "dual_chunk_attention_config": _never, "pruned_heads": _never,
-    # bitsandbytes that is switched off leaves its settings behind. MXFP4 is seen in the tensors (`tensors.unpacked`).
+    # Disabled bitsandbytes leaves its settings behind. MXFP4 is detected from the tensors (`tensors.unpacked`).
     "quantization_config": lambda c, value: value.get("quant_method") == "mxfp4" or (
         value.get("quant_method") == "bitsandbytes" and not (value.get("load_in_4bit") or value.get("load_in_8bit"))
     ),
     "quantization": _never, "compression_config": _never,
 }  # fmt: skip
-"""Keys that a family's config class does not have and that mean something all the same -> whether a value says what the
-converted model does. Every other key that the class does not have is read by nobody."""
+"""Keys that a family's config class does not have but that still have a meaning -> a test whether the value agrees with
+the converted model. No code reads any other key that the class does not have."""
 
 
 class Values:
-    """The values of a config.json, with transformers' defaults. It remembers which of them were not read.
+    """The values of a config.json, with transformers' defaults. It keeps track of the values that were not read.
 
     Args:
         config: A config of transformers.
-        raw: The JSON of its file, if it was read from one.
+        raw: The JSON of its file, if it was read from a file.
 
     Attributes:
         ignored: Keys that nothing reads.
@@ -95,10 +95,10 @@ class Values:
             if not (key in CARRIES_NO_ARCHITECTURE or key.startswith("_") or key.endswith(("_token_id", "_token_ids")))
         }
         self.ignored: set[str] = set()
-        """Keys that are read by nobody."""
+        """Keys that no code reads."""
 
     def part(self, key: str) -> Values:
-        """The values of a config within this one.
+        """The values of a config nested in this one.
 
         Args:
             key: Its key.
@@ -118,7 +118,7 @@ class Values:
 
         Args:
             key: The key.
-            default: What is returned if the config does not have the key.
+            default: Result if the config does not have the key.
 
         Returns:
             The value.
@@ -182,7 +182,7 @@ class Values:
             table: The table.
 
         Returns:
-            What the table has for the value.
+            The table's entry for the value.
 
         Raises:
             ValueError: The table does not have the value.
@@ -224,7 +224,7 @@ class Values:
 def _holds(key: str, config: ModelConfig, value: Any) -> bool:
     try:
         return MEANS[key](config, value)
-    except (AttributeError, TypeError):  # a value of a kind that means nothing
+    except (AttributeError, TypeError):  # a value of a meaningless type
         return False
 
 
@@ -248,8 +248,8 @@ ROPE_SETTINGS: dict[str, dict[str, str]] = {
     "yarn": {"factor": "factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow", "truncate": "truncate", **_ORIGINAL},
     "longrope": {"short_factor": "short", "long_factor": "long", **_ORIGINAL},
 }  # fmt: skip
-"""rope type -> its settings: transformers' name -> the field of `Rope`. Besides these each has rope_theta and
-partial_rotary_factor; yarn and longrope have attention_factor, or what it follows from."""
+"""rope type -> its settings: transformers' name -> the field of `Rope`. Each type also has rope_theta and
+partial_rotary_factor; yarn and longrope also have attention_factor, or the settings that it is computed from."""
 ROPE_NUMBERS = frozenset(
     {
         name
@@ -267,8 +267,8 @@ def read_rope(v: Values, settings: Mapping[str, Any], positions: int, *, partial
 
     Args:
         v: The values of the config. Settings that this kind of rotary embedding does not use are added to `v.ignored`.
-        settings: The dict that transformers makes of rope_theta and rope_scaling, or of rope_parameters.
-        positions: The value of max_position_embeddings. The factor of longrope follows from it.
+        settings: The dict that transformers makes from rope_theta and rope_scaling, or from rope_parameters.
+        positions: The value of max_position_embeddings. The factor of longrope is computed from it.
         partial: Whether the family's code uses partial_rotary_factor.
 
     Returns:
@@ -278,7 +278,7 @@ def read_rope(v: Values, settings: Mapping[str, Any], positions: int, *, partial
         ValueError: A setting is missing or not supported, or is not a number above 0.
     """
     settings = dict(settings)
-    settings.pop("type", None)  # the oldest spelling; transformers has copied it to rope_type
+    settings.pop("type", None)  # the oldest spelling; transformers copied it to rope_type
     for name in settings.keys() & ROPE_NUMBERS:
         value = settings[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
@@ -312,7 +312,7 @@ def _floats(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _attention_factor(kind: str, factor: float, settings: dict[str, Any]) -> float:
-    """As `modeling_rope_utils` derives it; takes the settings it needs."""
+    """The attention factor, computed as in `modeling_rope_utils`. Removes the settings that it uses."""
     given, scale, every = (settings.pop(key, None) for key in ("attention_factor", "mscale", "mscale_all_dim"))
     if given is not None:
         return given
@@ -333,7 +333,7 @@ def write_rope(rope: Rope) -> dict[str, Any]:
         The dict rope_parameters.
 
     Raises:
-        ValueError: No config can say it.
+        ValueError: No config can describe it.
     """
     if rope.kind not in ROPE_SETTINGS:
         raise ValueError(f"no config can say rope kind {rope.kind!r} of all layers")
@@ -382,12 +382,12 @@ def read_common(
     v: Values, read_rope: Callable[[Values, int], Rope | None] = one_rope, *, act: str | None = "hidden_act",
     eps: str = "rms_norm_eps",
 ) -> dict[str, Any]:  # fmt: skip
-    """Reads what most families spell alike.
+    """Reads the keys that most families share.
 
     Args:
         v: The values of the config.
         read_rope: Reads the rotary embedding. It returns None if the caller reads it later.
-        act: Key of the activation function. None: it is not read.
+        act: Key of the activation function. None: do not read it.
         eps: Key of the epsilon of norms.
 
     Returns:
@@ -406,10 +406,10 @@ def read_common(
     rope = read_rope(v, positions)
     reach = positions
     if rope is not None and rope.kind == "longrope":
-        # Longer texts take its other numbers, so which ones is settled before a text is read (`jaxcomm.config.Rope`).
+        # Longer texts need the long factors. The choice is made before any text is read (`jaxcomm.config.Rope`).
         reach = min(positions, rope.original_positions)
     if rope is not None and rope.kind == "yarn":
-        # Model cards say to add it to a config that goes on naming the positions of before.
+        # Model cards say to add yarn to a config that still gives the old number of positions.
         reach = max(positions, round(rope.factor * rope.original_positions))
     return dict(
         vocab=v.take("vocab_size"),
@@ -428,11 +428,11 @@ def read_common(
 
 
 def write_common(c: ModelConfig, act: str | None = "hidden_act", eps: str = "rms_norm_eps") -> dict[str, Any]:
-    """Writes what most families spell alike. If rotary embeddings differ by layer, the caller writes them.
+    """Writes the keys that most families share. If rotary embeddings differ by layer, the caller writes them.
 
     Args:
         c: The architecture.
-        act: Key of the activation function. None: it is not written.
+        act: Key of the activation function. None: do not write it.
         eps: Key of the epsilon of norms.
 
     Returns:
@@ -456,16 +456,16 @@ def write_common(c: ModelConfig, act: str | None = "hidden_act", eps: str = "rms
 
 
 LAYERS = {True: "sliding_attention", False: "full_attention"}
-"""What layers with a window, and those without one, are called."""
+"""Names of layers with a window, and of layers without one."""
 
 
 def read_ropes(v: Values, common: dict[str, Any], windows: tuple[int, ...]) -> tuple[Rope, ...]:
-    """Reads one rotary embedding for the layers with a window, and one for those without.
+    """Reads one rotary embedding for the layers with a window, and one for the layers without.
 
     Args:
         v: The values of the config.
-        common: What `read_common` read.
-        windows: The window of each layer, as `read_windows` reads them.
+        common: Result of `read_common`.
+        windows: The window of each layer, from `read_windows`.
 
     Returns:
         The rotary embedding of each layer.
@@ -481,7 +481,7 @@ def read_ropes(v: Values, common: dict[str, Any], windows: tuple[int, ...]) -> t
 
 
 def write_ropes(c: ModelConfig) -> dict[str, Any]:
-    """Writes one rotary embedding for the layers with a window, and one for those without.
+    """Writes one rotary embedding for the layers with a window, and one for the layers without.
 
     Args:
         c: The architecture.
@@ -500,7 +500,7 @@ def write_ropes(c: ModelConfig) -> dict[str, Any]:
 
 
 def read_windows(v: Values, layers: int) -> tuple[int, ...]:
-    """Reads the windows of attention in families whose layers differ.
+    """Reads the attention windows in families whose layers differ.
 
     Args:
         v: The values of the config.
@@ -523,7 +523,7 @@ def read_windows(v: Values, layers: int) -> tuple[int, ...]:
 
 
 def read_window(v: Values, layers: int) -> tuple[int, ...]:
-    """Reads the window of attention in families that have one for all layers.
+    """Reads the attention window in families that have one for all layers.
 
     Args:
         v: The values of the config.

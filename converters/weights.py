@@ -1,6 +1,6 @@
-"""How each weight of a block lies on disk, and where: one table of names for every kind of block.
+"""How each weight of a block is stored on disk: one table of names for every kind of block.
 
-Tables are data: what they say serves reading (`converters.hf.from_hf`) and writing (`to_hf`).
+Tables are data, used both for reading (`converters.hf.from_hf`) and for writing (`to_hf`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from jaxcomm.config import ModelConfig
 
 Path = tuple[str, ...]
-"""Where a weight lies in the tree of `jaxcomm.layers.Block`."""
+"""Path of a weight in the tree of `jaxcomm.layers.Block`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """How a weight is stored: by itself, in a tensor of its own.
+    """Storage of a weight in its own tensor.
 
     Attributes:
-        name: Name of the tensor after the layer's prefix. "{e}" stands for the number of an expert: each has its own
+        name: Name of the tensor after the layer's prefix. "{e}" is the number of an expert: each expert has its own
             tensor.
     """
 
@@ -41,10 +41,10 @@ class Stored:
         return leaf
 
     def view(self, tensor: np.ndarray, c: ModelConfig) -> np.ndarray:
-        """Finds our weight in the tensor. Nothing is copied, so the view serves reading and writing.
+        """Returns our weight as a view of the tensor. Nothing is copied, so the view works for reading and writing.
 
-        The first axis of the weight may still be several axes, such as heads and dimensions. For a quantised tensor the
-        last axis is bytes. No view cuts that axis.
+        The first axis of the weight may still be split into several axes, such as heads and dimensions. In a quantised
+        tensor the last axis is bytes. No view cuts that axis.
 
         Args:
             tensor: The tensor.
@@ -56,7 +56,7 @@ class Stored:
         return tensor
 
     def values(self, stored: np.ndarray) -> np.ndarray:
-        """Turns the numbers of the tensor into those of our weight.
+        """Converts the numbers of the tensor to the numbers of our weight.
 
         Args:
             stored: Numbers of the tensor.
@@ -69,11 +69,11 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Rows(Stored):
-    """How a weight is stored: together with others in one tensor, one after another along the outputs.
+    """Storage of several weights in one tensor, one after another along the outputs.
 
     Attributes:
         name: Name of the tensor.
-        parts: The numbers of outputs of all weights in the tensor.
+        parts: The number of outputs of each weight in the tensor.
         part: Index of this weight among them.
         transposed: Whether the tensor is [in, out], as in GPT-2's Conv1D.
     """
@@ -94,7 +94,7 @@ class Rows(Stored):
 
 @dataclasses.dataclass(frozen=True)
 class Interleaved(Stored):
-    """How a weight is stored: with queries, keys and values of each head together, [heads, 3, head_dim, ..].
+    """Storage of queries, keys and values of each head together, [heads, 3, head_dim, ..].
 
     Attributes:
         name: Name of the tensor.
@@ -112,12 +112,13 @@ class Interleaved(Stored):
 
 @dataclasses.dataclass(frozen=True)
 class Together(Stored):
-    """How a weight or a bias of experts is stored: that of all experts in one tensor, [experts, out, in].
+    """Storage of a weight or bias of all experts in one tensor, [experts, out, in].
 
     Attributes:
         name: Name of the tensor.
-        part: 0 for the gate's and 1 for the other rows of a tensor that holds both. None: it holds one weight.
-        alternating: Whether the rows of the two alternate. Otherwise the gate's come first.
+        part: If the tensor holds both the gate's and the other rows: 0 for the gate, 1 for the other. None: it holds one
+            weight.
+        alternating: Whether the rows of the two alternate. Otherwise the gate's rows come first.
         transposed: Whether the tensor is [experts, in, out].
     """
 
@@ -139,13 +140,13 @@ class Together(Stored):
 
 @dataclasses.dataclass(frozen=True)
 class PairedRows(Stored):
-    """How queries or keys are stored in GGUF files of the Llama kind: with their two rotary halves in pairs.
+    """Storage of queries or keys in GGUF files of the Llama kind: the two rotary halves are interleaved in pairs.
 
     The tensor is [heads, head_dim / 2, 2, ..]; our weight is [heads, 2, head_dim / 2, ..].
 
     Attributes:
         name: Name of the tensor.
-        heads: The number of heads of an architecture.
+        heads: Function that returns the number of heads of an architecture.
     """
 
     heads: Callable[[ModelConfig], int]
@@ -156,7 +157,7 @@ class PairedRows(Stored):
 
 @dataclasses.dataclass(frozen=True)
 class PlusOne(Stored):
-    """How the weight of a norm is stored in GGUF files of Gemma: w as 1 + w, in float32."""
+    """Storage of a norm's weight in GGUF files of Gemma: 1 + w instead of w, in float32."""
 
     def values(self, stored):
         return stored.astype(np.float32) - np.float32(1)
@@ -174,17 +175,16 @@ class Layout:
     """The names of a checkpoint's tensors, and how our weights are stored in them.
 
     Attributes:
-        block: How each weight of a block is stored. Entries for weights that an architecture does not have do not
-            count.
-        packed: How weights are stored otherwise in a checkpoint whose experts are packed in MXFP4 (`tensors.unpacked`).
-        layer: What the names of a layer's tensors begin with, after the root.
+        block: How each weight of a block is stored. Entries for weights that an architecture does not have are ignored.
+        packed: Weights that are stored differently if the experts are packed in MXFP4 (`tensors.unpacked`).
+        layer: Prefix of the names of a layer's tensors, after the root.
         embed: Name of the embedding, after the root.
         positions: Name of the learned positions, after the root.
-        norm: Name of the last norm, after the root.
+        norm: Name of the final norm, after the root.
         head: Name of the head, without a root.
-        roots: What all names begin with. Any of these is read; the first one is written.
-        ignored: Names of tensors that are no weights of the model.
-        norm_kind: How the last norm is stored.
+        roots: Prefixes of all names. Any of them is accepted when reading; the first one is written.
+        ignored: Names of tensors that are not weights of the model.
+        norm_kind: How the final norm is stored.
     """
 
     block: Table
@@ -229,7 +229,7 @@ class Layout:
 
 
 def alone(*names: tuple[Path, str]) -> Table:
-    """Makes a table of weights that are stored by themselves, each with a weight and a bias.
+    """Makes a table of layers whose weight and bias have their own tensors.
 
     Args:
         *names: Pairs of a path in `jaxcomm.layers.Block` and a name on disk.

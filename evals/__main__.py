@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Runs the command that is typed. If a package is missing, one line on stderr says how to install it."""
+    """Runs the command line. If a package is missing, one line on stderr says how to install it."""
     try:
         from . import cli
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Agents by name, as every command takes them: what `load_agent` takes, pair:a, pair:b, or a network's run folder."""
+"""Load agents by name for all commands. A name is an argument of `load_agent`, pair:a, pair:b, or a network's run folder."""
 
 from __future__ import annotations
 
@@ -33,16 +33,15 @@ def load_agents(
     """Loads one agent for every name. Agents of the same name share their weights.
 
     Args:
-        *names: Each is what `load_agent` takes (a folder, a .gguf file, a hub id, real:smollm2), pair:a, pair:b, or the
+        *names: Names: arguments of `load_agent` (a folder, a .gguf file, a hub id, real:smollm2), pair:a, pair:b, or the
             run folder of a network.
         dtype: Dtype of the weights, as for `load_agent`.
         chat: Whether prompts go through the chat template: one value for all agents, or one for each.
         chat_args: Further arguments of the chat template.
         system: System prompts of the first agents (`Agent.system`). The others have none.
-        layers: Whether single layers are read or edited. Then the layers are stacked, and networks are refused.
-        tensor: Number of this process' devices that each weight matrix is cut over. Networks are refused if it is above
-            1.
-        int8: Whether weight matrices are quantised to 8 bits. Then networks are refused.
+        layers: Whether single layers will be read or edited. Then the layers are stacked, and networks are refused.
+        tensor: Number of this process's devices to distribute each weight matrix over. Above 1, networks are refused.
+        int8: Whether to quantise weight matrices to 8 bits. Then networks are refused.
 
     Returns:
         The agents, in the order of the names.
@@ -95,7 +94,7 @@ def network(path: str, *, dtype: str) -> Agent:
 
 
 def template_args(given: Sequence[str]) -> dict[str, Any]:
-    """Parses arguments of a chat template, as the command line takes them.
+    """Parses arguments of a chat template from the command line.
 
     Args:
         given: Texts of the form NAME=VALUE. A value that is JSON is parsed; any other value is a text.

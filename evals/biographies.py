@@ -1,8 +1,9 @@
-"""Biographies: agents write what they know of a person, a judge checks it fact by fact.
+"""Biographies: agents write about a person, and a judge checks the text fact by fact.
 
-Two scoring rules, whose numbers are not comparable. Du et al. (2023): every agent's biography is asked whether it is
-consistent with each fact, yes, no or uncertain; uncertain and unclear verdicts are dropped, so it is a kind of
-precision. Ramesh & Li (2025): each fact is supported, partially supported or not, 1, 0.5 or 0; unclear verdicts count 0.
+There are two scoring rules. Their numbers are not comparable. Du et al. (2023): the judge says whether each agent's
+biography is consistent with each fact: yes, no or uncertain. Uncertain and unclear verdicts are dropped, so the score is
+a kind of precision. Ramesh & Li (2025): each fact is supported (1), partially supported (0.5) or not (0). Unclear
+verdicts count 0.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from .scores import ratio
 
 TASK = "biographies"
 TASK_FORM = "biography"
-"""Of debates about people, whatever the form of those about other tasks."""
+"""Form of debates about people. It does not depend on the form for other tasks."""
 SHORT = 400
-"""Characters: a biography of a single, shorter bullet does not know the person, and is not scored (Du et al.)."""
+"""Number of characters. If a biography is a single bullet shorter than this, the agent does not know the person, and the
+biography is not scored (Du et al.)."""
 VERDICT_TOKENS = 12
 JUDGED_AT_ONCE = 32
 
 JudgeBy = Literal["text", "likelihood"]
-"""What the judge writes is read, or the likeliest of the words it may write is taken (log-likelihood per token)."""
+"""How to get a verdict: parse the judge's text, or take the likeliest allowed word (log-likelihood per token)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Rule:
     Attributes:
         ask: Template of the judge's prompt, with {person}, {biography} and {fact}.
         words: The verdicts that the judge may give.
-        parse: Turns what the judge said into the score of the fact, between 0 and 1. None: the verdict is unclear.
-        released: Whether unclear verdicts are dropped, and agents that do not know the person are left out (Du et al.
-            2023, as in their released code).
+        parse: Turns the judge's text into the score of the fact, between 0 and 1. None: the verdict is unclear.
+        released: Whether to drop unclear verdicts, and to leave out agents that do not know the person (Du et al. 2023,
+            as in their released code).
     """
 
     ask: str
@@ -56,10 +58,10 @@ class Rule:
 def consistent(text: str) -> float | None:
     """Parses a verdict of the rule "consistent" (Du et al. 2023).
 
-    As in the authors' code, "uncertain" is looked for first, then "yes", then "no".
+    As in the authors' code, it looks for "uncertain" first, then "yes", then "no".
 
     Args:
-        text: What the judge said.
+        text: The judge's text.
 
     Returns:
         1 for yes, 0 for no. None: uncertain, or unclear.
@@ -72,7 +74,7 @@ def supported(text: str) -> float | None:
     """Parses a verdict of the rule "supported" (Ramesh & Li 2025).
 
     Args:
-        text: What the judge said.
+        text: The judge's text.
 
     Returns:
         1 for supported, 0.5 for partially supported, 0 for unsupported. None: unclear.
@@ -103,11 +105,11 @@ RULES = {
         released=False,
     ),
 }
-"""consistent: Du et al. (2023). supported: Ramesh & Li (2025); its prompt is not published, this one is ours."""
+"""consistent: Du et al. (2023). supported: Ramesh & Li (2025). Their prompt is not published; this one is ours."""
 
 
 def bullets(text: str) -> list[str]:
-    """Cuts a text into its bullets: each line from its first letter on. Lines without a letter are left out.
+    """Splits a text into bullets: each line from its first letter on. Lines without a letter are left out.
 
     Args:
         text: The text.
@@ -154,15 +156,14 @@ def read_people(path: Path) -> dict[str, list[str]]:
 
 
 def prompt(arm: str, person: str) -> str:
-    """Writes what an agent is asked.
+    """Writes an agent's prompt.
 
     Args:
         arm: Name of the protocol.
         person: The person.
 
     Returns:
-        The request for a biography. For debates only the name: they write the request themselves (the form
-        "biography").
+        The request for a biography. For debates only the name: the form "biography" writes the request.
     """
     return person if arm in ("debate", "cipher") else str(FORMS[TASK_FORM].begin(person))
 
@@ -174,12 +175,12 @@ def judge_all(
 
     Args:
         judge: The judge.
-        by: How a verdict is taken: "text" or "likelihood" (`JudgeBy`).
+        by: How to get a verdict: "text" or "likelihood" (`JudgeBy`).
         rule: The rule.
         questions: Triples of person, biography and fact.
 
     Returns:
-        For each triple the score (None: unclear), and what the judge said.
+        For each triple, the score (None: unclear) and the judge's text.
     """
     verdicts = []
     for start in range(0, len(questions), JUDGED_AT_ONCE):
@@ -199,13 +200,13 @@ def judged(judge: Agent, by: str, people: Mapping[str, Sequence[str]], written: 
 
     Args:
         judge: The judge.
-        by: How a verdict is taken: "text" or "likelihood" (`JudgeBy`).
+        by: How to get a verdict: "text" or "likelihood" (`JudgeBy`).
         people: The facts about each person.
         written: Pairs of a person and the biographies that the agents wrote.
 
     Returns:
-        For each pair the verdicts, by rule, agent and fact. The verdicts of an agent are None if it does not know the
-        person and the rule leaves it out.
+        For each pair, the verdicts by rule, agent and fact. An agent's verdicts are None if it does not know the person
+        and the rule leaves it out.
     """
     found: list[dict[str, list[Any]]] = [{rule: [None] * len(texts) for rule in RULES} for _, texts in written]
     for name, rule in RULES.items():
@@ -226,12 +227,12 @@ def judged(judge: Agent, by: str, people: Mapping[str, Sequence[str]], written: 
 def person_scores(rule: Rule, agents: Sequence[Sequence[Any] | None]) -> tuple[float, int, int]:
     """Adds up the scores of one person.
 
-    If the rule drops unclear verdicts, the sum is over all facts and agents. Otherwise an unclear verdict counts 0, and
+    If the rule drops unclear verdicts, the sum runs over all facts and agents. Otherwise an unclear verdict counts 0, and
     the score is the mean over an agent's facts, then over the agents.
 
     Args:
         rule: The rule.
-        agents: For each agent its pairs of score and verdict, or None if it does not know the person.
+        agents: For each agent, its pairs of score and verdict, or None if it does not know the person.
 
     Returns:
         The sum of the scores, their number, and the number of unclear verdicts.
@@ -241,7 +242,7 @@ def person_scores(rule: Rule, agents: Sequence[Sequence[Any] | None]) -> tuple[f
     kept = [score for score in verdicts if score is not None]
     if rule.released:
         return float(sum(kept)), len(kept), unclear
-    # Of each biography the mean over its facts, then over agents, then over people: people count alike.
+    # Mean over a biography's facts, then over agents, then over people, so that all people have equal weight.
     every = [np.mean([score or 0.0 for score, _ in own]) for own in agents if own is not None]
     return (float(np.mean(every)), 1, unclear) if every else (0.0, 0, unclear)
 

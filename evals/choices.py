@@ -1,7 +1,7 @@
-"""The right answer among a game's choices, by their log-probabilities: nothing is decoded, so no form of the answer is asked for.
+"""Rank the right answer among a game's choices by log-probability. Nothing is decoded, so the form of a reply is irrelevant.
 
-Some answers are likelier than others whatever B was told. Calibrated, each counts by how much likelier the message makes it than
-B finds it alone (pointwise mutual information; Holtzman et al. 2021, domain-conditional PMI).
+Some answers are likelier than others whatever B was told. Calibrated scores subtract each choice's log-probability for B
+alone (pointwise mutual information; Holtzman et al. 2021, domain-conditional PMI).
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from .games import Game
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How likely the right answer of one item is among its choices.
+    """Scores of the right answer of one item among its choices.
 
-    Calibrated values are taken after each choice's log-probability for B alone is subtracted (Holtzman et al. 2021,
+    For calibrated values, each choice's log-probability for B alone is subtracted first (Holtzman et al. 2021,
     domain-conditional PMI).
 
     Attributes:
-        rank: Rank of the right answer. 1: no choice is likelier. Choices that are equally likely share the mean of
-            their ranks.
+        rank: Rank of the right answer. 1: no choice is likelier. Equally likely choices share the mean of their ranks.
         logprob: Log-probability of the answer's text, in nats.
         among: Log-probability of the right answer, given that the answer is one of the choices, in nats.
-        calibrated_rank: The calibrated rank. None: the scores are those of B alone.
-        calibrated_among: The calibrated `among`. None: the scores are those of B alone.
+        calibrated_rank: The calibrated rank. None: the scores are for B alone.
+        calibrated_among: The calibrated `among`. None: the scores are for B alone.
         choices: Number of choices.
     """
 
@@ -48,7 +47,7 @@ class Choice:
 
     @property
     def calibrated_hit(self) -> bool | None:
-        """Whether the right answer has calibrated rank 1. None: the scores are those of B alone."""
+        """Whether the right answer has calibrated rank 1. None: the scores are for B alone."""
         return None if self.calibrated_rank is None else self.calibrated_rank == 1
 
 
@@ -56,12 +55,12 @@ def logprobs(turn: Turn | Panel, game: Game, chat: bool) -> list[np.ndarray]:
     """Scores every item's choices as B's next words.
 
     Args:
-        turn: B's turn; of a panel, only B's counts, since the others know what B is told.
+        turn: B's turn. From a panel, only B's turn is used, because the other agents know the information.
         game: The game.
         chat: Whether B answers in a chat. If so, a choice begins a turn; otherwise it follows a space.
 
     Returns:
-        For each item the log-probabilities of its choices, in nats.
+        For each item, the log-probabilities of its choices, in nats.
 
     Raises:
         ValueError: B's chat template begins a thought, which would come before the answer.
@@ -81,7 +80,7 @@ def choose(game: Game, found: Sequence[np.ndarray], prior: Sequence[np.ndarray] 
     Args:
         game: The game.
         found: Log-probabilities of each item's choices (`logprobs`).
-        prior: The same for B alone. None: `found` is of B alone, and nothing is calibrated.
+        prior: The same for B alone. None: `found` is for B alone, and nothing is calibrated.
 
     Returns:
         The result of each item.
@@ -103,6 +102,6 @@ def choose(game: Game, found: Sequence[np.ndarray], prior: Sequence[np.ndarray] 
 
 
 def _place(values: np.ndarray, at: int) -> tuple[float, float]:
-    """Rank of one of the values, and its share of their exponentials, as a logarithm."""
+    """Rank of one of the values, and its log-softmax among them."""
     rank = 1 + np.sum(values > values[at]) + (np.sum(values == values[at]) - 1) / 2
     return float(rank), float(values[at] - scipy.special.logsumexp(values))

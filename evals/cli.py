@@ -81,11 +81,11 @@ def check_outputs(command: Any) -> None:
 
 
 def main() -> None:
-    """Runs the command that is typed.
+    """Runs the command line.
 
-    The exit status is 0. If something is wrong, it is 2, and one line on stderr says what is wrong and how to mend it.
+    The exit status is 0. After an error it is 2, and one line on stderr says what is wrong and how to fix it.
     """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # else transformers advises to install torch
     command = tyro.cli(prepare, prog="jaxcomm")
     try:
         check_outputs(command)

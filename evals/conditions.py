@@ -1,4 +1,4 @@
-"""A game under several protocols and controls, side by side: what is played, and what is said of it."""
+"""Play a game under several protocols and controls, and write the report."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Condition:
     """One protocol with its settings.
 
     Attributes:
-        label: What the tables call it.
+        label: Its name in the tables.
         protocol: A key of `jaxcomm.protocols.PROTOCOLS`.
         settings: The protocol's own settings.
-        equal: A key of `EQUAL`, and the label of the condition whose cost it has. None: its cost is its own.
+        equal: A key of `EQUAL`, and the label of the condition whose cost limits the messages. None: no limit.
     """
 
     label: str
@@ -40,23 +40,23 @@ class Condition:
 
     @property
     def is_control(self) -> bool:
-        """Whether something stands in for the messages of the protocol, or the messages of another are cut to its cost."""
+        """Whether a control replaces the protocol's messages, or text messages are truncated to another protocol's cost."""
         return self.equal is not None or self.settings.get("control") is not None
 
 
 def conditions(
     protocols: Sequence[str], settings: Mapping[str, Mapping[str, Any]], controls: Sequence[str]
 ) -> list[Condition]:
-    """Lists what is played: every protocol, and after each that sends, its controls. B alone is always played beside them.
+    """Lists all conditions: every protocol, and its controls if it sends messages. B alone is always included.
 
     Args:
         protocols: Keys of `jaxcomm.protocols.PROTOCOLS`.
         settings: The settings of each protocol. A protocol without settings may be left out.
-        controls: What B gets in place of the messages (`jaxcomm.protocols.CONTROLS`), or a key of `EQUAL`, which the
-            protocol "message" has not.
+        controls: Stand-ins for the messages (`jaxcomm.protocols.CONTROLS`), or keys of `EQUAL`, which do not apply to the
+            protocol "message".
 
     Returns:
-        The conditions, in the order in which they are played.
+        The conditions, in the order of playing.
 
     Example:
         >>> made = conditions(["activation"], {"activation": {"k": 3, "j": 4}}, ["other"])
@@ -82,7 +82,7 @@ def conditions(
 
 
 def play_all(game: Game, every: Sequence[Condition], a: Agent, b: Agent, settings: PlaySettings) -> Iterator[Outcome]:
-    """Plays a game under every condition. B alone is asked for the choices only once.
+    """Plays a game under every condition. The choices are scored for B alone only once.
 
     Args:
         game: The game.
@@ -107,7 +107,7 @@ def play_all(game: Game, every: Sequence[Condition], a: Agent, b: Agent, setting
             own |= limits(what, played[of], game, a, b, settings.wording, own)
             how = dataclasses.replace(settings, drawn={**settings.drawn, "control": what, "cost_of": of})
         outcome = play_together(game, condition.protocol, a, b, how, prior, **own)
-        if condition.is_control and own.get("control") != "other":  # a vocabulary for each item and control is much
+        if condition.is_control and own.get("control") != "other":  # save memory: arrays of the vocabulary's size
             outcome = dataclasses.replace(outcome, heard=[note._replace(next=None) for note in outcome.heard])
         played[condition.label] = outcome
         yield outcome
@@ -116,7 +116,7 @@ def play_all(game: Game, every: Sequence[Condition], a: Agent, b: Agent, setting
 def limits(
     what: str, of: Outcome, game: Game, a: Agent, b: Agent, wording: Wording, talk: Mapping[str, Any]
 ) -> dict[str, list[int]]:
-    """Finds how long written messages may be that cost what a channel costs.
+    """Finds the largest length of text messages that cost no more than a channel.
 
     Args:
         what: A key of `EQUAL`.
@@ -128,8 +128,9 @@ def limits(
         talk: Options of the protocol "message".
 
     Returns:
-        Options of the protocol "message": for each item the largest number of bytes; or of tokens, such that A reads and
-        writes and B reads with no more FLOPs than the channel has spent until B answers (0: reading alone costs more).
+        Options of the protocol "message": for each item, the largest number of bytes, or of tokens. With so many tokens,
+        A's reading and writing and B's reading need no more FLOPs than the channel until B answers (0: reading alone
+        costs more).
     """
     if what == "equal-bytes":
         return {"bytes": [note.sent for note in of.heard]}
@@ -155,8 +156,8 @@ def blocks(
         a: The sender.
         b: The receiver.
         wording: How the game was put to the agents.
-        more: By protocol, further items and their messages, on which the probe is trained (`further_messages`).
-        transcripts: Number of items whose transcripts are shown.
+        more: For each protocol, further items and their messages, to train the probe on (`further_messages`).
+        transcripts: Number of items with transcripts.
 
     Returns:
         The blocks of a document (`evals.documents`).
@@ -226,8 +227,8 @@ def scores(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str)
         metric: The metric in the first column, a key of `play.METRICS`.
 
     Returns:
-        Accuracies in %, with 95 % intervals; scores of the choices, if there are any; GFLOPs of one item, and bytes that
-        are sent for it; seconds.
+        Accuracies in %, with 95 % intervals; scores of the choices, if there are any; GFLOPs and sent bytes for one item;
+        seconds.
     """
     order = [metric, *(name for name in ("exact", "found") if name != metric)]
     columns = ["protocol", "layers", *(f"{name} match" for name in order)]
@@ -262,7 +263,7 @@ def layers_told(settings: Mapping[str, Any]) -> str:
         settings: The protocol's own settings.
 
     Returns:
-        Such as "k 26, j 26" (activation), "1-8, 12" (those that see a prefix), "all", or "" where there are none.
+        For example "k 26, j 26" (activation), "1-8, 12" (layers that see a prefix), "all", or "" if there are none.
     """
     if "k" in settings:
         return f"k {settings['k']}, j {settings['j']}"
@@ -279,7 +280,7 @@ def layers_told(settings: Mapping[str, Any]) -> str:
 
 
 def costs_drawn(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str) -> Block:
-    """Draws accuracy against FLOPs and against bytes, for all but controls of messages.
+    """Draws accuracy against FLOPs and against bytes, for all conditions except controls of messages.
 
     Args:
         every: The conditions.
@@ -295,7 +296,7 @@ def costs_drawn(every: Sequence[Condition], outcomes: Sequence[Outcome], metric:
         if condition.equal is not None or not condition.is_control
     ]
     png = figures.every_cost({f"{metric} match": points})
-    assert png is not None  # whoever reads costs FLOPs
+    assert png is not None  # reading always costs FLOPs
     return Picture("costs.png", png, "Accuracy against cost")
 
 
@@ -306,17 +307,17 @@ def effects_told(
     b: Agent,
     more: Mapping[str, tuple[Game, np.ndarray]] | None,
 ) -> Iterator[Block]:
-    """Writes what the messages did: presence and content, every control, and whether content was sent and heard.
+    """Reports the effect of messages: presence and content, every control, and whether content was sent and heard.
 
     Args:
         every: The conditions.
         outcomes: The outcome of each condition.
-        metric: The metric that is shown first, a key of `play.METRICS`.
+        metric: The main metric, a key of `play.METRICS`.
         b: The receiver.
         more: As for `blocks`.
 
     Yields:
-        The blocks. There are none where nothing was sent.
+        The blocks. None if no message was sent.
     """
     by = {condition.label: outcome for condition, outcome in zip(every, outcomes, strict=True)}
     sent = [c.label for c in every if c.protocol in SENDS and not c.is_control]
@@ -360,15 +361,15 @@ def effects_told(
 
 
 def splits(by: Mapping[str, Outcome], channels: Sequence[str], metric: str) -> dict[tuple[str, ...], tuple[Split, str]]:
-    """Parts the gain of every channel, in every metric.
+    """Splits the gain of every channel into presence and content, in every metric.
 
     Args:
-        by: The outcomes, by label: of each channel, of "CHANNEL, other", and of "silent".
+        by: The outcomes, by label: each channel, "CHANNEL, other", and "silent".
         channels: Labels of the channels.
-        metric: The metric that is shown first, a key of `play.METRICS`.
+        metric: The main metric, a key of `play.METRICS`.
 
     Returns:
-        By channel and metric, the split and its unit, as `effects.split_rows` takes them.
+        For each channel and metric, the split and its unit, as input of `effects.split_rows`.
     """
     found = {}
     for label in channels:
@@ -381,7 +382,7 @@ def splits(by: Mapping[str, Outcome], channels: Sequence[str], metric: str) -> d
 
 
 def overlap_told(game: Game) -> str:
-    """Says whether any item gets a message that has its own answer, under the control "other"."""
+    """Says whether the control "other" gives any item a message with the item's own answer."""
     answers = [item.answer for item in game.items]
     share = overlap(answers, derange(answers, 0)) if len(answers) > 1 else 1.0
     if not share:
@@ -419,7 +420,7 @@ def against(every: Sequence[Condition], by: Mapping[str, Outcome], sent: Sequenc
 def hearing(
     by: Mapping[str, Outcome], sent: Sequence[str], b: Agent, more: Mapping[str, tuple[Game, np.ndarray]] | None
 ) -> list[list[str]]:
-    """Says of every channel whether the answer was sent, and how far B's next token moved.
+    """Reports for every channel whether the answer was sent, and how far B's next-token distribution moved.
 
     Args:
         by: The outcomes, by label.
@@ -447,15 +448,15 @@ def hearing(
 
 
 def moved(every: Sequence[Condition], outcomes: Sequence[Outcome]) -> list[dict[str, float]]:
-    """Says of every item of every condition how far B's next token moved, for results files.
+    """Computes for every item of every condition how far B's next-token distribution moved, for results files.
 
     Args:
         every: The conditions.
         outcomes: The outcome of each condition.
 
     Returns:
-        One record for each item of each outcome, in their order: KL divergences in nats. It is empty where nothing was sent,
-        or where B alone or the control "other" was not played.
+        One record for each item of each outcome, in their order: KL divergences in nats. A record is empty if no message
+        was sent, or if B alone or the control "other" was not played.
     """
     by = {condition.label: outcome for condition, outcome in zip(every, outcomes, strict=True)}
     records: list[dict[str, float]] = []
@@ -479,18 +480,18 @@ def _next(outcome: Outcome) -> np.ndarray:
 def further_messages(
     every: Sequence[Condition], game: Game, a: Agent, b: Agent, settings: PlaySettings, n: int = MORE
 ) -> dict[str, tuple[Game, np.ndarray]]:
-    """Lets A send states after further items of a game, on which the probe is trained.
+    """Lets A send states for further items of a game, to train the probe on.
 
     Args:
         every: The conditions.
-        game: The game. From a file, it has no further items.
+        game: The game. A game from a file has no further items.
         a: The sender.
         b: The receiver.
         settings: The settings that every protocol has.
         n: Number of further items.
 
     Returns:
-        By label of the conditions that send states, the further items and their messages.
+        For each condition that sends states, by label: the further items and their messages.
     """
     others = further(game, n)
     speak = ("activation", "exchange", "kv", "latent", "bridge")
@@ -524,7 +525,7 @@ def spoken(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str,
         most: Largest number of items.
 
     Yields:
-        For each item and condition, what A and B read and said.
+        For each item and condition, the prompts and texts of A and B.
     """
     for i in range(min(most, len(outcomes[0].items))):
         for condition, outcome in zip(every, outcomes, strict=True):

@@ -1,5 +1,5 @@
-"""What communication costs, counted three ways: by the formulas of Ramesh & Li (section 3.2), exactly for the
-architecture with a KV cache (`jaxcomm.flops`), and by XLA for the programs that run."""
+"""Costs of communication, counted in three ways: with the formulas of Ramesh & Li (section 3.2), exactly for the
+architecture with a key/value cache (`jaxcomm.flops`), and by XLA for the compiled programs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SHAPES = {
 }
 """The paper's main models."""
 SETTINGS = ((16, 16, 4), (64, 64, 16), (128, 256, 128), (128, 256, 16))
-"""Prompt, message and answer tokens, where none are given: a game, a longer one, a reasoned and a short answer."""
+"""Default numbers of prompt, message and answer tokens: a game, a longer game, a reasoned answer and a short answer."""
 
 
 def shape(name: str) -> ModelConfig:
@@ -70,9 +70,9 @@ class Count:
     Attributes:
         protocol: Name of the protocol.
         paper: By the formula of Ramesh & Li (2025, section 3.2). None: the paper has no formula for this protocol.
-        exact: Counted for the architecture, with a KV cache (`jaxcomm.flops`).
-        compiled: Counted by XLA for the compiled programs. None: it was not asked for.
-        sent: Bytes that A sends B: states, keys and values of two bytes a number, text of about `TEXT` bytes a token.
+        exact: Counted for the architecture, with a key/value cache (`jaxcomm.flops`).
+        compiled: Counted by XLA for the compiled programs. None: not requested.
+        sent: Bytes that A sends to B: two bytes per number for states, keys and values; about `TEXT` bytes per token.
     """
 
     protocol: str
@@ -83,13 +83,13 @@ class Count:
 
 
 TEXT = 4
-"""Bytes of a token of English text, about."""
+"""Approximate number of bytes per token of English text."""
 NUMBER = 2
-"""Bytes of a number in bfloat16, as models on accelerators have it."""
+"""Bytes per number in bfloat16, the usual dtype on accelerators."""
 STEPS = 10
 """Steps of thinking in latents."""
 HIDDEN, RANK = 1024, 8
-"""Sizes of the bridges: the paper's (C2C), and the default."""
+"""Sizes of the bridges: the paper's for C2C, and the default for Gated."""
 
 
 def counts(
@@ -98,7 +98,7 @@ def counts(
     """Counts the FLOPs of every protocol.
 
     A debate has two agents and two rounds. Each agent's response has M tokens in the first round. In the last round
-    both responses stand before the prompt (the form "harness", without its words).
+    both responses are put before the prompt (the form "harness", without its words).
 
     Args:
         a: Architecture of the sender.
@@ -106,9 +106,9 @@ def counts(
         P: Number of tokens of the prompt, for each agent.
         M: Number of tokens of a message.
         T: Number of tokens of the answer.
-        k: Layer of A that is sent.
-        j: Layer of B after which it is grafted in.
-        compiled: Whether XLA counts, too. It has to build the programs, which takes seconds.
+        k: A's state after this layer is sent.
+        j: It is grafted into B after this layer.
+        compiled: Whether to count with XLA too. It has to compile the programs, which takes seconds.
 
     Yields:
         One count for each protocol.
@@ -139,7 +139,7 @@ def counts(
     )
     rounds = lambda one: one(a, P, M) + one(b, P, M) + one(a, P + 2 * M, T) + one(b, P + 2 * M, T)
     yield Count("debate", None, rounds(write), xla(lambda: rounds(xla_writing)), 3 * TEXT * M)
-    said = [(a, M), (b, M), (b, M), (b, T)]  # A's through A's matrix and B's, B's through its own: only B listens last
+    said = [(a, M), (b, M), (b, M), (b, T)]  # A's vectors use A's and B's matrix, B's only its own: only B reads the last
     speak = lambda one, mix: one(a, P, M) + one(b, P, M) + one(b, P + 2 * M, T) + sum(n * mix(c) for c, n in said)
     yield Count(
         "cipher", None, speak(write, lambda c: 2 * c.width * c.vocab), xla(lambda: speak(xla_writing, xla_mixing)),
@@ -155,14 +155,14 @@ def counts(
 
 
 def prefix_counts(a: ModelConfig, b: ModelConfig, P: int, T: int, *, compiled: bool) -> Iterator[Count]:
-    """Counts the FLOPs of protocols that send keys and values, all layers of them, and of thinking alone.
+    """Counts the FLOPs of protocols that send keys and values of all layers, and of thinking alone.
 
     Args:
         a: Architecture of the sender.
         b: Architecture of the receiver.
         P: Number of tokens of the prompt, for each agent.
         T: Number of tokens of the answer.
-        compiled: Whether XLA counts, too.
+        compiled: Whether to count with XLA too.
 
     Yields:
         One count for each protocol.
@@ -192,7 +192,7 @@ def xla_keys(config: ModelConfig, prompt: int) -> int:
     read = lambda p, t: prefill(p, t)[1]
     every = _layered(config, lambda p: jax.jit(read).lower(p, _ints(1, prompt)))
     last = _flops(jax.jit(lambda h, w: jnp.einsum("bd,vd->bv", h, w)).lower(*_head(config)))
-    return every - last  # prefill makes logits, too
+    return every - last  # prefill also computes logits
 
 
 def _head(config: ModelConfig) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
@@ -202,7 +202,7 @@ def _head(config: ModelConfig) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStru
 
 
 def xla_behind(config: ModelConfig, prefix: int, prompt: int, new: int) -> int:
-    """Counts with XLA the FLOPs of reading a prompt behind a prefix that all layers see, and of writing after it.
+    """Counts with XLA the FLOPs of reading a prompt behind a prefix (seen by all layers), and of writing after it.
 
     Args:
         config: The architecture.
@@ -224,7 +224,7 @@ def xla_behind(config: ModelConfig, prefix: int, prompt: int, new: int) -> int:
 def xla_writing(config: ModelConfig, prompt: int, new: int) -> int:
     """Counts with XLA the FLOPs of reading a prompt and writing an answer.
 
-    The count is that of the prompt, and of `new` - 1 steps of the decoding loop over a cache with room for all tokens.
+    It counts the prompt, and `new` - 1 steps of the decoding loop over a cache with room for all tokens.
 
     Args:
         config: The architecture.
@@ -290,8 +290,8 @@ def _step(config: ModelConfig, prompt: int, new: int, before: Callable[[Any], An
 
 
 def _layered(config: ModelConfig, lower: Callable, layers: int | None = None) -> int:
-    """The count for so many layers (default: all), from those of one and of two: XLA counts a loop's body once, so layers
-    have to be unrolled, and many of them take long to build."""
+    """The count for so many layers (default: all), extrapolated from one and two layers. XLA counts a loop's body only once,
+    so layers must be unrolled, and compiling many of them takes long."""
     one, two = (_flops(lower(_abstract(dataclasses.replace(config, layers=n, windows=())))) for n in (1, 2))
     return one + (two - one) * ((config.layers if layers is None else layers) - 1)
 
@@ -305,11 +305,11 @@ def _ints(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def _flops(lowered) -> int:
-    return int(lowered.cost_analysis().get("flops", 0))  # a copy has none
+    return int(lowered.cost_analysis().get("flops", 0))  # a program that only copies has no entry
 
 
 def table(title: str, found: list[Count]) -> rich.table.Table:
-    """Makes the table of the counts, in GFLOPs and as shares of the protocol "message", and of the bytes that are sent.
+    """Makes the table of counts, in GFLOPs and relative to the protocol "message", with the bytes sent.
 
     Args:
         title: Title of the table.

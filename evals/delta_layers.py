@@ -1,6 +1,7 @@
-"""Sweeps over layers of state deltas: a game behind A's messages, whose deltas are added after each layer of B by itself.
+"""Sweep the layer of state deltas: play a game with A's messages, adding their deltas after one layer of B at a time.
 
-Beside each item's own deltas stand another item's, and the text without any. The text stays each item's own throughout.
+Each layer is played with each item's own deltas and with another item's; the text alone is played too. The text is always
+the item's own.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ def sweep(
         agents: The sender and the receiver.
         wording: How the game is put to the agents.
         layers: The layers.
-        talk: How A writes and B is told: options of `jaxcomm.protocols.Conversation`.
-        folder: The run folder. What is done is read.
-        progress: Called with the name of what is computed.
-        seed: Seed of who gets whose deltas.
+        talk: How A writes and how B gets the message: options of `jaxcomm.protocols.Conversation`.
+        folder: The run folder. Finished results are read from it.
+        progress: Called with the name of each computation.
+        seed: Random seed for the assignment of deltas to items.
 
     Returns:
-        The results: own deltas first, then another item's.
+        The results: first with own deltas, then with another item's.
     """
     (a, b), answers = agents, [item.answer for item in game.items]
 

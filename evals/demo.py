@@ -28,11 +28,11 @@ from .sweeps.fitting import fit, own_statements
 from .sweeps.grid import layer_map, layers
 
 REPORT, SELECT = 0, 1
-"""Seeds: of the games that are reported, and of those (k, j) is chosen on."""
+"""Seeds of the reported games, and of the games on which (k, j) is chosen."""
 SELECT_GAMES = 40
 ANSWER_TOKENS = 8
 CONTROLS = ("other", "generated", "mean", "moments", "noise", "zero", "self")
-"""What B gets in place of A's activation."""
+"""Stand-ins for A's activation."""
 
 
 def draw(game: str) -> tuple[Game, Game]:
@@ -51,12 +51,12 @@ def draw(game: str) -> tuple[Game, Game]:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The best layers of one pair in one game. They are chosen on items that are not reported.
+    """The best layers for one pair in one game, chosen on items that are not reported.
 
     Attributes:
         k: Layer of the sender.
         j: Layer of B.
-        into: The layer of B that W maps into. None: there is no W.
+        into: The layer of B that W maps to. None: there is no W.
         maps: W from every layer of the sender to every layer of B, [L_A + 1, L_B + 1, D_B, D_A]. None: there is no W.
         accuracies: Share of exact matches at every (k, j) with W into that layer, [L_A, L_B].
     """
@@ -71,7 +71,7 @@ class Choice:
         """The settings of the protocol "activation" at these layers.
 
         Args:
-            into: The layer of B that W maps into. None: no W is used.
+            into: The layer of B that W maps to. None: no W is used.
 
         Returns:
             k, j, W and `into`.
@@ -85,8 +85,8 @@ class Choice:
 def search(sender: Agent, b: Agent, game: Game) -> Choice:
     """Plays every pair of layers, and chooses the best.
 
-    If sender and receiver differ, W into each layer of B's upper half is tried. At the lower layers, the last token
-    does not yet carry what a statement says.
+    If sender and receiver differ, it tries W into each layer of B's upper half. In the lower layers, the last token does
+    not contain the statement's information yet.
 
     Args:
         sender: The sender.
@@ -114,12 +114,12 @@ def search(sender: Agent, b: Agent, game: Game) -> Choice:
 
 @dataclasses.dataclass
 class Results:
-    """Everything that was played, always with B as the receiver.
+    """Results of all games, always with B as the receiver.
 
     Attributes:
         a: The sender of the pair.
         b: The receiver.
-        outcomes: By label of a table's row, one outcome for each game.
+        outcomes: For each label of a table row, one outcome for each game.
         unseen: The same, with people and companies that never occur in training.
         choices: The chosen layers, by pair and game.
     """
@@ -136,10 +136,10 @@ class Results:
 
 
 def play_everything() -> Results:
-    """Plays everything that the demo shows.
+    """Plays all games of the demo.
 
-    First B plays alone, and with everything to read. Then B sends to itself, and A sends to B: a message, every graft
-    at the layers chosen on other items, and every control.
+    First B plays alone, and with all the information in its prompt. Then B sends to itself, and A sends to B: a text
+    message, every graft at the layers chosen on other items, and every control.
 
     Returns:
         The results.
@@ -184,10 +184,10 @@ def accuracy_table(title: str, rows: dict[str, list[Outcome]]) -> rich.table.Tab
 
     Args:
         title: Title of the table.
-        rows: By label of the row, one outcome for each game.
+        rows: For each label of a row, one outcome for each game.
 
     Returns:
-        Exact match in % with 95 % intervals, and MFLOPs of a question for each game.
+        Exact match in % with 95 % intervals, and MFLOPs per question for each game.
     """
     table = rich.table.Table(title=title, title_justify="left")
     table.add_column("method")
@@ -202,13 +202,13 @@ def accuracy_table(title: str, rows: dict[str, list[Outcome]]) -> rich.table.Tab
 
 
 def effects_table(results: Results) -> tuple[rich.table.Table, str]:
-    """Makes the table that parts what activations give into presence and content, paired on the same questions.
+    """Makes the table that splits the gain from activations into presence and content, paired on the same questions.
 
     Args:
-        results: What was played.
+        results: Results of all games.
 
     Returns:
-        One row for each pair and game, and how its p-values are meant.
+        The table with one row for each pair and game, and an explanation of its p-values.
     """
     found = {}
     for pair in results.choices:
@@ -232,11 +232,11 @@ def transcripts(results: Results, each: int = 2) -> Iterator[str]:
     """Writes transcripts of the first games of every pair.
 
     Args:
-        results: What was played.
+        results: Results of all games.
         each: Number of items of each game.
 
     Yields:
-        For each item, what A and B read and what B said.
+        For each item, the prompts of A and B and B's reply.
     """
     for pair in results.choices:
         for outcome in results.outcomes[f"{pair}, replace"]:
@@ -252,7 +252,7 @@ def run(out: Path, json: Path | None) -> None:
 
     Args:
         out: Folder for the files.
-        json: A further file for the results, one JSON object on each line. None: there is none.
+        json: Another file for the results, one JSON object per line. None: no other file.
 
     Raises:
         OSError: A file cannot be written.

@@ -1,4 +1,4 @@
-"""A document of headings, paragraphs, tables and pictures, as Markdown, as one HTML page and on a console."""
+"""Documents of headings, paragraphs, tables and pictures: written as Markdown, as one HTML page, or on a console."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Code:
 
     Attributes:
         text: The text.
-        columns: Whether it is set in columns. If so, HTML does not break its lines.
+        columns: Whether the text is aligned in columns. If so, HTML does not break its lines.
     """
 
     text: str
@@ -76,7 +76,7 @@ class Picture:
     Attributes:
         file: Name of its file.
         png: Its bytes.
-        text: What it shows, for readers who cannot see it.
+        text: Description for readers who cannot see it.
     """
 
     file: str
@@ -129,7 +129,7 @@ def markdown(blocks: Iterable[Block]) -> str:
 def plain(text: str) -> str:
     """Escapes a text so that Markdown shows it unchanged.
 
-    Markdown would otherwise read marks, links, tags, and what begins a line.
+    Otherwise Markdown would interpret emphasis, links, tags and line starts.
 
     Args:
         text: The text.

@@ -1,9 +1,10 @@
-"""What a message did: total = presence + content, for any score item by item.
+"""Effect of messages on any per-item score: total = presence + content.
 
-    presence   any message of this kind against none: another example's message - B alone
-    content    this message against another example's: its own message - another example's
+    presence   effect of any message of this kind: another example's message - B alone
+    content    effect of what this message says: own message - another example's message
 
-Zhang & Emu (2026, arXiv 2607.26773) and Cheng et al. (2026, arXiv 2608.04893) part the gains of published channels so.
+Zhang & Emu (2026, arXiv 2607.26773) and Cheng et al. (2026, arXiv 2608.04893) split the gains of published channels this
+way.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .scores import Hits, Interval, difference, sign_flip
 POWER, LEVEL = 0.8, 0.05
 PARTS = ("total", "presence", "content")
 LIKELIHOOD = "log p(right | choices)"
-"""Metric: log-probability of the right answer, given that it is one of the choices, in nats. It moves where accuracy does not yet."""
+"""Metric: log-probability of the right answer among the choices, in nats. It can change when accuracy does not."""
 HOLM = (
     "p is exact where items are right or wrong, by random signs elsewhere, after Holm's correction over all {n} tests of the "
     "table."
@@ -46,10 +47,10 @@ class Effect(NamedTuple):
     n: int
 
     def smallest(self, tests: int = 1) -> float:
-        """Computes the smallest effect that the run would have seen in 80 % of cases.
+        """Computes the smallest effect that the run would have detected with a probability of 80 %.
 
         Args:
-            tests: Number of tests of the table; the level is 5 % divided by it, Holm's first.
+            tests: Number of tests in the table. The level is 5 % divided by it (Holm's first step).
 
         Returns:
             The effect, in the unit of the values.
@@ -59,12 +60,12 @@ class Effect(NamedTuple):
 
 
 class Split(NamedTuple):
-    """What a message did to a score.
+    """Effect of a message on a score, split in two.
 
     Attributes:
-        total: Its own message against none.
-        presence: Another example's message against none.
-        content: Its own message against another example's.
+        total: Own message minus no message.
+        presence: Another example's message minus no message.
+        content: Own message minus another example's message.
 
     Example:
         >>> found = split([1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1])
@@ -85,8 +86,8 @@ def effect(values: Hits, others: Hits) -> Effect:
         others: The scores of the other condition, on the same items.
 
     Returns:
-        The paired difference. Where no item differs, its spread is that of the largest share of items that could differ
-        and not show (95 %).
+        The paired difference. If no item differs, its spread is computed from the largest share of differing items that
+        could have gone unseen (95 %).
     """
     x = np.asarray(values, float) - np.asarray(others, float)
     spread = float(x.std(ddof=1)) if len(x) > 1 else float("nan")
@@ -96,7 +97,7 @@ def effect(values: Hits, others: Hits) -> Effect:
 
 
 def split(own: Hits, other: Hits, alone: Hits) -> Split:
-    """Parts what a message gives into presence and content.
+    """Splits the effect of a message into presence and content.
 
     Args:
         own: The scores with each item's own message.
@@ -110,7 +111,7 @@ def split(own: Hits, other: Hits, alone: Hits) -> Split:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Corrects p-values for their number (Holm 1979). It controls the chance of any false positive, whatever depends on what.
+    """Corrects p-values for multiple tests (Holm 1979). Controls the family-wise error rate under any dependence of tests.
 
     Args:
         ps: The p-values.
@@ -130,10 +131,10 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def split_rows(splits: Mapping[tuple[str, ...], tuple[Split, str]]) -> tuple[list[str], list[list[str]]]:
-    """Writes a table of splits: a row for each.
+    """Writes a table of splits, with one row for each.
 
     Args:
-        splits: By the first cells of its row, a split and its unit: "points" (shares, written in %) or "nats".
+        splits: The first cells of a row -> its split and unit: "points" (shares, written in %) or "nats".
 
     Returns:
         Names of the columns after the first cells, and the rows. p-values are corrected over all rows (`HOLM`).
@@ -151,7 +152,7 @@ def split_rows(splits: Mapping[tuple[str, ...], tuple[Split, str]]) -> tuple[lis
 
 
 def written(x: Interval, unit: str) -> str:
-    """Writes a difference: points of per cent without decimals, nats with two."""
+    """Writes a difference: percentage points without decimals, nats with two."""
     if unit == "points":
         return f"{100 * x.value:+.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
     return f"{x.value:+.2f} [{x.low:.2f}, {x.high:.2f}]"
@@ -163,7 +164,7 @@ def p_written(p: float) -> str:
 
 
 def meaning(tests: int, smallest: bool = True) -> str:
-    """Says how p-values and smallest effects of a table are meant."""
+    """Explains the p-values and smallest effects of a table."""
     return HOLM.format(n=tests) + (SMALLEST if smallest else "")
 
 

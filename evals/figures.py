@@ -1,5 +1,4 @@
-"""Pictures: of sweeps over the layers, maps as a PNG and as a page of HTML to point at; of protocols, what they cost and are
-worth."""
+"""Figures: maps of layer sweeps, as PNG and as an interactive HTML page; accuracy of protocols against their cost."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from .scores import Interval
 
 MapStyle = Literal["cells", "contours"]
-"""How layer maps are drawn: one colour for each pair of layers, or filled contours."""
+"""Style of layer maps: one colour for each pair of layers, or filled contours."""
 
 J_AXIS = "j: layer of B after which it is grafted in"
 K_AXIS = "k: layer of A that is sent"
@@ -42,7 +41,7 @@ class LayerMap:
         values: Finite values [K, J].
         ks: Layers of A [K], ascending.
         js: Layers of B [J], ascending.
-        best: The (k, j) that is marked.
+        best: The pair (k, j) to mark.
     """
 
     title: str
@@ -72,7 +71,7 @@ def span(maps: Sequence[LayerMap]) -> tuple[float, float]:
 
 
 def edges(layers: Sequence[int]) -> np.ndarray:
-    """Computes where the cells of a map end.
+    """Computes the edges of a map's cells.
 
     Args:
         layers: Layers [N], ascending.
@@ -122,7 +121,7 @@ def layer_maps(
         columns: Number of maps in a row.
         limits: Ends of the colour bar. Default: the smallest and the largest value of all maps.
         style: "cells": one colour for each pair of layers. "contours": filled contours, as in Ramesh & Li (2025),
-            Figure 2. Contours interpolate, so they show values between layers, where there is nothing.
+            Figure 2. Contours interpolate, so they show values between layers, which do not exist.
 
     Returns:
         The bytes of a PNG.
@@ -157,8 +156,8 @@ def draw(axis: Axes, layer_map: LayerMap, norm: Normalize, levels: np.ndarray | 
         axis: The axes to draw on.
         layer_map: The map.
         norm: How values become colours.
-        levels: Values at which contours change colour. None: cells are drawn. A map of one k or one j is always drawn
-            as cells.
+        levels: Values at which contours change colour. None: draw cells. A map of one k or one j is always drawn as
+            cells.
     """
     ks, js, (k, j) = layer_map.ks, layer_map.js, layer_map.best
     if levels is not None and min(layer_map.values.shape) > 1:
@@ -181,10 +180,10 @@ def draw(axis: Axes, layer_map: LayerMap, norm: Normalize, levels: np.ndarray | 
 
 
 def effects(splits: Mapping[str, Split], *, label: str) -> bytes:
-    """Draws what messages did: for every channel total, presence and content, with 95 % intervals.
+    """Draws the effects of messages: total, presence and content of every channel, with 95 % intervals.
 
     Args:
-        splits: By name of the channel, its split, as shares.
+        splits: Name of each channel -> its split, as shares.
         label: Label of the axis.
 
     Returns:
@@ -217,11 +216,11 @@ def effects(splits: Mapping[str, Split], *, label: str) -> bytes:
 def page(title: str, groups: Mapping[str, tuple[str, Sequence[LayerMap]]], text: str) -> str:
     """Writes one HTML page with a text and interactive maps. It needs no network.
 
-    If the pointer is on a cell, its k, j and value are shown.
+    Pointing at a cell shows its k, j and value.
 
     Args:
         title: Title of the page.
-        groups: By heading, the label of the colour bar and the maps that share it.
+        groups: Heading -> the label of the colour bar, and the maps that share it.
         text: Text above the maps.
 
     Returns:
@@ -229,8 +228,8 @@ def page(title: str, groups: Mapping[str, tuple[str, Sequence[LayerMap]]], text:
     """
     parts = [f"<h1>{html.escape(title)}</h1>", f"<pre>{html.escape(text)}</pre>"]
     for index, (heading, (label, maps)) in enumerate(groups.items()):
-        # A name for every div: plotly's own are random. The script is 5 MB, so only the first figure brings it. Its
-        # tool bar would cover the titles.
+        # Name every div, because plotly's default names are random. Include the script only once, since it has 5 MB. Hide
+        # the tool bar, which would cover the titles.
         figure = heat_maps(label, maps).to_html(
             full_html=False,
             include_plotlyjs=index == 0,
@@ -242,7 +241,7 @@ def page(title: str, groups: Mapping[str, tuple[str, Sequence[LayerMap]]], text:
 
 
 def document(title: str, style: str, parts: Sequence[str]) -> str:
-    """Puts parts together into one HTML page that needs no other file.
+    """Joins parts into one HTML page that needs no other file.
 
     Args:
         title: Title of the page.
@@ -271,7 +270,7 @@ def heat_maps(label: str, maps: Sequence[LayerMap]) -> Figure:
         maps: The maps. They share one colour bar.
 
     Returns:
-        A figure of plotly.
+        A plotly figure.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -323,7 +322,7 @@ def heat_maps(label: str, maps: Sequence[LayerMap]) -> Figure:
 
 
 def markup(text: str) -> str:
-    """Escapes a text so that plotly, which reads tags in titles, shows it unchanged."""
+    """Escapes a text for plotly, which would otherwise interpret tags in titles."""
     return html.escape(text, quote=False).replace("\n", "<br>")
 
 
@@ -333,11 +332,11 @@ def lines(
     *,
     x: str,
 ) -> bytes:
-    """Draws one line for each series, and a dashed one for what stands in for it, in rows and columns of panels.
+    """Draws one line for each series, and a dashed line for its control, in rows and columns of panels.
 
     Args:
-        xs: Where the points are.
-        panels: By name of the row and label of the column: by name of the series, its values and those of its control.
+        xs: Horizontal positions of the points.
+        panels: (name of the row, label of the column) -> series by name: its values, and its control's values.
         x: Label of the horizontal axis.
 
     Returns:
@@ -370,11 +369,11 @@ def lines(
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a protocol costs, and how accurate it is.
+    """Cost and accuracy of a protocol.
 
     Attributes:
         name: Name of the protocol.
-        amount: What it costs: FLOPs of a question, or bytes that are sent. Above 0.
+        amount: Its cost per question: FLOPs, or bytes sent. Above 0.
         value: Accuracy, as a share.
         low: Lower end of its interval.
         high: Upper end of its interval.
@@ -390,10 +389,10 @@ class Cost:
 
 
 def costs(rows: Mapping[str, Mapping[str, Sequence[Cost]]], *, label: str) -> bytes:
-    """Draws accuracy against what it costs, as in Ramesh & Li (2025), Figure 3.
+    """Draws accuracy against cost, as in Ramesh & Li (2025), Figure 3.
 
     Args:
-        rows: By kind of cost ("FLOPs a question"), the panels of a row: by title, the points. Each panel has at least one.
+        rows: Kind of cost ("FLOPs a question") -> the panels of a row: title -> points. Each panel has at least one.
         label: Label of the accuracy.
 
     Returns:
@@ -417,7 +416,7 @@ def costs(rows: Mapping[str, Mapping[str, Sequence[Cost]]], *, label: str) -> by
         for axis in line[len(panels) :]:
             axis.set_axis_off()
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # labels are put where there is room: nothing may move any more
+    figure.set_layout_engine("none")  # labels are placed in free space, so the layout must not change any more
     for axis, points in drawn:
         name_points(axis, points)
     png = io.BytesIO()
@@ -427,11 +426,11 @@ def costs(rows: Mapping[str, Mapping[str, Sequence[Cost]]], *, label: str) -> by
 
 
 def every_cost(points: Mapping[str, Sequence[tuple[str, float, float, Interval]]]) -> bytes | None:
-    """Draws accuracy against FLOPs, and against the bytes that agents send each other.
+    """Draws accuracy against FLOPs, and against the bytes that agents send to each other.
 
     Args:
-        points: By title of the panel: name of the protocol, FLOPs and bytes of a question, accuracy with its interval. A
-            name with a comma is that of a control.
+        points: Title of each panel -> its points: name of the protocol, FLOPs and bytes of a question, accuracy with its
+            interval. A name with a comma is a control.
 
     Returns:
         The bytes of a PNG. None: nothing costs anything.
@@ -447,7 +446,7 @@ def every_cost(points: Mapping[str, Sequence[tuple[str, float, float, Interval]]
 
 
 def palette(points: Sequence[Cost]) -> dict[str, str]:
-    """Gives every protocol a colour of its own, and all controls grey.
+    """Gives every protocol its own colour, and all controls grey.
 
     Args:
         points: The points.
@@ -456,12 +455,12 @@ def palette(points: Sequence[Cost]) -> dict[str, str]:
         The colours, by name.
     """
     names = dict.fromkeys(point.name for point in points if not point.control)
-    colours = itertools.cycle(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))  # the one left out is grey
+    colours = itertools.cycle(f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9))  # C7 is grey
     return dict(zip(names, colours, strict=False)) | {point.name: "0.6" for point in points if point.control}
 
 
 def draw_costs(axis: Axes, points: Sequence[Cost], colours: Mapping[str, str]) -> None:
-    """Draws points with their intervals. Accuracy is in %; Costs are on a logarithmic axis.
+    """Draws points with their intervals. Accuracy is in %; costs are on a logarithmic axis.
 
     Args:
         axis: The axes to draw on.
@@ -487,17 +486,17 @@ def draw_costs(axis: Axes, points: Sequence[Cost], colours: Mapping[str, str]) -
 
 
 def name_points(axis: Axes, points: Sequence[Cost]) -> np.ndarray:
-    """Writes a label beside every point. If it is not close to its point, a line connects them.
+    """Writes a label beside every point. A line connects a label to its point if they are far apart.
 
     A place is free if the label and its line cover no point, no interval and no other label or line, and if no other
-    point is nearer. The nearest free place is taken. If no place is free, the one where least is covered is taken.
+    point is nearer. The nearest free place is used. If no place is free, the one that covers least is used.
 
     Args:
         axis: The axes. Their layout must be final, since space is measured in pixels.
         points: The points.
 
     Returns:
-        Where the labels are, in pixels: [points, 4] for left, bottom, right and top.
+        Boxes of the labels in pixels: [points, 4] for left, bottom, right and top.
     """
     figure, inside = axis.get_figure(root=True), np.array([axis.get_window_extent().extents])
     assert figure is not None
@@ -515,7 +514,7 @@ def name_points(axis: Axes, points: Sequence[Cost]) -> np.ndarray:
         measured.remove()
 
         def boxes(place: tuple[float, float], centre=centres[n], width=width, height=height) -> np.ndarray:
-            """The label's, and those of pieces of its line."""
+            """The boxes of the label, and of pieces of its line."""
             x, y = end = centre + np.multiply(place, figure.dpi / 72)
             left = x if place[0] > 1 else x - width if place[0] < -1 else x - width / 2
             pieces = np.linspace((centre + end) / 2, end, 12 if np.hypot(*place) > 12 else 0)
@@ -541,7 +540,7 @@ def name_points(axis: Axes, points: Sequence[Cost]) -> np.ndarray:
 
 
 def common(some: np.ndarray, others: np.ndarray) -> float:
-    """Computes the area that boxes share, summed over all pairs.
+    """Computes the overlapping area of boxes, summed over all pairs.
 
     Args:
         some: Boxes [n, 4]: left, bottom, right, top.

@@ -1,4 +1,4 @@
-"""Files that are written whole, and where they may be written to."""
+"""Write files atomically, and check output paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..converters.folders import check_local
 
 
 def check_folder(path: Path) -> None:
-    """Checks that results can be written to a folder, before the work and not after it.
+    """Checks, before any work is done, that results can be written to a folder.
 
     Args:
         path: The folder. It need not exist.
@@ -29,7 +29,7 @@ def check_folder(path: Path) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Checks that nothing exists at a path, before the work and not after it.
+    """Checks, before any work is done, that nothing exists at a path.
 
     Args:
         path: The path.
@@ -44,7 +44,7 @@ def check_new(path: Path) -> None:
 
 
 def check_file(path: Path | None) -> None:
-    """Checks that results can be written to a file, before the work and not after it.
+    """Checks, before any work is done, that results can be written to a file.
 
     Args:
         path: The file. It need not exist. None: nothing is checked.
@@ -84,13 +84,13 @@ def read_text(path: Path) -> str:
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Reads a file with a JSON object on each line. Empty lines are skipped.
 
-    Only a line feed ends a line, since JSON allows the other marks of line ends within texts.
+    Only a line feed ends a line, because JSON strings may contain the other line-end characters.
 
     Args:
         path: The file.
 
     Yields:
-        Where the line stands ("FILE, line N"), and its object.
+        The line's location ("FILE, line N"), and its object.
 
     Raises:
         ValueError: A line is not a JSON object, or has a lone surrogate.
@@ -112,7 +112,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Writes objects as JSON, one on each line. The file exists whole, or as it was before.
+    """Writes objects as JSON, one per line. The file is replaced atomically.
 
     Args:
         path: The file.
@@ -126,7 +126,7 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file. It exists whole, or as it was before. Missing folders are made.
+    """Writes a file atomically. Missing folders are created.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""Finished runs, read back: their lines, their scores question by question, and what compares within a run."""
+"""Read finished runs: their result lines, their scores per question, and comparisons within a run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ NEEDED = (
     "protocol", "task", "metric", "filter", "value", "low", "high", "n", "unparsed", "flops", "tokens_read",
     "tokens_written", "message_tokens", "seconds", "truncated",
 )  # fmt: skip
-"""What is read of a line of results.jsonl."""
+"""Required keys of a line of results.jsonl."""
 CONFIG = (
     "a", "b", "others", "data", "chat", "temperature", "top_p", "max_message_tokens", "rounds", "temperatures", "k", "j",
     "graft", "where", "think",
 )  # fmt: skip
-"""What is read of run.json's config."""
+"""Required keys of run.json's config."""
 
 Key = tuple[str, str, str, str]
 """protocol, task, metric, filter"""
@@ -57,7 +57,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class FinishedSweep:
-    """A finished run of `jaxcomm sweep`. It has written its own report.
+    """A finished run of `jaxcomm sweep`, with its own report.
 
     Attributes:
         name: Its name in the report, such as "run 1".
@@ -81,10 +81,10 @@ def read_runs(paths: Sequence[Path]) -> list[Run | FinishedSweep]:
         paths: The folders.
 
     Returns:
-        The runs, in this order.
+        The runs, in the same order.
 
     Raises:
-        ValueError: No folder is named, or one of them twice; a folder is not a finished run, or is damaged.
+        ValueError: No folder is given, or one is given twice; a folder is not a finished run, or is damaged.
         FileNotFoundError: A folder does not exist.
     """
     if not paths:
@@ -136,10 +136,10 @@ def read_json(where: object, text: bytes, needed: Iterable[str], mend: str = "")
     """Parses a JSON object that must have certain keys.
 
     Args:
-        where: What the text is, for messages.
+        where: Description of the text, for error messages.
         text: The text.
         needed: The keys.
-        mend: What to do if it is damaged, for messages.
+        mend: How to repair it if it is damaged, for error messages.
 
     Returns:
         The object.
@@ -149,7 +149,7 @@ def read_json(where: object, text: bytes, needed: Iterable[str], mend: str = "")
     """
     try:
         found = json.loads(text)
-    except ValueError as error:  # of JSON, or of UTF-8
+    except ValueError as error:  # invalid JSON or UTF-8
         raise ValueError(f"{where} is damaged: {error}{mend}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{where} is damaged: no object{mend}")
@@ -164,7 +164,7 @@ def check_finished(path: Path, command: str, *files: str) -> None:
     Args:
         path: The run folder.
         command: The command that runs it again, for messages.
-        *files: Names of the files that a finished run has.
+        *files: Names of the files of a finished run.
 
     Raises:
         ValueError: A file is missing.
@@ -180,7 +180,7 @@ def read_scores(path: Path) -> dict[Key, dict[int, float]]:
         path: The file.
 
     Returns:
-        The scores, by (protocol, task, metric, filter) and number of the question. Metrics that are no numbers are left
+        The scores, by (protocol, task, metric, filter) and number of the question. Metrics that are not numbers are left
         out.
 
     Raises:
@@ -204,16 +204,16 @@ def read_scores(path: Path) -> dict[Key, dict[int, float]]:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of results.jsonl with its comparisons, each on the questions that have a score under both protocols.
+    """A line of results.jsonl with its comparisons. Each uses the questions that have a score under both protocols.
 
     Attributes:
         run: The run.
         line: The line.
-        total: How much better it is than the protocol "single". None: it is "single" or a control, single was not run, or
-            the metric is not a mean over questions.
-        presence: How much better another question's message is than none. None: as for `total`, or the control "other"
-            was not run.
-        content: How much better its message is than another question's. None: likewise.
+        total: Gain over the protocol "single". None: the line is "single" or a control, "single" was not run, or the
+            metric is not a mean over questions.
+        presence: Gain of another question's message over no message. None: as for `total`, or the control "other" was
+            not run.
+        content: Gain of the own message over another question's. None: as for `presence`.
     """
 
     run: Run
@@ -229,7 +229,7 @@ class Row:
 
     @property
     def is_control(self) -> bool:
-        """Whether something stands in for the protocol's messages."""
+        """Whether a control replaces the protocol's messages."""
         return ", " in self.protocol
 
     @property
@@ -260,12 +260,12 @@ def above(run: Run, line: Mapping[str, Any], protocol: str, other: str) -> Effec
 
     Args:
         run: The run.
-        line: A line that says which task, metric and filter.
+        line: A line with the task, metric and filter.
         protocol: Name of the first protocol.
         other: Name of the second.
 
     Returns:
-        How much better the first is. None: no question has a score under both.
+        The gain of the first over the second. None: no question has a score under both.
     """
     ours, theirs = (run.scores.get((name, *key(line)[1:]), {}) for name in (protocol, other))
     both = sorted(set(ours) & set(theirs))

@@ -1,7 +1,7 @@
-"""lm-evaluation-harness over protocols: its prompts, answer extraction and metrics, our agents.
+"""Run lm-evaluation-harness with protocols: its prompts, answer extraction and metrics, our agents.
 
-A protocol among agents is one `LM` to the harness. It answers in batches, each kept in the run folder as soon as it is
-done, so a run that was stopped repeats nothing. Needs the extra `jaxcomm[eval]`.
+For the harness, a protocol with its agents is one `LM`. It answers in batches. Each batch is saved in the run folder as
+soon as it is done, so a stopped run repeats nothing. Needs the extra `jaxcomm[eval]`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from .runs import RunFolder
 BIOGRAPHY_TOKENS = 400
 BOTH = "statement+question"
 CHAT = "jaxcomm-chat:"
-"""How a conversation passes through the harness, which takes prompts for strings: each agent renders it in its own
-template."""
+"""Mark of a conversation packed in a string, because the harness accepts only strings. Each agent renders the conversation
+with its own template."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Decoding:
         seed: Seed of all random draws.
         batch_size: Largest number of prompts in a batch.
         max_new_tokens: Largest number of new tokens. None: the task's own number.
-        sampling: How tokens are sampled. None: decoding is greedy. "task": as each task says.
-        truncate: Whether a prompt that is too long loses its first tokens. If not, it is refused.
+        sampling: How tokens are sampled. None: decoding is greedy. "task": as each task specifies.
+        truncate: Whether to truncate a prompt that is too long at its start. If not, it is refused.
     """
 
     seed: int = 0
@@ -64,14 +64,14 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One prompt of a task, with everything that is asked about it.
+    """One prompt of a task, with all requests for it.
 
     Attributes:
         task: Name of the task.
         question: Number of the question in the task.
         doc: The question's record in the data set.
-        prompt: What the answering agent reads.
-        items: The texts to score after the prompt. Empty: a text is to be written.
+        prompt: Prompt of the answering agent.
+        items: The texts to score after the prompt. Empty: the agent writes a text.
         numbers: Indices of its requests in the harness' list.
         seed: Seed of sampling.
     """
@@ -86,7 +86,7 @@ class Row:
 
     @property
     def prompt_a(self) -> Prompt:
-        """What the sender reads: the record's field `prompt_a`, or else what the answering agent reads."""
+        """The sender's prompt: the record's field `prompt_a`, or else the answering agent's prompt."""
         return self.doc.get("prompt_a", self.prompt)
 
 
@@ -98,26 +98,25 @@ OF_ALL = {
     "encoder_repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, "no_repeat_ngram_size": 0, "min_length": 0,
     "min_new_tokens": 0, "penalty_alpha": 0,
 }  # fmt: skip
-"""Settings of generation that are not followed, with the value that changes nothing: of what is drawn, of all. Those of
-beams change nothing where there is one."""
+"""Unsupported generation settings, with their neutral value: those for sampling, and those for all decoding. Settings of
+beam search have no effect with one beam."""
 
 
 def generation(
     task: str, kwargs: Mapping[str, Any], decoding: Decoding
 ) -> tuple[tuple[str, ...], int, Sampling | None]:
-    """Reads the generation settings of a task, and applies what overrides them.
+    """Reads the generation settings of a task, and applies the overrides.
 
     Args:
         task: Name of the task, for messages.
         kwargs: The task's `generation_kwargs`.
-        decoding: What overrides them.
+        decoding: The overrides.
 
     Returns:
         The stop strings, the largest number of new tokens, and the sampling (None: greedy).
 
     Raises:
-        ValueError: The task samples without a temperature, or has a setting that would change the text and is not
-            followed here.
+        ValueError: The task samples without a temperature, or has an unsupported setting that would change the text.
     """
     how: dict[str, Any] = dict(normalize_gen_kwargs(dict(kwargs)))
     sampling, matters = decoding.sampling, OF_ALL
@@ -142,11 +141,11 @@ class ProtocolLM(LM):
     Attributes:
         arm: The protocol and its agents.
         folder: Run folder. Each batch of answers is written there as soon as it is done.
-        decoding: How texts are decoded.
+        decoding: Options of decoding.
         tasks: The tasks of the harness, by name.
-        information: Whether A knows what B cannot, by task (`games.information`).
-        overlap: Share of a task's questions that get a message with their own answer under the control "other".
-        records: The answers that were given so far, by task and number of the question.
+        information: Private or shared information, by task (`games.information`).
+        overlap: By task, the share of questions that get a message with their own answer under the control "other".
+        records: The answers so far, by task and number of the question.
     """
 
     def __init__(self, arm: Arm, folder: RunFolder, decoding: Decoding, tasks: Mapping[str, Any] | None = None):
@@ -194,7 +193,7 @@ class ProtocolLM(LM):
             disable_tqdm: Not used.
 
         Returns:
-            For each request the log-probability of the continuation in nats, and whether greedy decoding would write
+            For each request, the log-probability of the continuation in nats, and whether greedy decoding would generate
             it.
 
         Raises:
@@ -205,7 +204,7 @@ class ProtocolLM(LM):
             together[request.task_name, request.doc_id, request.args[0]].append(n)
         rows = []
         for (_, _, context), ns in together.items():
-            space = context[len(context.rstrip()) :]  # belongs to the texts
+            space = context[len(context.rstrip()) :]  # space at the end belongs to the texts
             items = tuple(space + self._args(requests[n])[1] for n in ns)
             rows.append(self._row(requests[ns[0]], context.rstrip(), items, tuple(ns)))
         return self._scored(requests, self._answer(rows, self._score, "loglikelihood"))
@@ -213,11 +212,11 @@ class ProtocolLM(LM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Scores whole texts without a prompt, such as for perplexity.
 
-        A text that is longer than the model's positions is cut into disjoint windows. Each window is read after one
-        token: the last token of the window before, or for the first window the token that begins a text.
+        A text that is longer than the model's positions is cut into disjoint windows. Each window is read after one token:
+        the last token of the previous window, or, for the first window, the begin-of-text token.
 
         Args:
-            requests: The harness' requests: a text each.
+            requests: The harness' requests, with one text each.
             disable_tqdm: Not used.
 
         Returns:
@@ -236,7 +235,7 @@ class ProtocolLM(LM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Packs a conversation into one string, since the harness takes only strings.
 
-        Each agent later renders the conversation in its own chat template.
+        Each agent later renders the conversation with its own chat template.
 
         Args:
             chat_history: The turns: role and content.
@@ -249,11 +248,11 @@ class ProtocolLM(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """A name that the harness writes into its cache of requests."""
+        """A name that the harness uses in its cache of requests."""
         return "jaxcomm"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """What the harness records as the chat template."""
+        """The text that the harness records as the chat template."""
         return "each agent's own"
 
     def biographies(self, people: Mapping[str, Sequence[str]], judge: Agent, by: str) -> dict[str, dict[str, Any]]:
@@ -262,10 +261,10 @@ class ProtocolLM(LM):
         Args:
             people: The facts about each person.
             judge: The agent that checks the facts.
-            by: How a verdict is taken: "text" or "likelihood" (`biographies.JudgeBy`).
+            by: How to get a verdict: "text" or "likelihood" (`biographies.JudgeBy`).
 
         Returns:
-            For each person what every agent wrote, the judge's verdicts, and what it cost.
+            For each person, the agents' texts, the judge's verdicts, and the cost.
 
         Raises:
             ValueError: A prompt is too long.
@@ -313,7 +312,8 @@ class ProtocolLM(LM):
         return Row(str(request.task_name), int(request.doc_id or 0), doc, prompt, items, numbers, seed)
 
     def _answer(self, rows: Sequence[Row], answer: Callable[[Sequence[Row]], list[dict]], kind: str):
-        """Every row with its record: read where a run before had it done, else answered and kept, batch by batch."""
+        """Yield every row with its record. Records of an earlier run are reused. Other rows are answered and saved, batch by
+        batch."""
         by_task: dict[tuple[str, bool], list[Row]] = defaultdict(list)
         for row in rows:
             by_task[row.task, bool(row.prompt)].append(row)
@@ -332,7 +332,7 @@ class ProtocolLM(LM):
                 start, had = time.perf_counter(), self._had
                 left = [row for row, key in zip(batch, keys, strict=True) if key not in had]
                 filled = [*left, *left[:1] * (size - len(left))]
-                if self.arm.pooled:  # no message twice: it would be among those of others
+                if self.arm.pooled:  # do not repeat a message, or it would count among the other questions' messages
                     filled = left
                 try:
                     records = iter(answer(filled) if left else ())
@@ -355,8 +355,8 @@ class ProtocolLM(LM):
                 yield row, json.loads(line) | {"seconds": seconds}
 
     def _batches(self, tasks: Iterable[Sequence[Row]]) -> list[tuple[list[Row], int]]:
-        """Batches of one task and of about one length, and the size that they are filled up to. It is the same for all of a task,
-        so one program serves them and shared few-shot examples are read once.
+        """Batches of rows of one task with similar lengths, and the size to pad them to. The size is the same for a whole
+        task, so one program serves all batches and shared few-shot examples are read once.
         """
         answering, batches = self.arm.agents[-1], []
         length = lambda row: -len(answering.render(row.prompt)) - max(map(len, row.items), default=0)
@@ -368,7 +368,7 @@ class ProtocolLM(LM):
         return batches
 
     def _key(self, kind: str, row: Row) -> str:
-        """What a row's answer depends on, as each agent reads it."""
+        """A key made of everything that a row's answer depends on, as each agent reads it."""
         prompts = [row.prompt] if row.prompt_a is row.prompt else [row.prompt_a, row.prompt]
         read = [agent.render(prompt) for agent in self.arm.agents for prompt in prompts if prompt]
         asked = json.dumps([self.arm.name, kind, row.task, read, row.items, row.seed])
@@ -376,7 +376,7 @@ class ProtocolLM(LM):
 
     @functools.cached_property
     def _had(self) -> dict[str, tuple[str, float]]:
-        """By key, answers and seconds of the run that this one goes on with, whose batches may have been others."""
+        """Answers and seconds from the run that this one resumes, by key. Its batches may have been different."""
         found = {}
         for path in sorted(self.folder.chunks.glob("*.parquet")):
             table = self.folder.read(path.stem)
@@ -386,7 +386,7 @@ class ProtocolLM(LM):
 
     @property
     def _sampling(self) -> Sampling | None:
-        """Where the task has no settings of its own: greedy, if not asked otherwise."""
+        """The sampling for a task without its own settings. Default: greedy."""
         if self.decoding.sampling == "task" or not self.arm.draws:
             return None
         return self.decoding.sampling  # pyright: ignore[reportReturnType]
@@ -402,23 +402,23 @@ class ProtocolLM(LM):
         return self.arm.converse(Batch(agents, prompts_a, prompts_b, rows[0].task, writing, answers, order))
 
     def _gold(self, row: Row) -> str:
-        """The right answer of a question, as a text: two questions with the same have the same answer."""
+        """The right answer of a question as a text, so that equal answers are equal texts."""
         if (task := self.tasks.get(row.task)) is None:
             return str(row.doc.get("person"))
         target = task.doc_to_target(row.doc)
         choices = task.doc_to_choice(row.doc) if task.OUTPUT_TYPE == "multiple_choice" else ()
-        known = isinstance(target, int) and 0 <= target < len(choices)  # the harness has -100 for questions without one
+        known = isinstance(target, int) and 0 <= target < len(choices)  # -100 in the harness means no answer
         return str(choices[target] if known else target)
 
     def _with_others(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows, and under the control "other", behind them the rows whose messages they get: drawn once for a whole task, so
-        nothing depends on the batches."""
+        """The rows; under the control "other", followed by the rows whose messages they get. These are drawn once for a
+        whole task, so nothing depends on the batches."""
         if self.arm.control != "other":
             return list(rows)
         return [*rows, *(self._others[row.task][row.question] for row in rows)]
 
     def _draw_others(self, rows: Sequence[Row]) -> None:
-        """Draws for each question of a task another one, with another answer. ValueError: a task has a single question."""
+        """Draw for each question another question of its task with another answer. ValueError: there is only one."""
         tasks: dict[str, dict[int, Row]] = defaultdict(dict)
         for row in rows:
             tasks[row.task].setdefault(row.question, row)
@@ -444,7 +444,7 @@ class ProtocolLM(LM):
 
     def _score(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         b = self.arm.agents[-1]
-        if not rows[0].prompt:  # unconditional: of the one who answers
+        if not rows[0].prompt:  # no prompt: score with the answering agent alone
             turn = start_turn(b, [""] * len(rows), rows=[[b.first_token]] * len(rows))
             found, told = turn.score_tokens([[_spell(b, text) for text in row.items] for row in rows]), [{}] * len(rows)
         else:
@@ -459,7 +459,7 @@ class ProtocolLM(LM):
         ]
 
     def _rendered(self, rows: Sequence[Row], turn: Turn | Panel) -> list[dict[str, Any]]:
-        """What the sender was given, if anybody sends, and what each who answers was, as their tokenizers read it."""
+        """The prompts as their tokenizers read them: the sender's, if there is one, and those of all answering agents."""
         sender = self.arm.agents[0]
         return [
             {"rendered_a": "" if self.arm.reads is None else sender.render(row.prompt_a), "rendered": turn.rendered(i)}
@@ -467,8 +467,9 @@ class ProtocolLM(LM):
         ]
 
     def _roll(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Texts longer than the model's positions in disjoint windows, each after one token of the window before, the first
-        after one that begins a text. (The harness' own backend writes that twice where the tokenizer does, too.)"""
+        """Score texts in disjoint windows, if they are longer than the model's positions. Each window follows the last token
+        of the previous one, the first follows a begin-of-text token. (The harness' own backend adds that token twice if the
+        tokenizer adds it too.)"""
         b = self.arm.agents[-1]
         limit, spelled = b.params.config.max_positions, [_spell(b, row.items[0]) for row in rows]
         cut = lambda tokens: get_rolling_token_windows(tokens, b.first_token, limit, 1)
@@ -500,14 +501,14 @@ class ProtocolLM(LM):
 
 
 def _spent(spent: Spent, answer: int, details: Mapping[str, Any]) -> dict[str, Any]:
-    """answer: its tokens; what was written besides are messages."""
+    """The cost as a record. answer: number of tokens of the answer; all other generated tokens are messages."""
     told = {"read": spent.read, "written": answer, "messages": spent.written - answer, "dropped": spent.dropped}
     told |= {"sent": spent.sent}
     return {**told, "flops": spent.flops, "details": dict(details)}
 
 
 def _keeping(agent: Agent, new: int) -> Agent:
-    """The agent, whose prompts lose their first tokens to leave room for `new`. ValueError: nothing is left of them."""
+    """The agent, with prompts truncated at their start to leave room for `new` tokens. ValueError: no token is left."""
     positions = agent.params.config.max_positions
     if new >= positions:
         raise ValueError(

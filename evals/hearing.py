@@ -1,9 +1,9 @@
-"""Was it sent, and was it heard: what a message says of the answer, and how much B's next word depends on it.
+"""Was the answer sent, and did B use it? Does the message contain the answer, and does B's next token depend on it?
 
-sent    states: a linear probe, trained on other items, reads the answer out of the message; texts: the message names it.
-        What the probe finds was sent; a better reader, as B may be, might find more.
-heard   how far B's distribution of the next token moves: KL divergence of right against none, right against another
-        example's message, and that against none. A receiver that hears content has the second far from 0.
+sent    states: a linear probe, trained on other items, predicts the answer from the message; texts: the message names the
+        answer. What the probe finds was sent. A better reader, such as B, might find more.
+heard   how far B's next-token distribution moves: KL divergence of own message against none, own against another
+        example's message, and another's against none. If B uses content, the second is far from 0.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from .probes import solve
 
 FOLDS, RIDGE = 10, 0.01
 MORE = 200
-"""Further items that the probe is trained on, where a game has them."""
+"""Number of further items to train the probe on, if a game has them."""
 
 
 class Heard(NamedTuple):
-    """What arrived for one item, and what B makes of it before it answers.
+    """The message that arrived for one item, and B's prediction before it answers.
 
     Attributes:
-        next: Log-probability of every token as B's next, [V], in nats. None: it was not kept.
+        next: Log-probability of every token as B's next token, [V], in nats. None: not stored.
         states: The message as numbers, [F]: its mean and its last state. None: it holds no states.
-        text: The message in words. None: it has none.
+        text: The message in words. None: it has no text.
         flops: FLOPs of all agents until B's answer begins.
-        sent: Bytes that were sent until then.
+        sent: Bytes sent until then.
     """
 
     next: np.ndarray | None
@@ -50,13 +50,13 @@ class Heard(NamedTuple):
 
 
 def heard(turn: Turn | Panel) -> list[Heard]:
-    """Notes what arrived at B, and what B would say next.
+    """Records the messages that arrived at B, and B's next-token predictions.
 
     Args:
         turn: B's turn, or the turns of a panel.
 
     Returns:
-        One note for each item.
+        One record for each item.
     """
     b, every = (turn.turns[turn.receiver], turn.turns) if isinstance(turn, Panel) else (turn, [turn])
     likely = scipy.special.log_softmax(np.asarray(b.logits, np.float32), axis=-1)
@@ -73,19 +73,19 @@ def heard(turn: Turn | Panel) -> list[Heard]:
 
 
 EQUAL = ("equal-flops", "equal-bytes")
-"""Controls that are texts: a written message, cut to the FLOPs that a channel costs until B answers, or to the bytes it sends."""
+"""Controls that are texts: a text message, truncated to a channel's FLOPs until B answers, or to its bytes."""
 
 
 def fitting_tokens(
     a: Agent, b: Agent, prompts: tuple[Sequence[Prompt], Sequence[Prompt]], notes: Sequence[Heard], most: int
 ) -> list[int]:
-    """Finds how many tokens a written message may have that costs no more FLOPs than a channel until B answers.
+    """Finds the largest number of tokens of a text message that costs no more FLOPs than a channel until B answers.
 
     Args:
         a: The sender.
         b: The receiver.
-        prompts: What A reads before it writes, and what B reads besides the message, of each item.
-        notes: What the channel cost.
+        prompts: For each item, A's prompt before it writes, and B's prompt without the message.
+        notes: Records with the channel's costs.
         most: Largest number of tokens of a message.
 
     Returns:
@@ -104,10 +104,10 @@ def fitting_tokens(
 
 
 def features(message: Message) -> np.ndarray:
-    """Makes one vector of a message: of several states, their mean and the last one.
+    """Makes one vector from a message: from several states, their mean and the last one.
 
     Args:
-        message: A message of states; or of keys and values, of which the values are taken, in all layers that see any.
+        message: A message of states; or of keys and values, whose values are used, in all layers that see any.
 
     Returns:
         Vectors [items, F], float32.
@@ -125,7 +125,7 @@ def features(message: Message) -> np.ndarray:
 
 
 def _of_cache(cache: KVCache) -> np.ndarray:
-    """The mean and the last of the values that are seen, layer by layer."""
+    """The mean and the last of the visible values, layer by layer."""
     real = np.asarray(cache.positions) >= 0
     layers = np.flatnonzero(cache.columns_seen.any(axis=1))
     share = real / np.maximum(real.sum(axis=1, keepdims=True), 1)
@@ -138,14 +138,14 @@ def _of_cache(cache: KVCache) -> np.ndarray:
 
 
 def further(game: Game, n: int = MORE) -> Game | None:
-    """Draws further items of a game, none of which is played or shown.
+    """Draws further items of a game. None of them is played, or is a worked example.
 
     Args:
         game: The game.
-        n: Number of items that are drawn.
+        n: Number of items to draw.
 
     Returns:
-        The same game with these items, and its worked examples. None: it is from a file, and has no others.
+        The same game with these items, and its worked examples. None: it is from a file, and has no other items.
     """
     if game.name not in GAMES or n < 1:
         return None
@@ -156,20 +156,20 @@ def further(game: Game, n: int = MORE) -> Game | None:
 
 
 def probe(game: Game, b: Agent, states: np.ndarray, more: tuple[Game, np.ndarray] | None = None) -> list[bool]:
-    """Reads the answers out of messages with a linear map that was trained on other items' messages.
+    """Predicts the answers from messages with a linear probe that was trained on other items' messages.
 
-    The map (ridge regression) goes to the mean embedding of the answer's tokens in B's matrix, less that of the item's
-    choices; the choice with the largest cosine is its answer. So it can name answers that no other item has. An item is
-    read by a map of nine tenths of the other items, and of all of `more`.
+    The probe (ridge regression) predicts the mean embedding of the answer's tokens in B's matrix, minus the mean over the
+    item's choices. The choice with the largest cosine is its prediction. So it can predict answers that no other item has.
+    The probe for an item is trained on nine tenths of the items, without this item, and on all of `more`.
 
     Args:
         game: The game.
-        b: The receiver, whose embeddings stand for answers.
+        b: The receiver. Its embeddings represent the answers.
         states: The messages [items, F] (`features`).
-        more: Another game of the same kind, none of whose items is in the first, and its messages.
+        more: Another game of the same kind with other items, and its messages.
 
     Returns:
-        Whether each item's answer was read.
+        Whether the prediction for each item is right.
     """
     spelled: dict[str, np.ndarray] = {}
     table = b.params.embed
@@ -208,7 +208,7 @@ def named(game: Game, notes: Sequence[Heard]) -> list[bool]:
 
     Args:
         game: The game.
-        notes: What arrived for each item.
+        notes: The records of all items.
 
     Returns:
         Whether each message does.

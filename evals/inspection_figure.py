@@ -1,4 +1,4 @@
-"""The picture of one message: what was sent, what B heard layer by layer, what B said."""
+"""Figure of one message: the message, its effect in each layer of B, and B's reply."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_LAYERS = 24
-"""Layers that are drawn; of more, evenly spaced ones."""
+"""Largest number of layers to draw. If there are more, evenly spaced ones are drawn."""
 MOST_TOKENS = 20
-"""Tokens of A's that are drawn; of more, those that are looked at most."""
+"""Largest number of A's tokens to draw. If there are more, those with the most attention are drawn."""
 LETTERS = 13
-"""Of a token in a cell."""
+"""Largest number of characters of a token in a cell."""
 WITH, WITHOUT = "C0", "0.55"
 
 
 def readable(token: str) -> str:
-    """Shows a token's space and what cannot be printed.
+    """Makes a token's spaces and unprintable characters visible.
 
     Args:
         token: Text of the token.
@@ -46,18 +46,18 @@ def readable(token: str) -> str:
 
 @functools.cache
 def _glyphs() -> frozenset[int]:
-    """Characters that the picture's font has."""
+    """Characters that exist in the figure's font."""
     from matplotlib import font_manager
 
     return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
 def drawable(text: str, most: int | None = None) -> str:
-    """Escapes what the picture's font lacks.
+    """Escapes characters that are not in the figure's font.
 
     Args:
         text: The text.
-        most: Largest number of characters; a longer text is cut.
+        most: Largest number of characters; a longer text is truncated.
 
     Returns:
         The text.
@@ -71,11 +71,11 @@ def drawable(text: str, most: int | None = None) -> str:
 
 
 def scene(found: Inspection, title: Sequence[str], verdict: str) -> bytes:
-    """Draws one message: what was sent, what B heard in every later layer with and without it, and what B said.
+    """Draws one message: its contents, the logit lens on B's later layers with and without it, and B's reply.
 
     Args:
-        found: What was sent, heard and said.
-        title: Lines above the picture, such as what A and B read.
+        found: The inspection of one game.
+        title: Lines above the figure, such as the prompts of A and B.
         verdict: Whether the reply is right, in words.
 
     Returns:
@@ -104,7 +104,7 @@ def scene(found: Inspection, title: Sequence[str], verdict: str) -> bytes:
 
 
 def width(sent: Any) -> float:
-    """Finds how wide the panel of what was sent is.
+    """Returns the width of the panel that shows the message.
 
     Args:
         sent: `Inspection.sent`.
@@ -118,7 +118,7 @@ def width(sent: Any) -> float:
 
 @functools.singledispatch
 def draw_sent(sent: Any, figure: Any) -> None:
-    """Draws what was sent.
+    """Draws the message.
 
     Args:
         sent: `Inspection.sent`.
@@ -128,12 +128,12 @@ def draw_sent(sent: Any, figure: Any) -> None:
 
 
 def title(figure: Any, text: str, below: str = "") -> None:
-    """Writes what a panel of what was sent shows.
+    """Writes the title of a panel that shows the message.
 
     Args:
         figure: The panel.
         text: Its title, after "sent:".
-        below: What stands below it.
+        below: Text below the title.
     """
     figure.suptitle(f"sent: {text}", fontsize=11, fontweight="bold", parse_math=False)
     figure.supxlabel(textwrap.fill(below, 44), fontsize=9, parse_math=False)
@@ -193,7 +193,7 @@ def attention(axis: Axes, figure: Any, looks: Looks) -> None:
     Args:
         axis: The axes to draw on.
         figure: The panel, for the colour bar.
-        looks: What each layer looks at.
+        looks: Attention of each layer to the tokens.
     """
     shares = 100 * np.array(looks.last)
     shown = np.sort(np.argsort(-shares.max(axis=0), kind="stable")[:MOST_TOKENS])
@@ -213,8 +213,8 @@ def bars(axis: Axes, named: Named, label: str, most: float | None = 1) -> None:
     Args:
         axis: The axes to draw on.
         named: The tokens.
-        label: What the bars measure.
-        most: Where the axis ends. None: behind the longest bar.
+        label: Quantity that the bars show.
+        most: End of the axis. None: just beyond the longest bar.
     """
     places = range(len(named.tokens))
     axis.barh(places, named.values, color="#9ecae1")
@@ -226,7 +226,7 @@ def bars(axis: Axes, named: Named, label: str, most: float | None = 1) -> None:
 
 
 def draw_heard(figure: Any, heard: Sequence[Heard], alone: Sequence[Heard], found: Inspection) -> None:
-    """Draws what B heard: its likeliest tokens after each layer, with and without the message.
+    """Draws the logit lens on B: its likeliest tokens after each layer, with and without the message.
 
     Args:
         figure: The figure to draw in.
@@ -273,7 +273,7 @@ def heat(axis: Axes, layers: Sequence[Heard], answer: int) -> Any:
 
 
 def draw_said(figure: Any, heard: Sequence[Heard], alone: Sequence[Heard], found: Inspection, verdict: str) -> None:
-    """Draws how likely the right answer is after each layer, with and without the message, and writes what B said.
+    """Draws the right answer's probability after each layer, with and without the message, and writes B's reply.
 
     Args:
         figure: The figure to draw in.

@@ -1,4 +1,4 @@
-"""Messages of a game looked into: what was sent, what B heard of it layer by layer, what B said; as text, rows and pictures."""
+"""Inspect the messages of a game: contents, effect in each layer of B, and B's reply, as text, rows and figures."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .play import METRICS, shown
 from .scores import exact_match
 
 NAMED = 3
-"""Tokens that a table names after each layer."""
+"""Number of tokens that a table names for each layer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Looked:
-    """One item of a game, looked into.
+    """Inspection of one item of a game.
 
     Attributes:
-        prompt_a: What A read.
-        prompt_b: What B read.
+        prompt_a: A's prompt.
+        prompt_b: B's prompt.
         answer: The right answer.
-        right: Whether B's reply is right, by the metric that is shown first.
+        right: Whether B's reply is right, by the main metric.
         found: What was sent, heard and said.
     """
 
@@ -56,18 +56,18 @@ class Looked:
 
 
 def look(game: Game, a: Agent, b: Agent, wording: Wording, inspect: Callable[..., list[Inspection]]) -> list[Looked]:
-    """Plays every item of a game, and looks into each.
+    """Plays and inspects every item of a game.
 
     Args:
         game: The game.
         a: The sender.
         b: The receiver.
         wording: How the game is put to the agents.
-        inspect: What plays and looks: inspect(a, b, prompts_a, prompts_b, answers), such as
+        inspect: Function inspect(a, b, prompts_a, prompts_b, answers) that plays and inspects, such as
             `jaxcomm.protocols.inspect_activation` with its options.
 
     Returns:
-        What was read, sent, heard and said, item by item.
+        The inspection of each item.
 
     Raises:
         ValueError: As for `inspect`.
@@ -91,10 +91,10 @@ def rows(game: Game, a: Agent, b: Agent, looked: Sequence[Looked]) -> list[dict[
         game: The game.
         a: The sender.
         b: The receiver.
-        looked: Its items, looked into.
+        looked: The inspections of its items.
 
     Returns:
-        One object for each item: what the agents read, and all that `Inspection.row` has.
+        One object for each item: the agents' prompts, and the fields of `Inspection.row`.
     """
     return [
         {"game": game.name, "pair": f"{a.name} -> {b.name}", **game.source, "index": n, **dataclasses.asdict(item)}
@@ -108,8 +108,8 @@ def blocks(title: str, looked: Sequence[Looked], metric: str, pictures: Sequence
 
     Args:
         title: Title of the report.
-        looked: The items, looked into.
-        metric: The metric that says whether a reply is right, a key of `play.METRICS`.
+        looked: The inspections of the items.
+        metric: The metric that decides whether a reply is right, a key of `play.METRICS`.
         pictures: A picture for each item, or none.
 
     Returns:
@@ -129,12 +129,12 @@ def blocks(title: str, looked: Sequence[Looked], metric: str, pictures: Sequence
 
 
 def _last(prompt: Prompt) -> str:
-    """What is read after worked examples."""
+    """The last turn of a prompt, after worked examples."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def listed(named: Named, count: int | None = None) -> str:
-    """Writes tokens and how near they are.
+    """Writes tokens with their probabilities or cosines.
 
     Args:
         named: The tokens.
@@ -162,7 +162,7 @@ ABOUT = {
     SentDeltas: "Without: B reads A's text, but not how A's state moved. Toward: what A's own head names of a delta's direction.",
     SentBridge: "Comes in: the length of what the bridge adds to B's keys and values, as a share of theirs.",
 }
-"""What a report says of a channel."""
+"""Explanations of a channel in a report."""
 GATED = (
     "Comes in: the mean size of a layer's gates. What they let in is a memory, which has a softmax of its own. Most looked at: the "
     "shares of that softmax, as a mean over heads. What is looked at need not be what is used."
@@ -170,7 +170,7 @@ GATED = (
 
 
 def about(found: Any) -> str:
-    """Explains what a report shows of a channel.
+    """Explains what a report shows for a channel.
 
     Args:
         found: `Inspection.sent`.
@@ -183,7 +183,7 @@ def about(found: Any) -> str:
 
 @functools.singledispatch
 def sent(found: Any) -> Iterator[str]:
-    """Tells what was sent, line by line.
+    """Describes the message, line by line.
 
     Args:
         found: `Inspection.sent`.
@@ -228,13 +228,13 @@ def _(found: SentBridge) -> Iterator[str]:
 
 @functools.singledispatch
 def tables(found: Any) -> list[Block]:
-    """Writes tables of what was sent.
+    """Writes tables about the message.
 
     Args:
         found: `Inspection.sent`.
 
     Returns:
-        The tables; of a single state there are none.
+        The tables. There are none for a single state.
     """
     return []
 
@@ -284,14 +284,14 @@ def _looked(looks: Looks, n: int) -> list[str]:
 
 
 def heard(found: Inspection) -> Table:
-    """Makes the table of what B heard.
+    """Makes the table of B's predictions after each layer.
 
     Args:
         found: What was sent, heard and said.
 
     Returns:
-        A row for each layer that can hear the message: the likeliest tokens with their probabilities, and rank and
-        log-probability of the right answer's first token, with the message and without.
+        One row for each layer that the message can affect: the likeliest tokens with their probabilities, and rank and
+        log-probability of the right answer's first token, with and without the message.
     """
     answer = readable(found.answer_token)
     columns = ["layer", "with the message", "without", f"rank of {answer}", "without", f"log p({answer})", "without"]

@@ -1,9 +1,9 @@
-"""Maps as files: an Orbax checkpoint that knows which two models it belongs to.
+"""Save and load maps: an Orbax checkpoint with a record of the two models that it belongs to.
 
     maps/    W [K, J, D_B, D_A] and the held-out errors [K, J]; or maps of keys and values
     about/   JSON: layers, recipe, text and its hash, seed, the models' fingerprints, versions
 
-Orbax writes beside the folder and renames at the end: a folder of this name is whole.
+Orbax writes to a temporary folder and renames it at the end. So a folder with this name is complete.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from .files import check_new
 from .runs import surroundings
 
 PROBE = "Read this: 1, 2."
-"""What an agent reads it as, tokens and all, says how it reads."""
+"""A text that is tokenized to identify how an agent reads: its tokenizer and chat template."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Maps W from layers of A to layers of B, and how they were fitted.
+    """Maps W from layers of A to layers of B, with the settings of the fit.
 
     Attributes:
         W: The maps [K, J, D_B, D_A], one matrix for each pair of layers (k, j).
@@ -45,9 +45,9 @@ class Fitted:
         js: The layers of B.
         recipe: "ridge" (`jaxcomm.fit_maps`) or "gradient" (`jaxcomm.train_maps`).
         text: Source of the sentences (`evals.sentences`).
-        seed: Seed of the choice of sentences, and of the recipe.
+        seed: Random seed for the choice of sentences, and for the recipe.
         sentences: Number of sentences.
-        sha256: SHA-256 of the sentences, one on each line.
+        sha256: SHA-256 of the sentences, one per line.
     """
 
     W: np.ndarray
@@ -62,7 +62,7 @@ class Fitted:
 
     @classmethod
     def of(cls, maps: Maps, sentences: Sequence[str], **how: Any) -> Fitted:
-        """Adds to maps how they were fitted.
+        """Combines maps with the settings of the fit.
 
         Args:
             maps: The maps.
@@ -70,7 +70,7 @@ class Fitted:
             **how: The fields ks, js, recipe, text and seed.
 
         Returns:
-            The maps with these facts.
+            The maps with these settings.
         """
         digest = _digest(sentences)
         return cls(np.asarray(maps.W), np.asarray(maps.error), sentences=len(sentences), sha256=digest, **how)
@@ -98,15 +98,15 @@ class Fitted:
 
 @dataclasses.dataclass(frozen=True)
 class FittedKV:
-    """Maps of keys and values, and how they were fitted.
+    """Maps of keys and values, with the settings of the fit.
 
     Attributes:
         maps: The maps (`jaxcomm.fit_kv_maps`).
-        stride: Every how many tokens there was a row.
+        stride: Distance between sampled tokens.
         text: Source of the texts (`evals.sentences`).
-        seed: Seed of the choice of texts.
+        seed: Random seed for the choice of texts.
         sentences: Number of texts.
-        sha256: SHA-256 of the texts, one on each line.
+        sha256: SHA-256 of the texts, one per line.
     """
 
     maps: KVMaps
@@ -118,7 +118,7 @@ class FittedKV:
 
     @classmethod
     def of(cls, maps: KVMaps, sentences: Sequence[str], **how: Any) -> FittedKV:
-        """Adds to maps how they were fitted, as `Fitted.of` does: stride, text and seed."""
+        """Combines maps with the settings of the fit, like `Fitted.of`: stride, text and seed."""
         return cls(maps, sentences=len(sentences), sha256=_digest(sentences), **how)
 
 
@@ -167,8 +167,8 @@ def load(folder: Path, a: Agent, b: Agent) -> Fitted:
         The maps.
 
     Raises:
-        ValueError: The folder holds no maps, or not whole ones. The maps are of another pair (other weights,
-            architecture or dtype), or of agents that read otherwise (raw or through a chat template, another
+        ValueError: The folder holds no maps, or incomplete ones. The maps belong to another pair (other weights,
+            architecture or dtype), or to agents that read differently (raw or through a chat template, another
             tokenizer).
     """
     arrays, how = _read(folder, a, b, Fitted)
@@ -176,7 +176,7 @@ def load(folder: Path, a: Agent, b: Agent) -> Fitted:
 
 
 def load_kv(folder: Path, a: Agent, b: Agent) -> FittedKV:
-    """Loads maps of keys and values, as `load` does maps of states."""
+    """Loads maps of keys and values, like `load` for maps of states."""
     arrays, how = _read(folder, a, b, FittedKV)
     k, v = (LayerMaps(**{f.name: jnp.asarray(arrays[f"{part}_{f.name}"]) for f in _LAYERS}) for part in "kv")
     return FittedKV(KVMaps(k, v, identity(a.single), identity(b.single)), **how)
@@ -190,7 +190,7 @@ def _digest(sentences: Sequence[str]) -> str:
 
 
 def _read(folder: Path, a: Agent, b: Agent, kind: type[Fitted | FittedKV]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays of a folder of this kind, and the other fields, after a check that they are of these agents."""
+    """Read the arrays and the other fields of a folder of this kind, and check that they belong to these agents."""
     import orbax.checkpoint as ocp
 
     def read(**items: Any) -> Any:
@@ -224,7 +224,7 @@ def _read(folder: Path, a: Agent, b: Agent, kind: type[Fitted | FittedKV]) -> tu
 
 
 def show(title: str, ks: Sequence[int], js: Sequence[int], fits: Mapping[str, Maps], alike: Similarity) -> None:
-    """Prints the held-out error of every recipe, and how alike the two spaces are, for every pair of layers.
+    """Prints the held-out error of every recipe, and the similarity of the two spaces, for every pair of layers.
 
     Args:
         title: Title of the table.
@@ -250,9 +250,9 @@ def show(title: str, ks: Sequence[int], js: Sequence[int], fits: Mapping[str, Ma
 
 
 def cosines(maps: KVMaps, a: Agent, b: Agent, sentences: Sequence[str], most: int = 40) -> np.ndarray:
-    """Compares what B reads through the maps with what it reads itself, on held-out texts (`jaxcomm.attention_cosine`).
+    """Compares B's attention to mapped and to its own keys and values, on held-out texts (`jaxcomm.attention_cosine`).
 
-    A text's first half is the context, its second half what B reads behind it.
+    The first half of a text is the context. B reads the second half after it.
 
     Args:
         maps: The maps.
@@ -273,13 +273,13 @@ def cosines(maps: KVMaps, a: Agent, b: Agent, sentences: Sequence[str], most: in
 
 
 def cut(text: str) -> tuple[str, str]:
-    """Cuts a text into two halves, between words.
+    """Splits a text into two halves, between words.
 
     Args:
         text: The text.
 
     Returns:
-        Both halves. A text of one word is both.
+        Both halves. For a text of one word, both are the whole text.
     """
     words = text.split()
     middle = len(words) // 2
@@ -287,12 +287,12 @@ def cut(text: str) -> tuple[str, str]:
 
 
 def show_kv(title: str, maps: KVMaps, cosine: np.ndarray) -> None:
-    """Prints how well keys and values are mapped, layer by layer.
+    """Prints the quality of the maps of keys and values, layer by layer.
 
     Args:
         title: Title of the table.
         maps: The maps.
-        cosine: What `cosines` returned.
+        cosine: Result of `cosines`.
     """
     table = rich.table.Table(title=title, title_justify="left")
     for name in (

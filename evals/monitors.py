@@ -1,6 +1,7 @@
-"""Monitors: linear probes that tell messages with a hidden instruction from neutral ones of equal norm, and how well they do.
+"""Monitors: linear probes that separate messages with a hidden instruction from neutral ones of equal norm, and their
+accuracy.
 
-What they see, and what they do not: docs/security.md.
+docs/security.md says what they detect and what they miss.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from .scores import Interval, auroc, caught, over_seeds, percent
 
 FORMAT = "jaxcomm.monitor.1"
 RIDGE = 0.1
-"""Penalty of the probe for each feature. It was chosen on other draws than those that are reported."""
+"""Penalty of the probe for each feature. It was chosen on other draws than the reported ones."""
 SHUFFLES = 20
-"""Probes of shuffled labels. By chance a single one may tell the two classes apart, either way round."""
+"""Number of probes with shuffled labels. A single one may by chance separate the classes, in either direction."""
 BATCH = 40
 
 
 def read(agent: Agent, texts: Sequence[str], site: Site) -> Message:
-    """Reads texts, and makes a message of what is at a site.
+    """Reads texts, and makes a message of the activation at a site.
 
     Args:
         agent: The sender.
         texts: The texts.
-        site: Where the message is read.
+        site: The site to read.
 
     Returns:
         One message with a row for each text.
@@ -58,7 +59,7 @@ def read_layers(agent: Agent, texts: Sequence[str], ks: Sequence[int]) -> list[M
         ks: The layers.
 
     Returns:
-        What `read` returns for `Site("resid_post", k, "last")`, for each k.
+        The same message as `read` with `Site("resid_post", k, "last")`, for each k.
 
     Raises:
         ValueError: A layer is out of range, or a text does not fit the model's positions; the sender is a network.
@@ -68,7 +69,7 @@ def read_layers(agent: Agent, texts: Sequence[str], ks: Sequence[int]) -> list[M
         check_site(params.config, site)
     order = np.argsort(
         [len(text) for text in texts], kind="stable"
-    )  # texts of one length make batches of little padding
+    )  # sort by length, so that batches have little padding
     parts = np.split(order, range(BATCH, len(order), BATCH))
     found = [
         hidden_states(params, agent.tokenize([texts[int(i)] for i in part]), last=True)[jnp.array(ks)] for part in parts
@@ -78,16 +79,16 @@ def read_layers(agent: Agent, texts: Sequence[str], ks: Sequence[int]) -> list[M
 
 
 def features(message: Message) -> np.ndarray:
-    """Computes what a monitor sees of a message: the states' directions, all of norm 1.
+    """Computes a monitor's features of a message: the directions of its states, all of norm 1.
 
     Args:
         message: A message of states.
 
     Returns:
-        A vector for each prompt, [B, D]. Heads are joined. Of several tokens it is the mean of their directions.
+        A vector for each prompt, [B, D]. Heads are concatenated. For several tokens it is the mean of their directions.
 
     Raises:
-        ValueError: The message holds no states, or a state is not a number.
+        ValueError: The message holds no states, or a state is NaN.
     """
     states = np.asarray(message.state_array(), np.float64)
     wide = states.reshape(len(states), 1 if message.single else states.shape[1], -1)
@@ -107,9 +108,9 @@ class Monitor:
 
     Attributes:
         weight: Its direction [D].
-        bias: What is added to every score.
-        site: Where the messages are read.
-        sender: Identity of the model that they are from.
+        bias: Constant to add to every score.
+        site: The site of the messages.
+        sender: Identity of the model that sends them.
 
     Example:
         >>> from jaxcomm.evals.injections import draw_texts
@@ -137,8 +138,8 @@ class Monitor:
             The monitor.
 
         Raises:
-            ValueError: The messages are not from one model and site, or do not say which; the site has other positions
-                for every prompt; a message holds no states, or a state is not a number.
+            ValueError: The messages are not from one model and site, or have no sender or site; the site has other
+                positions for every prompt; a message holds no states, or a state is NaN.
         """
         site = hidden.site
         if site is None or hidden.sender is None:
@@ -158,7 +159,7 @@ class Monitor:
             message: The message.
 
         Raises:
-            ValueError: It is from another model or another site, or does not say which.
+            ValueError: It is from another model or another site, or has no sender or site.
         """
         if message.sender != self.sender:
             raise ValueError(
@@ -174,10 +175,10 @@ class Monitor:
             message: The message, from the model and the site that the monitor was fitted on.
 
         Returns:
-            A score for each prompt, [B]. In training neutral messages score about -1, those with a hidden instruction 1.
+            A score for each prompt, [B]. The training targets are -1 for neutral messages and 1 for hidden instructions.
 
         Raises:
-            ValueError: The message is from another model or site; it holds no states, or a state is not a number.
+            ValueError: The message is from another model or site; it holds no states, or a state is NaN.
         """
         self.check(message)
         return features(message) @ self.weight.astype(np.float64) + self.bias
@@ -186,7 +187,7 @@ class Monitor:
         """Writes the monitor to a safetensors file: a `Message` whose state is the direction.
 
         Args:
-            path: Path of the file. An existing file is replaced, whole or not at all.
+            path: Path of the file. An existing file is replaced atomically.
         """
         Message(self.weight[None], None, self.site, self.sender, note=f"{FORMAT} {self.bias!r}").save(path)
 
@@ -216,7 +217,7 @@ def _labels(hidden: int, neutral: int) -> np.ndarray:
 
 
 def _place(site: Site | None) -> str:
-    """A site in words, which are the same for the same site."""
+    """A description of a site, the same for equal sites."""
     if site is None:
         return "no site"
     layer = "" if site.layer is None else f" {site.layer}"
@@ -226,19 +227,19 @@ def _place(site: Site | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """How well the monitor of one layer tells the two apart, each with its 95 % interval.
+    """Accuracy of the monitor of one layer, with 95 % intervals.
 
     Attributes:
         k: The layer.
-        same: AUROC on other statements, with the templates of the training.
+        same: AUROC on other statements, with the training templates.
         new: AUROC on these statements, with other templates.
-        shuffled: `new` of probes with shuffled labels: mean over `SHUFFLES`, and Student's interval.
-        caught_1: Share of `new`'s hidden instructions above a threshold that 1 % of its neutral messages exceed.
-        caught_5: Likewise, 5 %.
-        norm: AUROC of the norm alone, of the states as the monitor gets them.
-        norm_sent: AUROC of the norm alone, of the states as they are sent.
+        shuffled: `new` for probes with shuffled labels: mean over `SHUFFLES`, and Student's interval.
+        caught_1: Share of `new`'s hidden instructions above the threshold that 1 % of its neutral messages exceed.
+        caught_5: The same for 5 %.
+        norm: AUROC of the norm alone, for the states as the monitor gets them.
+        norm_sent: AUROC of the norm alone, for the states as they are sent.
         tokens: AUROC of the number of tokens alone.
-        replaced: AUROC of the monitor where neutral sentences stand in the place of the instructions.
+        replaced: AUROC of the monitor if neutral sentences replace the instructions.
     """
 
     k: int
@@ -268,10 +269,10 @@ def measure(agent: Agent, texts: DataSet, ks: Sequence[int], seed: int = 0) -> l
         agent: The sender.
         texts: The data set.
         ks: Its layers.
-        seed: Seed of the intervals and of the shuffled labels.
+        seed: Random seed for the intervals and the shuffled labels.
 
     Returns:
-        The monitor of each layer, and how well it does.
+        The monitor of each layer, and its accuracy.
 
     Raises:
         ValueError: As for `read_layers`.
@@ -286,7 +287,7 @@ def measure(agent: Agent, texts: DataSet, ks: Sequence[int], seed: int = 0) -> l
 def _examine(
     k: int, message: Message, lengths: np.ndarray, texts: DataSet, take: Callable, seed: int
 ) -> tuple[Monitor, Found]:
-    """`measure`, of one layer; `take` chooses the rows of some texts out of the values of all."""
+    """`measure` for one layer. `take` selects the rows of some texts from the values of all."""
     train = [message.replace(states=take(message.states, side)) for side in texts.train]
     monitor = Monitor.fit(*train)
     scores, x = monitor.score(message), features(message)
@@ -316,8 +317,8 @@ def blocks(agent: Agent, texts: DataSet, found: Sequence[Found], place: Place) -
     Args:
         agent: The sender.
         texts: The data set.
-        found: What was measured, layer by layer.
-        place: Where the sentence stands.
+        found: The measurements of each layer.
+        place: Position of the sentence.
 
     Returns:
         The blocks of a document (`evals.documents`).

@@ -1,4 +1,4 @@
-"""What several commands are asked for in the same words, and how a command is typed again."""
+"""Options that several commands share, and the command line that runs a command again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SINGLE = "a checkpoint folder (either form), a .gguf file, real:smollm2, a hub 
 _PAIR = "or pair:a / pair:b for the embedded pair."
 Sender = Annotated[str, _told(f"Sender: {_SINGLE}, a network's run folder, {_PAIR}")]
 LayeredSender = Annotated[str, _told(f"Sender: {_SINGLE}, {_PAIR}")]
-"""One whose layers are named: no network."""
+"""An agent whose layers are named: a single model, not a network."""
 Receiver = Annotated[str, _told("Receiver, likewise.")]
 Preset = Literal["paper", "instructed", "kvcomm"]
 Graft = Literal["sum", "mean", "replace"]
@@ -144,7 +144,7 @@ class PrefixOptions:
     """bridge: run folder of jaxcomm bridge train, of this pair."""
 
     def layer_choice(self, seed: int = 0) -> Any:
-        """How B's layers are chosen.
+        """The choice of B's layers.
 
         Args:
             seed: Seed of random choices.
@@ -171,7 +171,7 @@ class PrefixOptions:
             The maps, or None if none are named.
 
         Raises:
-            ValueError: They are of another pair, or there are none in the folder.
+            ValueError: They belong to another pair, or there are none in the folder.
         """
         from . import maps
 
@@ -181,8 +181,8 @@ class PrefixOptions:
         """The settings of protocols that send keys and values, thoughts or deltas.
 
         Args:
-            layers: The layers that were chosen.
-            maps: What `kv_maps` returned.
+            layers: The chosen layers.
+            maps: Result of `kv_maps`.
 
         Returns:
             Options by name of the protocol.
@@ -198,13 +198,13 @@ class PrefixOptions:
         }
 
     def check_channels(self, protocols: tuple[str, ...]) -> None:
-        """Checks that the options mean something to the protocols.
+        """Checks that the protocols use the given options.
 
         Args:
             protocols: The protocols.
 
         Raises:
-            ValueError: An option means nothing, or is missing. The message names it.
+            ValueError: An option has no effect, or is missing. The message names it.
         """
         self.layer_choice()
         if self.steps < 0 or (self.steps == 0 and self.sends == "thoughts"):
@@ -243,13 +243,13 @@ class PrefixOptions:
 
 
 def command_line(command: Any) -> str:
-    """Writes the command that runs a command again, in a new folder.
+    """Writes the command line that runs a command again, in a new folder.
 
     Args:
-        command: The command. Its attribute `typed` is its name, as it is typed.
+        command: The command. Its attribute `typed` is its name on the command line.
 
     Returns:
-        The line to type in a shell. Settings that have their default are left out.
+        The line to type in a shell, without options that have their default.
     """
     words = ["jaxcomm", *command.typed.split()]
     nameless = lambda field: "Positional" in str(field.type)

@@ -1,4 +1,4 @@
-"""Plays a game under a protocol and keeps score."""
+"""Play a game under a protocol, and score it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .hearing import Heard, heard
 from .scores import Interval, accuracy, exact_match, mean, normalised_match
 
 SENDS = ("message", "debate", "cipher", "activation", "exchange", "kv", "latent", "deltas", "bridge")
-"""Protocols in which A reads and then says something: what it reads is a setting (`Wording.reads`)."""
+"""Protocols in which A reads a prompt and sends a message. `Wording.reads` sets A's prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +29,15 @@ class Outcome:
     """One game, played by one pair of agents under one protocol: the replies to the items, and their scores.
 
     Attributes:
-        game: The game, with the items that were played.
+        game: The game, with the played items.
         pair: Names of the sender and the receiver, such as "a -> b".
         protocol: A key of `jaxcomm.protocols.PROTOCOLS`.
-        settings: How the items were drawn and worded, and the protocol's own settings: k, j, graft, control, mapped
+        settings: Settings of the draw and the wording, and the protocol's own settings: k, j, graft, control, mapped
             (whether states went through a W), sampling and others.
         replies: B's reply to each item.
-        rendered: For each item, the text that the sender read and the texts that the answering agents read, as their
-            tokenizers render them.
-        choices: For each item, how likely the right answer is among the choices. None: the choices were not scored.
-        heard: For each item, what arrived at B, and what B would say next.
+        rendered: For each item, the sender's prompt and the answering agents' prompts, as texts for their tokenizers.
+        choices: For each item, the scores of the right answer among the choices. None: the choices were not scored.
+        heard: For each item, the message that arrived at B, and B's next-token prediction.
         seconds: Wall time of the whole game in seconds. It includes compilation if no program was compiled before.
     """
 
@@ -54,7 +53,7 @@ class Outcome:
 
     @property
     def items(self):
-        """The items that were played."""
+        """The played items."""
         return self.game.items
 
     @property
@@ -79,7 +78,7 @@ class Outcome:
             metric: A key of `METRICS`: "exact", "found", "choice", or "among".
 
         Returns:
-            Whether each item is right; for "among" log-probabilities. The list is empty for "choice" and "among" if the
+            Whether each item is right; for "among", log-probabilities. The list is empty for "choice" and "among" if the
             choices were not scored.
         """
         if metric == "among":
@@ -95,12 +94,12 @@ class Outcome:
 
     @property
     def flops(self) -> float:
-        """FLOPs of both models for one item, as a mean over the items. Scoring the choices is not counted."""
+        """FLOPs of both models per item, as a mean over the items. Scoring the choices is not counted."""
         return float(np.mean([r.flops for r in self.replies]))
 
     @property
     def sent(self) -> float:
-        """Bytes that agents send each other for one item, as a mean over the items."""
+        """Bytes that agents send to each other per item, as a mean over the items."""
         return float(np.mean([r.spent.sent for r in self.replies]))
 
     def summary(self) -> dict[str, Any]:
@@ -136,7 +135,7 @@ class Outcome:
         """Lists the items as JSON objects.
 
         Returns:
-            One object for each item: what the agents read and wrote, and whether the reply is right.
+            One object for each item: the agents' prompts and texts, and whether the reply is right.
         """
         told = [None] * len(self.items) if self.choices is None else list(map(dataclasses.asdict, self.choices))
         fields = zip(
@@ -151,7 +150,7 @@ class Outcome:
 
 
 def _choice_scores(choices: Sequence[Choice]) -> dict[str, Any]:
-    """Means over items, with intervals, of what `Choice` has for each."""
+    """Means over items, with intervals, of the values in `Choice`."""
     found = {}
     told = {
         "choice_accuracy": [c.hit for c in choices],
@@ -180,7 +179,7 @@ METRICS = {
 
 
 def shown(b: Agent, wording: Wording, examples: int) -> tuple[str, str]:
-    """Chooses the metric that a report shows first.
+    """Chooses the main metric of a report.
 
     Args:
         b: The receiver.
@@ -201,15 +200,15 @@ def shown(b: Agent, wording: Wording, examples: int) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class PlaySettings:
-    """How a game is played, whatever the protocol.
+    """Settings for playing a game, the same for all protocols.
 
     Attributes:
         wording: How the game is put to the agents.
-        choices: Whether the right answer is also scored among the game's choices.
+        choices: Whether to score the right answer among the game's choices too.
         max_new_tokens: Largest number of tokens of a reply.
         sampling: How tokens are sampled. None: decoding is greedy.
         seed: Seed of sampling, and of the protocol's own random draws.
-        drawn: Further facts that are kept with the result.
+        drawn: Further facts to store with the result.
     """
 
     wording: Wording = dataclasses.field(default_factory=Wording)
@@ -237,15 +236,14 @@ def play(
         a: The sender.
         b: The receiver.
         settings: The settings that every protocol has.
-        prior: Log-probabilities of each item's choices for B alone, as `alone_with` returns them. Default: they are
-            computed when they are needed.
-        **own: The protocol's own settings, such as k and j. They are kept with the result.
+        prior: Log-probabilities of each item's choices for B alone, from `alone_with`. Default: computed when needed.
+        **own: The protocol's own settings, such as k and j. They are stored with the result.
 
     Returns:
         The replies and their scores.
 
     Raises:
-        ValueError: A setting does not fit the protocol or the agents; a prompt is too long; the choices are scored, and
+        ValueError: A setting does not fit the protocol or the agents; a prompt is too long; the choices are scored but
             B's chat template begins a thought.
 
     Example:
@@ -259,7 +257,7 @@ def play(
     start, how = time.perf_counter(), dict(sampling=settings.sampling, seed=settings.seed)
     wording, sends = settings.wording, protocol in SENDS
     b = wording.writer(game, b)
-    a = a if wording.reads == "statement" else wording.writer(game, a)  # else it reads no examples
+    a = a if wording.reads == "statement" else wording.writer(game, a)  # with only the statement, A reads no examples
     prompts_a, prompts_b = wording.prompts_a(game, a, sends=sends), wording.prompts_b(game, b)
     control = {} if own.get("control") is None else {"control": _stand_in(game, own["control"])}
     turn = PROTOCOLS[protocol](a, b, prompts_a, prompts_b, **how, **{**own, **control})
@@ -283,14 +281,14 @@ def play(
 
 
 def _stand_in(game: Game, control: str) -> StandIn:
-    """A control that knows the right answers."""
+    """A control with the right answers."""
     return StandIn(control, answers=[item.answer for item in game.items])  # pyright: ignore[reportArgumentType]
 
 
 def _kept(
     game: Game, protocol: str, a: Agent, b: Agent, settings: PlaySettings, own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What an outcome says of how it came about."""
+    """The settings to store in an outcome."""
     metric, why = shown(b, settings.wording, len(game.examples))
     kept = dict(game.source) | dict(settings.drawn)
     kept |= {"dtype": b.params.dtype.name, "chat_a": a.chat, "chat": b.chat}
@@ -316,12 +314,12 @@ def alone_with(game: Game, a: Agent, b: Agent, wording: Wording) -> list[np.ndar
 
     Args:
         game: The game.
-        a: The sender, who says nothing.
+        a: The sender, which sends nothing.
         b: The receiver.
         wording: How the game is put to B.
 
     Returns:
-        For each item the log-probabilities of its choices, in nats.
+        For each item, the log-probabilities of its choices, in nats.
     """
     return logprobs(PROTOCOLS["silent"](a, b, [], wording.prompts_b(game, b)), game, b.chat)
 
@@ -335,10 +333,10 @@ def play_together(
     prior: Sequence[np.ndarray] | None,
     **own: Any,
 ) -> Outcome:
-    """Plays a game as `play` does, in several processes (`evals.processes`).
+    """Plays a game like `play`, in several processes (`evals.processes`).
 
-    Each process plays its share of the items, and every process returns the whole outcome. Each process samples with
-    its own seed. Controls that are made of other items' messages take them from the same share.
+    Each process plays its share of the items, and every process returns the whole outcome. Each process samples with its
+    own seed. Controls that use other items' messages take them from the same share.
 
     Args:
         game: The game.
@@ -350,7 +348,7 @@ def play_together(
         **own: The protocol's own settings.
 
     Returns:
-        The outcome of all items. Its `seconds` are those of this process.
+        The outcome of all items. Its `seconds` are measured in this process.
 
     Raises:
         ValueError: There are fewer items than processes; otherwise as for `play`.

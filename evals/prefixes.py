@@ -1,4 +1,5 @@
-"""Which layers of B see a prefix: named, or chosen by a scheme, if need be on calibration items that are never played."""
+"""Choose the layers of B that see a prefix: by number, or by a scheme. Some schemes use calibration items, which are never
+played."""
 
 from __future__ import annotations
 
@@ -19,23 +20,23 @@ from .games import Game, Wording, draw
 from .hearing import further
 
 CALIBRATED = ("score", "greedy")
-"""Schemes that look at items."""
+"""Schemes that need calibration items."""
 ITEMS = 8
-"""Number of items that are looked at, unless it is given."""
+"""Default number of calibration items."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerChoice:
-    """How B's layers that see a prefix are chosen.
+    """How to choose B's layers that see a prefix.
 
     Attributes:
-        layers: Their numbers, from 1. Empty: by `scheme`, or all.
-        scheme: How `ratio` of the layers are chosen (`jaxcomm.choose_layers`). None: all, or `layers`.
+        layers: Their numbers, from 1. Empty: chosen by `scheme`, or all.
+        scheme: How to choose a share `ratio` of the layers (`jaxcomm.choose_layers`). None: all, or `layers`.
         ratio: Share of the layers, above 0.
         alpha: Weight of the attention in KVComm's score.
-        calibration: A game, or a file, whose items are looked at. None: further items of the game that is played.
+        calibration: A game, or a file, with calibration items. None: further items of the played game.
         items: Number of calibration items.
-        seed: Seed of the scheme "random", and of the draw of calibration items from another game.
+        seed: Random seed for the scheme "random", and for calibration items from another game.
 
     Raises:
         ValueError: The options do not fit each other.
@@ -75,14 +76,14 @@ class LayerChoice:
         """Chooses the layers.
 
         Args:
-            game: The game that is played, whose items are left out of the calibration. None: it is a task of another kind.
+            game: The played game. Its items are excluded from calibration. None: the task is not a game.
             a: The sender.
             b: The receiver.
             wording: How games are put to the agents.
-            how: How the prefix is sent, but for the layers: maps, and where it stands. None: as it is by default.
+            how: Options of the prefix, apart from the layers: maps, and its place. None: the defaults.
 
         Returns:
-            The layers as `Prefixing` takes them, and how they were chosen, for results.
+            The layers for `Prefixing`, and a record of the choice, for results.
 
         Raises:
             ValueError: There are no calibration items, or some of them are played.
@@ -100,10 +101,10 @@ class LayerChoice:
         return tuple((np.flatnonzero(chosen) + 1).tolist()), told
 
     def calibration_items(self, game: Game | None) -> Game:
-        """Draws the items that layers are chosen on.
+        """Draws the calibration items.
 
         Args:
-            game: The game that is played. None: it is a task of another kind.
+            game: The played game. None: the task is not a game.
 
         Returns:
             The calibration items.
@@ -136,12 +137,12 @@ def calibrate(
     """Scores B's layers on calibration items.
 
     Args:
-        scheme: "score": KVComm's score, of the attention that B's prompts give to the prefix. "greedy": which layer makes
-            the right answers likeliest, one after the other.
+        scheme: "score": KVComm's score, from the attention of B's prompts to the prefix. "greedy": adds one layer after
+            another, always the one that makes the right answers likeliest.
         items: The calibration items.
         agents: The sender and the receiver.
         wording: How games are put to the agents.
-        how: How the prefix is sent, to all layers.
+        how: Options of the prefix, for all layers.
         alpha: Weight of the attention in KVComm's score.
 
     Returns:
@@ -159,17 +160,17 @@ def calibrate(
 def laid_out(
     game: Game, a: Agent, b: Agent, wording: Wording, how: Prefixing
 ) -> tuple[tuple[KVCache, ...], KVCache, Prompts, np.ndarray]:
-    """Lets A read a game, and lays out what B reads behind it.
+    """Lets A read a game, and lays out B's prompts behind A's prefix.
 
     Args:
         game: The game.
         a: The sender.
         b: The receiver.
         wording: How the game is put to the agents.
-        how: How the prefix is sent, to all layers.
+        how: Options of the prefix, for all layers.
 
     Returns:
-        Caches of what stands before the prefix, the prefix, the rest of B's prompts, and the right answers [items, T].
+        Caches of the tokens before the prefix, the prefix, the rest of B's prompts, and the right answers [items, T].
     """
     prompts_b = wording.prompts_b(game, b)
     cache: Any = send_prefix(a, b, wording.prompts_a(game, a), how).message.states
@@ -180,12 +181,12 @@ def laid_out(
 
 
 def answers_of(game: Game, b: Agent, prompts_b: Sequence[Any]) -> np.ndarray:
-    """Encodes the right answer of every item as it follows B's prompt.
+    """Encodes the right answer of every item in the context of B's prompt.
 
     Args:
         game: The game.
         b: The receiver.
-        prompts_b: What B reads.
+        prompts_b: B's prompts.
 
     Returns:
         Token ids [items, T]; -1 after the end of an answer.

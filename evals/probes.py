@@ -6,7 +6,7 @@ import numpy as np
 
 
 def solve(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Fits ridge regression on standardised features, in the dual form, since there are fewer rows than features.
+    """Fits ridge regression on standardised features. Uses the dual form, because there are fewer rows than features.
 
     Args:
         x: Features [n, D].

@@ -1,6 +1,6 @@
-"""Several processes, on one host or many: each does its share with its own devices, and the first one tells.
+"""Run in several processes, on one host or many. Each does its share on its own devices. The first one prints and writes.
 
-A model has to fit the devices of one process; what is shared out are questions and cells, which need nothing of each other.
+A model must fit on the devices of one process. Questions and cells are distributed, because they are independent.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ T = TypeVar("T")
 
 
 def join(cluster: str | None) -> None:
-    """Makes this process one of several. Call it before anything is computed.
+    """Connects this process to the others. Call it before any computation.
 
     Args:
-        cluster: "auto": the surroundings say which process this is (TPU pods, Slurm, Open MPI, Kubernetes).
-            "HOST:PORT,COUNT,INDEX": address of the first process, number of processes, and index of this one. None: it
-            is the only one.
+        cluster: "auto": detect the cluster from the environment (TPU pods, Slurm, Open MPI, Kubernetes).
+            "HOST:PORT,COUNT,INDEX": address of the first process, number of processes, and index of this one. None: this
+            is the only process.
 
     Raises:
-        ValueError: `cluster` is none of these.
+        ValueError: `cluster` has another form.
     """
     if cluster is None:
         return
@@ -43,12 +43,12 @@ def join(cluster: str | None) -> None:
 
 
 def first() -> bool:
-    """Whether this is the first process. Only the first one prints, and writes what is written once."""
+    """True on process 0, which prints and writes shared files."""
     return jax.process_index() == 0
 
 
 def mine(everything: Sequence[Any]) -> Sequence[Any]:
-    """Selects this process' share: every n-th element, where n is the number of processes.
+    """Selects this process's share: every n-th element, where n is the number of processes.
 
     Args:
         everything: The elements.
@@ -64,7 +64,7 @@ def mine(everything: Sequence[Any]) -> Sequence[Any]:
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """Does some work in every process, and waits until all have done it.
+    """Runs a function in every process, and waits until all have finished.
 
     If it fails in one process, it fails in all. So no process waits for one that has ended.
 
@@ -72,7 +72,7 @@ def agreed(work: Callable[[], T]) -> T:
         work: The work.
 
     Returns:
-        What the work returned in this process.
+        The result of the work in this process.
 
     Raises:
         ValueError: The work failed in another process; otherwise what the work raises.
@@ -95,7 +95,7 @@ def together(share: Sequence[Any]) -> list[Any]:
     """Collects the shares of all processes, in the order of `mine`.
 
     Args:
-        share: This process' share.
+        share: This process's share.
 
     Returns:
         All elements, in every process.

@@ -1,7 +1,7 @@
-"""Compiled programs: kept between runs in the user's cache folder, and forgotten before a process holds too many.
+"""Compiled programs: cached between runs in the user's cache folder, and released before a process holds too many.
 
-What is kept is JAX's persistent compilation cache. JAX itself names an entry by the program, the compiler's options and
-jaxlib's version; the folder's name adds everything else that decides whether an entry may run here.
+The cache is JAX's persistent compilation cache. JAX names an entry by the program, the compiler's options and jaxlib's
+version. The folder's name adds everything else that decides whether an entry can run on this machine.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 import jax
 
 VARIABLE = "JAXCOMM_PROGRAMS"
-"""Environment variable: the folder to keep programs in, or `off`."""
+"""Environment variable: folder of the cache, or `off`."""
 LIMIT = 4 << 30
-"""Bytes that are kept; the oldest programs go first."""
+"""Largest size of the cache in bytes. The oldest programs are removed first."""
 _CHECKED = "checked.json"
 
 
 def keep(folder: str | Path | None = None) -> Path | None:
-    """Lets this process read and write the programs of earlier ones. Call it before anything is compiled.
+    """Turns on the cache of compiled programs. Call it before anything is compiled.
 
     Args:
-        folder: Where they are kept. Default: the environment variable JAXCOMM_PROGRAMS, else `jaxcomm` in the user's cache
+        folder: Folder of the cache. Default: the environment variable JAXCOMM_PROGRAMS, else `jaxcomm` in the user's cache
             folder (XDG_CACHE_HOME, or ~/.cache).
 
     Returns:
@@ -49,13 +49,13 @@ def keep(folder: str | Path | None = None) -> Path | None:
     jax.config.update("jax_compilation_cache_dir", str(here))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # JAX compiles anew what it cannot read, or cannot write; there is nothing the user has to do.
+    # If JAX cannot read or write an entry, it compiles the program again. The user need not do anything.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     return here
 
 
 def _surroundings() -> str:
-    """What an entry depends on besides its program: versions, flags, and what the processor can do."""
+    """Everything that an entry depends on besides its program: versions, flags, and processor features."""
     info = Path("/proc/cpuinfo")
     wanted = ("model name", "flags", "Features", "CPU part")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
@@ -66,9 +66,9 @@ def _surroundings() -> str:
 
 
 def _tidy(folder: Path) -> None:
-    """Removes what a killed process has half written, or a disk has damaged, and the oldest programs beyond LIMIT.
+    """Removes incomplete and damaged entries, and the oldest programs beyond LIMIT.
 
-    JAX never writes an entry that exists, so a damaged one would be compiled at every start. Each is checked once."""
+    JAX never overwrites an existing entry, so a damaged one would be compiled at every start. Each is checked once."""
     record = folder / _CHECKED
     try:
         checked = json.loads(record.read_text(encoding="utf-8"))
@@ -90,23 +90,23 @@ def _tidy(folder: Path) -> None:
 
 
 def _whole(entry: Path) -> bool:
-    """Whether JAX can unpack it."""
+    """Whether JAX can decompress an entry."""
     from jax._src.compilation_cache import decompress_executable
 
     try:
         return len(decompress_executable(entry.read_bytes())) > 0
-    except Exception:  # zlib's error or zstandard's, whichever packed it
+    except Exception:  # zlib's or zstandard's error, depending on the compression
         return False
 
 
 def release(share: float = 0.5) -> None:
-    """Forgets all compiled programs if they hold too many memory maps. It does nothing where /proc does not exist.
+    """Releases all compiled programs if they hold too many memory maps. Does nothing on systems without /proc.
 
     On CPU a program holds some hundreds of memory maps. Linux limits their number for each process, and the compiler
     crashes when none is left. Tasks with prompts of many lengths reach this limit.
 
     Args:
-        share: The share of the limit from which on programs are forgotten.
+        share: Release the programs at this share of the limit.
     """
     held, limit = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
     if limit.exists() and held.read_bytes().count(b"\n") > share * int(limit.read_text()):

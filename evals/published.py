@@ -1,7 +1,7 @@
-"""Published numbers (published.json), and how the set-ups they were got in differ from a run's.
+"""Published numbers (published.json), and differences between their set-ups and a run's.
 
-published.json holds the numbers as our specifications re-tell them. Its `setting`s use the names of `SETUP` and, where
-there are any, our words, so that a difference in set-up is a difference between two texts.
+published.json holds the numbers as our specifications report them. Its `setting`s use the names of `SETUP` and our words
+where they exist. So two set-ups differ if their texts differ.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .tasks import OWN
 
 PUBLISHED = Path(__file__).with_name("published.json")
 GRAFTS = ("activation", "activation-w", "exchange")
-"""What needs controls beside it."""
+"""Protocols whose numbers need controls."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Entry:
 
     Attributes:
         source: Paper and table.
-        about: What the table shows, and where it is published.
+        about: Contents of the table, and where it is published.
         a: The sender.
         b: The receiver.
         protocol: Our name of the protocol. None: we have no such protocol.
@@ -38,7 +38,7 @@ class Entry:
         error: Its published error. None: there is none.
         unit: Unit of the number, such as "%".
         setting: The set-up, by the names in `SETUP`. A value that is missing or None is not known.
-        digits: Number of digits after the point that it is published with.
+        digits: Number of published digits after the decimal point.
     """
 
     source: str
@@ -116,7 +116,7 @@ def at(value: Any, task: str) -> Any:
 
 
 def prompts(run: Run, line: Mapping[str, Any]) -> str:
-    """Whose prompts a line of a run was measured with, in the words of published.json."""
+    """Source of the prompts of a line of a run, in the words of published.json."""
     local = ", questions from a local file" if line["task"] in run.config["data"] else ""
     ours = line["task"] in (*OWN, biographies.TASK)
     return ("this package's" if ours else "lm-evaluation-harness's") + local
@@ -186,15 +186,16 @@ SETUP: dict[str, tuple[Sequence[str], Callable[[Run, Mapping[str, Any]], Any]]] 
     "delta layers": (("deltas",), lambda run, line: ", ".join(map(str, run.config["delta_layers"]))),
     "A writes first": (GRAFTS, lambda run, line: f"{run.config['think']} tokens" if run.config["think"] else "nothing"),
 }
-"""What makes a number what it is -> the protocols it matters to (none: to all), and how it was in a run."""
+"""Name of each setting that affects a number -> the protocols that it matters to (none: all), and a function that reads
+it from a run."""
 
 
 def differences(
     run: Run, lines: Sequence[Mapping[str, Any]], entries: Sequence[Entry], metrics: Mapping[str, str]
 ) -> list[str]:
-    """Lists how the set-up of a run differs from that of published numbers for the same task.
+    """Lists the differences between a run's set-up and the set-ups of published numbers for the same task.
 
-    If the published numbers differ from each other in a setting, a run agrees with them if it agrees with one of them.
+    If the published numbers differ in a setting, a run agrees with them if it agrees with one of them.
 
     Args:
         run: The run.
@@ -203,7 +204,7 @@ def differences(
         metrics: The published name of each of our metrics.
 
     Returns:
-        The differences in words. The last one lists the settings that the sources do not say.
+        The differences in words. The last one lists the settings that the sources do not give.
     """
     found, unknown = [], []
     theirs = list(dict.fromkeys(e.pair for e in entries))

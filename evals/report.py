@@ -1,7 +1,7 @@
-"""`jaxcomm report`: finished runs, pair by pair and task by task, beside what was published on the same tasks.
+"""`jaxcomm report`: finished runs, by pair and task, with the published numbers for the same tasks.
 
 report.md, report.html   tables with intervals, paired differences and controls; how the set-ups differ; pictures
-report.csv               a line for every run, protocol, task, metric and filter, and for every published number beside them
+report.csv               a line for every run, protocol, task, metric and filter, and for every published number
 pair*-*.png              accuracy against compute
 """
 
@@ -47,7 +47,7 @@ def report(paths: Sequence[Path], out: Path, console: rich.console.Console) -> N
     Args:
         paths: The run folders.
         out: Folder for the report.
-        console: Where the tables are printed.
+        console: The console to print the tables on.
 
     Raises:
         ValueError: A folder is not a finished run, or is damaged; a folder is named twice; `out` is not local.
@@ -74,8 +74,8 @@ def document(
 ) -> Iterator[Block]:
     """Writes the report.
 
-    It lists the runs. Then it shows for every pair of models and every task the results, the published numbers, how the
-    set-ups differ, and a picture. The reports of sweeps come last.
+    It lists the runs. Then it shows, for every pair of models and every task, the results, the published numbers, the
+    differences between set-ups, and a picture. The reports of sweeps come last.
 
     Args:
         found: The runs.
@@ -110,14 +110,14 @@ def document(
 
 
 def grouped(things: Iterable[T], by: Callable[[T], K]) -> dict[K, list[T]]:
-    """Groups things. The groups are in the order in which they first appear.
+    """Groups elements. Groups are in order of first appearance.
 
     Args:
-        things: The things.
-        by: A function that returns the group of a thing.
+        things: The elements.
+        by: A function that returns the group of an element.
 
     Returns:
-        The things of each group.
+        The elements of each group.
 
     Example:
         >>> grouped([3, 1, 4, 1, 5], lambda n: "odd" if n % 2 else "even")
@@ -138,7 +138,7 @@ def about_run(run: Run | FinishedSweep) -> tuple[str, ...]:
 
 
 def told_of(task: str, rows: Sequence[Row]) -> Iterator[Block]:
-    """Writes what came out of one task for one pair of models: its heading, and the table of results.
+    """Writes the results of one task for one pair of models: a heading and a table.
 
     Args:
         task: Name of the task.
@@ -194,7 +194,7 @@ def cells(row: Row, corrected: Iterator[float], tests: int) -> tuple[str, ...]:
 
     Args:
         row: The line with its comparisons.
-        corrected: Corrected p-values of the table's comparisons, in order. The line's own are taken.
+        corrected: Corrected p-values of the table's comparisons, in order. This function takes the line's own from it.
         tests: Number of the table's comparisons.
 
     Returns:
@@ -237,7 +237,7 @@ def score(x: float | None, interval: Interval | None, unit: str = "points") -> s
 
 
 def notes(rows: Sequence[Row]) -> Iterator[Block]:
-    """Writes notes on a table, where its numbers could be misunderstood.
+    """Writes notes on a table whose numbers could be misunderstood.
 
     Args:
         rows: The lines with their comparisons.
@@ -257,7 +257,7 @@ def notes(rows: Sequence[Row]) -> Iterator[Block]:
 
 
 def published(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[str, str]) -> Iterator[Block]:
-    """Puts our values beside all published numbers of the task, by protocol, and lists how the set-ups differ.
+    """Compares our values with all published numbers of the task, by protocol, and lists differences between set-ups.
 
     Args:
         rows: Our lines of the task.
@@ -291,7 +291,7 @@ def published(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[st
 
 
 def set_ups(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[str, str]) -> Iterator[str]:
-    """Describes for every published table how its set-up differs from ours. Runs that differ in it are named.
+    """Describes, for every published table, the differences between its set-up and ours. Names runs if they differ.
 
     Args:
         rows: Our lines of the task.
@@ -316,7 +316,7 @@ def picture(file: str, title: str, rows: Sequence[Row]) -> Iterator[Picture]:
 
     Args:
         file: Name of the file.
-        title: What the picture shows.
+        title: Title of the picture.
         rows: The lines.
 
     Yields:
@@ -343,7 +343,7 @@ def split_picture(file: str, rows: Sequence[Row]) -> Iterator[Picture]:
         rows: The lines with their comparisons.
 
     Yields:
-        The picture. There is none where nothing was parted.
+        The picture. There is none if no gain was split.
     """
     metric = lambda row: SETUP["metric"][1](row.run, row.line)
     parted = [row for row in rows if None not in row.parts and row.line["metric"] != LIKELIHOOD]

@@ -1,13 +1,13 @@
-"""Run folders: what was asked, and what is done of it, each piece whole or not there.
+"""Run folders: the settings of a run and its finished pieces. A piece is either complete or absent.
 
-    run.json           the command that runs it again, and what makes this run this run: settings, seeds, versions,
+    run.json           the command that runs it again, and the identity of the run: settings, seeds, versions,
                        fingerprints of the models
-    chunks/*.parquet   finished pieces, each written at once when it is done
-    results.parquet    all of them
-    *.npz              what all pieces need and is costly to make (the maps W)
+    chunks/*.parquet   finished pieces, each written as soon as it is done
+    results.parquet    all pieces together
+    *.npz              arrays that all pieces need and that are costly to compute (the maps W)
 
-A run that was stopped, by whatever, goes on where it was; the same bytes come out. One that is refused before its first piece
-leaves nothing, so that the mended command may have the folder.
+A stopped run resumes where it was, and produces the same bytes. A run that is refused before its first piece leaves no
+files, so the corrected command can use the same folder.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def agent_fingerprint(agent: Agent) -> str:
         agent: The agent.
 
     Returns:
-        16 hexadecimal digits. Agents with the same fingerprint read and write alike.
+        16 hexadecimal digits. Agents with the same fingerprint read and write the same.
     """
     kept = (agent.tokenizer.backend_tokenizer.to_str(), agent.tokenizer.chat_template, agent.stop_tokens, agent.chat)
     kept += (agent.system,) if agent.system else ()
@@ -59,7 +59,7 @@ def surroundings(*others: str) -> dict[str, Any]:
     """Lists the versions and devices of this process. They may change the last bits of a result.
 
     Args:
-        *others: Further packages whose versions are listed (of `ALSO`).
+        *others: Further packages to list (from `ALSO`).
 
     Returns:
         Version of Python and of each package; kind and number of the devices.
@@ -70,17 +70,17 @@ def surroundings(*others: str) -> dict[str, Any]:
 
 
 class RunFolder(contextlib.ExitStack):
-    """The folder of one run. It is a context manager: meanwhile no other process may use the folder.
+    """The folder of one run. It is a context manager that locks the folder for other processes.
 
     Args:
-        path: The folder. It is made if it does not exist.
-        config: What makes the run this run, as JSON values. A folder with another config is refused. Of versions, only
-            the first two numbers are compared.
-        plan: A function that is called once, when the run begins. Its result is kept and used again when the run goes
-            on. It holds what depends on the machine's state at that time, such as sizes of chunks.
+        path: The folder. It is created if it does not exist.
+        config: The identity of the run, as JSON values. A folder with another config is refused. Of a version, only the
+            first two numbers are compared.
+        plan: A function that is called once, when the run begins. Its result is stored, and used again when the run is
+            resumed. It holds values that depend on the machine's state at that time, such as sizes of chunks.
         command: The command that runs it again.
-        resume: Whether to go on with a run that is already in the folder.
-        free: Names in the config that change no result. They are kept and not compared.
+        resume: Whether to resume a run that is already in the folder.
+        free: Names in the config that change no result. They are stored but not compared.
         shared: Whether another process of the same run has locked the folder.
 
     Attributes:
@@ -113,12 +113,12 @@ class RunFolder(contextlib.ExitStack):
             undo.push(self.__exit__)
             if not shared:
                 self._lock()
-                self.push(functools.partial(self._withdraw, fresh))  # before the lock is given back
+                self.push(functools.partial(self._withdraw, fresh))  # runs before the lock is released
             self._begin(json.loads(json.dumps(config)), plan, command, resume, {*free, "devices"}, clean=not shared)
             undo.pop_all()
 
     def _withdraw(self, fresh: bool, kind: type[BaseException] | None, *_: Any) -> None:
-        """Removes run.json of a run that was refused while there was nothing else, and the folder, if it is fresh."""
+        """Removes run.json of a refused run that has no other files, and the folder if it is new."""
         if kind is None or not issubclass(kind, ValueError):
             return
         if self.began and [p.name for p in self.path.iterdir()] == ["run.json"]:
@@ -127,7 +127,7 @@ class RunFolder(contextlib.ExitStack):
             self.path.rmdir()
 
     def _lock(self) -> None:
-        """Of the folder itself, so nothing is left of it, whatever ends the process."""
+        """Locks the folder itself. So no lock file is left, however the process ends."""
         handle = os.open(self.path, os.O_RDONLY)
         self.callback(os.close, handle)
         try:
@@ -136,7 +136,7 @@ class RunFolder(contextlib.ExitStack):
             raise ValueError(
                 f"{self.path} is in use by another process: wait for its end, or choose another folder"
             ) from None
-        except OSError:  # a file system that knows no locks
+        except OSError:  # a file system without locks
             pass
 
     def _begin(
@@ -205,7 +205,7 @@ class RunFolder(contextlib.ExitStack):
             raise ValueError(f"{path} is damaged ({error}): remove it and add --resume") from error
 
     def put(self, name: str, data: bytes) -> None:
-        """Writes a file into the folder. The file exists whole or not at all.
+        """Writes a file into the folder atomically.
 
         Args:
             name: Path of the file within the folder.
@@ -217,11 +217,11 @@ class RunFolder(contextlib.ExitStack):
         write_whole(self.path / name, data)
 
     def arrays(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """Returns arrays that are costly to make. They are made once, and then read from the folder.
+        """Returns arrays that are costly to compute. They are computed once, and then read from the folder.
 
         Args:
             name: The file is `name`.npz.
-            make: A function that makes the arrays.
+            make: A function that computes the arrays.
 
         Returns:
             The arrays, by name.
@@ -256,7 +256,7 @@ def parquet(table: pa.Table) -> bytes:
 
 
 def _compared(config: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
-    """What has to be the same for a run to go on: of versions not the patch, which is made to change no result."""
+    """The part of a config that must be equal to resume a run. Patch numbers of versions may differ."""
     short = lambda name, value: ".".join(value.split(".")[:2]) if name in (*PACKAGES, *ALSO) else value
     return {name: short(name, value) for name, value in config.items() if name not in free}
 

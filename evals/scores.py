@@ -1,4 +1,4 @@
-"""Scores of answers, and how sure one may be of them."""
+"""Scores of answers, with confidence intervals and tests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def percent(x: Interval) -> str:
 
 
 def exact_match(text: str, answer: str) -> bool:
-    """Tests whether a reply is exactly the answer (Ramesh & Li 2025, section 4.1). Surrounding space does not count.
+    """Tests whether a reply is exactly the answer (Ramesh & Li 2025, section 4.1). Surrounding space is ignored.
 
     Args:
         text: The reply.
@@ -63,7 +63,7 @@ def exact_match(text: str, answer: str) -> bool:
 def normalised_match(text: str, answer: str) -> bool:
     """Tests whether a reply has the same words as the answer.
 
-    Only the first line of either text is read. Case, punctuation and the articles a, an, the do not count.
+    Only the first line of each text is used. Case, punctuation and the articles a, an, the are ignored.
 
     Args:
         text: The reply.
@@ -87,8 +87,8 @@ def _words(text: str) -> list[str]:
 def accuracy(hits: Hits, seed: int = 0) -> Interval:
     """Computes the share of hits with its 95 % interval.
 
-    The interval is a bootstrap interval over the games (1000 resamples, BCa). If all hits are 1, or all are 0,
-    resampling says nothing; then the interval is Wilson's.
+    The interval is a bootstrap interval over the games (1000 resamples, BCa). If all hits are 1, or all are 0, resampling
+    does not work, and the interval is Wilson's.
 
     Args:
         hits: The score of each game: right or wrong, or a share between 0 and 1. There is at least one.
@@ -122,10 +122,10 @@ def mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
 
 
 def difference(hits: Hits, others: Hits, seed: int = 0) -> Interval:
-    """Computes how much better one method is than another on the same games, with a 95 % interval.
+    """Computes the mean difference between two methods on the same games, with a 95 % interval.
 
-    If every score is right or wrong, the interval is Tango's (1998) score interval for paired proportions, which keeps
-    95 % also where few games differ. Otherwise it is a bootstrap interval over the games (`mean`).
+    If every score is right or wrong, the interval is Tango's (1998) score interval for paired proportions. Its coverage
+    is 95 % even if few games differ. Otherwise it is a bootstrap interval over the games (`mean`).
 
     Args:
         hits: The scores of one method, game by game.
@@ -151,7 +151,7 @@ def _right_or_wrong(*scores: Hits) -> bool:
 
 
 def _tango(better: int, worse: int, n: int) -> Interval:
-    """Differences d that a score test at 5 % does not refuse. The variance is that of the likeliest table with this d."""
+    """Differences d that a score test at 5 % does not reject. The variance is that of the likeliest table with this d."""
     z = scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)
 
     def statistic(d: float) -> float:
@@ -173,8 +173,8 @@ def sign_flip(hits: Hits, others: Hits, seed: int = 0) -> float:
     """Tests whether two methods differ on the same games, with a two-sided sign-flip test.
 
     The null hypothesis is that neither method is better. Under it, the sign of each game's paired difference is random.
-    If every score is right or wrong, that is the exact binomial test of the games that differ (McNemar's). Otherwise the
-    test draws the signs 9999 times; if there are fewer patterns of signs, it takes each of them once.
+    If every score is right or wrong, this is the exact binomial test on the games that differ (McNemar's). Otherwise the
+    test draws the signs 9999 times; if there are fewer patterns of signs, it uses each of them once.
 
     Args:
         hits: The scores of one method, game by game.
@@ -189,7 +189,7 @@ def sign_flip(hits: Hits, others: Hits, seed: int = 0) -> float:
         0.5
     """
     x = np.asarray(hits, float) - np.asarray(others, float)
-    if len(x) < 2 or not x.any():  # whichever sign it has, the difference is as large
+    if len(x) < 2 or not x.any():  # the difference has the same size for every sign
         return 1.0
     if _right_or_wrong(hits, others):
         return float(scipy.stats.binomtest(int((x > 0).sum()), int((x != 0).sum())).pvalue)
@@ -206,7 +206,7 @@ def sign_flip(hits: Hits, others: Hits, seed: int = 0) -> float:
 
 
 def _batch(x: np.ndarray) -> int:
-    """Resamples at a time: 128 MB of them."""
+    """Number of resamples per batch, with at most 128 MB of memory."""
     return max(1, 2**24 // len(x))
 
 
@@ -232,7 +232,7 @@ def over_seeds(values: Sequence[float] | np.ndarray) -> Interval:
         values: The result of each run. There are at least two.
 
     Returns:
-        The mean and its interval. The ends may lie below 0 or above 1, since a difference may lie anywhere.
+        The mean and its interval. The ends may be below 0 or above 1, because values may be differences.
     """
     x = np.asarray(values, float)
     half = float(scipy.stats.sem(x) * scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1))
@@ -240,10 +240,10 @@ def over_seeds(values: Sequence[float] | np.ndarray) -> Interval:
 
 
 def ratio(sums: Sequence[float], counts: Sequence[int], seed: int = 0) -> Interval:
-    """Computes a mean over everything that was counted, such as facts, with an interval over groups, such as people.
+    """Computes a mean over single scores (such as facts), with an interval over groups (such as people).
 
-    The interval is a 95 % bootstrap interval over the groups. If everything counts 0, or everything counts 1, it is
-    Wilson's over the groups.
+    The interval is a 95 % bootstrap interval over the groups. If all scores are 0, or all are 1, it is Wilson's interval
+    over the groups.
 
     Args:
         sums: Sum of the scores of each group.
@@ -251,7 +251,7 @@ def ratio(sums: Sequence[float], counts: Sequence[int], seed: int = 0) -> Interv
         seed: Seed of the resamples.
 
     Returns:
-        The mean and its interval. All three are NaN if nothing was counted.
+        The mean and its interval. All three are NaN if there are no scores.
     """
     x, n = np.asarray(sums, float), np.asarray(counts, float)
     x, n = x[n > 0], n[n > 0]
@@ -272,9 +272,9 @@ def auroc(positives: Sequence[float] | np.ndarray, negatives: Sequence[float] | 
     half. The interval is a bootstrap interval over the rows; if the area is 0 or 1, it is Wilson's.
 
     Args:
-        positives: Scores of what is to be found.
-        negatives: Scores of the others. Row i of both belongs together, such as two versions of one text: rows are drawn
-            again with both.
+        positives: Scores of the positives.
+        negatives: Scores of the negatives. Row i of both belongs together, such as two versions of one text. Rows are
+            resampled as pairs.
         seed: Seed of the resamples.
 
     Returns:
@@ -299,11 +299,11 @@ def caught(
     """Computes the share of positives above a threshold that few negatives exceed, with a 95 % interval.
 
     Args:
-        positives: Scores of what is to be found.
-        negatives: Scores of the others, row by row (`auroc`).
-        alarms: The largest share of negatives above the threshold (false alarms). The threshold is the lowest for which
-            this holds. Of fewer than 1 / alarms negatives none is above it.
-        seed: Seed of the resamples. Each has a threshold of its own.
+        positives: Scores of the positives.
+        negatives: Scores of the negatives, row by row (`auroc`).
+        alarms: The largest share of negatives above the threshold (false alarms). The lowest such threshold is used. With
+            fewer than 1 / alarms negatives, none is above it.
+        seed: Seed of the resamples. Each resample has its own threshold.
 
     Returns:
         The share and its interval.

@@ -1,8 +1,8 @@
-"""Sweeps over selections: a game behind A's keys and values, for every scheme of choosing B's layers, every ratio, and every
-number of A's thoughts.
+"""Sweep selections of layers: play a game behind A's keys and values, for every scheme of choosing B's layers, every ratio,
+and every number of A's thoughts.
 
-A's prompts are read once; one program reads B's prompts under all selections (`jaxcomm.selection_logprobs`), and how many
-thoughts it sees is data too. Beside the item's own prefix stands another item's, so every cell has its content.
+A's prompts are read once. One program reads B's prompts under all selections (`jaxcomm.selection_logprobs`); the number
+of visible thoughts is data too. Every cell is also played with another item's prefix, so its content is known.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ WAYS: dict[str, tuple[dict[str, Any], str]] = {
         "the same, and in layers that do not see the prefix B's prompt sees its own future: the mask of KVComm's code",
     ),
 }
-"""How a selection is read: options of `jaxcomm.select`, and what they mean."""
+"""Ways to read a selection: options of `jaxcomm.select`, with a description."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What is swept.
+    """The cells of a sweep over selections.
 
     Attributes:
-        schemes: How layers are chosen.
+        schemes: Schemes of choosing layers.
         ratios: Shares of the layers, 0 to 1.
-        ways: How a selection is read (`WAYS`).
-        scores: By scheme that looks at items, one number for each layer.
+        ways: Ways to read a selection (`WAYS`).
+        scores: For each scheme with calibration items, one number for each layer.
         layers: Number of B's layers.
         seed: Seed of the scheme "random".
         steps: Numbers of thoughts that B sees.
@@ -67,7 +67,7 @@ class Grid:
         """Chooses the layers of a cell.
 
         Args:
-            scheme: How.
+            scheme: The scheme.
             ratio: Share of the layers.
 
         Returns:
@@ -82,7 +82,7 @@ class Grid:
 
     @property
     def cells(self) -> list[tuple[int, Scheme, float, int]]:
-        """Every number of steps, scheme and ratio, and the number of its column in `Swept`."""
+        """All combinations of number of steps, scheme and ratio, each with its column in `Swept`."""
         count = len(self.selections)
         return [
             (m, s, r, n * count + self.index(s, r))
@@ -95,24 +95,24 @@ class Grid:
         """Finds the selection of a cell.
 
         Args:
-            scheme: How layers are chosen.
+            scheme: The scheme.
             ratio: Share of the layers.
 
         Returns:
-            Its number in `selections`.
+            Its index in `selections`.
         """
         return int(np.flatnonzero((self.selections == self.chosen(scheme, ratio)).all(axis=1))[0])
 
 
 @dataclasses.dataclass(frozen=True)
 class Swept:
-    """Results of one way: log-probability of each right answer, and whether it is the likeliest, [items, steps x selections].
+    """Results of one way. All arrays are [items, steps x selections].
 
     Attributes:
-        logprobs: With each item's own prefix, in nats.
-        hits: Likewise.
-        other_logprobs: With another item's prefix.
-        other_hits: Likewise.
+        logprobs: Log-probability of each right answer with the item's own prefix, in nats.
+        hits: Whether it is the likeliest, with the item's own prefix.
+        other_logprobs: Log-probability with another item's prefix, in nats.
+        other_hits: Whether it is the likeliest, with another item's prefix.
     """
 
     logprobs: np.ndarray
@@ -129,14 +129,14 @@ def scored_layers(
     how: Prefixing,
     alpha: float,
 ) -> dict[str, list[float]]:
-    """Scores B's layers for the schemes that look at items.
+    """Scores B's layers for the schemes that need calibration items.
 
     Args:
         schemes: The schemes.
-        items: The calibration items. None: no scheme looks at any.
+        items: The calibration items. None: no scheme needs any.
         agents: The sender and the receiver.
         wording: How games are put to the agents.
-        how: How the prefix is sent: where it stands.
+        how: Options of the prefix, such as its place.
         alpha: Weight of the attention in KVComm's score.
 
     Returns:
@@ -161,9 +161,9 @@ def sweep(
         game: The game.
         agents: The sender and the receiver.
         wording: How the game is put to the agents.
-        how: How the prefix is sent: where it stands.
-        grid: What is swept.
-        folder: The run folder. Pieces that are done are read.
+        how: Options of the prefix, such as its place.
+        grid: The cells.
+        folder: The run folder. Finished pieces are read from it.
         progress: Called with the name of every piece that is computed.
 
     Returns:
@@ -196,10 +196,10 @@ def sweep(
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """What keys and values weigh.
+    """Size of keys and values.
 
     Attributes:
-        tokens: Number of tokens of an item's prefix, as a mean.
+        tokens: Mean number of tokens of an item's prefix.
         one: Bytes of one token's keys and values in one layer.
     """
 
@@ -207,11 +207,11 @@ class Weight:
     one: int
 
     def of(self, chosen: np.ndarray, way: str, steps: int = 0) -> float:
-        """Computes how many bytes of an item's prefix are seen.
+        """Computes the number of visible bytes of an item's prefix.
 
         Args:
             chosen: Which layers see the prefix, [L].
-            way: How a selection is read (`WAYS`).
+            way: Way to read the selection (`WAYS`).
             steps: Number of thoughts after it.
 
         Returns:
@@ -225,16 +225,16 @@ class Weight:
 
 
 def weight(game: Game, a: Agent, b: Agent, wording: Wording) -> Weight:
-    """Computes what an item's keys and values weigh. Nothing is read.
+    """Computes the size of an item's keys and values, without running a model.
 
     Args:
         game: The game.
         a: The sender.
-        b: The receiver, whose dtype they arrive in.
+        b: The receiver. Keys and values arrive in its dtype.
         wording: How the game is put to the agents.
 
     Returns:
-        The weight.
+        The size.
     """
     c, tokens = a.single.config, [len(row) for row in a.rows(wording.prompts_a(game, a))]
     return Weight(float(np.mean(tokens)), 2 * c.kv_heads * c.head_dim * b.params.dtype.itemsize)
@@ -348,8 +348,8 @@ def compared(grid: Grid, some: Swept, others: Swept) -> Iterator[list[str]]:
 
 
 def _effects(grid: Grid, some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> list[tuple[str, str, str, str]]:
-    """Of every selection: points and their p, nats and their p, after Holm's correction over all of them. The selection of no
-    layer is no test."""
+    """For every selection: points with p-value, nats with p-value, after Holm's correction over all selections. The
+    selection without layers is not a test."""
     tested = np.flatnonzero(np.tile(grid.selections.any(axis=1), len(grid.steps)))
     count = some[0].shape[1]
     each = [[effect(x[:, c], y[:, c]) for c in range(count)] for x, y in zip(some, others, strict=True)]
@@ -360,8 +360,8 @@ def _effects(grid: Grid, some: Sequence[np.ndarray], others: Sequence[np.ndarray
 
 
 def pictures(grid: Grid, found: dict[str, Swept]) -> Iterator[Picture]:
-    """Draws exact match and log-probability, a line for each scheme: against the share of layers, and against the number of
-    thoughts, if there are several.
+    """Draws exact match and log-probability with a line for each scheme: against the share of layers, and against the number
+    of thoughts if there are several.
 
     Args:
         grid: What was swept.

@@ -1,7 +1,7 @@
-"""The sentences a map W is fitted on: where they come from, and how two models read them.
+"""Sentences for fitting maps W: their sources, and their tokens for two models.
 
-    statements:countries, statements:tip_sheets   what A reads in that game, but in none of its games
-    statements:FILE.jsonl                         what A reads in one's own game
+    statements:countries, statements:tip_sheets   statements like A's in that game, but from none of its items
+    statements:FILE.jsonl                         A's statements in a game of your own
     FILE                                          a sentence per line
     FILE.jsonl, FILE.jsonl:FIELD                  a JSON object per line, with the sentence in FIELD (default: text)
     hub:NAME:CONFIG:SPLIT:FIELD                   a data set of the Hugging Face hub, streamed; needs jaxcomm[eval]
@@ -29,9 +29,9 @@ from .pair.text import statements
 
 PAPER = 3072
 LONGEST = 1000
-"""Characters. A hub's record is often a whole document: it is read up to the last end of a sentence within so many."""
+"""Number of characters. A hub's record is often a whole document; it is cut at the last end of a sentence within this."""
 DRAWN_FROM = 10_000
-"""Records that are held while a hub's data set streams by, to draw from."""
+"""Size of the shuffle buffer for a streamed data set of the hub."""
 BATCH = 40
 INSTEAD = "or name a local file with a sentence per line"
 
@@ -40,10 +40,9 @@ def sentences(source: str, n: int | None = None, *, seed: int = 0) -> list[str]:
     """Reads n sentences from a source.
 
     Args:
-        source: Where they come from: statements:GAME, a file, or hub:NAME:CONFIG:SPLIT:FIELD (see the module
-            docstring).
+        source: The source: statements:GAME, a file, or hub:NAME:CONFIG:SPLIT:FIELD (see the module docstring).
         n: Number of sentences. Default: all of a file; for other sources 3072, as in Ramesh & Li (2025).
-        seed: Seed of the choice of sentences. Those of a file stay in its order.
+        seed: Random seed for the choice of sentences. Sentences from a file stay in its order.
 
     Returns:
         The sentences.
@@ -82,7 +81,7 @@ def read_both(a: Agent, b: Agent, sentences: Sequence[str]) -> Iterator[tuple[An
         sentences: The sentences.
 
     Yields:
-        The prompts of A and of B [n, P] for the same n sentences, as `jaxcomm.fit_maps` takes them.
+        The prompts of A and of B [n, P] for the same n sentences, as input of `jaxcomm.fit_maps`.
     """
     both = [agent.tokenize(sentences) for agent in (a, b)]
     for rows in np.split(np.arange(len(sentences)), range(BATCH, len(sentences), BATCH)):
@@ -90,7 +89,7 @@ def read_both(a: Agent, b: Agent, sentences: Sequence[str]) -> Iterator[tuple[An
 
 
 def read_aligned(a: Agent, b: Agent, sentences: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Turns sentences into prompts of both agents, as `read_both` does, token by token.
+    """Turns sentences into prompts of both agents like `read_both`, with an alignment of their tokens.
 
     Args:
         a: The sender.
@@ -98,8 +97,8 @@ def read_aligned(a: Agent, b: Agent, sentences: Sequence[str]) -> Iterator[tuple
         sentences: The sentences.
 
     Yields:
-        The prompts of A and of B; if their tokenizers differ, also which of A's tokens stands for each of B's, as
-        `jaxcomm.fit_kv_maps` takes them.
+        The prompts of A and of B; if their tokenizers differ, also A's token for each of B's. Input of
+        `jaxcomm.fit_kv_maps`.
     """
     columns = None if a.tokenizer.get_vocab() == b.tokenizer.get_vocab() else a.align(b, sentences)
     rows = 0
@@ -145,7 +144,7 @@ def stream(source: str, seed: int) -> Iterator[str]:
         seed: Seed of the order.
 
     Yields:
-        The texts that are not empty.
+        The non-empty texts.
 
     Raises:
         ValueError: The source is not written in this form, or has no such field; jaxcomm[eval] is not installed.
@@ -160,7 +159,7 @@ def stream(source: str, seed: int) -> Iterator[str]:
 
 
 def revision(source: str) -> str | None:
-    """Finds the commit at which a data set of the hub stands now.
+    """Finds the current commit of a data set of the hub.
 
     Args:
         source: A source of sentences.
@@ -177,12 +176,12 @@ def revision(source: str) -> str | None:
 
     try:
         return huggingface_hub.dataset_info(source.split(":")[1]).sha
-    except Exception as error:  # its HTTP client's, too
+    except Exception as error:  # includes the HTTP client's errors
         raise OSError(f"{source} cannot be read ({error}): check its name and the network, {INSTEAD}") from error
 
 
 def _hub(source: str, seed: int) -> Iterator[str]:
-    """`stream`, long texts up to a sentence's end; without one they are left out."""
+    """`stream`, with long texts cut at the end of a sentence. Long texts without a sentence end are left out."""
     for text in stream(source, seed):
         if len(text) <= LONGEST:
             yield text
@@ -198,5 +197,5 @@ def _records(source: str, name: str, config: str, split: str, seed: int) -> Iter
     try:
         stream = load_dataset(name, config or None, split=split, streaming=True)
         yield from stream.shuffle(seed=seed, buffer_size=DRAWN_FROM)
-    except Exception as error:  # every one of its HTTP clients and file formats has its own
+    except Exception as error:  # HTTP clients and file formats all have their own error types
         raise OSError(f"{source} cannot be read ({error}): check its name and the network, {INSTEAD}") from error

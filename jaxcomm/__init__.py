@@ -1,9 +1,9 @@
 """Language models that communicate through activations.
 
-The core: `Params` (weights with their architecture); `prefix`, `suffix`, `forward`, `run_with_cache`, `generate`, which
-read and edit any site; `communicate` and its parts `send` and `receive`; `sweep` for every layer pair at once.
-`load_agent` and `from_hf` read checkpoints (`jaxcomm.converters` has the rest), games and the command line are in
-`jaxcomm.evals`.
+`Params` holds a model: its weights and its architecture. `prefix`, `suffix`, `forward`, `run_with_cache` and `generate`
+run it, and can read and edit any site. `communicate` grafts A's activation into B; `send` and `receive` are its two
+parts. `sweep` runs every layer pair at once. `load_agent` and `from_hf` load checkpoints (more in
+`jaxcomm.converters`). Games and the command line are in `jaxcomm.evals`.
 """
 
 from importlib.metadata import version as _version

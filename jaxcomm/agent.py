@@ -1,4 +1,4 @@
-"""An agent: a model together with its tokenizer. The only place where strings enter the core."""
+"""An agent: a model together with its tokenizer. Everything below this module takes token ids, not strings."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from jaxcomm.templates import written
 from jaxcomm.tokenizer import Tokenizer
 
 THOUGHTS = {"<think>": "</think>", "[THINK]": "[/THINK]"}
-"""Tokens that thoughts begin and end with (Qwen 3, distillations of R1; Magistral)."""
+"""Tokens that begin and end a thinking block (Qwen 3, distillations of R1; Magistral)."""
 
 TARGET = "cat -> cat; 1135 -> 1135; hello -> hello; x ->"
-"""Target prompt of a patchscope: the examples of Ghandeharioun et al. (2024), which ask for a word to be repeated."""
+"""Target prompt of a patchscope: the examples of Ghandeharioun et al. (2024), which ask the model to repeat a word."""
 
 Prompt = str | Sequence[Mapping[str, str]]
-"""A text, or a conversation: turns with a `role` and a `content`, as chat templates take them."""
+"""A text, or a conversation: a list of turns with `role` and `content`, the format of chat templates."""
 
 
 class TooLong(ValueError):
-    """A prompt, with what is to follow it, has more tokens than the model has positions."""
+    """A prompt and its new tokens need more positions than the model has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +47,20 @@ class Agent:
 
     Attributes:
         params: The model: `Params`, or a network (`jaxcomm.lmnet`).
-        tokenizer: A fast tokenizer of transformers. It may know more tokens than the model has; a prompt with such a
-            token is refused.
+        tokenizer: A fast tokenizer of transformers. It may have more tokens than the model. Prompts with such a token are
+            refused.
         stop_tokens: Tokens that end a reply.
         name: Name of the agent in errors and records.
-        chat: Whether prompts go through the tokenizer's chat template, as a user's turn. Otherwise they are read raw.
-        longest: Largest number of tokens of a prompt. A longer prompt loses its first tokens, but not those that the
-            tokenizer begins every text with. None: a prompt that does not fit is refused.
-        chat_args: What the chat template is given besides the conversation, such as {"enable_thinking": False}, or
-            tools.
+        chat: Whether to put prompts through the tokenizer's chat template, as a user's turn. Otherwise they are read raw.
+        longest: Largest number of tokens of a prompt. A longer prompt is truncated at its start; the tokens that the
+            tokenizer adds to the start of every text are kept. None: a prompt that does not fit is refused.
+        chat_args: Further arguments of the chat template, such as {"enable_thinking": False}, or tools.
         system: Text before every prompt: a system turn in a chat, otherwise a paragraph. A conversation that begins
             with a system turn keeps its own.
-        revision: Commit of the hub's repository that the model was read from, or None.
+        revision: Commit of the hub repository that the model was loaded from, or None.
 
     Raises:
-        ValueError: `chat` is set and the tokenizer has no chat template; `longest` is below 1.
+        ValueError: `chat` is set but the tokenizer has no chat template; `longest` is below 1.
 
     Example:
         >>> bob = jc.Agent(agent.params, agent.tokenizer, agent.stop_tokens, name="Bob")
@@ -90,7 +89,7 @@ class Agent:
 
     @property
     def single(self) -> Params:
-        """The model as `Params`, for callers that name its layers.
+        """The model as `Params`, for callers that need its layers.
 
         Raises:
             ValueError: The agent is a network, which has no layers to be split at.
@@ -100,11 +99,10 @@ class Agent:
         raise ValueError(f"{self.name} is a network, which has no layers to be split at: name a single model")
 
     def render(self, prompt: Prompt) -> str:
-        """Renders a prompt as the text that the tokenizer is given.
+        """Renders a prompt as the text that the tokenizer will encode.
 
-        A raw prompt is its own text; a conversation read raw is its turns as paragraphs. In a chat it is the rendering
-        of the chat template, which writes its own special tokens. An assistant's turn at the end is one that the agent
-        has begun.
+        Without `chat`, a text stays as it is and the turns of a conversation become paragraphs. With `chat`, the chat
+        template renders the prompt, including special tokens. If the last turn is an assistant's, the agent continues it.
 
         Args:
             prompt: A text, or a conversation.
@@ -126,7 +124,7 @@ class Agent:
             raise ValueError(f"{self.name}'s chat template refuses the conversation: {error}") from error
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Encodes one prompt, raw or through the chat template. Nothing is cut off.
+        """Encodes one prompt, raw or through the chat template, without truncation.
 
         Args:
             prompt: A text, or a conversation.
@@ -140,7 +138,7 @@ class Agent:
         return self.spelled(self.render(prompt))
 
     def spelled(self, text: str) -> list[int]:
-        """Encodes a rendered text. What the tokenizer begins texts with is not put before one that begins with it already.
+        """Encodes a rendered text. The tokenizer's start tokens are not added a second time if the text has them already.
 
         Args:
             text: What `render` returned, or the beginning of it.
@@ -161,14 +159,14 @@ class Agent:
         return ids
 
     def kept(self, ids: Sequence[int]) -> list[int]:
-        """Finds which tokens of a prompt are read.
+        """Finds which tokens of a prompt are read after truncation to `longest`.
 
         Args:
             ids: Token ids of the prompt.
 
         Returns:
-            Indices into `ids`: all of them; or, of more than `longest` tokens, those that the tokenizer begins every
-            text with, and the last ones.
+            Indices into `ids`: all of them; or, if there are more than `longest`, the tokens that the tokenizer adds to
+            the start of every text, and the last tokens.
         """
         if self.longest is None or len(ids) <= self.longest:
             return list(range(len(ids)))
@@ -179,7 +177,7 @@ class Agent:
 
     @property
     def first_token(self) -> int:
-        """Token to put before a text that has no prompt: one that begins a sequence, otherwise one that ends another.
+        """Token to put before a text that has no prompt: the begin-of-sequence token, else an end-of-sequence or stop token.
 
         Raises:
             ValueError: The tokenizer has neither.
@@ -191,7 +189,7 @@ class Agent:
         return first
 
     def rows(self, prompts: Sequence[Prompt], new: int = 0) -> list[list[int]]:
-        """Encodes prompts, and cuts them to `longest`.
+        """Encodes prompts, and truncates them to `longest`.
 
         Args:
             prompts: Texts, or conversations.
@@ -220,7 +218,7 @@ class Agent:
 
         Raises:
             TooLong: A prompt leaves no room for them. TooLong is a ValueError.
-            ValueError: More tokens are to follow than the model has positions.
+            ValueError: `new` is larger than the model's number of positions.
         """
         positions = self.params.config.max_positions
         length, limit = max(map(len, rows), default=0), positions - new
@@ -255,7 +253,7 @@ class Agent:
         return left_pad(rows, bucket(max(map(len, rows), default=0), self.params.config.max_positions - new))
 
     def find(self, prompts: Sequence[Prompt], text: str | Sequence[str]) -> np.ndarray:
-        """Finds where words stand in prompts, for the positions of a `Site`.
+        """Finds the tokens of a text in prompts, for the positions of a `Site`.
 
         Args:
             prompts: Texts, or conversations, as `tokenize` takes them.
@@ -265,8 +263,8 @@ class Agent:
             A mask [B, P] of the tokens of every occurrence, in the columns of `tokenize(prompts)`.
 
         Raises:
-            ValueError: A prompt does not contain its text; the text begins or ends within a token; the tokenizer does
-                not say where tokens stand.
+            ValueError: A prompt does not contain its text; the text begins or ends within a token; the tokenizer
+                returns no character offsets.
 
         Example:
             >>> agent.find(["Bob is at Petra."], "Petra").sum()
@@ -284,16 +282,16 @@ class Agent:
         return np.stack([np.pad(row, (columns - len(row), 0)) for row in rows])
 
     def before_last_turn(self, prompt: Prompt) -> int:
-        """Counts the tokens of a prompt before its last turn: worked examples, a system prompt, what a template writes.
+        """Counts the tokens of a prompt before its last turn: worked examples, a system prompt, template text.
 
         Args:
-            prompt: A text, or a conversation. Nothing of it may be cut off (`longest`).
+            prompt: A text, or a conversation. It must not be longer than `longest`.
 
         Returns:
-            The number of tokens. 0 for a raw text alone.
+            The number of tokens. 0 for a raw text.
 
         Raises:
-            ValueError: The tokenizer does not say where tokens stand; the chat template does not write the last turn as it is.
+            ValueError: The tokenizer returns no character offsets; the chat template changes the text of the last turn.
         """
         if isinstance(prompt, str) and not self.chat and not self.system:
             return 0
@@ -303,7 +301,7 @@ class Agent:
         return int(np.sum(self._offsets(text)[:, 1] <= begin))
 
     def _offsets(self, text: str) -> np.ndarray:
-        """Where every token of a rendered text begins and ends in it, [T, 2]."""
+        """First and last character offset of every token in a rendered text, [T, 2]."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError(f"{self.name}: its tokenizer does not say where tokens stand; give positions as numbers")
         begun = self.chat or (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
@@ -311,19 +309,20 @@ class Agent:
         return np.asarray(found, int).reshape(-1, 2)
 
     def align(self, receiver: Agent, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Finds for each token that a receiver reads the token of this agent that stands for it (`alignment.align`).
+        """Finds, for each token that a receiver reads, the corresponding token of this agent (`alignment.align`).
 
         Args:
             receiver: The receiver B.
             prompts: Texts, or conversations. Both agents read them as the same text.
 
         Returns:
-            Columns of `self.tokenize(prompts)`, in the columns of `receiver.tokenize(prompts)`, [B, P_B]; -1 on
-            padding, -2 for a token of B with none of this agent's. `fit_kv_maps` and `map_cache` take them.
+            An array [B, P_B] with the columns of `receiver.tokenize(prompts)`. Each entry is a column of
+            `self.tokenize(prompts)`; -1 on padding; -2 if this agent has no corresponding token. `fit_kv_maps` and
+            `map_cache` accept it.
 
         Raises:
             ValueError: The agents read different texts (through chat templates, or with another `system`); a tokenizer
-                does not say where tokens stand.
+                returns no character offsets.
 
         Example:
             >>> agent.align(agent, ["Bob is at Petra."])[0, -4:]
@@ -354,21 +353,21 @@ class Agent:
         seed: Seed = 0,
         **decoding: Unpack[Decoding],
     ) -> Iterator[str]:
-        """Writes after a prompt, piece by piece.
+        """Generates after a prompt, and yields the text piece by piece.
 
         Args:
             prompt: A text, or a conversation.
-            past: Keys and values of what stands before the prompt (`generate`).
+            past: Key/value caches of the tokens before the prompt (`generate`).
             edits: Edits of the model's states (`generate`). Positions are those of `tokenize([prompt])`.
-            seed: Seed of the draws, if `sampling` is given.
-            **decoding: Options of `Decoding`. By default it stops at the agent's own stop tokens.
+            seed: Random seed, if `sampling` is given.
+            **decoding: Options of `Decoding`. By default the agent's own stop tokens end the reply.
 
         Yields:
-            New text, as soon as it is whole characters. Nothing while the agent thinks.
+            New text, in whole characters. Nothing while the agent is thinking.
 
         Raises:
             ValueError: As for `tokenize` and `generate`.
-            FloatingPointError: The logits are not numbers.
+            FloatingPointError: The logits are NaN.
 
         Example:
             >>> "".join(agent.stream("Bob is at Petra. Which country is Bob located in?", max_new_tokens=8))
@@ -401,8 +400,8 @@ class Agent:
             count: Number of tokens to name for each state.
 
         Returns:
-            A line for the whole message and one for each prompt. A prompt's line has the norm of its last state and the
-            tokens that the model's own head finds likeliest there.
+            One line for the whole message and one for each prompt. A prompt's line gives the norm of its last state and
+            the tokens that the model's own head predicts from it (the likeliest).
 
         Raises:
             ValueError: The message holds no states; the agent is a network.
@@ -426,14 +425,14 @@ class Agent:
         norm: float | None = None,
         max_new_tokens: int = NEW_TOKENS,
     ) -> list[str]:
-        """Writes on after a target prompt in which the message stands in the place of a word (`lenses.patchscope`).
+        """Generates after a target prompt, with the message in the place of one word (`lenses.patchscope`).
 
         Args:
             message: A message of this agent's model, one state for each row.
-            target: The target prompt. By default its examples ask for a word to be repeated.
-            placeholder: The word. It occurs in the target prompt once.
-            layer: The message is put after this layer. Default: where it was read.
-            norm: Euclidean length that every state is scaled to first. Default: its own.
+            target: The target prompt. By default its examples ask the model to repeat a word.
+            placeholder: The word that the message replaces. It must occur in the target prompt exactly once.
+            layer: Layer after which the message is inserted. Default: the layer where it was read.
+            norm: Scale every state to this Euclidean length first. Default: keep its own.
             max_new_tokens: Largest number of tokens.
 
         Returns:
@@ -459,10 +458,10 @@ class Agent:
         return self.text(patchscope(self.single, prompt, message, at=at, layer=layer, norm=norm, **how))
 
     def follow(self, prompt: Prompt, continuation: str) -> list[int]:
-        """Encodes a continuation as it follows a prompt.
+        """Encodes a continuation in the context of its prompt.
 
-        The tokens are those of prompt and continuation together, without as many as the prompt has alone (the rule of
-        lm-evaluation-harness). Space between the two belongs to the continuation.
+        Prompt and continuation are encoded together. If the prompt alone has n tokens, the first n are dropped (the rule
+        of lm-evaluation-harness). Space between the two belongs to the continuation.
 
         Args:
             prompt: A text, or a conversation.
@@ -472,8 +471,7 @@ class Agent:
             Token ids of the continuation.
 
         Raises:
-            ValueError: The prompt ends in space that its last word and the continuation's first word share a token
-                with.
+            ValueError: The prompt ends in space, and the space is tokenized differently once the continuation follows.
         """
         text, read = self.render(prompt), self.encode(prompt)
         whole = self.spelled(text + continuation)
@@ -484,9 +482,9 @@ class Agent:
         return whole[len(read) :]
 
     def spell(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
-        """Encodes each answer as it follows its prompt, in the tokenizer's own spelling.
+        """Encodes each answer in the context of its prompt, as the tokenizer itself would.
 
-        An answer follows after a space, or in a chat as a turn begins.
+        An answer follows the prompt after a space. In a chat it begins the assistant's turn.
 
         Args:
             prompts: Texts, or conversations.
@@ -496,7 +494,7 @@ class Agent:
             Token ids [B, T]; -1 after the end of an answer.
 
         Raises:
-            ValueError: An answer has no tokens; its first letters change how the end of the prompt is cut into tokens.
+            ValueError: An answer has no tokens; its first letters change how the end of the prompt is tokenized.
         """
         rows = []
         for prompt, answer in zip(prompts, answers, strict=True):
@@ -519,7 +517,7 @@ class Agent:
         return spelled
 
     def text(self, out: Generation) -> list[str]:
-        """Decodes what was written.
+        """Decodes generated tokens.
 
         Args:
             out: Tokens that the agent's model wrote.
@@ -528,7 +526,7 @@ class Agent:
             The text of each row, without thoughts, special tokens and surrounding space.
 
         Raises:
-            FloatingPointError: The logits of a row were not numbers.
+            FloatingPointError: The logits of a row were NaN.
         """
         out = jax.device_get(out)
         check_finite(out)
@@ -536,40 +534,40 @@ class Agent:
         return [self.said(row).strip() for row in rows]
 
     def said(self, ids: Sequence[int] | AnyArray, after: Sequence[int] = (), until: Sequence[str] = ()) -> str:
-        """Decodes tokens that were written after a prompt, without thoughts and special tokens.
+        """Decodes tokens generated after a prompt, without thoughts and special tokens.
 
         Args:
-            ids: The tokens that were written.
-            after: Tokens of the prompt. It may end in a thought that the chat template has begun.
+            ids: The generated tokens.
+            after: Tokens of the prompt. It may end inside a thought that the chat template has begun.
             until: Stop strings. The text ends before the first of them.
 
         Returns:
-            The text. It is empty while a thought goes on.
+            The text. It is empty if a thought has not ended yet.
         """
         ids = self.beyond_thoughts(ids, after)
         before = self.before_stop(ids, until)
         return self.tokenizer.decode(ids, skip_special_tokens=True) if before is None else before
 
     def beyond_thoughts(self, ids: Sequence[int] | AnyArray, after: Sequence[int] = ()) -> list[int]:
-        """Cuts thoughts off tokens that were written.
+        """Removes thoughts from generated tokens.
 
         Args:
-            ids: The tokens that were written.
-            after: Tokens of the prompt. It may end in a thought that the chat template has begun.
+            ids: The generated tokens.
+            after: Tokens of the prompt. It may end inside a thought that the chat template has begun.
 
         Returns:
-            The tokens after the last thought. None while a thought goes on.
+            The tokens after the last thought. An empty list if a thought has not ended yet.
         """
         ids = [int(i) for i in ids]
         for begin, end in self._thoughts:
             if end in ids:
                 return ids[len(ids) - ids[::-1].index(end) :]
-            if begin in ids or begin in list(after)[-2:]:  # a template may write a line break after it
+            if begin in ids or begin in list(after)[-2:]:  # a template may add a line break after the begin token
                 return []
         return ids
 
     def begins_thought(self, ids: Sequence[int]) -> bool:
-        """Says whether a prompt ends in a thought that its chat template has begun.
+        """Says whether a prompt ends inside a thought that its chat template has begun.
 
         Args:
             ids: Tokens of the prompt.
@@ -580,14 +578,14 @@ class Agent:
         return any(begin in list(ids)[-2:] for begin, _ in self._thoughts)
 
     def before_stop(self, ids: Sequence[int], until: Sequence[str]) -> str | None:
-        """Decodes tokens up to the first stop string. A stop string may contain a special token, which no text shows.
+        """Decodes tokens up to the first stop string. A stop string may contain a special token, which `text` leaves out.
 
         Args:
             ids: Tokens.
             until: Stop strings.
 
         Returns:
-            The text before the first stop string, or None if the tokens hold none.
+            The text before the first stop string, or None if there is no stop string.
         """
         special, found = self.tokenizer.all_special_tokens, []
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -601,20 +599,20 @@ class Agent:
 
     @functools.cached_property
     def realignment(self) -> AnyArray:
-        """The matrix that brings the model's last states into the space of its embeddings (`latents.realignment`)."""
+        """The matrix that maps the model's final states to the space of its embeddings (`latents.realignment`)."""
         return realignment(self.single)
 
     @functools.cached_property
     def line_ends(self) -> tuple[int, ...]:
-        """Every token that a line ends within."""
-        spelled = ("\n", "\u010a", "<0x0A>")  # as it is, byte by byte, and of a byte
+        """Every token that contains a line break."""
+        spelled = ("\n", "\u010a", "<0x0A>")  # literal; byte-level BPE; byte fallback
         known = [i for token, i in self.tokenizer.get_vocab().items() if any(x in token for x in spelled)]
         vocab = self.params.config.vocab
         return tuple(sorted(i for i in known if i < vocab and "\n" in self.tokenizer.decode([i])))
 
     @functools.cached_property
     def _thoughts(self) -> list[tuple[int, int]]:
-        """What thoughts begin and end with, of those the tokenizer has as tokens of their own."""
+        """The pairs of begin and end tokens of thoughts that exist in this tokenizer, as ids."""
         added = self.tokenizer.get_added_vocab()
         return [(added[begin], added[end]) for begin, end in THOUGHTS.items() if begin in added and end in added]
 
@@ -622,7 +620,7 @@ class Agent:
         """Spells tokens as the tokenizer's vocabulary does.
 
         Args:
-            ids: Token ids. A model may have more tokens than its tokenizer (padding).
+            ids: Token ids. A model may have more tokens than its tokenizer (its embedding matrix is padded).
 
         Returns:
             One string for each token; "<ID>" for a token that the tokenizer does not know.

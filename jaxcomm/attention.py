@@ -1,7 +1,7 @@
-"""Attention over segments: what queries see, how it is scored, and the two ways to add it up.
+"""Attention over segments: masks, scores, and two algorithms for the softmax.
 
-Pure functions of queries, keys, values and positions. `attend` chooses by size alone: `plain` makes all scores of its
-queries at once, `blocked` a tile of them at a time (ARCHITECTURE.md, decision 80).
+Pure functions of queries, keys, values and positions. `attend` chooses the algorithm by size: `plain` computes all scores
+of its queries at once, `blocked` one tile at a time (ARCHITECTURE.md, decision 80).
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 Segment = tuple[Float[Array, "_ K *_ H"], Float[Array, "_ K *_ H"], Int[Array, "_ *_"]]
-"""Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; -1 marks an empty slot. S differs by segment. They may
-have fewer rows than there are queries: each is then shared by as many consecutive rows (`rows_for`).
+"""Keys, values [B, K, S, H] and positions [B, S] of earlier tokens; position -1 marks an empty column. S differs between
+segments. A segment may have fewer rows than the queries: each of its rows then serves several consecutive rows of queries
+(`rows_for`).
 
-Or of C branches, [B, K, C, S, H] and [B, C, S]: the row's T queries are then C groups of T / C, and each group sees its
-own branch only. So many continuations of one prompt are one row, which shares that prompt's segment."""
+With C branches the shapes are [B, K, C, S, H] and [B, C, S]. The T queries of a row are then C groups of T / C, and each
+group sees only its own branch. So many continuations of one prompt can be one row that shares the prompt's segment."""
 
 MASKED = -1e30
 BLOCK, BLOCKS = 128, 4
-"""`plain` takes the queries of a text in at most BLOCKS blocks of at least BLOCK tokens."""
+"""`plain` splits the queries of a text into at most BLOCKS blocks of at least BLOCK tokens."""
 LONG, SCORES = 1536, 2**19
-"""`blocked` reads at least so many keys, and makes at least so many scores of a head."""
+"""`blocked` is used from so many keys, and from so many scores per head."""
 TILE = 256, 256
-"""Most queries and keys of a tile."""
+"""Largest number of queries and of keys in a tile."""
 
 
 class Scoring(NamedTuple):
-    """How a query's scores are made.
+    """How to compute a query's scores.
 
     Attributes:
         scale: Factor on the product of query and key.
-        softcap: Scores end softly at it. None: nowhere.
+        softcap: Soft-cap on the scores. None: no cap.
         window: How far back a query sees. It may be traced. None: to the first token.
-        sinks: One more score of each query head [N], which reads nothing. None: there are none.
+        sinks: One extra score for each query head [N], which has no value. None: no sinks.
     """
 
     scale: float
@@ -53,16 +54,16 @@ class Scoring(NamedTuple):
         return jnp.broadcast_to(wide, (*q.shape[:4], 1))
 
     def apart(self, reach: int | None) -> Scoring:
-        """How scores are made of an `Aside`."""
+        """The scoring for an `Aside`: the window is `reach`, and there are no sinks."""
         return self._replace(window=reach, sinks=None)
 
 
 class Aside(NamedTuple):
-    """A segment that queries read beside the others, in a softmax of its own. What they read is added, times a gate.
+    """A segment with its own softmax, beside the other segments. Its result times a gate is added to theirs.
 
-    Where every gate is 0 nothing is added, so the rest is as it is without it. Windows do not hide it.
+    If every gate is 0, nothing is added and the result is the same as without it. Attention windows do not apply to it.
 
-    segment: keys, values and positions. gate: of each query head, [N]. reach: how far back a query sees it; None: all of it.
+    segment: keys, values and positions. gate: gate of each query head, [N]. reach: how far back a query sees; None: all.
     """
 
     segment: Segment
@@ -71,12 +72,12 @@ class Aside(NamedTuple):
 
 
 def rows_for(x: Array, rows: int) -> Array:
-    """x [B, ...] for so many rows: each of its own is that of rows / B consecutive ones. One stays one."""
+    """Repeat x [B, ...] to so many rows: each row of x, rows / B times in succession. A single row stays single."""
     return x if len(x) in (1, rows) else jnp.repeat(x, rows // len(x), axis=0)
 
 
 def grouped(x: Float[Array, "B K G T X"], keys: Array, key_positions: Array) -> Float[Array, "b n K G *C t X"]:
-    """What queries have, beside a segment's keys: n rows for each of the keys' b, t tokens for each of its branches."""
+    """Reshape arrays of queries to match a segment's keys: n rows for each of the keys' b rows, t tokens for each branch."""
     b, branches = len(keys), key_positions.shape[1:-1]
     return x.reshape(b, len(x) // b, *x.shape[1:3], *branches, x.shape[3] // math.prod(branches), x.shape[4])
 
@@ -95,7 +96,7 @@ def products(q: Float[Array, "b n K G *C t H"], keys: Float[Array, "b K *C S H"]
 
 
 def _beside_each(rule: str, some: Array, others: Array, **how: Any) -> Array:
-    """einsum, without the axis n where it is 1: XLA on CPU would copy around it in every layer."""
+    """einsum that drops the axis n if it is 1: XLA on CPU would copy arrays because of it in every layer."""
     if some.shape[1] > 1:
         return jnp.einsum(rule, some, others, **how)
     return jnp.einsum(rule.replace("n", ""), some[:, 0], others, **how)[:, None]
@@ -108,17 +109,17 @@ def attend(
     how: Scoring,
     ordered: bool = False,
 ) -> Float[Array, "B K G T H"]:
-    """Reads all segments: one softmax over everything that a query sees.
+    """Computes attention over all segments, with one softmax over all keys that a query sees.
 
     Args:
-        q: Queries, G for each head of keys.
-        positions: Their positions, of each row or of all.
-        segments: What there is to see.
-        how: How scores are made.
-        ordered: Whether the last segment is the tokens' own, in order; the queries are those of its last T.
+        q: Queries, G for each key head.
+        positions: Their positions, one row for each row of queries, or one for all.
+        segments: The segments.
+        how: How to compute scores.
+        ordered: Whether the last segment is the tokens' own, in order. The queries then belong to its last T tokens.
 
     Returns:
-        A mean of values for each query. A query that sees nothing gets some finite numbers.
+        The weighted mean of values for each query. A query that sees no key gets arbitrary finite numbers.
     """
     keys = sum(places.shape[-1] for _, _, places in segments)
     if keys >= LONG and q.shape[3] * keys >= SCORES:
@@ -130,16 +131,16 @@ def attend(
 def beside(
     q: Float[Array, "B K G T H"], positions: Int[Array, "_ T"], part: Aside, how: Scoring
 ) -> Float[Array, "B K G T H"]:
-    """Reads a segment apart. Where a query sees none of it, that is 0.
+    """Computes attention over an `Aside`, with its own softmax. It is 0 for a query that sees none of it.
 
     Args:
         q: Queries, as for `attend`.
         positions: Their positions.
         part: The segment, its gates, and how far back a query sees it.
-        how: How scores are made. The window is that of `part`, and there are no sinks.
+        how: How to compute scores. The window is `part.reach`, and sinks are ignored.
 
     Returns:
-        What is added to what the queries read elsewhere, float32.
+        The gated result to add to the attention over the other segments, float32.
     """
     got = attend(q, positions, [part.segment], how.apart(part.reach))
     seen = jnp.any(visible(positions, rows_for(part.segment[2], len(positions)), part.reach), axis=-1)
@@ -150,10 +151,10 @@ def beside(
 def query_blocks(
     q: Float[Array, "B K G T H"], positions: Int[Array, "_ T"], segments: Sequence[Segment], ordered: bool
 ) -> Iterator[tuple[Array, Array, Sequence[Segment]]]:
-    """Blocks of queries, their positions, and what they see.
+    """Yields blocks of queries, their positions, and the segments that they see.
 
-    A text's own keys come last, in order: each block sees only those up to its end, so five eighths of the scores are
-    made, and fewer at a time (a seventh of reading 400 to 600 tokens).
+    A text's own keys come last, in order. A block sees only keys up to its end, so only five eighths of the scores are
+    computed, and fewer at a time. (This saves a seventh of the time for reading 400 to 600 tokens.)
     """
     *past, (keys, values, places) = segments
     asking, columns = q.shape[3], places.shape[-1]
@@ -168,7 +169,7 @@ def query_blocks(
 def scores(
     q: Float[Array, "B K G T H"], positions: Int[Array, "_ T"], segments: Sequence[Segment], how: Scoring
 ) -> list[Float[Array, "B K G T _"]]:
-    """Scores of queries with every segment, `MASKED` where they do not see it."""
+    """Scores of queries for the keys of every segment, `MASKED` where a query does not see the key."""
     made = []
     for keys, _, places in segments:
         score = products(grouped(q, keys, places), keys, how)
@@ -182,11 +183,11 @@ def scores(
 def plain(
     q: Float[Array, "B K G T H"], positions: Int[Array, "_ T"], segments: Sequence[Segment], how: Scoring
 ) -> Float[Array, "B K G T H"]:
-    """Reads all segments with all scores at once."""
+    """Computes attention over all segments, with all scores at once."""
     made = scores(q, positions, segments, how)
     sink = [] if how.sinks is None else [how.sink(q)]
-    # A softmax over all segments where they lie: one maximum, one sum, and the division after the values, where it
-    # is smallest. (Joining the scores and dividing them: 13 % slower in a sweep over prompts of 256 tokens.)
+    # One softmax over all segments without joining them: one maximum and one sum. Divide after the product with the
+    # values, where the array is smallest. (Joining and dividing scores: 13 % slower in a sweep with 256-token prompts.)
     most = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in made] + sink)
     parts = [jnp.exp(s - jax.lax.stop_gradient(most)) for s in made]
     out, total = jnp.zeros(q.shape, jnp.float32), functools.reduce(jnp.add, [jnp.sum(p, axis=-1) for p in parts])
@@ -204,9 +205,9 @@ def pattern(
     how: Scoring,
     ordered: bool = False,
 ) -> Float[Array, "B N T S"]:
-    """Attention weights over all parts side by side, float32, made once more for those who read them (`attend`).
+    """Attention weights over all parts side by side, float32. They are recomputed for hooks that read them (`attend`).
 
-    Those of an `Aside` are of its own softmax, without its gate; 0 where a query sees none of it.
+    The weights of an `Aside` are those of its own softmax, without the gate; 0 where a query sees none of it.
     """
     segments = [part for part in parts if not isinstance(part, Aside)]
     joint = weights_over(q, positions, segments, how, ordered)
@@ -242,9 +243,9 @@ def weights_over(
 
 
 class Sum(NamedTuple):
-    """What queries have read so far, float32: values weighted by exp(score - most), and the weights' sum.
+    """Running sums of the softmax, float32: values weighted by exp(score - most), and the sum of the weights.
 
-    `most` begins far above `MASKED` and far below every score, so that what is masked weighs nothing from the first tile on.
+    `most` starts far above `MASKED` and far below every real score. So masked keys have weight 0 from the first tile on.
     """
 
     out: Float[Array, "*_ H"]
@@ -259,9 +260,9 @@ def blocked(
     how: Scoring,
     tile: tuple[int, int] = TILE,
 ) -> Float[Array, "B K G T H"]:
-    """Reads all segments tile by tile, of at most so many queries and keys.
+    """Computes attention over all segments tile by tile, with at most so many queries and keys in a tile.
 
-    Neither it nor its gradient keeps scores: the gradient makes those of a tile again. (There is no forward-mode one.)
+    Neither the forward pass nor the gradient stores scores: the gradient recomputes each tile. (There is no forward mode.)
     """
     return _blocked((how.scale, how.softcap, tile), q, positions, tuple(segments), how.window, how.sinks)
 
@@ -274,7 +275,7 @@ def _blocked(
 
 
 def _read(static: tuple, q: Array, positions: Array, segments: tuple[Segment, ...], window: Any, sinks: Any) -> tuple:
-    """What queries read, and what their gradient needs."""
+    """Forward pass: the result, and the arrays that the gradient needs."""
     scale, softcap, tile = static
     how = Scoring(scale, softcap, window, sinks)
     empty = lambda x, width: jnp.full((*q.shape[:4], width), x, jnp.float32)
@@ -300,7 +301,7 @@ def _gradient(static: tuple, kept: tuple, towards: Array) -> tuple:
         more, keys, values = segment_gradient(tiles, *beside)
         asking, found = asking + more, [*found, (keys.astype(q.dtype), values.astype(q.dtype), None)]
     sinking = None
-    if sinks is not None:  # what a sink weighs is taken from what the query reads
+    if sinks is not None:  # the sink's weight reduces the weights of all keys
         sinking = -jnp.sum(jnp.exp(how.sink(q) - most) * beside[3], axis=(0, 3, 4)).reshape(-1).astype(sinks.dtype)
     return asking.astype(q.dtype), None, tuple(found), None, sinking
 
@@ -309,12 +310,12 @@ _blocked.defvjp(_read, _gradient)
 
 
 class Tiles:
-    """A segment in tiles of keys, beside queries in tiles.
+    """A segment in tiles of keys, for queries in tiles.
 
     Attributes:
         keys: [b, K, *C, tiles, S, H].
-        values: Likewise.
-        seen: Whether queries of a tile see something of keys of another [tiles of queries, tiles of keys].
+        values: The same shape as the keys.
+        seen: Whether any query of a tile may see any key of a tile, [tiles of queries, tiles of keys].
     """
 
     def __init__(
@@ -322,7 +323,7 @@ class Tiles:
     ):
         self.how, self.tile, self.shape = how, tile, q.shape
         self.segment = keys, values, places = segment
-        # Sliced where they lie, since tiles as a first axis would be a copy of all keys.
+        # Keep the axis order and slice later: moving the tiles to the first axis would copy all keys.
         self.keys, self.values = (cut(a, tile[1], -2) for a in (keys, values))
         asked = cut(positions.reshape(len(positions), *places.shape[1:-1], -1), tile[0], -1, -1)
         places = cut(rows_for(places, len(positions)), tile[1], -1, -1)
@@ -333,39 +334,39 @@ class Tiles:
         self.asked, self.places = rows(asked), rows(places)
 
     def over_queries(self, *arrays: Float[Array, "B K G T _"]) -> tuple[Array, ...]:
-        """Tiles of queries as a first axis: their positions, what they see, and of what else they have."""
+        """Move tiles of queries to the first axis: their positions, the tiles they see, and the given arrays."""
         beside = (cut(grouped(a, self.segment[0], self.segment[2]), self.tile[0], -2) for a in arrays)
         return self.asked, self.seen, *(jnp.moveaxis(a, -3, 0) for a in beside)
 
     def whole(self, x: Array) -> Float[Array, "B K G T _"]:
-        """Of tiles of queries, all queries."""
+        """Join tiles of queries into one array of all queries."""
         x = jnp.moveaxis(x, 0, -3)
         tokens = self.shape[3] // math.prod(self.segment[2].shape[1:-1])
         return x.reshape(*x.shape[:-3], -1, x.shape[-1])[..., :tokens, :].reshape(*self.shape[:4], -1)
 
     def over_keys(self, step: Any, state: Any, seen: Bool[Array, "S"]) -> Any:
-        """state = step(state, j, whether it is seen) for every tile j of keys.
+        """Run state = step(state, j, seen[j]) for every tile j of keys.
 
-        A `while`, which `checkpoint` and the gradient of a loop over layers take as a whole. Out of a `scan` they would take
-        every tile's scores, to keep them.
+        This is a `while` loop, which `checkpoint` and the gradient of a loop over layers treat as one operation. From a
+        `scan` they would store every tile's scores.
         """
         end = len(self.places)
         body = lambda carry: (carry[0] + 1, step(carry[1], carry[0], seen[carry[0]]))
         return jax.lax.while_loop(lambda carry: carry[0] < end, body, (jnp.int32(0), state))[1]
 
     def at(self, j: Array) -> tuple[Array, Array, Array]:
-        """Keys, values and places of a tile."""
+        """Keys, values and positions of a tile."""
         pick = functools.partial(jax.lax.dynamic_index_in_dim, index=j, keepdims=False)
         return pick(self.keys, axis=-3), pick(self.values, axis=-3), pick(self.places, axis=0)
 
     def scores(self, q: Array, asked: Array, keys: Array, places: Array) -> Array:
-        """Scores of a tile [b, n, K, G, *C, t, S], `MASKED` where queries do not see keys."""
+        """Scores of a tile [b, n, K, G, *C, t, S], `MASKED` where a query does not see the key."""
         seen = visible(asked, places, self.how.window)[:, :, None, None]
         return jnp.where(seen, products(q, keys, self.how), MASKED)
 
 
 def add_segment(state: Sum, tiles: Tiles, q: Float[Array, "B K G T H"]) -> Sum:
-    """`state` after another segment: a loop over tiles of queries, and in it one over tiles of keys."""
+    """Add a segment to the running sums: a loop over tiles of queries, and inside it a loop over tiles of keys."""
 
     def add(state: Sum, q: Array, asked: Array, j: Array) -> Sum:
         keys, values, places = tiles.at(j)
@@ -395,13 +396,13 @@ def segment_gradient(
     Args:
         tiles: The segment.
         q: Queries.
-        towards: Gradient of what they read.
-        most: Logarithm of the sum of their exponentiated scores, so that weights are exp(score - most).
-        mean: Product of what they read with `towards`.
+        towards: Gradient with respect to the attention output.
+        most: Log-sum-exp of the scores, so that weights are exp(score - most).
+        mean: Inner product of the attention output with `towards`.
     """
 
     def said(q: Array, keys: Array, values: Array, given: tuple, places: Array) -> Array:
-        """A number with the gradients of a softmax, the part of this tile."""
+        """A scalar whose gradient is this tile's part of the gradient of attention."""
         asked, towards, most, mean = given
         weights = jnp.exp(tiles.scores(q, asked, keys, places) - most)
         return jnp.sum(weighted(weights.astype(q.dtype), values) * towards) - jnp.sum(weights * mean)
@@ -429,15 +430,15 @@ def segment_gradient(
 
 
 def weighted(weights: Float[Array, "b n K G *C t S"], values: Float[Array, "b K *C S H"]) -> Array:
-    """Sums of values [b, n, K, G, *C, t, H], of the dtype, then float32.
+    """Weighted sums of values [b, n, K, G, *C, t, H], computed in the values' dtype, then cast to float32.
 
-    (XLA on CPU cannot run this product of bfloat16 numbers with a float32 result.)
+    (XLA on CPU has no product of bfloat16 arrays with a float32 result for this.)
     """
     return _beside_each("bnkg...ts,bk...sh->bnkg...th", weights, values).astype(jnp.float32)
 
 
 def cut(x: Array, size: int, axis: int, fill: int = 0) -> Array:
-    """x with an axis in equal tiles of at most `size`, [.., tiles, tile, ..]; the last is filled up."""
+    """Split an axis of x into equal tiles of at most `size`, [.., tiles, tile, ..]. The last tile is padded with `fill`."""
     axis, length = axis % x.ndim, x.shape[axis]
     count = -(-length // size)
     size = -(-length // count)
@@ -447,7 +448,7 @@ def cut(x: Array, size: int, axis: int, fill: int = 0) -> Array:
 
 
 def seen_tiles(queries: Int[Array, "Q *#n t"], keys: Int[Array, "S *#n s"], window: Any) -> Bool[Array, "Q S"]:
-    """Whether some query of a tile may see some key of another, by the extremes of their positions in each row."""
+    """Whether any query of a tile may see any key of a tile, from the extremes of their positions in each row."""
     earliest = lambda x: jnp.min(jnp.where(x >= 0, x, np.iinfo(np.int32).max), axis=-1)
     seen = jnp.max(queries, axis=-1)[:, None] >= earliest(keys)[None]
     if window is not None:

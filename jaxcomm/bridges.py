@@ -1,15 +1,15 @@
-"""Trained bridges: small networks that carry one model's keys and values into another's. Both models stay as they are.
+"""Trained bridges: small networks that map one model's keys and values to another's. Both models stay frozen.
 
     make     init_c2c(key, params_a, params_b) or init_gated(key, params_a, params_b)
-    train    `jaxcomm.training`, with Pair(params_a, params_b) as what is not trained
+    train    `jaxcomm.training`, with Pair(params_a, params_b) as the frozen part
     use      fuse([bridge], B's cache, [A's cache]), or remember(bridge, A's cache), for `past`
 
-`C2C` is the fuser of Cache-to-Cache (Fu et al. 2025, arXiv 2510.03215). A and B read the same prompt, and B's keys and
-values of all but its last token are moved by what A made of them. `Gated` is a small one in the spirit of Draft-KV (arXiv
-2609.34754). A reads what B never sees, and B attends to what the bridge makes of A's keys and values, beside its own.
+`C2C` is the fuser of Cache-to-Cache (Fu et al. 2025, arXiv 2510.03215). A and B read the same prompt. The fuser changes
+B's keys and values at all tokens but the last, using A's. `Gated` is a small bridge in the spirit of Draft-KV (arXiv
+2609.34754). A reads a text that B never sees. The bridge maps A's keys and values, and B attends to them beside its own.
 
-In training a row holds several texts, and in each the tokens that are learned follow those that are not: the prompt. A
-bridge hears of both from `model.Training`.
+In training a row holds several texts. Each text has a prompt, which is not learned, and then tokens that are learned.
+`model.Training` tells a bridge which tokens are which.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EPSILON = 1e-6
 
 
 class Pair(NamedTuple):
-    """The two models that a bridge lies between, in training: what is not trained.
+    """The two frozen models of a bridge, in training.
 
     Attributes:
         a: The sender.
@@ -48,7 +48,7 @@ class Pair(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Sizes of the keys and values that a bridge lies between.
+    """Sizes of the two models' keys and values.
 
     Attributes:
         layers: Number of A's layers, and of B's.
@@ -64,7 +64,7 @@ class Shape(NamedTuple):
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Numbers in the keys of one token in one layer, of A and of B."""
+        """Width of one token's keys in one layer, for A and for B."""
         return self.heads[0] * self.sizes[0], self.heads[1] * self.sizes[1]
 
 
@@ -82,7 +82,7 @@ def shape_of(a: ModelConfig, b: ModelConfig) -> Shape:
 
 
 class _Bridge(struct.PyTreeNode):
-    """What both kinds know of the models they are between: their identities (None: not checked) and sizes."""
+    """Common fields of both kinds of bridges: identities of the models (None: not checked), and sizes."""
 
     weights: PyTree[Float[Array, "..."]]
     shape: Shape = struct.field(pytree_node=False)
@@ -91,30 +91,30 @@ class _Bridge(struct.PyTreeNode):
 
 
 class C2C(_Bridge):
-    """The fuser of Cache-to-Cache (arXiv 2510.03215): what A made of a prompt moves what B made of it.
+    """The fuser of Cache-to-Cache (arXiv 2510.03215): it changes B's keys and values of a prompt, using A's.
 
-    For each of B's layers, and for keys and values apart, the heads of A and of B are flattened and joined, and go through
-    a linear layer with bias into `hidden` numbers and one FFN block. From there, one FFN block and a linear layer give a
-    weight for each head (a sigmoid), another FFN block and a linear layer give the projected keys or values. B's become
-    own + gate * weight * projected. Keys are taken as they are stored, rotated. Layers are aligned from the top: the lowest
-    layers of the deeper model have no partner.
+    For each of B's layers, and separately for keys and values: the heads of A and of B are flattened and concatenated. A
+    linear layer with bias maps them to `hidden` numbers, and one FFN block follows. From there, one FFN block and a linear
+    layer give a weight for each head (a sigmoid); another FFN block and a linear layer give the projected keys or values.
+    B's keys or values become own + gate * weight * projected. Keys are used as stored, rotated. Layers are aligned from
+    the top: the lowest layers of the deeper model have no partner.
 
-    Each layer has one gate for keys and one for values. It is open where its logit is above 0, and begins at 0, closed. In
-    training it is sigmoid((logit + g) / T), g = -log(-log u) for every row, head and token, while T falls from 1 to
-    0.001 over `steps` steps, geometrically. g depends on `seed` and on the step alone, so that who resumes draws the same.
+    Each layer has one gate for keys and one for values. A gate is open if its logit is above 0. It starts at 0, closed. In
+    training the gate is sigmoid((logit + g) / T) with g = -log(-log u) for every row, head and token. T falls from 1 to
+    0.001 over `steps` steps, geometrically. g depends only on `seed` and the step, so a resumed run draws the same g.
 
-    The paper leaves open what an FFN block is. Here it is x + down(gelu(up(norm(x)))), as wide inside as outside, with an
-    RMS norm and the exact GELU; the matrices have biases. Matrices begin as normal with variance 1 / fan-in, biases at 0.
+    The paper does not define the FFN block. Here it is x + down(gelu(up(norm(x)))), with the same width inside, an RMS
+    norm and the exact GELU; the matrices have biases. Matrices start as normal with variance 1 / fan-in, biases at 0.
 
     Attributes:
-        weights: For keys and values and for each of the n = min(L_A, L_B) layers that have a partner, leaves [2, n, ...]:
-            "enter", "block", "weigh", "project", and "gate", whose "bias" is the logits. (Biases do not decay.)
+        weights: Leaves [2, n, ...] for keys and values, and for the n = min(L_A, L_B) layers that have a partner:
+            "enter", "block", "weigh", "project", and "gate", whose "bias" holds the logits. (Biases have no weight decay.)
         shape: Sizes of the two models' keys and values.
         sender: Identity of A (`fingerprint.identity`). None: it is not checked.
         receiver: Identity of B, likewise.
         steps: Number of training steps over which T falls.
-        seed: Seed of what is drawn in training.
-        aligned: Whether A and B read prompts as different tokens, which are aligned by characters (`Agent.align`).
+        seed: Random seed for training.
+        aligned: Whether A and B tokenize prompts differently. Tokens are then aligned by characters (`Agent.align`).
 
     Example:
         >>> from jaxcomm import bridges
@@ -134,17 +134,17 @@ class C2C(_Bridge):
 
     @property
     def open(self) -> Bool[Array, "2 n"]:
-        """Which gates are open: those of the keys, and those of the values, of the layers that have a partner."""
+        """Which gates are open, for keys and for values, in the layers that have a partner."""
         return self.weights["gate"]["bias"] > 0
 
     def join(self, frozen: Pair) -> Bridged:
-        """Makes the model that training reads.
+        """Makes the model for training.
 
         Args:
             frozen: The two models.
 
         Returns:
-            The receiver, that fuses what the sender made of every prompt.
+            The receiver with this bridge. It fuses the sender's keys and values of every prompt into its own.
         """
         return Bridged(self, frozen.a, frozen.b)
 
@@ -152,15 +152,15 @@ class C2C(_Bridge):
 class Gated(_Bridge):
     """A small bridge, in the spirit of Draft-KV (arXiv 2609.34754): A's keys and values become a memory beside B's prompt.
 
-    For each of B's layers, A's keys and values in the layer that is as deep, each brought to a root mean square of 1, go
-    through two low-rank linear maps, without bias: one to B's keys, one to B's values. What B's queries read there
-    with a softmax of its own is added to what they read in B's own text, times tanh(gate) of the layer and the query head.
-    Gates begin at 0, closed: B is then bit for bit itself. B's queries meet these keys as they are, from any distance. A
-    message of zeros makes a memory of zeros, which says nothing.
+    For each of B's layers, the bridge takes A's keys and values in the layer at the same relative depth, each scaled to a
+    root mean square of 1. Two low-rank linear maps without bias give keys and values for B. B's queries attend to them with
+    a separate softmax. The result, times tanh(gate) of the layer and the query head, is added to B's own attention. Gates
+    start at 0, closed: B's results are then bit for bit unchanged. B does not rotate the memory's keys, and sees them from
+    any distance. A message of zeros gives a memory of zeros, which adds nothing.
 
     Attributes:
         weights: "down" [2, L_B, r, 2 K_A H_A] and "up" [2, L_B, K_B H_B, r], for keys and values; "gate", whose "bias"
-            [L_B, N_B] is the gates.
+            [L_B, N_B] holds the gates.
         shape: Sizes of the two models' keys and values.
         sender: Identity of A (`fingerprint.identity`). None: it is not checked.
         receiver: Identity of B, likewise.
@@ -183,19 +183,19 @@ class Gated(_Bridge):
         return self.weights["gate"]["bias"] != 0
 
     def join(self, frozen: Pair) -> Bridged:
-        """Makes the model that training reads.
+        """Makes the model for training.
 
         Args:
             frozen: The two models.
 
         Returns:
-            The receiver, with what the sender has read as a memory.
+            The receiver with this bridge. It has a memory of the texts that the sender has read.
         """
         return Bridged(self, frozen.a, frozen.b)
 
 
 def size(bridge: Any) -> int:
-    """Counts the numbers that are trained.
+    """Counts the trained parameters.
 
     Args:
         bridge: A bridge, or any tree of arrays.
@@ -207,7 +207,7 @@ def size(bridge: Any) -> int:
 
 
 def check_bridge(bridge: C2C | Gated, a: Params, b: Params) -> None:
-    """Checks that a bridge lies between two models.
+    """Checks that a bridge belongs to two models.
 
     Args:
         bridge: The bridge.
@@ -233,15 +233,15 @@ def check_bridge(bridge: C2C | Gated, a: Params, b: Params) -> None:
 def init_c2c(
     key: Key[Array, ""], params_a: Params, params_b: Params, *, hidden: int = 1024, steps: int = 1, seed: int = 0
 ) -> C2C:
-    """Makes a fuser, with closed gates.
+    """Makes a C2C bridge (fuser) with closed gates.
 
     Args:
         key: Random key of the weights.
         params_a: The sender.
         params_b: The receiver.
         hidden: Width of the fuser. The paper has 1024.
-        steps: Number of training steps, over which the gates' temperature falls.
-        seed: Seed of what is drawn in training.
+        steps: Number of training steps over which the gates' temperature falls.
+        seed: Random seed for training.
 
     Returns:
         The fuser, float32.
@@ -280,13 +280,13 @@ def init_c2c(
 
 
 def init_gated(key: Key[Array, ""], params_a: Params, params_b: Params, *, rank: int = 8) -> Gated:
-    """Makes a small bridge, with closed gates.
+    """Makes a gated bridge with closed gates.
 
     Args:
         key: Random key of the weights.
         params_a: The sender.
         params_b: The receiver.
-        rank: Rank of the maps, r. With 8, Qwen3-8B -> Qwen2.5-0.5B has 0.8 M numbers.
+        rank: Rank of the maps, r. With 8, Qwen3-8B -> Qwen2.5-0.5B has 0.8 M parameters.
 
     Returns:
         The bridge, float32.
@@ -326,7 +326,7 @@ def _ffn(weights: Any, x: Float[Array, "B P X"]) -> Float[Array, "B P X"]:
 def _moved(
     weights: Any, own: Float[Array, "B K P H"], other: Float[Array, "B J P G"], gate: Float[Array, "#B #K #P"]
 ) -> Float[Array, "B K P H"]:
-    """What is added to the keys, or the values, of one layer."""
+    """The change to add to the keys, or the values, of one layer."""
     flat = lambda x: jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
     x = _ffn(weights["block"], _linear(weights["enter"], jnp.concatenate([flat(other), flat(own)], axis=-1)))
     weight = jax.nn.sigmoid(_linear(weights["weigh"]["out"], _ffn(weights["weigh"]["block"], x)))  # [B, P, K]
@@ -336,11 +336,11 @@ def _moved(
 
 
 def gates(bridge: C2C, step: Int[Array, "2"] | None, sizes: tuple[int, ...]) -> Float[Array, "2 n *_"]:
-    """Computes how far the gates are open.
+    """Computes the values of the gates.
 
     Args:
         bridge: The fuser.
-        step: Number of the training step and of its part. None: nothing is drawn.
+        step: Number of the training step and of its part. None: no random numbers.
         sizes: Number of rows, of heads and of tokens, B, K and P.
 
     Returns:
@@ -369,19 +369,19 @@ def fuse(
     step: Int[Array, "2"] | None = None,
     again: Callable = lambda fn: fn,
 ) -> KVCache:
-    """Fuses what senders made of a text into what the receiver made of it, in all layers at once.
+    """Fuses senders' keys and values of a text into the receiver's, in all layers at once.
 
     Args:
-        bridges: A fuser for each sender. What they add is summed.
+        bridges: A fuser for each sender. Their changes are summed.
         own: Keys and values of the receiver, P tokens.
         others: Keys and values of each sender.
-        columns: For each sender the column of its token that stands for each of the receiver's; negative where there is
-            none. None: the texts are the same tokens, and end in the same column.
+        columns: For each sender, the column of its token that corresponds to each of the receiver's; negative if there is
+            none. None: both have the same tokens, and they end in the same column.
         step: Number of the training step and of its part (`gates`). None: gates are open or closed.
-        again: What every layer is put under in training (`model.Training.checkpointed`).
+        again: Wrapper for the function of every layer in training (`model.Training.checkpointed`).
 
     Returns:
-        The receiver's keys and values, moved where gates are open. A token for which a sender has none is not moved.
+        The receiver's keys and values, changed where gates are open. Tokens without a sender's token are not changed.
 
     Example:
         >>> from jaxcomm import bridges
@@ -402,7 +402,7 @@ def fuse(
         added = jax.lax.map(lambda x: again(_moved)(*x), flat).astype(jnp.float32)
         added = jnp.where(there[:, None, :, None], added, 0)
         total = total.at[:, -count:].add(added.reshape(2, count, *added.shape[1:]))
-    # What no gate has moved stays as it is, bit for bit.
+    # With closed gates the keys and values stay bit for bit the same.
     k, v = total.astype(both.dtype)
     if isinstance(own.k, tuple):
         k, v = tuple(k), tuple(v)
@@ -410,7 +410,7 @@ def fuse(
 
 
 def _aligned(own: KVCache, other: KVCache, columns: Any) -> tuple[Float[Array, "2 L B K P H"], Bool[Array, "B P"]]:
-    """A sender's keys and values where the receiver has its tokens, and which of these there are."""
+    """A sender's keys and values in the receiver's columns, and which of them exist."""
     both = jnp.stack([_stacked(other.k), _stacked(other.v)])
     P, S = own.positions.shape[1], other.positions.shape[1]
     at = jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32) + (S - P), own.positions.shape)
@@ -424,7 +424,7 @@ def _aligned(own: KVCache, other: KVCache, columns: Any) -> tuple[Float[Array, "
 
 
 def sources(shape: Shape) -> np.ndarray:
-    """Finds for each of B's layers the layer of A that is as deep.
+    """Finds, for each of B's layers, the layer of A at the same relative depth.
 
     Args:
         shape: Sizes of the two models.
@@ -439,13 +439,13 @@ def sources(shape: Shape) -> np.ndarray:
 def remember(
     bridge: Gated, other: KVCache, positions: Int[Array, "B S"] | None = None, reach: int | None = None
 ) -> KVCache:
-    """Makes a memory of what the sender has read, for `past`. What the receiver reads then begins at position 0.
+    """Makes a memory from a sender's cache, for `past`. The receiver's prompt then begins at position 0.
 
     Args:
         bridge: The bridge.
         other: Keys and values of the sender, S tokens.
-        positions: Position of each column for the receiver's queries; -1 where there is none. None: all are at 0.
-        reach: How far back the memory is seen. None: from everywhere.
+        positions: Position of each column for the receiver's queries; -1 for an empty column. None: all are at 0.
+        reach: How far back the memory is seen. None: without limit.
 
     Returns:
         Keys and values of the receiver's layers, with gates.
@@ -475,7 +475,7 @@ def remember(
 
 
 class Bridged(struct.PyTreeNode):
-    """A receiver with a bridge, as training reads it (`LanguageModel`). It is read with `training` only.
+    """A receiver with a bridge, for training (`LanguageModel`). `read` needs `training`.
 
     Attributes:
         bridge: The bridge.
@@ -500,11 +500,11 @@ class Bridged(struct.PyTreeNode):
         Args:
             tokens: Token ids [B, T] of the receiver.
             positions: Their positions; -1 on padding.
-            training: What belongs together, what is learned, and what the sender reads.
+            training: Which tokens form a text, which tokens are learned, and the sender's tokens.
 
         Returns:
-            The receiver's stream before the final norm. Of a prompt's tokens but the last, which learn nothing, it means
-            nothing under C2C.
+            The receiver's stream before the final norm. With C2C it is meaningless at a prompt's tokens except the last;
+            they are not learned.
         """
         kind = _read_fused if isinstance(self.bridge, C2C) else _read_beside
         return kind(self, tokens, positions, training), None
@@ -533,7 +533,7 @@ class Bridged(struct.PyTreeNode):
         return self.b.empty_cache(batch, columns, *branches)
 
     def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Computes logits from what `read` returned.
+        """Computes logits from the result of `read`.
 
         Args:
             h: The stream before the final norm.
@@ -545,17 +545,17 @@ class Bridged(struct.PyTreeNode):
 
 
 def _kept(model: Params, tokens: Any, positions: Array, training: Training) -> KVCache:
-    """Keys and values of packed texts. Nothing of it is trained."""
+    """Keys and values of packed texts, without gradients."""
     empty, plain = model.empty_cache(*positions.shape), training._replace(remat="off")
     cache = model.read(tokens, positions, attended=Attended(cache=empty), training=plain)[1]
     return jax.lax.stop_gradient(cache.replace(positions=positions))
 
 
 def answered(learned: Bool[Array, "B T"], positions: Int[Array, "B T"]) -> Bool[Array, "B T"]:
-    """Marks the last token of each prompt and all that follows it, in packed texts.
+    """Marks the last token of each prompt and all tokens after it, in packed texts.
 
     Args:
-        learned: Which tokens are learned. What stands before the first of them in a text is its prompt.
+        learned: Which tokens are learned. The tokens before the first learned one in a text are its prompt.
         positions: Position of each token in its text; -1 on padding.
 
     Returns:
@@ -568,7 +568,7 @@ def answered(learned: Bool[Array, "B T"], positions: Int[Array, "B T"]) -> Bool[
 
 
 def _read_fused(model: Bridged, tokens: Any, positions: Array, training: Training) -> Array:
-    """A and B read the texts; what B made of the prompts is fused; B reads their last tokens and the answers again."""
+    """A and B read the texts. The prompts' keys and values are fused. B reads the last tokens and the answers again."""
     bridge: Any = model.bridge
     assert training.learned is not None
     after = answered(training.learned, positions)
@@ -587,7 +587,7 @@ def _read_fused(model: Bridged, tokens: Any, positions: Array, training: Trainin
 
 
 def _read_beside(model: Bridged, tokens: Any, positions: Array, training: Training) -> Array:
-    """A reads texts of its own; B reads its texts, each with the memory of A's."""
+    """A reads its own texts. B reads its texts, each with the memory of A's text."""
     bridge: Any = model.bridge
     if (told := training.told) is None:
         raise ValueError("the sender of this bridge reads a text of its own: give documents of three parts")
@@ -595,7 +595,7 @@ def _read_beside(model: Bridged, tokens: Any, positions: Array, training: Traini
     own = training._replace(documents=documents, learned=None, told=None, step=None)
     there = positions_in(documents)
     other = _kept(model.a, told.tokens, there, own)
-    # A text's memory lies where the text begins for B's mask (`Training.places`), out of reach of all other texts.
+    # A text's memory gets the position at which the text begins in B's mask (`Training.places`). No other text reaches it.
     longest = positions.shape[1]
     memory = remember(bridge, other, jnp.where(there < 0, -1, 2 * longest * documents), longest)
     return model.b.read(tokens, positions, attended=Attended([memory]), training=training)[0]

@@ -1,4 +1,4 @@
-"""Keys and values of tokens already read, as a pytree; and which of them tokens attend to."""
+"""The key/value cache as a pytree, and `Attended`, which says what tokens attend to."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from jaxcomm.config import AnyArray
 class KVCache(struct.PyTreeNode):
     """Keys and values of S tokens (columns) for every layer.
 
-    Attention masks by `positions` alone, so the order of the columns has no meaning. In the cache of a network
+    Attention masks depend on `positions` only, so the order of the columns has no meaning. In the cache of a network
     (`jaxcomm.lmnet`), k and v are dicts with an entry for each vertex and edge. `layer` and `write` then apply to the
-    cache of one entry, not to the whole.
+    cache of one entry, not to the whole cache.
 
     Attributes:
-        k: Keys [L, B, K, S, H] of stacked layers, or L arrays [B, K, S, H] of unrolled ones (`jaxcomm.model`). With C
+        k: Keys [L, B, K, S, H] for stacked layers, or L arrays [B, K, S, H] for unrolled ones (`jaxcomm.model`). With C
             branches (`attention.Segment`) the last axes are [.., K, C, S, H].
         v: Values, in the same shape.
         positions: Position of the token in each column, [B, S], or [B, C, S] with branches. It is -1 for an empty
             column: left padding, or a column that is not written yet.
         seen: Which columns each layer sees, if not all: bool [L, R, S], where R and S may be 1. R is the number of
-            prompts that are read after it, and may be a multiple of B (`rows_for`).
-        begin: Position of the first token that is read after it, [R] or [1]. None: the one after its last.
-        back: By how many positions each layer takes the tokens read after it to be nearer to the start than they are
-            when it looks for what comes before a token, [L, R] (`prefixes.select`, published_mask). None: by none.
-        gate: The columns are read beside all others, in a softmax of its own, and what is read is added times the gate of
-            each layer's query heads, [L, N] (`attention.Aside`). None: they are read together with the others.
-        reach: How far back columns with a gate are seen. None: all of them are.
+            prompts that follow the cache. It may be a multiple of B (`rows_for`).
+        begin: Position of the first token after the cache, [R] or [1]. None: the position after its last token.
+        back: For causal masks between the tokens after the cache, each layer subtracts this from the keys' positions,
+            [L, R] (`prefixes.select`, `future`). A token then also sees that many later tokens. None: 0.
+        gate: Gates of each layer's query heads, [L, N]. The columns then have their own softmax, and its result times the
+            gate is added to the other attention (`attention.Aside`). None: they share one softmax with other columns.
+        reach: How far back columns with a gate are seen. None: without limit.
 
     Example:
         >>> logits, cache = jc.prefill(params, prompts)
@@ -66,11 +66,11 @@ class KVCache(struct.PyTreeNode):
         return self.replace(k=jax.tree.map(free, self.k), v=jax.tree.map(free, self.v), positions=positions)
 
     def announce(self, positions: Int[Array, "B T"], column) -> KVCache:
-        """Enters the positions of tokens whose keys and values are written, or will be written.
+        """Sets the positions of tokens whose keys and values are already written, or will be written next.
 
         Args:
             positions: Positions [B, T] of the tokens. With branches, T counts the tokens of all branches.
-            column: First of their columns; the same in every branch.
+            column: Their first column, the same in every branch.
 
         Returns:
             The cache with these positions.
@@ -79,7 +79,7 @@ class KVCache(struct.PyTreeNode):
         return self.replace(positions=jax.lax.dynamic_update_slice_in_dim(self.positions, new, column, axis=-1))
 
     def layer(self, i) -> Segment | Aside:
-        """Returns what one layer attends to.
+        """Returns the part of the cache that one layer attends to.
 
         Args:
             i: Number of the layer, from 0. It may be traced if the layers are stacked.
@@ -96,16 +96,16 @@ class KVCache(struct.PyTreeNode):
         return segment if self.gate is None else Aside(segment, index(self.gate), self.reach)
 
     def after(self) -> Int[Array, "_"]:
-        """Finds the position of the first token that is read after it.
+        """Finds the position of the first token after the cache.
 
         Returns:
-            One position for each row, or one for each prompt that is read after it, or one for all.
+            One position for each row, or one for each following prompt, or one for all.
         """
         return self.positions.max(axis=-1) + 1 if self.begin is None else self.begin
 
     @property
     def columns_seen(self) -> np.ndarray:
-        """Number of columns that each layer sees, [L, R] (R is B, or the number of prompts that are read after it)."""
+        """Number of columns that each layer sees, [L, R] (R is B, or the number of following prompts)."""
         real = np.asarray(self.positions) >= 0
         if self.seen is None:
             return np.broadcast_to(real.sum(axis=-1), (len(self.k), len(real)))
@@ -115,7 +115,7 @@ class KVCache(struct.PyTreeNode):
 
     @property
     def bytes(self) -> np.ndarray:
-        """Number of bytes of the keys and values that are seen, [R]."""
+        """Number of bytes of the keys and values that some layer sees, [R]."""
         leaves = jax.tree.leaves((self.k, self.v))
         column = sum(leaf.nbytes for leaf in leaves) // max(1, self.positions.size)  # in all layers together
         if self.seen is None:
@@ -137,13 +137,13 @@ class KVCache(struct.PyTreeNode):
         return self.replace(k=k, v=v, positions=self.positions[rows], **about)
 
     def write(self, i, k: Array, v: Array, column) -> KVCache:
-        """Writes keys and values of one layer. `announce` enters their positions.
+        """Writes keys and values of one layer. `announce` sets their positions.
 
         Args:
             i: Number of the layer, from 0. It may be traced if the layers are stacked.
             k: Keys [B, K, T, H].
             v: Values [B, K, T, H].
-            column: First column that is written.
+            column: First column to write.
 
         Returns:
             The cache with these keys and values.
@@ -163,16 +163,15 @@ class KVCache(struct.PyTreeNode):
 
 
 class Attended(NamedTuple):
-    """What tokens attend to besides each other, and where their keys and values go.
+    """The caches that tokens attend to, and the cache for their own keys and values.
 
     Attributes:
-        past: Caches to attend to, and only to read.
-        cache: Where the keys and values made here go. With a `column` they are written there, where the cache's
-            `positions` already announce them, and the whole cache is attended to (decoding). Without one they fill it
-            (prefill).
-        column: The first column that is written.
-        branches: Number of groups that the T tokens of a row fall into. The groups do not see each other
-            (`attention.Segment`).
+        past: Read-only caches to attend to.
+        cache: Cache for the tokens' own keys and values. With a `column` (decoding), they are written there, the cache's
+            `positions` must already include them, and tokens attend to the whole cache. Without it (prefill), they fill
+            the cache.
+        column: The first column to write.
+        branches: Number of groups among the T tokens of a row. The groups do not see each other (`attention.Segment`).
     """
 
     past: Sequence[KVCache] = ()
@@ -181,7 +180,7 @@ class Attended(NamedTuple):
     branches: int | None = None
 
     def segments(self, layer: Any, positions: Int[Array, "B T"]) -> Callable:
-        """Makes a function for `Surroundings` of what tokens attend to in one layer.
+        """Makes the function `Surroundings.segments` for one layer.
 
         Args:
             layer: Number of the layer, from 0.
@@ -195,13 +194,13 @@ class Attended(NamedTuple):
         def gather(k: Array, v: Array) -> tuple[tuple[Segment | Aside, ...], KVCache | None]:
             own, kept = (k, v, positions), self.cache
             for back in (cache.back for cache in self.past if cache.back is not None):
-                # Only what each sees of the others changes. (A copy, since keys in order are read in blocks.)
+                # Only the tokens' view of each other changes. (+ 0 makes a copy, since ordered keys are read in blocks.)
                 own = own[0] + 0, v, jnp.where(own[2] < 0, -1, jnp.maximum(own[2] - back[layer][:, None], 0))
             if self.branches is not None:
                 split = lambda a, axis: a.reshape(*a.shape[:axis], self.branches, -1, *a.shape[axis + 1 :])
                 own = split(k, 2), split(v, 2), split(positions, 1)
             if self.cache is not None:
-                # Written first and read after: the other order makes XLA copy the whole cache at every token.
+                # Write first, then read. In the other order XLA copies the whole cache at every token.
                 kept = self.cache.write(layer, k, v, 0 if self.column is None else self.column)
                 own = own if self.column is None else kept.layer(layer)
             return (*(p.layer(layer) for p in self.past), own), kept
@@ -210,4 +209,4 @@ class Attended(NamedTuple):
 
 
 ALONE = Attended()
-"""Nothing but each other."""
+"""No caches: tokens attend only to each other."""

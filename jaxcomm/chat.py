@@ -11,11 +11,11 @@ from jaxcomm.agent import Agent
 
 @dataclasses.dataclass
 class Chat:
-    """A conversation. The agent should read its prompts through a chat template (`Agent.chat`).
+    """A conversation. The agent should use a chat template (`Agent.chat`).
 
     Attributes:
-        agent: Who answers.
-        turns: What was said, as chat templates take it.
+        agent: The agent that answers.
+        turns: All turns so far, in the format of chat templates.
 
     Example:
         >>> chat = jc.Chat(agent)
@@ -29,14 +29,14 @@ class Chat:
     turns: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
     def say(self, text: str, **how: Any) -> str:
-        """Adds a turn of the user's and one of the agent's, and returns the agent's whole.
+        """Adds a user turn and the agent's reply, and returns the reply.
 
         Args:
-            text: What the user says.
-            **how: What `Agent.stream` takes besides the prompt.
+            text: The user's text.
+            **how: Arguments of `Agent.stream` besides the prompt.
 
         Returns:
-            What the agent says, without surrounding space.
+            The agent's reply, without surrounding space.
 
         Raises:
             ValueError: As for `Agent.stream`.
@@ -44,16 +44,16 @@ class Chat:
         return "".join(self.stream(text, **how)).strip()
 
     def stream(self, text: str, **how: Any) -> Iterator[str]:
-        """Adds a turn of the user's and one of the agent's, and yields the agent's piece by piece.
+        """Adds a user turn and the agent's reply, and yields the reply piece by piece.
 
-        Both turns stay in `turns` once the agent's is whole.
+        Both turns are added to `turns` when the reply is complete.
 
         Args:
-            text: What the user says.
-            **how: What `Agent.stream` takes besides the prompt.
+            text: The user's text.
+            **how: Arguments of `Agent.stream` besides the prompt.
 
         Yields:
-            New text of the agent's turn.
+            New text of the agent's reply.
 
         Raises:
             ValueError: As for `Agent.stream`.

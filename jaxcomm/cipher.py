@@ -1,7 +1,8 @@
-"""CIPHER (Pham et al., ICLR 2024, section 3): a model that writes expected embeddings instead of tokens.
+"""CIPHER (Pham et al., ICLR 2024, section 3): a model generates expected embeddings instead of tokens.
 
-At every step the next input is sum_v p[v] E[v], p the tempered next-token distribution and E the embedding matrix, so
-what is said stays in the convex hull of the vocabulary and nothing is drawn. With temperature 0 it is greedy text.
+At every step the next input is sum_v p[v] E[v]. p is the next-token distribution at a temperature, E the embedding
+matrix. So all vectors are in the convex hull of the vocabulary, and nothing is sampled. With temperature 0 it is greedy
+text.
 """
 
 from __future__ import annotations
@@ -24,26 +25,25 @@ from jaxcomm.messages import Message
 from jaxcomm.sites import Site
 
 Stop = Literal["argmax", "nearest", "none"]
-"""A response ends where the likeliest token is a stop token (Zhang et al.'s StateDelta), where the token nearest to the
-expected embedding is one (the paper's), or never (the authors' code, which cuts afterwards)."""
+"""When a response ends: when the likeliest token is a stop token (Zhang et al.'s StateDelta), when the token nearest to
+the expected embedding is one (the paper), or never (the authors' code, which truncates afterwards)."""
 
 Partial = Literal["off", "entropy", "maxprob"]
-"""Expected embeddings always, or only where the model is unsure, by the entropy of its distribution or by 1 - max p,
-and the argmax's embedding elsewhere (the paper's ablation)."""
+"""Use expected embeddings always, or only if the model is unsure (by the entropy of its distribution or by 1 - max p),
+with the argmax's embedding otherwise (the paper's ablation)."""
 
 THRESHOLDS = {"off": 0.0, "entropy": 1.869, "maxprob": 0.2}
-"""The authors' (their code says p < 0.8)."""
+"""The authors' values (their code has p < 0.8)."""
 
 
 class Vectors(struct.PyTreeNode):
     """A response as vectors. T is the largest number of vectors. Vectors after the end of a row are 0.
 
     Attributes:
-        own: Vectors as the writer reads them, [B, T, D].
-        sent: Vectors for each receiver, [B, T, D_r] each: the same distributions, through the receiver's embedding
-            matrix.
+        own: Vectors for the writer itself, [B, T, D].
+        sent: Vectors for each receiver, [B, T, D_r] each: the same distributions, with the receiver's embedding matrix.
         tokens: Token [B, T] whose embedding in the writer's matrix is nearest to each vector; -1 after the end.
-        lengths: Number of vectors of each row, [B]. The vector that ended the response is not kept and not counted.
+        lengths: Number of vectors of each row, [B]. The vector that ended the response is neither kept nor counted.
     """
 
     own: Float[Array, "B T D"]
@@ -52,10 +52,10 @@ class Vectors(struct.PyTreeNode):
     lengths: Int[Array, "B"]
 
     def message(self, receiver: int | None = None) -> Message:
-        """The response as a message, which `messages.receive` puts in the place of embeddings.
+        """The response as a message. `messages.receive` puts it in the place of embeddings.
 
         Args:
-            receiver: Which of `sent`; None: as the writer reads it.
+            receiver: Index into `sent`. None: the vectors for the writer itself.
 
         Returns:
             States [B, T, D] at the site `embed`.
@@ -90,18 +90,17 @@ def nearest(vectors: Float[Array, "*n D"], table: Float[Array, "V D"]) -> Int[Ar
 
 
 class Mixing(struct.PyTreeNode):
-    """How a distribution becomes a vector, and when a response ends.
+    """How to turn a distribution into a vector, and when a response ends.
 
     Attributes:
-        sampling: Temperature, a number or [B], and the cuts top_k and top_p of the distribution. At temperature 0 the
-            vector is the embedding of the likeliest token.
+        sampling: Temperature, a number or [B], and top_k and top_p of the distribution. At temperature 0 the vector is
+            the embedding of the likeliest token.
         threshold: Threshold for `partial`: in nats for "entropy", a probability for "maxprob". None: the authors' value
             (`THRESHOLDS`).
-        stop: When a response ends. "argmax": where the likeliest token is a stop token. "nearest": where the token
-            nearest to the vector is one. "none": never (`Stop`).
-        partial: "off": every vector is a mixture. "entropy": only where the entropy of the distribution exceeds the
-            threshold. "maxprob": only where 1 - max p does. Elsewhere the vector is the embedding of the likeliest
-            token.
+        stop: When a response ends. "argmax": when the likeliest token is a stop token. "nearest": when the token nearest
+            to the vector is one. "none": never (`Stop`).
+        partial: "off": every vector is a mixture. "entropy": only if the entropy of the distribution exceeds the
+            threshold. "maxprob": only if 1 - max p does. Otherwise the vector is the embedding of the likeliest token.
         reverse: With `partial`, mix only where the measure does not exceed the threshold.
         vocab: Number of tokens in the vocabulary, if the embedding matrices are padded. None: the rows of the smallest
             matrix.
@@ -120,10 +119,10 @@ def mixture(logits: Float[Array, "B V"], how: Mixing) -> Float[Array, "B V"]:
 
     Args:
         logits: Logits [B, V] of the next token.
-        how: Temperature, cuts, and where to mix.
+        how: Temperature, top_k, top_p, and when to mix.
 
     Returns:
-        Distribution p [B, V]: one-hot where the vector is not mixed; NaN where the temperature is negative.
+        Distribution p [B, V]: one-hot if the vector is not mixed; NaN if the temperature is negative.
     """
     sampling, partial = how.sampling, how.partial
     threshold = THRESHOLDS[partial] if how.threshold is None else how.threshold
@@ -151,7 +150,7 @@ def cipher(
     max_new_tokens: int,
     stop_tokens: Sequence[Any] | AnyArray = (),
 ) -> Vectors:
-    """Writes vectors after prefilled prompts (CIPHER, Pham et al. 2024, section 3). All rows run in one `while_loop`.
+    """Generates vectors after prefilled prompts (CIPHER, Pham et al. 2024, section 3). All rows run in one `while_loop`.
 
     At each step the model reads sum_v p[v] E[v], where p is the distribution of the next token and E the embedding
     matrix.
@@ -160,10 +159,10 @@ def cipher(
         params: The model, or a network.
         logits: Logits [B, V] after the prompts, as `prefill` returned them.
         cache: Keys and values of the prompts, as `prefill` returned them.
-        how: How a distribution becomes a vector, and when a response ends.
-        tables: Embedding matrices [V_r, D_r] of the receivers, over the same vocabulary. Their rows are averaged
-            unscaled. A receiver that scales its embeddings scales the vectors when it reads them.
-        past: Caches of what the model read before the prompts. They are not changed.
+        how: How to turn a distribution into a vector, and when a response ends.
+        tables: Embedding matrices [V_r, D_r] of the receivers, over the same vocabulary. Their rows are averaged without
+            scaling. A receiver that scales its embeddings scales the vectors when it reads them.
+        past: Key/value caches of the tokens before the prompts. They are not changed.
         max_new_tokens: Largest number of vectors, T.
         stop_tokens: Tokens that end a response (`Mixing.stop`).
 
@@ -215,7 +214,7 @@ def _say(
     tables: tuple,
     stops: Array,
 ) -> tuple[Array, Bool[Array, "B"], Vectors]:
-    """The next vector, which is not kept if it ends the response."""
+    """Compute the next vector. A vector that ends the response is not kept."""
     logits = logits[:, : len(tables[0])]
     p = mixture(logits, how)
     mean = lambda t: jnp.einsum("bv,vd->bd", p.astype(t.dtype), t, preferred_element_type=jnp.float32)

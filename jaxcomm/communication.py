@@ -1,9 +1,9 @@
-"""Activation communication (Ramesh & Li, ICML 2025, section 3.1): A is paused after layer k, B after layer j,
-B's state becomes f(A's, B's), and B goes on.
+"""Activation communication (Ramesh & Li, ICML 2025, section 3.1): pause A after layer k and B after layer j, replace
+B's state b by f(a, b), where a is A's state, and let B continue.
 
-`communicate` is `messages.read_message` (A's side), then `generate` with an edit that takes the message in (B's side).
-The edit happens once, when B reads its prompt; the K/V it leads to stay, so every later token reads them. Whoever tries
-many edits of one prompt reads it once (`read_prompt`) and goes on from each (`resume`).
+`communicate` calls `messages.read_message` (A's side), then `generate` with an edit that receives the message (B's side).
+B's state is edited once, while B reads its prompt. The resulting keys and values stay in the cache, so every later
+token attends to them. To try many edits of one prompt, read it once with `read_prompt` and call `resume` for each edit.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ def communicate(
     graft: Any = "replace",
     **options: Unpack[Decoding],
 ) -> Generation:
-    """Writes what B says after its prompt, with A's activation grafted into B (Ramesh & Li 2025, section 3.1).
+    """Generates B's reply with A's activation grafted into B (Ramesh & Li 2025, section 3.1).
 
-    A's side and B's side are compiled programs, on devices of their own if the models are. Other prompts of the same
-    shapes, and another k and j, compile nothing. A function `graft` is part of B's program, so define it once. It is
-    pure: it goes under jit, vmap (over a further axis of games, k or j) and scan.
+    A's side and B's side are separate compiled programs. They run on different devices if the models do. New prompts of
+    the same shapes, or another k and j, trigger no recompilation. If `graft` is a function, it is part of B's program:
+    define it once. `communicate` is pure: it works under jit, vmap (over a further axis of games, k or j) and scan.
 
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: What A reads, one prompt for each game: `Prompts`, or tokens [B, P] without padding.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game: `Prompts`, or tokens [B, P] without padding.
+        prompts_b: B's prompts, one for each game.
         k: A is read after this layer, at the last token: 0 .. L_A, an int or traced. Or any `Site`.
         j: B is edited after this layer, at the last token: 0 .. L_B, an int or traced. Or any `Site`.
         graft: "sum", "mean", "replace", a function f(a, b), or `Graft(f, W)` with a map.
         **options: Options of `Decoding`.
 
     Returns:
-        What B writes.
+        B's replies.
 
     Raises:
         ValueError: k or j is out of range; a prompt is empty or too long; the numbers of prompts differ; there is no
@@ -77,7 +77,7 @@ def communicate(
 
 
 def check_games(prompts_a: Prompts, prompts_b: Prompts) -> None:
-    """Raises ValueError unless there is one prompt of each for every game."""
+    """Raises ValueError unless A and B have one prompt each for every game."""
     if len(prompts_a) != len(prompts_b):
         raise ValueError(f"A has {len(prompts_a)} prompts, B has {len(prompts_b)}: give one of each per game")
 
@@ -101,14 +101,14 @@ def communicate_logits(
 ) -> Float[Array, "B T V"]:
     """Computes the logits that predict each token of given answers, with A's activation grafted into B.
 
-    It is the teacher-forced twin of `communicate`: one pass, no loop. It is differentiable in everything continuous, in
-    reverse too if k is an int. So a loss on B's answer reaches W, A and B.
+    This is the teacher-forced version of `communicate`: one forward pass, no decoding loop. It is differentiable in every
+    continuous input. Reverse mode also works if k is an int. So a loss on B's answer has gradients in W, A and B.
 
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         answers: Token ids [B, T] that follow B's prompts; -1 after the end of an answer.
         k: A is read after this layer, as in `communicate`.
         j: B is edited after this layer, as in `communicate`.
@@ -137,12 +137,12 @@ def answer_logits(
 ) -> Float[Array, "B T V"]:
     """Computes the logits that predict each token of given answers after edited prompts.
 
-    It is the teacher-forced twin of `generate`: one pass, no loop. It is differentiable in weights and in what the edits
-    hold, in reverse too.
+    This is the teacher-forced version of `generate`: one forward pass, no decoding loop. It is differentiable in the
+    weights and in the arrays that the edits hold, in reverse mode too.
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         answers: Token ids [B, T] that follow the prompts; -1 after the end of an answer.
         edits: Edits of the prompts' states.
 
@@ -162,7 +162,7 @@ def answer_logits(
 
 
 def _follow(params: Params, prompts: Prompts, answers: Int[AnyArray, "B T"], edits: Sequence[Edit]) -> Array:
-    """`answer_logits`, inside a program."""
+    """`answer_logits`, inside a compiled program."""
     if len(answers) != len(prompts):
         raise ValueError(f"{len(answers)} answers for {len(prompts)} prompts: give one for each")
     columns, T = prompts.shape[1], answers.shape[1]
@@ -176,7 +176,7 @@ def _follow(params: Params, prompts: Prompts, answers: Int[AnyArray, "B T"], edi
 
 
 class ReadPrompt(struct.PyTreeNode):
-    """B's prompts, read once: all that an edit of their last tokens does not change.
+    """B's prompts, read once: everything that an edit of their last tokens leaves unchanged.
 
     Attributes:
         states: The last token's h[0] .. h[L_B], [L_B + 1, B, D_B].
@@ -193,15 +193,15 @@ class ReadPrompt(struct.PyTreeNode):
 
 @compiled(prompts={"prompts": "params"})
 def read_prompt(params: Params, prompts: Prompts, *, past: Sequence[KVCache] = ()) -> ReadPrompt:
-    """Reads B's prompts, to try many edits of their last tokens.
+    """Reads B's prompts once, so that many edits of their last tokens can be tried.
 
     Args:
         params: The receiver.
-        prompts: What it reads.
-        past: Caches of what stands before the prompts. They are not changed.
+        prompts: Its prompts.
+        past: Key/value caches of the tokens before the prompts. They are not changed.
 
     Returns:
-        What `resume` goes on from.
+        The state that `resume` continues from.
 
     Raises:
         ValueError: The prompts have no token, do not fit the model's positions, or are invalid.
@@ -222,14 +222,14 @@ def read_prompt(params: Params, prompts: Prompts, *, past: Sequence[KVCache] = (
 def resume(
     params: Params, prompt: ReadPrompt, h: Float[Array, "B D"], j: Any, *, past: Sequence[KVCache] = ()
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """Goes on from an edited h_B[j] of the prompts' last tokens. Blocks j + 1 .. L_B run, on one token of each row.
+    """Continues from an edited h_B[j] of the prompts' last tokens. Blocks j + 1 .. L_B run on one token of each row.
 
     Args:
         params: The receiver.
         prompt: What `read_prompt` returned.
         h: The edited states [B, D].
         j: The layer that they belong to, 0 .. L_B.
-        past: What was given to `read_prompt`.
+        past: The same caches that were given to `read_prompt`.
 
     Returns:
         Logits [B, V] of the next token, and the cache of the edited one. Call `decode` with them and

@@ -1,14 +1,15 @@
-"""What a public function is wrapped in: its inputs are checked, then one compiled program runs.
+"""The decorator of public functions: it checks the inputs, then runs one compiled program.
 
-A program cannot look at the values it is given. So `compiled` looks at those that are known when the function is
-called, and raises; those that are not (the caller's own jit, vmap or scan traces them) become NaN inside.
+A compiled program cannot raise on the values of its inputs. So `compiled` checks all concrete values when the function is
+called, and raises. It cannot check traced values (inside the caller's own jit, vmap or scan): the program turns results
+of invalid ones into NaN.
 
     called with arrays           checked, then compiled once for every shape; layers are arguments, so all share a program
     called under jit, vmap,      inlined into the caller's program; int layers stay ints, so that reverse-mode gradients
       grad or scan               exist (`jaxcomm.model.fold_blocks`)
 
-Invalid values that a program meets (a layer out of range, a token outside the vocabulary, a row that ends in padding)
-make every number that depends on them NaN, and generated tokens -1.
+Inside a program, an invalid value (a layer out of range, a token outside the vocabulary, a row that ends in padding)
+turns every number that depends on it into NaN, and generated tokens into -1.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ Result = TypeVar("Result")
 trace_state = functools.partial(jax.extend.core.get_opaque_trace_state, convention="flax")
 with jax.ensure_compile_time_eval():
     UNTRACED = trace_state()
-"""Not under any transformation. (What is traced may hide in a graft's closure, so arguments do not tell.)"""
+"""Whether no transformation is active. (Checking the arguments is not enough: a graft's closure may hold traced values.)"""
 
 
 class _Static(struct.PyTreeNode):
-    """An argument that is part of the program."""
+    """A static argument, which is part of the program."""
 
     value: Any = struct.field(pytree_node=False)
 
@@ -53,14 +54,14 @@ def compiled(
     texts: Mapping[str, str] | None = None,
     static: Sequence[str] = (),
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Decorates a pure function of arrays. Its `edits`, if it has any, are of `params` and `prompts`.
+    """Decorates a pure function of arrays. If it has `edits`, they apply to `params` and `prompts`.
 
     Args:
-        prompts: Names of prompts, and of the model that reads each; default: `prompts`, of `params`.
-        layers: Names of layers, and of the model each belongs to.
-        texts: Names of given continuations, and of the model that reads each. They may be left out.
-        static: Names of arguments that are no arrays: another value is another program. What holds arrays (a `Site`,
-            a `Graft`) stays an argument.
+        prompts: Argument names of prompts -> of the model that reads them. Default: `prompts` -> `params`.
+        layers: Argument names of layers -> of the model that they belong to.
+        texts: Argument names of given continuations -> of the model that reads them. The arguments may be omitted.
+        static: Names of arguments that are not arrays. Each value has its own program. Arguments that hold arrays (a
+            `Site`, a `Graft`) are not static.
     """
     prompts = {"prompts": "params"} if prompts is None else prompts
     layers, texts = layers or {}, texts or {}
@@ -107,7 +108,7 @@ def compiled(
 
 
 def _checked_layer(given: Mapping[str, Any], name: str, params: str, untraced: bool) -> Any:
-    """A layer, or a site in its place, as a program takes it."""
+    """Check a layer, or a site in its place, and prepare it for the program."""
     layer = given[name]
     if isinstance(layer, Site):
         return _checked_site(given[params], layer, given[f"prompts_{params[-1]}"], untraced)
@@ -118,7 +119,7 @@ def _checked_layer(given: Mapping[str, Any], name: str, params: str, untraced: b
 
 
 def _checked_site(params: Any, site: Site, prompts: Prompts, untraced: bool) -> Any:
-    """A site as a program takes it: its layer is an argument, or stays an int in the caller's own program."""
+    """Check a site and prepare it for the program: its layer becomes an array, or stays an int in the caller's program."""
     check_site(params.config, site)
     check_positions(site, prompts)
     (layer, positions), fixed = site.tree_flatten()
@@ -128,7 +129,7 @@ def _checked_site(params: Any, site: Site, prompts: Prompts, untraced: bool) -> 
 
 
 def _checked_past(given: Mapping[str, Any], new: int) -> tuple[KVCache, ...]:
-    """Caches as a program takes them."""
+    """Check caches and prepare them for the program."""
     if not isinstance(past := given.get("past", ()), list | tuple):
         raise ValueError(f"past is a list of caches, got a {type(past).__name__}: write past=[cache]")
     before = (*past, given["cache"]) if "cache" in given else past
@@ -137,7 +138,7 @@ def _checked_past(given: Mapping[str, Any], new: int) -> tuple[KVCache, ...]:
 
 
 def _check_reads(given: Mapping[str, Any]) -> None:
-    """Raises ValueError for sites that cannot be read, and for those that are asked for twice."""
+    """Raises ValueError for sites that cannot be read, and for sites that are requested twice."""
     sites = given.get("sites", ())
     sites = [sites] if isinstance(sites, str | Site) else sites
     names = [site.name if isinstance(site, Site) else site for site in sites]
@@ -152,7 +153,7 @@ def _check_reads(given: Mapping[str, Any]) -> None:
 
 
 def _check_read(given: Mapping[str, Any], site: str | Site) -> None:
-    """Raises ValueError for a site that cannot be read, or one that is named at layers that it has not."""
+    """Raises ValueError for a site that cannot be read, or that does not exist at the given layers."""
     config = given["params"].config
     if isinstance(site, Site):
         check_site(config, site)
@@ -165,24 +166,24 @@ def _check_read(given: Mapping[str, Any], site: str | Site) -> None:
 
 
 def _fixed(value: Any) -> Any:
-    """Part of the program, but for arrays and what a `Site` holds of them."""
+    """Make a value static, except arrays and the arrays in a `Site`."""
     if isinstance(value, list | tuple | range):
         return tuple(map(_fixed, value))
     return value if isinstance(value, Site | Graft | jax.Array | np.ndarray) else _Static(value)
 
 
 def _released(value: Any) -> Any:
-    """What `_fixed` was given, lists as tuples."""
+    """Undo `_fixed`. Lists come back as tuples."""
     is_fixed = lambda x: isinstance(x, _Static)
     return jax.tree.map(lambda x: x.value if is_fixed(x) else x, value, is_leaf=is_fixed)
 
 
 def check_layer(params: Any, layer: Any, name: str = "k") -> None:
-    """Raises ValueError unless 0 <= layer <= L, as far as the layer is known."""
+    """Raises ValueError unless 0 <= layer <= L. A traced layer is not checked."""
     if not isinstance(params.config, ModelConfig):
         raise ValueError(f"{name} = {layer}: a network has no layers to be split at; name a single model")
     last = params.config.layers
-    if type(layer) is int and 0 <= layer <= last:  # nearly always; what follows takes ten times as long
+    if type(layer) is int and 0 <= layer <= last:  # the usual case; the general check takes ten times as long
         return
     value = known(layer)
     if value is not None and not np.issubdtype(value.dtype, np.integer):
@@ -192,13 +193,13 @@ def check_layer(params: Any, layer: Any, name: str = "k") -> None:
 
 
 def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, new: int = 0) -> None:
-    """Raises ValueError for caches that a model cannot go on from, as far as they are known.
+    """Raises ValueError for caches that a model cannot continue from. Traced values are not checked.
 
     Args:
         params: The model, or a network.
         past: The caches.
-        prompts: What is read after them; None: nothing.
-        new: Number of tokens that are written after that.
+        prompts: The prompts that follow them. None: no prompts.
+        new: Number of new tokens after that.
     """
     for cache in past:
         check_cache(params, cache)
@@ -213,7 +214,7 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
     real = np.ones((rows, 0), bool) if prompts is None else prompts.real
     held, numbered = sum(cache.positions.shape[-1] for cache in past), any(cache.begin is not None for cache in past)
     if not numbered and held + columns + new <= limit:
-        return  # nearly always; what follows waits for the caches
+        return  # the usual case; the general check waits until the caches are computed
     places = [known(cache.positions if cache.begin is None else cache.begin[:, None] - 1) for cache in past]
     if real is None or any(x is None for x in places):
         return
@@ -227,7 +228,7 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
 
 
 def check_cache(params: Any, cache: Any) -> None:
-    """Raises ValueError unless it is a cache of a model of this architecture. Of a network's, nothing is asked but that it is one."""
+    """Raises ValueError unless the cache fits the model. For a network, checks only that it is a network's cache."""
     if not isinstance(cache, KVCache):
         raise ValueError(f"past holds a {type(cache).__name__}: give caches (of a message, receive_cache makes one)")
     if not isinstance(c := getattr(params, "config", params), ModelConfig):
@@ -241,7 +242,7 @@ def check_cache(params: Any, cache: Any) -> None:
 
 
 def check_texts(params: Any, texts: Any, name: str) -> None:
-    """Raises ValueError for continuations that cannot be scored, as far as their values are known.
+    """Raises ValueError for continuations that cannot be scored. Traced values are not checked.
 
     Args:
         params: The model.
@@ -261,11 +262,11 @@ def check_texts(params: Any, texts: Any, name: str) -> None:
 
 
 def check_tokens(params: Any, prompts: Prompts) -> None:
-    """Raises ValueError for a token that is not in the vocabulary, as far as the values are known.
+    """Raises ValueError for a token that is not in the vocabulary. Traced values are not checked.
 
     Args:
         params: The model.
-        prompts: What it is to read.
+        prompts: Its prompts.
     """
     ids, real = known(prompts.tokens) if np.ndim(prompts.tokens) == 2 else None, known(prompts.mask)
     if ids is None:

@@ -1,7 +1,7 @@
-"""The architecture of a decoder-only transformer, as orthogonal facts.
+"""The architecture of a decoder-only transformer, as independent fields.
 
-Nothing here, and nothing that reads it, knows the name of a model family: a family is a translation into these
-fields (`jaxcomm.converters`).
+No code outside `jaxcomm.converters` depends on the name of a model family. A converter translates each family's config
+into these fields.
 
 Shape letters, used in every annotation and einsum of the library:
 
@@ -17,21 +17,21 @@ import jax
 import numpy as np
 
 AnyArray = jax.Array | np.ndarray
-"""What public functions take where the values come from outside; they return `jax.Array`."""
+"""Array types that public functions accept. They return `jax.Array`."""
 
 Remat = Literal["off", "products", "all"]
-"""What a gradient makes again instead of keeping it: nothing; what lies between the matrix products; or everything but
-the streams between blocks."""
+"""What the backward pass recomputes instead of storing: nothing; everything between the matrix products; or everything
+except the residual stream between blocks."""
 
 NEW_TOKENS = 16
-"""Tokens that are written where nobody says how many."""
+"""Default number of new tokens."""
 
 LATER = """router_bias mlp_limit up_plus_one sinks embedding_scale residual_scale logit_divisor""".split()  # noqa: SIM905
-"""Fields of `ModelConfig` that are left out where it is written down if they are at their default. Hashes of models
-(`jaxcomm.fingerprint`), which saved messages hold, outlive such fields."""
+"""Later fields of `ModelConfig`, omitted from its repr at their default. So adding them did not change the hashes of older
+models (`jaxcomm.fingerprint`), which saved messages hold."""
 
 FULL = 0
-"""Window of a layer whose attention reaches back to the first token."""
+"""Window of a layer with full attention, back to the first token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +43,21 @@ class Rope:
         kind: "none" rotates nothing. "default" keeps the frequencies. "linear" divides every frequency by `factor`.
             "llama3" and "yarn" divide the low frequencies, keep the high ones, and blend in between. "longrope" divides
             each frequency by its own number.
-        share: Share of a head's dimensions that turn. They are its first ones.
+        share: Share of a head's dimensions that are rotated: the first ones.
         scale: Factor on cosines and sines (transformers' `attention_factor`).
         factor: Divisor of the frequencies (linear, llama3, yarn).
-        low_freq_factor: A frequency with fewer turns in `original_positions` is divided by the whole factor (llama3).
+        low_freq_factor: A frequency with fewer turns in `original_positions` is divided by the full factor (llama3).
         high_freq_factor: A frequency with more turns in `original_positions` is kept (llama3).
-        original_positions: Number of positions of the model's first training.
+        original_positions: Number of positions in the model's original training.
         beta_fast: A frequency with more turns in `original_positions` is kept (yarn).
-        beta_slow: A frequency with fewer turns in `original_positions` is divided by the whole factor (yarn).
-        truncate: Whether the two borders of the blend are rounded to whole dimensions (yarn).
+        beta_slow: A frequency with fewer turns in `original_positions` is divided by the full factor (yarn).
+        truncate: Whether the two ends of the blend are rounded to whole dimensions (yarn).
         short: Divisors for a model with `max_positions` up to `original_positions`, one for each frequency (longrope).
         long: Divisors for a model with more positions (longrope).
         reach: Number of positions that the long divisors were trained for (longrope).
 
     Raises:
-        ValueError: A number is not positive; the frequencies do not turn; llama3's two factors are in the wrong order.
+        ValueError: A number is not positive; no dimension is rotated; llama3's two factors are in the wrong order.
 
     Example:
         >>> jc.Rope(theta=500_000.0, share=0.5).dims(128)
@@ -100,26 +100,26 @@ class Rope:
             raise ValueError("longrope divides by numbers that are not positive")
 
     def dims(self, head_dim: int) -> int:
-        """Counts the dimensions of a head that turn.
+        """Counts the dimensions of a head that are rotated.
 
         Args:
             head_dim: Number of dimensions of a head, H.
 
         Returns:
-            The number of its first dimensions that turn.
+            The number of rotated dimensions, which are the first ones.
         """
         return int(head_dim * self.share)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything that `jaxcomm.model` needs to know besides the weights.
+    """The architecture of a model: everything that `jaxcomm.model` needs besides the weights.
 
-    It is frozen and hashable: a static field of `Params`.
+    It is frozen and hashable, and a static field of `Params`.
 
     Attributes:
         vocab: Number of tokens, V.
-        width: Width of the stream, D.
+        width: Width of the residual stream, D.
         layers: Number of blocks, L.
         heads: Number of query heads, N.
         kv_heads: Number of key/value heads, K. It divides N.
@@ -129,26 +129,26 @@ class ModelConfig:
         norm: "rms" is RMSNorm, rounded to the stream's dtype before it is multiplied by w. "rms_wide" is rounded after
             that. "rms_plus_one" is multiplied by 1 + w and then rounded. "layer" is LayerNorm with a bias.
         norm_eps: Number that norms add to the mean square, or to the variance.
-        norms: Where attention and MLP have their norms: "before", on what they read; "after", on what they add to the
-            stream; or "both".
-        parallel: Whether attention and MLP of a block both read the stream that enters it.
+        norms: Where attention and MLP have their norms: "before", on their input; "after", on the output that they add to
+            the stream; or "both".
+        parallel: Whether attention and MLP of a block both read the block's input.
         qk_norm: Norms on queries and keys: "none", of each "head", or of all heads together ("width").
         qkv_bias: Whether queries, keys and values have a bias.
         out_bias: Whether the output matrix of attention has a bias.
         mlp_bias: Whether the matrices of the MLP, or of every expert, have a bias.
         gated: Whether the MLP is down(act(gate(x)) * up(x)). Otherwise it is down(act(up(x))).
-        activation: The function act of the MLP. "gelu_tanh" is the approximation of GELU by tanh, "gelu_sigmoid" that by
-            x sigmoid(1.702 x).
-        experts: Number of MLPs of a block, of which its router chooses for every token. 0: one MLP and no router.
-        experts_per_token: Number of experts that a token goes through.
+        activation: The function act of the MLP. "gelu_tanh" is the tanh approximation of GELU, "gelu_sigmoid" the
+            approximation x sigmoid(1.702 x).
+        experts: Number of expert MLPs of a block. Its router chooses among them for every token. 0: one MLP, no router.
+        experts_per_token: Number of experts for each token.
         normalised_experts: Whether the probabilities of the chosen experts are divided by their sum.
         router_bias: Whether the router has a bias.
-        mlp_limit: Limit c of a gated MLP: gate(x) is cut off above c, and up(x) above c and below -c. None: nothing is.
+        mlp_limit: Limit c of a gated MLP: gate(x) is clipped to at most c, and up(x) to [-c, c]. None: no clipping.
         up_plus_one: Whether 1 is added to up(x) of a gated MLP.
         attention_scale: Factor on the attention scores. None: head_dim ** -0.5.
         attention_softcap: Soft-cap c of the attention scores, c tanh(x / c), or None.
-        sinks: Whether every query head has one more score, a weight of the model, which takes part in the softmax and reads
-            nothing.
+        sinks: Whether every query head has one extra score, a trained weight. It takes part in the softmax but has no
+            value.
         logit_softcap: Soft-cap of the logits, or None.
         logit_divisor: Number that logits are divided by.
         scale_embedding: Whether embeddings are multiplied by sqrt(width), rounded to the weights' dtype.
@@ -157,8 +157,8 @@ class ModelConfig:
         tied_head: Whether the head is the embedding matrix.
         learned_positions: Whether a vector for each position is added to the embedding.
         rope: Rotary embedding of all layers, or a tuple with one for each layer.
-        windows: For each layer, the number of keys that a query sees, itself included; `FULL` (0) is all. Empty: every
-            layer sees all.
+        windows: For each layer, the number of keys that a query sees, including its own; `FULL` (0) means all. Empty:
+            every layer sees all.
 
     Raises:
         ValueError: A size is not a whole number from 1 to 2^31 - 1; another number is out of range; the fields
@@ -242,7 +242,7 @@ class ModelConfig:
             raise ValueError("mlp_limit and up_plus_one are of gated MLPs, and this one has no gate")
 
     def __repr__(self):
-        """The fields, without those of `LATER` at their default."""
+        """The fields, except fields in `LATER` that have their default value."""
         every = [(field.name, field.default) for field in dataclasses.fields(self)]
         told = [name for name, default in every if name not in LATER or getattr(self, name) != default]
         return f"ModelConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in told)})"
@@ -266,16 +266,16 @@ class EdgeConfig:
     f is one decoder block in the shape of the vertex that the edge leaves (Wu et al. 2026, arXiv 2505.12741).
 
     Attributes:
-        kind: What f is: "block", attention and a gated MLP; "attention" or "mlp", one of the two; "linear", a matrix;
-            or "identity", nothing, so that y = scale * x.
+        kind: The function f: "block", attention and a gated MLP; "attention" or "mlp", one of the two; "linear", a
+            matrix; or "identity", no f, so that y = scale * x.
         attention: Number of key heads: "mha", as many as query heads; "gqa", as many as the vertex has.
         residual: Whether x is added. Otherwise y = scale * f(x).
         zero_init: Whether the last matrices of f begin at 0. f(x) then begins at 0.
-        scale: Initial value of the trainable factor, before it is divided by the number of edges that are summed. None:
-            there is no factor, and no division.
+        scale: Initial value of the trainable factor, before division by the number of edges into the same vertex. None: no
+            factor and no division.
 
     Raises:
-        ValueError: The edge carries nothing: it has no residual, and begins at zero or is the identity.
+        ValueError: The edge would transmit nothing: it has no residual, and starts at zero or is the identity.
 
     Example:
         >>> from jaxcomm.lmnet import EdgeConfig, init_network
@@ -331,13 +331,13 @@ def check_widths(widths: tuple[int, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Which vertices a network has, and how they are joined (Wu et al. 2026, arXiv 2505.12741).
+    """The vertices of a network, and the edges between them (Wu et al. 2026, arXiv 2505.12741).
 
     Attributes:
         models: Architectures of the different models.
         layers: For each layer of vertices, its groups: (index of the model, number of vertices that share its weights).
         edge: The edges.
-        aggregate: What a vertex reads: the "sum" of its edges, their "mean", or "concat", all of them through a matrix.
+        aggregate: Input of a vertex: the "sum" of its edges, their "mean", or "concat", all of them through a matrix.
         norm: Whether interior vertices keep their model's final norm.
 
     Raises:
@@ -374,7 +374,7 @@ class NetworkConfig:
 
     @property
     def groups(self) -> dict[str, Group]:
-        """Vertices that share a layer and a model, by name: `vertex LAYER.GROUP`, both counted from 0."""
+        """The groups of vertices that share a layer and a model, by name: `vertex LAYER.GROUP`, both counted from 0."""
         return {
             f"vertex {i}.{g}": Group(i, g, model, count)
             for i, layer in enumerate(self.layers)
@@ -405,7 +405,7 @@ class NetworkConfig:
 
     @property
     def writer(self) -> ModelConfig:
-        """Architecture of the vertex that writes."""
+        """Architecture of the vertex that computes the logits."""
         return self.models[self.layers[-1][0][0]]
 
     @property
@@ -415,10 +415,10 @@ class NetworkConfig:
 
     @property
     def width(self) -> int:
-        """Width D of vectors that may stand in for tokens: that of the reading vertex."""
+        """Width D of vectors that can replace tokens: the width of the vertex that reads the tokens."""
         return self.reader.width
 
     @property
     def max_positions(self) -> int:
-        """Largest number of tokens of a text: the smallest of the models' numbers."""
+        """Largest number of tokens of a text: the minimum over the models."""
         return min(m.max_positions for m in self.models)

@@ -1,12 +1,13 @@
-"""Controls: what a receiver gets in place of the message that was sent to it.
+"""Controls: stand-ins that a receiver gets instead of the message that was sent to it.
 
-The right null is another example's real message: what B gains from its own message above that is content, what it gains
-from any message above none is presence (Zhang & Emu 2026, arXiv 2607.26773; Cheng et al. 2026, arXiv 2608.04893). The
-others say what kind of message it takes: the mean message, noise like the messages, noise of the same norm, zeros, and
-the worst message of the same norm.
+The main control is another example's real message. It splits B's gain in two. Content is the gain from B's own message
+over another example's. Presence is the gain from another example's message over no message (Zhang & Emu 2026, arXiv
+2607.26773; Cheng et al. 2026, arXiv 2608.04893). The other controls show which property of a message matters: the mean
+message, noise with the messages' mean and covariance, noise of the same norm, zeros, and the worst message of the same
+norm.
 
-A control is a function of messages, whatever they hold: states at any site, embeddings, keys and values. Texts are in
-`jaxcomm.protocols.controls`, which also knows who sends and who receives.
+A control is a function of messages with any contents: states at a site, embeddings, keys and values. Controls for text
+are in `jaxcomm.protocols.controls`, together with those that need the sender or the receiver.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.sites import as_site
 
 Drawn = Literal["other", "mean", "moments", "noise", "zero"]
-"""Controls that are made of the messages alone."""
+"""Controls that need only the messages, not the agents."""
 RATE = 0.5
-"""Length of a step of `adversary`, as a share of the norm."""
+"""Step size of `adversary`, as a fraction of the message's norm."""
 
 
 def derange(answers: Sequence[Any], seed: int = 0) -> np.ndarray:
-    """Draws which other example's message each example gets: never its own, nor that of one with the same answer.
+    """Assigns to each example the message of another example with a different answer, at random.
 
-    Where more than half of the examples share an answer, that is impossible; then as few as possible get a message with
-    their own answer. `overlap` says how many.
+    If more than half of the examples share an answer, this is impossible. Then as few examples as possible get a message
+    with their own answer. `overlap` computes their share.
 
     Args:
-        answers: The right answer of each example. Case does not count in texts.
-        seed: Seed of the draw.
+        answers: The right answer of each example. Case is ignored in texts.
+        seed: Random seed.
 
     Returns:
-        For each example the index of another. Every index occurs once.
+        For each example, the index of another example. Every index occurs once.
 
     Raises:
         ValueError: There are fewer than two examples.
@@ -64,7 +65,7 @@ def derange(answers: Sequence[Any], seed: int = 0) -> np.ndarray:
     groups: dict[Any, list[int]] = {}
     for i in rng.permutation(len(same)).tolist():
         groups.setdefault(same[i], []).append(i)
-    # In a circle, group by group and the largest first, a step as long as the largest leaves every group behind.
+    # Arrange the groups in a circle, the largest first. A step of the largest group's size then leaves every group.
     circle = np.concatenate([groups[x] for x in sorted(groups, key=lambda x: -len(groups[x]))]).astype(int)
     step = max(map(len, groups.values())) % len(same) or 1
     order = np.empty(len(same), int)
@@ -77,7 +78,7 @@ def overlap(answers: Sequence[Any], order: Sequence[int] | np.ndarray) -> float:
 
     Args:
         answers: The right answer of each example.
-        order: For each example the index of the one whose message it gets (`derange`).
+        order: For each example, the index of the example whose message it gets (`derange`).
 
     Returns:
         The share, 0 to 1.
@@ -98,11 +99,11 @@ def stand_in(
     keys: Key[Array, "B"] | None = None,
     seed: int = 0,
 ) -> Message:
-    """Makes what stands in for the messages of several examples.
+    """Makes stand-ins for the messages of several examples.
 
-    Statistics are of the other examples' messages, so that nothing of its own reaches an example: token by token where
-    messages hold several, aligned at their ends. Of keys and values they are of each layer and head as it is stored
-    (keys are rotated).
+    Means and covariances are computed from the other examples' messages, so no part of an example's own message reaches
+    it. If messages hold several tokens, statistics are computed for each token, aligned at the messages' ends. For keys
+    and values they are computed for each layer and head, as stored (keys are rotated).
 
     Args:
         message: The messages of B examples.
@@ -114,7 +115,7 @@ def stand_in(
         seed: Seed of "other", "moments" and "noise".
 
     Returns:
-        A message of the same shape. It names no sender where its states are nobody's.
+        A message of the same shape. It has no sender if no model produced its states.
 
     Raises:
         ValueError: There is no such control; all but "noise" and "zero" need at least two examples; the message holds
@@ -139,7 +140,7 @@ def stand_in(
 
 
 def _over(message: Message, make: Any, keys: Key[Array, "B"]) -> Any:
-    """make(x [B, n, ...], valid [B, n], keys) of what a message holds."""
+    """Apply make(x [B, n, ...], valid [B, n], keys) to the arrays in a message."""
     states = message.states
     if isinstance(states, KVCache):
         valid = states.positions >= 0
@@ -180,7 +181,8 @@ def _mean(x: Array, valid: Array, keys: Array) -> Array:
 
 
 def _moments(x: Array, valid: Array, keys: Array) -> Array:
-    """A random combination of the others' deviations from their mean has their covariance, without a matrix [D, D]."""
+    """Sample as a random combination of the others' deviations from their mean. This has their covariance but needs no
+    matrix [D, D]."""
     wide, there, mean = x.astype(jnp.float32), _wide(valid, x), _mean(x, valid, keys)
     weights = jax.vmap(lambda key: jax.random.normal(key, (len(x),)))(keys) * (1 - jnp.eye(len(x)))
     count = jnp.sum(there, axis=0) - there
@@ -200,27 +202,27 @@ def adversary(
     past: Sequence[KVCache] = (),
     steps: int = 6,
 ) -> Message:
-    """Finds messages of the same norms under which the right answers are as unlikely as can be.
+    """Finds messages of the same norms that make the right answers as unlikely as possible.
 
-    Each step follows the gradient of the answer's log-probability downwards by half the norm, and then back to the norm
-    (projected gradient descent on a sphere). The first step is from the message itself. Where the stream of the
-    last token is edited, the prompts are read once, and each step runs the blocks above on that token and the answer.
+    Each step moves against the gradient of the answer's log-probability by half the norm, and then rescales to the norm
+    (projected gradient descent on a sphere). The search starts at the message itself. If the last token's residual stream
+    is edited, the prompts are read once, and each step runs only the blocks above, on that token and the answer.
 
     Args:
         params: The receiver.
-        prompts: What it reads.
+        prompts: Its prompts.
         answers: Token ids [B, T] of the right answers; -1 after the end of an answer.
         message: The messages of states that were sent.
-        site: Where they go, as for `receive`.
-        graft: How they enter, as for `receive`.
-        past: Caches of what the receiver read before the prompts, where the stream of the last token is edited.
+        site: Where to put them, as in `receive`.
+        graft: How to combine them with the receiver's state, as in `receive`.
+        past: Key/value caches of the tokens before the prompts. Only allowed if the last token's stream is edited.
         steps: Number of steps.
 
     Returns:
-        The messages. Of all steps, those under which the answer was least likely.
+        The messages of the step at which the answer was least likely, chosen for each example.
 
     Raises:
-        ValueError: As for `answer_logits`; there is a `past`, and another site is edited.
+        ValueError: As for `answer_logits`; `past` is given and another site is edited.
 
     Example:
         >>> message = jc.send(params, prompts, 3)
@@ -255,8 +257,8 @@ def adversary(
 
 @functools.partial(jax.jit, static_argnames="j")
 def _likely_last(params, prompt, answers, past, graft, states, *, j: int) -> tuple[Array, Array]:
-    """Log-probability of each answer with these states as the messages to h[j] of the last token, and its gradient. (j is part
-    of the program: the blocks above are gone through backwards.)"""
+    """Log-probability of each answer with these states as messages to the last token's h[j], and its gradient. (j is static,
+    because reverse mode needs static loop bounds.)"""
 
     def each(states: Array) -> tuple[Array, Array]:
         edited = graft(prompt.states[j], states.astype(params.dtype))

@@ -1,7 +1,8 @@
-"""Decoding: a prompt is read once (`reading.prefill`), then one jitted loop writes until every row has stopped.
+"""Decoding: read a prompt once (`reading.prefill`), then generate in one jitted loop until every row has stopped.
 
-The loop writes into one cache, in place; what several continuations share (a prompt) may lie in others, which it only
-reads. Knows token ids only. Prompts are left-padded, so the last token of every row is column -1.
+The loop writes keys and values into one cache, in place. Tokens that several continuations share (a prompt) may be in
+other caches, which the loop only reads. This module handles token ids only, no text. Prompts are left-padded, so the
+last token of every row is in column -1.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from jaxcomm.reading import prefill
 
 
 class Sampling(struct.PyTreeNode):
-    """How the next token is drawn. The steps and their order are those of transformers' logits warpers.
+    """How to sample the next token. The steps and their order match transformers' logits warpers.
 
-    The temperature is applied first, then top_k, then top_p. All three may be traced, so a change compiles nothing.
-    With a traced value out of range no token is written.
+    The temperature is applied first, then top_k, then top_p. All three may be traced, so new values trigger no
+    recompilation. If a traced value is out of range, no token is generated.
 
     Attributes:
         temperature: Divisor of the logits, a number or one for each row [B]. 0 takes the likeliest token.
-        top_k: Number of likeliest tokens that are kept. 0 keeps all.
-        top_p: The smallest set of likeliest tokens whose probabilities sum to at least top_p is kept. 1 keeps all.
+        top_k: Number of likeliest tokens to keep. 0 keeps all.
+        top_p: Keep the smallest set of likeliest tokens whose probabilities sum to at least top_p. 1 keeps all.
 
     Raises:
         ValueError: `temperature` or `top_k` is below 0; `top_p` is not in (0, 1].
@@ -57,22 +58,22 @@ class Sampling(struct.PyTreeNode):
             ("top_p", "above 0 and at most 1", lambda x: (x > 0) & (x <= 1)),
         ):
             value = getattr(self, name)
-            if isinstance(value, int | float | np.number | np.ndarray | jax.Array):  # not what JAX puts in its place
+            if isinstance(value, int | float | np.number | np.ndarray | jax.Array):  # skip JAX's pytree placeholders
                 x = known(value)
                 if x is not None and not np.all(fits(x)):
                     raise ValueError(f"{name} = {value}: it must be {low}")
 
     @property
     def greedy(self) -> bool:
-        """Whether nothing is drawn, so that no keys are needed: the temperature is known, and 0."""
+        """Whether the temperature is known to be 0. Decoding then needs no random keys."""
         return (temperature := known(self.temperature)) is not None and not temperature.any()
 
 
 class Generation(struct.PyTreeNode):
-    """Tokens that a model wrote. T is `max_new_tokens`.
+    """Tokens that a model generated. T is `max_new_tokens`.
 
-    A row ends early if its logits are NaN, after an invalid traced value or an overflow. Its tokens from there on are
-    -1, and the first of them has the log-probability NaN.
+    A row ends early if its logits are NaN (after an invalid traced value or an overflow). From there on its tokens are
+    -1, and the first of these has the log-probability NaN.
 
     Attributes:
         tokens: Token ids [B, T]; -1 after the end of a row.
@@ -91,7 +92,7 @@ class Generation(struct.PyTreeNode):
 
 
 def check_finite(out: Generation) -> None:
-    """Raises FloatingPointError if a row's logits were not numbers, so that nobody takes it for an empty answer."""
+    """Raises FloatingPointError if a row's logits were NaN. Such a row would otherwise look like an empty answer."""
     if (rows := np.flatnonzero(np.isnan(np.asarray(out.logprobs)).any(axis=-1))).size:
         raise FloatingPointError(
             f"the logits of row {rows[0]} are not numbers: a layer or a token out of range under jit, or values beyond float16 (load the model as bfloat16 or float32)"
@@ -99,10 +100,10 @@ def check_finite(out: Generation) -> None:
 
 
 def bucket(length: int, limit: int, smallest: int = 32) -> int:
-    """Rounds the length of a prompt up, so that prompts of similar lengths share one compiled program.
+    """Rounds a prompt's length up, so that prompts of similar lengths share one compiled program.
 
-    The lengths are 1, 32, 48, 64, 96, 128, 192 and 256, then steps of about an eighth: 288, 320, .., 512, 576, .. . The
-    steps are smaller there because padding of long prompts costs more than compiling.
+    The lengths are 1, 32, 48, 64, 96, 128, 192 and 256, then they grow by about an eighth: 288, 320, .., 512, 576, .. .
+    The steps are smaller there because padding a long prompt costs more than compiling another program.
 
     Args:
         length: Number of tokens of the prompt.
@@ -132,7 +133,7 @@ def bucket(length: int, limit: int, smallest: int = 32) -> int:
 
 
 def check_keys(keys: Any, rows: int, row: str = "row") -> None:
-    """Raises ValueError unless there is a random key for each."""
+    """Raises ValueError unless there is one random key for each row."""
     if keys is None or np.shape(keys)[:1] != (rows,):
         given = "none" if keys is None else f"an array of shape {np.shape(keys)}"
         raise ValueError(
@@ -141,9 +142,9 @@ def check_keys(keys: Any, rows: int, row: str = "row") -> None:
 
 
 def warp(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
-    """Logits of the distribution that is drawn from: tempered, -inf where `sampling` cuts. The largest is 0.
+    """Logits of the sampling distribution: divided by the temperature, -inf where `sampling` cuts. The largest is 0.
 
-    At temperature 0 the likeliest tokens share it."""
+    At temperature 0 the probability is shared by the likeliest tokens."""
     logits -= jnp.max(logits, axis=-1, keepdims=True)  # or a small temperature would make them infinite
     logits /= jnp.maximum(_by_row(sampling.temperature, logits), jnp.finfo(logits.dtype).tiny)
     cuts = jnp.any(jnp.asarray(sampling.top_k) > 0) | jnp.any(jnp.asarray(sampling.top_p) < 1)
@@ -158,7 +159,7 @@ def _by_row(value: Any, logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
 
 
 def cut(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
-    """-inf outside the top_k and the top_p. Sorts the vocabulary, which takes longer than a small model's step."""
+    """Set logits outside top_k and top_p to -inf. This sorts the vocabulary, which is slower than a small model's step."""
     ordered = -jnp.sort(-logits, axis=-1)
     k = jnp.where(jnp.asarray(sampling.top_k) > 0, jnp.asarray(sampling.top_k), logits.shape[-1])
     rank = jnp.arange(logits.shape[-1])
@@ -171,7 +172,7 @@ def cut(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
 
 
 def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Array, "B"] | None) -> Int[Array, "B"]:
-    """The next token of every row: the argmax without `sampling` or at temperature 0, else a draw with the row's own key.
+    """The next token of every row: the argmax without `sampling` or at temperature 0, else a sample with the row's key.
     -1 where the logits are NaN, or `sampling` is out of range."""
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)  # of NaN, if there is one
     valid = ~jnp.isnan(jnp.take_along_axis(logits, likeliest[:, None], axis=-1)[:, 0])
@@ -185,12 +186,12 @@ def choose(logits: Float[Array, "B V"], sampling: Sampling | None, keys: Key[Arr
 
 
 class Decoding(TypedDict, total=False):
-    """Options of `decode`, `generate` and `communicate`: how text is written.
+    """Options of `decode`, `generate` and `communicate`.
 
     Attributes:
-        max_new_tokens: Largest number of tokens, default 16. Another number compiles another program.
-        sampling: How tokens are drawn. None, the default, takes the likeliest.
-        keys: Random key of each row, [B]. Not needed where nothing is drawn.
+        max_new_tokens: Largest number of new tokens, default 16. Each number has its own compiled program.
+        sampling: How to sample tokens. None, the default: greedy decoding.
+        keys: Random key of each row, [B]. Greedy decoding needs none.
         stop_tokens: Tokens that end a row. Default: none.
     """
 
@@ -204,11 +205,11 @@ class DecodingState(struct.PyTreeNode):
     """Decoding after t tokens of each row. The newest token is not in the cache yet.
 
     Attributes:
-        t: Number of tokens that are written.
+        t: Number of tokens generated so far.
         token: The newest token of each row, [B].
         done: Whether each row has ended, [B].
-        out: What is written so far.
-        cache: Keys and values that the loop writes to.
+        out: The tokens generated so far.
+        cache: The key/value cache that the loop writes to.
         begin: Position of the first new token of each row, [B].
         sampling: As in `Decoding`.
         keys: As in `Decoding`.
@@ -226,7 +227,7 @@ class DecodingState(struct.PyTreeNode):
     stop_tokens: Int[Array, "_"]
 
     def emit(self, logits: Float[Array, "B V"]) -> DecodingState:
-        """Draws the next token of every row.
+        """Samples the next token of every row.
 
         Args:
             logits: Logits [B, V] of the next token.
@@ -258,7 +259,7 @@ def start_decoding(
     keys: Key[Array, "B"] | None = None,
     stop_tokens: Sequence[Any] | AnyArray = (),
 ) -> DecodingState:
-    """Draws the first token after prefilled prompts, and makes room for the others.
+    """Samples the first token after prefilled prompts, and extends the cache for the others.
 
     Args:
         logits: Logits [B, V] after the prompts' last tokens.
@@ -298,17 +299,17 @@ def continue_decoding(
     past: Sequence[KVCache] = (),
     edits: Sequence[Edit] = (),
 ) -> DecodingState:
-    """Writes until each row has `until` tokens or every row is done, all rows in one `while_loop`.
+    """Generates until each row has `until` tokens or every row is done, with all rows in one `while_loop`.
 
-    A caller that looks at the text in between (for stop strings, or to stream it) calls it in steps, and may mark rows
-    as done.
+    A caller that inspects the text in between (for stop strings, or to stream it) can call this repeatedly with a larger
+    `until`, and may mark rows as done.
 
     Args:
         params: The model, or a network (without edits).
-        state: The state to go on from.
+        state: The state to continue from.
         until: Number of tokens, an int or traced.
-        past: Caches of what the model read before. They are not changed.
-        edits: Edits of the model's states. Those of every step are made at each token.
+        past: Key/value caches of earlier tokens. They are not changed.
+        edits: Edits of the model's states. Those with `every_step` apply to each new token.
 
     Returns:
         The later state.
@@ -326,7 +327,7 @@ def continue_decoding(
 
 
 write_until = jax.jit(continue_decoding, donate_argnames="state")
-"""`continue_decoding` as one program, which writes into the state it is given."""
+"""`continue_decoding` as one compiled program. It reuses (donates) the memory of the state it is given."""
 
 
 @compiled(prompts={}, static=("max_new_tokens",))
@@ -339,20 +340,20 @@ def decode(
     edits: Sequence[Edit] = (),
     **decoding: Unpack[Decoding],
 ) -> Generation:
-    """Writes after prefilled prompts until a stop token or `max_new_tokens`.
+    """Generates after prefilled prompts until a stop token or `max_new_tokens`.
 
-    Token t of row b is drawn with fold_in(keys[b], t). So a row's text does not depend on its neighbours.
+    Token t of row b is sampled with the key fold_in(keys[b], t). So a row's text does not depend on the other rows.
 
     Args:
         params: The model, or a network (without edits).
         logits: Logits [B, V] after the prompts, as `prefill` returned them.
         cache: Keys and values of the prompts, as `prefill` returned them.
-        past: Caches of what the model read before the prompts. They are not changed.
-        edits: Edits of the model's states. Those of every step are made at each token.
+        past: Key/value caches of the tokens before the prompts. They are not changed.
+        edits: Edits of the model's states. Those with `every_step` apply to each new token.
         **decoding: Options of `Decoding`.
 
     Returns:
-        What is written.
+        The generated tokens.
 
     Raises:
         ValueError: `max_new_tokens` is below 1; caches and new tokens exceed the model's positions; a cache is of another
@@ -388,8 +389,8 @@ def score(
         past: Caches of what the model read before the prompts. They are not changed.
 
     Returns:
-        Log-probability of each token in nats, [B, C, T], and whether no token is likelier, [B, C, T]. They are 0 and
-        True after the end of a continuation. They are NaN and False for a continuation without tokens.
+        The log-probability of each token in nats, [B, C, T], and whether no other token is likelier, [B, C, T]. After
+        the end of a continuation they are 0 and True. For a continuation without tokens they are NaN and False.
 
     Raises:
         ValueError: T is 0; `continuations` has another number of prompts; a token is outside the vocabulary, or stands
@@ -414,11 +415,11 @@ def score_with(
     *,
     past: Sequence[KVCache] = (),
 ) -> tuple[Float[Array, "B C T"], Bool[Array, "B C T"]]:
-    """Scores as `score` does, inside a program, with any function that reads.
+    """Does the work of `score` inside a compiled program, with any function that reads tokens.
 
     Args:
-        read: Function read(tokens, positions, attended=..) as `LanguageModel.read`.
-        head: Function that makes logits of what it returns.
+        read: Function read(tokens, positions, attended=..), like `LanguageModel.read`.
+        head: Function that computes logits from the states that `read` returns.
         logits: As for `score`.
         cache: As for `score`.
         continuations: As for `score`.
@@ -458,16 +459,16 @@ def score_with(
 
 
 LOGITS = 512
-"""Tokens whose logits `score` holds at once."""
+"""Number of tokens whose logits `score` holds in memory at once."""
 LANES = 128
-"""Logits that are added up side by side."""
+"""Number of parallel partial sums in `top_and_total`."""
 
 
 def top_and_total(logits: Float[Array, "*n V"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """The largest logit, and the logarithm of the sum of all exponentials.
 
-    In lanes, each with a maximum of its own: adding up a row of numbers one after another takes XLA on CPU as long as a quarter
-    of the product that they come from.
+    The sum is split into lanes, each with its own maximum. XLA on CPU sums a row sequentially, which would take a quarter
+    of the time of the matrix product that computes the logits.
     """
     lanes = LANES if logits.shape[-1] % LANES == 0 else 1
     rows = logits.reshape(*logits.shape[:-1], -1, lanes)
@@ -477,7 +478,7 @@ def top_and_total(logits: Float[Array, "*n V"]) -> tuple[Float[Array, "*n"], Flo
 
 
 def token_logprobs(logits: Float[Array, "*#n V"], tokens: Int[Array, "*n"]) -> tuple[Array, Array]:
-    """Log-probability of each token, and whether none is likelier (a maximum, since an argmax takes ten times as long)."""
+    """Log-probability of each token, and whether no token is likelier. (argmax would take ten times as long as max.)"""
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     top, total = top_and_total(logits)
     return picked - total, picked >= top
@@ -492,18 +493,18 @@ def generate(
     edits: Sequence[Edit] = (),
     **decoding: Unpack[Decoding],
 ) -> Generation:
-    """Reads prompts and writes after them.
+    """Reads prompts and generates after them.
 
     Args:
         params: The model, or a network (without edits).
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
-        past: Keys and values of what stands before the prompts: the model's own (`prefill`), or another's
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
+        past: Key/value caches of the tokens before the prompts: the model's own (`prefill`) or another's
             (`receive_cache`).
         edits: Edits of the model's states: steering, ablation, patching, messages (`jaxcomm.edits`).
         **decoding: Options of `Decoding`.
 
     Returns:
-        What is written.
+        The generated tokens.
 
     Raises:
         ValueError: A prompt is empty; past, prompt and new tokens exceed the model's positions; past is of another model, or

@@ -1,7 +1,7 @@
-"""Edits: what happens to a site's state while a model reads or writes. Steering, ablation, patching and communication.
+"""Edits change a site's state while a model reads or writes: steering, ablation, patching and communication.
 
-An edit is a pure function change(state, message, context) -> state. `apply` is the one place where it is called: the
-walk over the blocks passes every site it meets (`jaxcomm.model.run_blocks`).
+An edit holds a pure function change(state, message, context) -> state. Only `apply` calls it. `model.run_blocks` goes
+through the blocks and passes the activation of every site to the hook that calls `apply`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class Context(NamedTuple):
-    """What an edit's function is told besides the state.
+    """The site, layer and positions that an edit's function gets besides the state.
 
     Attributes:
         site: Name of the site.
-        layer: Number of the layer; None for a site without layers. It may be traced. In a patching map there is one for
-            each row.
-        positions: Position of each token in its row, [B, n]; -1 where a row has none.
+        layer: Number of the layer; None for a site without layers. It may be traced. In a patching map each row has its
+            own layer.
+        positions: Position of each token in its row, [B, n]; -1 where a row has fewer than n tokens.
 
     Example:
         >>> after_first = lambda state, message, context: jnp.where(context.positions[..., None] > 0, state, 0)
@@ -50,8 +50,8 @@ class Context(NamedTuple):
 
 
 Change = Callable[[Array, Any, Context], Array]
-"""(state [B, n, ...], message [B, n, ...], context) -> state: of n chosen tokens of every row. The message is the
-edit's own; None if it has none."""
+"""A function (state [B, n, ...], message [B, n, ...], context) -> state. It gets the states of the n chosen tokens of
+every row. `message` is `Edit.message`, or None if the edit has none."""
 
 
 class Edit(struct.PyTreeNode):
@@ -61,12 +61,12 @@ class Edit(struct.PyTreeNode):
         site: Which activation, at which positions of the prompt.
         change: `replace`, `add(v)`, `scale(c)`, `project_out(v)`, `Graft(f, W)`, or a function of your own (`Change`).
             A function is part of the compiled program: define it once, and give it arrays through `message`.
-        message: What the change is given: an array [B, ...] for every chosen token, an array [B, n, ...], which is
-            aligned with the chosen tokens at their ends, or a `Message`. None: nothing.
-        every_step: Whether every token that is written is edited too, and not only the prompt.
+        message: Second argument of the change: an array [B, ...], the same for every chosen token; an array [B, n, ...],
+            aligned with the chosen tokens at their ends; or a `Message`. None: no message.
+        every_step: Whether every generated token is edited too, not only the prompt.
 
     Raises:
-        ValueError: The site can be read and not edited.
+        ValueError: The site can only be read, not edited.
 
     Example:
         >>> edit = jc.Edit(jc.Site("mlp_out", 2, positions=[-2, -1]), jc.scale(0.0))
@@ -94,7 +94,7 @@ def _is_pytree(change: Any) -> bool:
 
 
 def replace(state: Array, message: Array, context: Context | None = None) -> Array:
-    """Puts the message in the state's place (patching).
+    """Replaces the state by the message (patching).
 
     Args:
         state: State [B, n, ...] of the chosen tokens.
@@ -113,7 +113,7 @@ def replace(state: Array, message: Array, context: Context | None = None) -> Arr
 
 
 def _fitting(value: Any, state: Array, what: str) -> Array:
-    """A value that broadcasts to the state."""
+    """`value` as an array. Raises ValueError unless it broadcasts to the state."""
     value = jnp.asarray(value)
     both = zip(reversed(value.shape), reversed(state.shape), strict=False)
     if value.ndim > state.ndim or any(n not in (1, size) for n, size in both):
@@ -164,7 +164,7 @@ def _scale(factor: Any, state: Array, message: Any, context: Any) -> Array:
 
 
 def project_out(direction: Any) -> Change:
-    """Makes the change that removes the state's part along a direction (directional ablation).
+    """Makes the change that removes the state's component along a direction (directional ablation).
 
     Args:
         direction: A vector [D], of any length but 0; or several, [.., D], that broadcast to the state [B, n, .., D].
@@ -204,7 +204,7 @@ GraftFunction = str | Callable[[Array, Array], Array]
 
 
 class Graft(struct.PyTreeNode):
-    """The change by which B's activation b becomes f(a, b), or f(W a, b) (Ramesh & Li 2025, section 3.1).
+    """The change that replaces B's activation b by f(a, b), or by f(W a, b) (Ramesh & Li 2025, section 3.1).
 
     With unequal widths and no W, d = min(D_A, D_B): f acts on the last d entries of both, and the first D_B - d entries
     of b stay (footnote 1).
@@ -214,8 +214,8 @@ class Graft(struct.PyTreeNode):
         W: The map [D_B, D_A], or None.
 
     Raises:
-        ValueError: There is no graft of this name. When it is used: W does not map a's width to b's; f changes the
-            shape.
+        ValueError: There is no graft of this name. When the graft is called: W does not map a's width to b's; f changes
+            the shape.
 
     Example:
         >>> narrow, wide = jnp.ones((1, 1, 2)), jnp.zeros((1, 1, 3))
@@ -234,20 +234,20 @@ class Graft(struct.PyTreeNode):
         return apply_graft(self.f, message, state, self.W)
 
     def flops(self, width_a: int, width_b: int) -> int:
-        """Counts the floating-point operations of one state.
+        """Counts the floating-point operations for one state.
 
         Args:
             width_a: Width of A, D_A.
             width_b: Width of B, D_B.
 
         Returns:
-            The product W a, if there is a map, and D_B for the sum, mean or copy itself.
+            The operations of W a, if there is a map, plus D_B for the sum, mean or copy itself.
         """
         return width_b + (2 * width_a * width_b if self.W is not None else 0)
 
 
 def as_graft(graft: Graft | str | Callable[[Array, Array], Array]) -> Graft:
-    """Makes a graft of its f.
+    """Makes a graft from a name or a function f.
 
     Args:
         graft: A graft, the name of an f, or a function f(a, b).
@@ -316,7 +316,7 @@ def apply_graft(
 
 
 def apply(edit: Edit, x: Array, *, layer: Any, columns: Columns, places: Int[Array, "B T"]) -> Array:
-    """A site's activation x [B, T, ...] as the edit leaves it at these columns."""
+    """Apply an edit to a site's activation x [B, T, ...] at these columns, and return the result."""
     heads = (...,) if edit.site.heads is None else (..., np.array(edit.site.heads), slice(None))
     columns = columns.since(places.shape[1] - x.shape[1])
     places = places[:, places.shape[1] - x.shape[1] :]
@@ -339,29 +339,29 @@ def apply(edit: Edit, x: Array, *, layer: Any, columns: Columns, places: Int[Arr
 
 
 def _opened(message: Message | AnyArray | None) -> tuple[Array | None, AnyArray | None]:
-    """What a message holds, and where it holds something; None: everywhere."""
+    """The states of a message, and a mask of the states that are present. A mask of None: all are present."""
     if message is None or isinstance(message, jax.Array | np.ndarray):
         return None if message is None else jnp.asarray(message), None
     return jnp.asarray(message.state_array()), message.valid
 
 
 def _aligned(message: Array, sent: AnyArray | None, state: Array) -> tuple[Array, Array]:
-    """A message [B, m, ...] for the tokens of a state [B, n, ...], both aligned at their ends, and which tokens got one."""
+    """Align a message [B, m, ...] with a state [B, n, ...] at their ends. Also returns which tokens got a message."""
     n, (B, tokens) = min(message.shape[1], state.shape[1]), state.shape[:2]
     pad = lambda a: jnp.pad(a[:, a.shape[1] - n :], ((0, 0), (tokens - n, 0), *((0, 0),) * (a.ndim - 2)))
     return pad(message), pad(jnp.ones((B, message.shape[1]), bool) if sent is None else sent)
 
 
 class Read(NamedTuple):
-    """What is kept of one site: at the layers [n], which may be traced, at the site's positions and heads."""
+    """Which activations of one site to keep: those of `layers` [n] (may be traced), at the site's positions and heads."""
 
     site: Site
     layers: Sequence[Layer | None]
 
 
 def hook_of(params: Any, places: Int[Array, "B T"], edits: Sequence[Edit] = (), reads: Sequence[Read] = ()) -> Hook:
-    """What makes the edits in a pass of a model over tokens at these places, and keeps in its state, an array [layers, ...] for
-    each, what `reads` names. An edit comes before a read of the same site."""
+    """The hook of one forward pass over tokens at these places. It applies the edits and stores the activations that
+    `reads` names: one array [layers, ...] for each read. A site is edited before it is read."""
     columns = [columns_of(edit.site.positions, places) for edit in edits]
     kept = tuple(_room(params, read, places) for read in reads)
 
@@ -385,13 +385,13 @@ def hook_of(params: Any, places: Int[Array, "B T"], edits: Sequence[Edit] = (), 
 
 
 def writing_hook(params: Any, places: Int[Array, "B 1"], edits: Sequence[Edit]) -> Hook:
-    """The same where a token is being written: the edits of every step, at that token."""
+    """The hook of one decoding step. It applies the edits that have `every_step`, at the new token."""
     every = [edit.replace(site=dataclasses.replace(edit.site, positions="all")) for edit in edits if edit.every_step]
     return hook_of(params, places, every)
 
 
 def _room(params: Any, read: Read, places: Int[Array, "B T"]) -> Array:
-    """NaN in the shape of what is kept: what is left of it if a traced layer is out of range."""
+    """An array of NaN in the shape of the stored activations. The NaN remain where a traced layer is out of range."""
     (B, T), c = places.shape, params.config
     sizes = {"B": B, "T": T, "S": T, "D": c.width, "N": c.heads, "K": c.kv_heads, "H": c.head_dim, "V": c.vocab}
     shape = [sizes[letter] for letter in SITES[read.site.name].axes.split()]
@@ -401,7 +401,7 @@ def _room(params: Any, read: Read, places: Int[Array, "B T"]) -> Array:
 
 
 def _keep(kept: Array, x: Array, read: Read, layer: Any, places: Int[Array, "B T"]) -> Array:
-    """With what x holds, if its layer is one of those that are read."""
+    """Store x in `kept`, if its layer is one of those to read."""
     if layer is None:
         slot, here = 0, True
     elif is_number(layer) and all(map(is_number, read.layers)):
@@ -418,14 +418,14 @@ def _keep(kept: Array, x: Array, read: Read, layer: Any, places: Int[Array, "B T
 
 
 def _where_layer(wanted: Any, layer: Any, change: Callable[[Array], Array], x: Array) -> Array:
-    """change(x) at the layer that is wanted; None is the only one there is."""
+    """Return change(x) at the wanted layer, else x. A wanted layer of None means a site that has no layers."""
     if wanted is None or (is_number(wanted) and is_number(layer)):
         return change(x) if wanted is None or int(wanted) == int(layer) else x
     return jax.lax.cond(jnp.equal(wanted, layer), change, lambda x: x, x)
 
 
 def is_number(layer: Any) -> bool:
-    """Whether a layer is known while a program is traced."""
+    """Whether a layer is a concrete number, not a traced value."""
     return isinstance(layer, int | np.integer)
 
 
@@ -433,15 +433,15 @@ def is_number(layer: Any) -> bool:
 
 
 def checked(params: Any, edits: Sequence[Edit], prompts: Prompts | None) -> tuple[Edit, ...]:
-    """Edits as a program takes them: messages do not say any more whom they are from.
+    """Check edits and prepare them for a compiled program: messages lose the identity of their sender.
 
     Args:
         params: The model.
         edits: The edits.
-        prompts: What is read; None where something is written.
+        prompts: The prompts that the model reads; None where it generates.
 
     Raises:
-        ValueError: They cannot be made, as far as their values are known.
+        ValueError: An edit is invalid. Traced values are not checked.
     """
     if not isinstance(edits, list | tuple):
         raise ValueError(f"edits are a list, got a {type(edits).__name__}: write edits=[edit]")
@@ -483,7 +483,7 @@ def _check_edits(params: Any, edits: Sequence[Edit], prompts: Prompts) -> None:
 
 
 def _check_apart(m: int, one: Edit, n: int, other: Edit, real: np.ndarray) -> None:
-    """Raises ValueError if two edits change the same numbers, as far as that is known."""
+    """Raises ValueError if two edits change the same numbers. Traced layers and positions are not checked."""
     (x, at), (y, there) = _place(one.site), _place(other.site)
     heads = [None if h is None else {*np.atleast_1d(h).tolist()} for h in (one.site.heads, other.site.heads)]
     apart = heads[0] is not None and heads[1] is not None and not heads[0] & heads[1]
@@ -499,7 +499,7 @@ def _check_apart(m: int, one: Edit, n: int, other: Edit, real: np.ndarray) -> No
 
 
 def _place(site: Site) -> tuple[str, Any]:
-    """Name and layer; resid_pre of layer i is resid_post of i - 1. NotImplemented: the layer is not known."""
+    """Name and layer of a site; resid_pre of layer i counts as resid_post of i - 1. NotImplemented: the layer is traced."""
     if site.layer is None:
         return site.name, None
     layer = known(site.layer)
@@ -509,7 +509,7 @@ def _place(site: Site) -> tuple[str, Any]:
 
 
 def _chosen(positions: Any, real: np.ndarray) -> np.ndarray | None:
-    """Which columns positions name, if they are known."""
+    """The columns that these positions name; None if the positions are traced."""
     if hasattr(positions, "dtype") and known(positions) is None:
         return None
     with jax.ensure_compile_time_eval():

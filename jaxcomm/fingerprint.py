@@ -1,4 +1,4 @@
-"""What tells one model from another: a hash of its architecture, dtype and weights."""
+"""Identify a model by a hash of its architecture, dtype and weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fingerprint(params: LanguageModel) -> str:
         True
     """
     if not isinstance(params, Params):
-        network = cast("Network", params)  # there are no others
+        network = cast("Network", params)  # the only other kind of model
         digest = hashlib.sha256(repr((network.config, network.dtype.name)).encode())
         digest.update("".join(map(fingerprint, network.models)).encode())
         for leaf in jax.tree.leaves((network.edges, network.joints)):
@@ -47,7 +47,7 @@ def fingerprint(params: LanguageModel) -> str:
 
 
 def fingerprint_of(config: ModelConfig, dtype: np.dtype, digests: Iterable[bytes]) -> str:
-    """Hashes a model whose weights were hashed one by one before. It gives what `fingerprint` gives.
+    """Computes the same hash as `fingerprint` from hashes of the single weights.
 
     Args:
         config: Architecture of the model.
@@ -76,16 +76,16 @@ def leaf_digest(*parts: jax.Array | np.ndarray) -> bytes:
 
 
 SAMPLES = 16
-"""Numbers of each weight that `identity` looks at."""
+"""How many numbers of each weight `identity` uses."""
 _IDENTITIES: dict[tuple[int, ...], tuple[list[weakref.ref], str]] = {}
 
 
 def identity(params: Params) -> str:
     """Names a model by its architecture and a sample of its weights.
 
-    The name takes `SAMPLES` numbers of each weight, so it is quick enough for every message. It is the same for stacked
-    and unrolled layers, on every device, and in every dtype that holds the weights exactly. It does not show that a
-    folder is undamaged; `fingerprint` does.
+    It uses `SAMPLES` numbers of each weight, so it is fast enough for every message. It is the same for stacked and
+    unrolled layers, on every device, and in every dtype that holds the weights exactly. It cannot prove that a folder is
+    undamaged; `fingerprint` can.
 
     Args:
         params: The model.

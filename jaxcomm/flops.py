@@ -1,5 +1,5 @@
-"""What a protocol costs: matrix-multiplication FLOPs (a multiply-add counts 2) of the architecture as it is, with a KV
-cache and without padding. Section 3.2 of Ramesh & Li counts the same things without a cache."""
+"""Costs of protocols: matrix-multiplication FLOPs (a multiply-add counts 2) of the actual architecture, with a key/value
+cache and without padding. Section 3.2 of Ramesh & Li counts the same operations without a cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxcomm.lmnet import edges
 
 
 def block_weights(config: ModelConfig) -> int:
-    """Counts the matrix entries of one block that a token is multiplied by.
+    """Counts the matrix entries of one block that are used for each token.
 
     Args:
         config: Architecture of the model.
@@ -23,7 +23,7 @@ def block_weights(config: ModelConfig) -> int:
 
 
 def mlp_weights(config: ModelConfig) -> int:
-    """Counts the matrix entries of one block's MLP that a token is multiplied by.
+    """Counts the matrix entries of one block's MLP that are used for each token.
 
     Args:
         config: Architecture of the model.
@@ -41,7 +41,7 @@ Config = ModelConfig | NetworkConfig
 def blocks_flops(config: Config, tokens: int, context: int = 0, blocks: int | None = None) -> int:
     """FLOPs of the blocks over tokens that follow a cached context.
 
-    Attention is counted over the whole context in every layer, also where a sliding window is shorter.
+    Attention is counted over the whole context in every layer, even if a sliding window is shorter.
 
     Args:
         config: Architecture of the model, or of a network.
@@ -66,7 +66,7 @@ def _scores_flops(config: ModelConfig, tokens: int, context: int) -> int:
 
 
 def wires_flops(config: NetworkConfig, tokens: int, context: int = 0) -> int:
-    """FLOPs of a network's edges, and of the matrices that join them.
+    """FLOPs of a network's edges, and of the matrices that combine them.
 
     Args:
         config: Architecture of the network.
@@ -89,13 +89,13 @@ def wires_flops(config: NetworkConfig, tokens: int, context: int = 0) -> int:
 
 
 def prefix_flops(config: Config, prefix: Sequence[int], prompt: int, new: int = 1) -> int:
-    """FLOPs of attending to a prefix, on top of what reading a prompt and writing after it cost.
+    """FLOPs of attending to a prefix, in addition to the cost of reading a prompt and writing after it.
 
     Args:
         config: Architecture of the model that reads.
         prefix: Number of the prefix's tokens that each layer sees. Empty: there is no prefix.
-        prompt: Length of the prompt behind it, P. In the last layer only its last token asks. 0: it is counted elsewhere.
-        new: Number of tokens that are written. The last one is not read.
+        prompt: Length of the prompt behind it, P. In the last layer only its last token has a query. 0: counted elsewhere.
+        new: Number of new tokens. The model does not read the last one.
 
     Returns:
         FLOPs; a multiply-add counts 2.
@@ -146,7 +146,7 @@ def reading_flops(config: Config, tokens: int) -> int:
 
 
 def keys_flops(config: ModelConfig, tokens: int) -> int:
-    """FLOPs of the keys and values of a prompt in every layer, when nothing is written after it.
+    """FLOPs of the keys and values of a prompt in every layer, if no token follows.
 
     Args:
         config: Architecture of the model.
@@ -187,7 +187,7 @@ def generation_flops(config: Config, prompt: int, new: int) -> int:
     Args:
         config: Architecture of the model, or of a network.
         prompt: Length of the prompt, P.
-        new: Number of tokens that are written, at least 1. The model does not read the last one.
+        new: Number of new tokens, at least 1. The model does not read the last one.
 
     Returns:
         FLOPs; a multiply-add counts 2.
@@ -224,7 +224,7 @@ def c2c_flops(a: ModelConfig, b: ModelConfig, hidden: int, tokens: int) -> int:
         a: Architecture of the sender A.
         b: Architecture of the receiver B.
         hidden: Width of the fuser.
-        tokens: Number of tokens that are fused.
+        tokens: Number of fused tokens.
 
     Returns:
         FLOPs; a multiply-add counts 2.
@@ -235,7 +235,7 @@ def c2c_flops(a: ModelConfig, b: ModelConfig, hidden: int, tokens: int) -> int:
 
 
 def gated_flops(a: ModelConfig, b: ModelConfig, rank: int, tokens: int) -> int:
-    """FLOPs of making B's further keys and values of A's (`bridges.Gated`).
+    """FLOPs of mapping A's keys and values to a memory for B (`bridges.Gated`).
 
     Args:
         a: Architecture of the sender A.
@@ -250,8 +250,8 @@ def gated_flops(a: ModelConfig, b: ModelConfig, rank: int, tokens: int) -> int:
     return 2 * tokens * each * 2 * b.layers
 
 
-# Section 3.2 of Ramesh & Li (2025), as printed: no cache (every token reads the whole prompt again), MLPs of two matrices,
-# K the size and H the number of heads, as many for keys as for queries.
+# Section 3.2 of Ramesh & Li (2025), as printed: no cache (the whole prompt is read again for every token), MLPs of two
+# matrices, head size K, and H heads for queries and keys.
 
 
 def paper_layer(config: ModelConfig, n: int) -> int:

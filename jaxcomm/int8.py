@@ -1,8 +1,8 @@
-"""Weight-only int8: every matrix of the blocks, and a head of its own, as whole numbers with one scale per output.
+"""Weight-only int8: every matrix of the blocks, and a separate head, as integers with one scale per output.
 
-Products are taken of the activations as they are with the weights cast to their dtype (exactly: 8 bits fit), and scaled
-after; embeddings, norms and biases stay. Half the memory of bfloat16; benchmarks/int8.py measures what it costs in KL.
-The quantisation, and the array type, are qwix's (extra `int8`).
+The integers are cast to the activations' dtype (exactly: 8 bits fit), multiplied, and the product is scaled. Embeddings,
+norms and biases are not quantised. Weights need half the memory of bfloat16; benchmarks/int8.py measures the cost in KL.
+The quantisation and the array type are qwix's (extra `int8`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxcomm.model import Params
 
 
 def quantise(params: Params) -> Params:
-    """Turns the matrices of a model into int8, on the devices where they lie.
+    """Converts the matrices of a model to int8, on their devices.
 
     The original model must fit into memory beside the new one. `load_agent(.., int8=True)` quantises each matrix as it
     is read, and never holds both.

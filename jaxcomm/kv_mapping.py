@@ -1,11 +1,11 @@
-"""The map of keys and values from A to B, models of unequal size, in closed form (arXiv 2608.03893).
+"""Maps of keys and values from A to B, models of unequal size, in closed form (arXiv 2608.03893).
 
     fit      fit_kv_maps(params_a, params_b, batches) -> KVMaps, from one pass over text
     use      map_cache(maps, cache of A, params_a, params_b) -> KVCache of B, for `past`
-    judge    maps.k.r2, maps.v.r2 on held-out texts; attention_cosine, which says more about what B still understands
+    judge    maps.k.r2, maps.v.r2 on held-out texts; attention_cosine, which predicts better whether B can use the map
 
-Keys are mapped as they are before their rotation, since two models turn them differently. Each layer of B has a ridge
-regression of its own, on all heads of the layers of A that explain it best.
+Keys are mapped before their rotation, because two models may rotate them differently. Each layer of B has its own ridge
+regression, from all heads of the layers of A that explain it best.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from jaxcomm.ridge import HELD_OUT, RIDGES, Moments, add, regress
 
 KVBatches = Iterable[tuple[Prompts, Prompts] | tuple[Prompts, Prompts, Int[AnyArray, "n PB"]]]
 """The same n texts in A's tokens [n, P_A] and in B's [n, P_B]. With different tokenizers also columns [n, P_B]: for each
-token of B, the column of A's token that stands for it; negative where there is none (`Agent.align`)."""
+token of B, the column of the corresponding token of A; negative if there is none (`Agent.align`)."""
 
 
 class LayerMaps(struct.PyTreeNode):
-    """Maps into the keys, or the values, of every layer of B. J is the number of B's layers, n that of `sources`.
+    """Maps into the keys, or the values, of every layer of B. J is the number of B's layers, n the number of sources.
 
     Attributes:
         W: Maps [J, K_B H_B, n K_A H_A], from all heads of the n layers of A to all heads of the layer.
         bias: Intercepts [J, K_B H_B].
         sources: The layers of A, counted from 1, for each layer of B, [J, n], in order.
-        r2: Share of the variance on held-out texts that a map explains which did not see them, [J]. Ridge and layers
-            are chosen on the same texts, so on average it is slightly too high.
+        r2: Share of the variance on held-out texts that the map explains, [J]. The map measured here was fitted without
+            them. But ridge and layers are chosen on these texts, so on average r2 is slightly too high.
         ridge: The chosen ridge [J]. It has no unit.
 
     Example:
@@ -64,7 +64,7 @@ class LayerMaps(struct.PyTreeNode):
 
 
 class KVMaps(struct.PyTreeNode):
-    """The map from A's keys and values to B's, as `fit_kv_maps` returns it.
+    """Maps from A's keys and values to B's, the result of `fit_kv_maps`.
 
     Attributes:
         k: Maps of the keys, before their rotation.
@@ -96,13 +96,13 @@ def _turn(
     *,
     back: bool,
 ) -> Float[Array, "L B S K H"]:
-    """Keys of these layers (from 1), rotated as the model does it, or `back`."""
+    """Rotate the keys of these layers (counted from 1) as the model does, or undo the rotation (`back`)."""
     if (tables := rotary(config, positions)) is None:
         return k
     ropes = np.array(config.rope_of)[np.array(layers) - 1]
     cos, sin = (table[ropes] for table in tables)
     if back:
-        # Tables hold the scale once; what undoes the rotation holds its inverse.
+        # The tables include the scale once. To undo the rotation, they must hold its inverse.
         scale = np.array([config.ropes[i].scale for i in ropes], np.float32)[:, None, None, None]
         cos, sin = cos / scale**2, -sin / scale**2
     return jax.vmap(rotate)(k, (cos, sin))
@@ -111,7 +111,7 @@ def _turn(
 def _unturned(
     config: ModelConfig, cache: KVCache, columns: Int[Array, "B S"] | None, layers: Sequence[int]
 ) -> tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]]:
-    """Keys before their rotation, and values, of these layers at these columns (None: all), float32."""
+    """Keys before rotation, and values, of these layers at these columns (None: all), float32."""
     chosen = np.array(layers) - 1
 
     def pick(a: Any) -> Array:
@@ -129,8 +129,8 @@ def _unturned(
 
 
 class _Rows(NamedTuple):
-    """Rows of one batch, each one token, for the keys and for the values: a [1, R, F + 1], whose last number is 1, and
-    b [J, R, E], all 0 where there is no row; and the points that both are measured from."""
+    """Rows (tokens) of one batch, for keys and for values: a [1, R, F + 1] with 1 in the last column, and b [J, R, E].
+    Missing rows are all 0. Also the origins that were subtracted from both."""
 
     a: tuple[Array, ...]
     b: tuple[Array, ...]
@@ -148,11 +148,11 @@ def _rows(
     ks: tuple[int, ...],
     stride: int,
 ) -> _Rows:
-    """Every `stride`-th token of each text. texts: their numbers, which say where each begins to count."""
+    """Take every `stride`-th token of each text. texts: numbers of the texts; they set the first token to take."""
     places_a, places_b = (cache.positions for cache in caches)
     length = jnp.sum(places_b >= 0, axis=1, dtype=jnp.int32)[:, None]
-    # Texts begin at different tokens, held-out ones too: positions count as often as they occur, and the first is as
-    # unlike all others as it is.
+    # Start at a different token in each text, held-out ones too. So every position is sampled as often as it occurs,
+    # including the first, which is unlike all others.
     begin = ((texts + texts // HELD_OUT) % stride)[:, None]
     place = begin + stride * jnp.arange(-(-places_b.shape[1] // stride), dtype=jnp.int32)
     of_b = jnp.minimum(places_b.shape[1] - length + place, places_b.shape[1] - 1)
@@ -166,7 +166,7 @@ def _rows(
     a = [wide(x) for x in _unturned(configs[0], caches[0], of_a, ks)]
     b = [flat(x) for x in _unturned(configs[1], caches[1], of_b, js)]
     if origin is None:
-        # Near the mean, so that float32 keeps what varies: keys with biases lie far from 0.
+        # Subtract the mean, so that float32 keeps the variation: keys with biases are far from 0.
         n = jnp.maximum(jnp.sum(there, dtype=jnp.float32), 1)
         mean = lambda x: jnp.sum(jnp.where(there[:, None], x, 0), axis=1, keepdims=True) / n
         origin = jax.tree.map(mean, (tuple(a), tuple(b)))
@@ -195,7 +195,7 @@ def _batches(params_a: Params, params_b: Params, batches: KVBatches) -> Iterator
 
 
 def _same(a: Prompts, b: Prompts, seen: int) -> Int[Array, "n PB"]:
-    """Columns of texts that are the same tokens for both."""
+    """Columns for texts that are the same tokens for both models."""
     lengths = [None if prompts.real is None else prompts.real.sum(axis=1) for prompts in (a, b)]
     if lengths[0] is not None and lengths[1] is not None and (other := lengths[0] != lengths[1]).any():
         row = int(np.argmax(other))
@@ -208,14 +208,14 @@ def _same(a: Prompts, b: Prompts, seen: int) -> Int[Array, "n PB"]:
 
 
 def _columns(columns: Any, a: Prompts, shape: tuple[int, int]) -> Int[Array, "n PB"]:
-    """Columns as they are given, checked."""
+    """The given columns, after checks."""
     if np.shape(columns) != shape:
         raise ValueError(f"columns are {np.shape(columns)} for B's tokens {shape}: give one for each")
     return _in_range(columns, a.shape[1])
 
 
 def _in_range(columns: Any, limit: int) -> Int[Array, "n PB"]:
-    """Columns of A, checked as far as they are known."""
+    """Columns of A. Their range is checked unless they are traced."""
     values = known(columns)
     if values is not None and not np.issubdtype(values.dtype, np.integer):
         raise ValueError(f"columns are whole numbers, got {values.dtype}")
@@ -237,14 +237,14 @@ def _solve(
     ks: tuple[int, ...],
     sources: int,
 ) -> LayerMaps:
-    """The maps, from sums of one "layer" of A, which is all of its layers `ks` side by side."""
+    """Compute the maps from sums. The sums treat all of A's layers `ks`, side by side, as one layer."""
     last = fit.aa.shape[-1] - 1
     inside = jnp.arange(last, dtype=jnp.int32).reshape(len(ks), -1)
     with_one = lambda layers: jnp.append(inside[layers].reshape(-1), last)
     part = lambda sums, rows: sums.aa[0][rows][:, rows]
 
     def alone(k: Array) -> Array:
-        """1 - R^2 [J] of one layer of A."""
+        """1 - R^2 [J] of the regression from one layer of A."""
         rows = with_one(k)
         of = lambda sums: Moments(part(sums, rows), sums.ab[0][:, rows], sums.bb)
         return regress(of(fit), of(held), ridges, intercept=True).error
@@ -278,33 +278,34 @@ def fit_kv_maps(
 ) -> KVMaps:
     """Fits the map from A's keys and values to B's in closed form, in one pass over text (arXiv 2608.03893).
 
-    Rows are tokens, every `stride`-th of each text. Keys are taken as they are before rotation. (Learned positions are
-    part of what the model read, and stay.) For each layer of B, and for keys and values apart, a ridge regression with
-    intercept from each single layer of A says how much of the variance that layer explains on held-out texts. From all
-    heads of the best `sources` layers together, a ridge regression gives the map. Every tenth text is held out; the
-    ridge is chosen there, relative to the mean variance of the features, and the map is then fitted on all texts. The
-    paper's ridge is 0.01 and it keeps every row; here only sums are kept.
+    The rows of the regression are tokens: every `stride`-th token of each text. Keys are taken before rotation. (Learned
+    positions cannot be removed: they are part of the model's input.) Each layer of B is fitted separately, for keys and
+    for values. First, a ridge regression with intercept from each single layer of A measures how much variance that layer
+    explains on held-out texts. Then one ridge regression from all heads of the best `sources` layers gives the map. Every
+    tenth text is held out. The ridge is chosen there, relative to the mean variance of the features; then the map is
+    fitted on all texts. The paper uses a ridge of 0.01 and stores every row; here only sums are stored.
 
-    Memory, in float32 numbers, with F = len(ks) K_A H_A and G = L_B K_B H_B: sums of 4 F (F + G), and while a batch is
-    added about half of it again; rows of a batch, 2 (F + G) each. The result is 2 sources K_A H_A G. For Qwen 3 14B as
-    A, F is 40960, and the sums are 25 GiB beside those of G: name fewer layers in `ks`, if that is too much.
+    Memory, in float32 numbers, with F = len(ks) K_A H_A and G = L_B K_B H_B: the sums need 4 F (F + G), and about half
+    as much again while a batch is added. Each row of a batch needs 2 (F + G). The result has 2 sources K_A H_A G. For
+    Qwen 3 14B as A, F is 40960, and the sums need 25 GiB besides the part with G. If that is too much, name fewer layers
+    in `ks`.
 
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        batches: The same n texts in A's tokens and in B's, and for different tokenizers the columns (`KVBatches`).
-        sources: Number of A's layers that a map reads; all of `ks`, if these are fewer.
+        batches: The same n texts in A's tokens and in B's; with different tokenizers also the columns (`KVBatches`).
+        sources: Number of A's layers that a map reads. If `ks` has fewer, all of them.
         ks: Layers of A to choose from, 1 .. L_A. Default: all.
         ridges: Values of the ridge to choose from.
-        stride: Every how many tokens there is a row.
+        stride: Distance between sampled tokens.
 
     Returns:
         The maps.
 
     Raises:
         ValueError: A layer is out of range; `ks` or `ridges` is empty; `sources` or `stride` is below 1; there are fewer
-            than ten texts, or too few rows; a batch has different numbers of texts for A and B; texts have different
-            numbers of tokens, and there are no columns; columns have another shape or are out of range.
+            than ten texts, or too few rows; a batch has different numbers of texts for A and B; A and B have different
+            numbers of tokens and no columns are given; columns have a wrong shape or are out of range.
 
     Example:
         >>> texts = jc.left_pad([[n, n + 1, 3] for n in range(40)])
@@ -327,7 +328,7 @@ def fit_kv_maps(
         a, b, origin = _rows(tuple(caches), columns, texts, origin, configs=configs, ks=layers, stride=stride)
         held = np.repeat(texts % HELD_OUT == HELD_OUT - 1, a[0].shape[1] // len(texts))
         sums = [add(old, x, y, held) for old, x, y in zip(sums, a, b, strict=True)]
-    assert origin is not None  # no texts: refused above
+    assert origin is not None  # without texts, `_batches` raised
     counts = [int(moments.aa[0, -1, -1]) for moments in sums[0]]
     if min(counts) < 2:
         raise ValueError(
@@ -350,25 +351,25 @@ def map_cache(
     params_b: Params,
     columns: Int[AnyArray, "B PB"] | None = None,
 ) -> KVCache:
-    """Makes keys and values of B from those of A. With them B goes on as if it had read A's text.
+    """Maps A's keys and values to B's. With them B continues as if it had read A's text.
 
-    A's keys are turned back from their positions, mapped, and turned to their positions in B.
+    The rotation of A's keys is undone, the keys are mapped, and then rotated for their positions in B.
 
     Args:
         maps: The maps.
         cache: Keys and values of A, [L_A, B, K_A, S, H_A].
         params_a: The sender A, or its architecture.
         params_b: The receiver B.
-        columns: For a B with another tokenizer, the column of A's token that stands for each of B's (`Agent.align`), -1
-            on padding, -2 for a token of B that A has none for. B's tokens are at positions 0, 1, .. of each row. None:
-            tokens and positions are A's.
+        columns: If B has another tokenizer: for each of B's tokens, the column of A's corresponding token
+            (`Agent.align`); -1 on padding, -2 if A has no such token. B's tokens get positions 0, 1, .. in each row. None:
+            B uses A's tokens and positions.
 
     Returns:
-        Keys and values of B, for `past` of `prefill`, `decode` and `generate`, [L_B, B, K_B, S or P_B, H_B]. Where
-        nothing was read they are 0, with position -1.
+        Keys and values of B, for `past` of `prefill`, `decode` and `generate`, [L_B, B, K_B, S or P_B, H_B]. Columns
+        without a token are 0, with position -1.
 
     Raises:
-        ValueError: The maps are of other models; the cache is not of A; the columns have another number of rows or are
+        ValueError: The maps belong to other models; the cache is not A's; the columns have another number of rows or are
             out of range.
 
     Example:
@@ -395,7 +396,7 @@ def map_cache(
 
 
 def _check_models(maps: KVMaps, params_a: Params | ModelConfig, params_b: Params) -> None:
-    """Raises ValueError for maps of other models, as far as the models are known."""
+    """Raises ValueError if the maps belong to other models. Maps without identities are not checked."""
     for name, params, expected in (("A", params_a, maps.sender), ("B", params_b, maps.receiver)):
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params))
         if expected is None or isinstance(params, ModelConfig) or traced:
@@ -413,7 +414,7 @@ def _check_models(maps: KVMaps, params_a: Params | ModelConfig, params_b: Params
 def _map(
     k: LayerMaps, v: LayerMaps, cache: KVCache, columns: Any, *, configs: tuple[ModelConfig, ModelConfig], dtype: Any
 ) -> KVCache:
-    """`map_cache`, as one program, with stacked layers."""
+    """`map_cache` as one compiled program, with stacked layers."""
     a, b = configs
     places = cache.positions
     if columns is not None:
@@ -445,23 +446,23 @@ def _map(
 
 @compiled(prompts={"context": "params_b", "question": "params_b"})
 def attention_cosine(params_b: Params, context: Prompts, question: Prompts, mapped: KVCache) -> Float[Array, "L"]:
-    """Measures, layer by layer, how much what B reads from mapped keys and values is like what it reads from its own.
+    """Compares, for each layer, B's attention output from mapped keys and values with the output from its own.
 
-    In each layer, the tokens of the question read the context twice (site "z", before the output matrix): from B's own
-    keys and values, and from mapped ones in that layer alone. It is the cosine of the two, over all heads, averaged over
-    tokens. (arXiv 2608.03893: it predicts how well B still answers, which R^2 does not.)
+    In each layer, the attention output of the question's tokens is computed twice (site "z", before the output matrix):
+    with B's own keys and values of the context, and with mapped ones in that layer only. The result is the cosine of the
+    two over all heads, averaged over tokens. (arXiv 2608.03893: it predicts how well B still answers; R^2 does not.)
 
     Args:
         params_b: The receiver B.
-        context: What was mapped, in B's tokens [B, P].
-        question: What B reads after it, [B, Q].
+        context: The mapped text, in B's tokens [B, P].
+        question: The text that follows it, [B, Q].
         mapped: Keys and values of the context, as `map_cache` returns them.
 
     Returns:
         The cosines, [L].
 
     Raises:
-        ValueError: Prompts are invalid, or exceed the model's positions; rows differ in number; the cache is not of B.
+        ValueError: Prompts are invalid or exceed the model's positions; the numbers of rows differ; the cache is not B's.
 
     Example:
         >>> own = jc.prefill(params, prompts)[1]
@@ -479,7 +480,7 @@ def attention_cosine(params_b: Params, context: Prompts, question: Prompts, mapp
     real = positions[: len(question)] >= 0
 
     def at(site: str, layer: Any, x: Array, found: Array) -> tuple[Array, Array]:
-        """The lower rows read the mapped keys, in every layer; their stream is then that of the upper ones again."""
+        """The second half of the rows reads mapped keys in every layer. After each layer it gets the first half's stream."""
         if site == "resid_post":
             return jnp.concatenate([x[: len(question)]] * 2), found
         one, other = x.astype(jnp.float32).reshape(2, *real.shape, -1)
@@ -494,7 +495,7 @@ def attention_cosine(params_b: Params, context: Prompts, question: Prompts, mapp
 
 
 def _both(*caches: KVCache) -> KVCache:
-    """The rows of caches, one after the other, with stacked layers and as many columns."""
+    """Concatenate the rows of caches, with stacked layers and equal numbers of columns."""
     columns = max(cache.positions.shape[1] for cache in caches)
     stacked = [
         cache.replace(**{x: jnp.stack(a) for x in "kv" if isinstance(a := getattr(cache, x), tuple)})

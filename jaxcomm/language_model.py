@@ -1,5 +1,5 @@
-"""What holds of every model, one decoder or a network of them: what reading and writing need of it, where the tokens that
-it reads stand, how it is read for a gradient.
+"""The interface of every model, one decoder or a network of them: methods for reading and writing, positions of tokens,
+and settings for training.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from jaxcomm.config import AnyArray, ModelConfig, NetworkConfig, Remat
 from jaxcomm.prompts import Prompts
 
 INVALID = -2
-"""Position of every token of a row that ends in padding, where that was seen too late to be refused
+"""Position of every token in a row that ends in padding, if the row was traced and could not be refused
 (`jaxcomm.compiled`)."""
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What reading and writing need of a model. `Params` (one decoder) and `jaxcomm.lmnet.Network` (several) have it.
+    """The interface that reading and writing need. `Params` (one decoder) and `jaxcomm.lmnet.Network` (several) have it.
 
-    It is a pytree. `Params` says of each method what goes in and what comes out.
+    A model is a pytree. `Params` documents the arguments and results of each method.
 
     Attributes:
         embed: Embedding matrix of the input tokens, [V, D].
@@ -65,8 +65,8 @@ def check_room(params: LanguageModel, prompts: Prompts, new: int = 0) -> None:
 
     Args:
         params: The model, or a network.
-        prompts: What it reads.
-        new: Number of tokens that are written after them.
+        prompts: Its prompts.
+        new: Number of new tokens after them.
 
     Raises:
         ValueError: The prompts have no token; their columns and the new tokens exceed the model's positions.
@@ -87,7 +87,7 @@ def positions_of(prompts: Prompts, past: Sequence[KVCache] = ()) -> Int[Array, "
 
     Args:
         prompts: The prompts.
-        past: Caches of what was read before them.
+        past: Key/value caches of the tokens before them.
 
     Returns:
         Positions [B, P]: consecutive over the real tokens of each row, from the position that follows `past`; -1 on
@@ -101,7 +101,7 @@ def positions_of(prompts: Prompts, past: Sequence[KVCache] = ()) -> Int[Array, "
 
 
 def after(caches: Sequence[KVCache], rows: int) -> Int[Array, "_ 1"] | int:
-    """Finds the position that follows everything in caches.
+    """Finds the first position after all tokens in the caches.
 
     Args:
         caches: The caches. They may have fewer rows, each shared by consecutive prompts (`attention.rows_for`).
@@ -114,16 +114,16 @@ def after(caches: Sequence[KVCache], rows: int) -> Int[Array, "_ 1"] | int:
 
 
 class Training(NamedTuple):
-    """Settings of a pass whose gradient is taken.
+    """Settings of a pass for which a gradient is computed.
 
     Attributes:
         documents: Number of the text that each token belongs to, [B, T], in order, if rows hold several texts. The
-            texts do not see each other. It goes without past and cache.
-        remat: What a gradient computes again, block by block (`config.Remat`).
-        mesh: Rows lie over all devices of this mesh, and the weights of a block are fetched whole when they are needed.
-        learned: Which tokens are learned, [B, T]; what stands before them in a text is its prompt. Only bridges ask.
-        told: What another model reads of each text (`training.Told`). Only bridges ask.
-        step: Number of the step and of its part, int32 [2], for what is drawn anew at each. None: nothing is drawn.
+            texts do not see each other. It excludes past and cache.
+        remat: What the backward pass recomputes, block by block (`config.Remat`).
+        mesh: Rows are distributed over all devices of this mesh. The weights of a block are gathered when needed.
+        learned: Which tokens are learned, [B, T]. The tokens before them in a text are its prompt. Only bridges use it.
+        told: The tokens that another model reads (`training.Told`). Only bridges use it.
+        step: Number of the step and of its part, int32 [2], for random numbers. None: no random numbers.
     """
 
     documents: Int[Array, "B T"] | None = None
@@ -136,8 +136,8 @@ class Training(NamedTuple):
     def places(self, positions: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], int | None]:
         """Computes positions for attention masks.
 
-        The positions of a row's texts are moved so far apart that none is in the window of the next one. A mask then
-        needs nothing but positions here, too.
+        The positions of a row's texts are moved so far apart that no text is in the window of the next. So masks that use
+        only positions also keep packed texts apart.
 
         Args:
             positions: Positions [B, T] of the tokens.
@@ -151,10 +151,10 @@ class Training(NamedTuple):
         return jnp.where(positions < 0, -1, positions + 2 * longest * self.documents), longest
 
     def fetched(self, h: Array, weights: Any) -> tuple[Array, Any]:
-        """Places the stream and the weights of a layer for fully sharded training.
+        """Constrains the placement of the stream and of a layer's weights for fully sharded training.
 
-        Rows stay where they are, and weights come whole. Left to itself, XLA may fetch all rows instead, which are
-        larger.
+        Rows stay on their devices, and weights are gathered. Without the constraint XLA may gather all rows instead,
+        which are larger.
 
         Args:
             h: The stream.
@@ -169,7 +169,7 @@ class Training(NamedTuple):
         return put(h, mesh.axis_names), jax.tree.map(put, weights)
 
     def checkpointed(self, fn: Callable) -> Callable:
-        """Puts a function under `jax.checkpoint` with the policy that `remat` names.
+        """Wraps a function in `jax.checkpoint` with the policy named by `remat`.
 
         Args:
             fn: The function.
@@ -184,4 +184,4 @@ class Training(NamedTuple):
 
 
 PLAIN = Training()
-"""One text in every row, all of it kept for a gradient."""
+"""One text in every row, and no recomputation in the backward pass."""

@@ -1,8 +1,8 @@
-"""Latent thoughts (LatentMAS, Zou et al. 2025, arXiv 2511.20639): a model that reads its own last state instead of a token.
+"""Latent thoughts (LatentMAS, Zou et al. 2025, arXiv 2511.20639): a model reads its own final state instead of a token.
 
-After a prompt, the state h after the final norm becomes the next input, e = h W_a, and so on for m steps; nothing is said.
-What is handed on are the keys and values of prompt and thoughts, or the inputs e. W_a brings a state into the space of
-embeddings, in closed form.
+After a prompt, the state h after the final norm becomes the next input, e = h W_a. This repeats for m steps, and no token
+is generated. The message is the keys and values of prompt and thoughts, or the inputs e. W_a is a closed-form map from
+final states to the space of embeddings.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from jaxcomm.prompts import Prompts
 from jaxcomm.sites import Site
 
 Thought = Literal["aligned", "identity", "soft"]
-"""What is read next. "aligned": h W_a at the mean norm of embeddings, as published. "identity": h at that norm. "soft": the
-expected embedding of the next token."""
+"""The next input. "aligned": h W_a, scaled to the mean norm of embeddings, as published. "identity": h, scaled to that
+norm. "soft": the expected embedding of the next token."""
 RIDGE = 1e-5
-"""The authors'."""
+"""The authors' value."""
 
 
 class Thoughts(struct.PyTreeNode):
-    """What a model has read and thought, m steps after its prompts.
+    """A model's state after m thinking steps behind its prompts.
 
     Attributes:
-        vectors: What it read in place of tokens, [B, m, D], as rows of the embedding matrix are.
+        vectors: The inputs of the thinking steps, [B, m, D], in the space of rows of the embedding matrix.
         logits: Logits of the next token, [B, V].
         cache: Keys and values of prompts and thoughts; the thoughts are the last m columns.
 
@@ -50,7 +50,7 @@ class Thoughts(struct.PyTreeNode):
     cache: KVCache
 
     def message(self) -> Message:
-        """The thoughts as a message of states, which `messages.receive` puts in the place of embeddings.
+        """The thoughts as a message of states. `messages.receive` puts them in the place of embeddings.
 
         Returns:
             States [B, m, D] at the site `embed`.
@@ -60,7 +60,7 @@ class Thoughts(struct.PyTreeNode):
 
 @jax.jit
 def realignment(params: Params) -> Float[Array, "D D"]:
-    """Computes W_a = (U^T U + 1e-5 I)^-1 U^T E, U the head's matrix and E the embedding matrix (LatentMAS, section 3.1).
+    """Computes W_a = (U^T U + 1e-5 I)^-1 U^T E (LatentMAS, section 3.1). U is the head's matrix, E the embedding matrix.
 
     With tied embeddings it is nearly the identity.
 
@@ -68,7 +68,7 @@ def realignment(params: Params) -> Float[Array, "D D"]:
         params: The model.
 
     Returns:
-        The matrix, float32. A state h is brought to h W_a.
+        The matrix, float32. It maps a state h to h W_a.
 
     Example:
         >>> jc.latents.realignment(params).shape
@@ -91,17 +91,17 @@ def think(
     W: Float[AnyArray, "D D"] | None = None,
     past: Sequence[KVCache] = (),
 ) -> Thoughts:
-    """Reads prompts, and thinks on in latents for m steps.
+    """Reads prompts, and then thinks in latents for m steps.
 
-    Prompts are padded on the left, so every row begins to think at its own last token. All steps are one loop.
+    Prompts are padded on the left, so every row starts to think at its own last token. All steps run in one loop.
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         steps: Number of steps, m. With 0 the model only reads.
-        thought: What is read next.
-        W: What `realignment` returned, for "aligned". None: it is computed.
-        past: Caches of what it read before the prompts. They are not changed.
+        thought: The next input of a thinking step.
+        W: Result of `realignment`, for "aligned". None: it is computed.
+        past: Key/value caches of the tokens before the prompts. They are not changed.
 
     Returns:
         Vectors, logits and cache.
@@ -125,7 +125,7 @@ def think(
     norm = jnp.mean(jnp.linalg.norm(params.embed.astype(jnp.float32), axis=-1))
 
     def following(h: Array) -> Array:
-        """What is read after a last state [B, 1, D]."""
+        """The next input after a final state [B, 1, D]."""
         normed = final_norm(params, h)
         if thought == "soft":
             p = jax.nn.softmax(project_head(params, normed), axis=-1).astype(params.dtype)

@@ -1,8 +1,8 @@
-"""Flax Linen modules: one `Block` serves every family, told apart by `ModelConfig` alone.
+"""Flax Linen modules: one `Block` serves every family; `ModelConfig` holds all differences.
 
-Every linear weight is [out, in], as Hugging Face stores it, so conversion moves bytes and never transposes them.
-Norms, rotary angles, routing and the softmax are computed in float32 whatever the weights' dtype.
-Mirrors transformers' modeling files of the families in `jaxcomm.converters.families`, with eager attention.
+Every linear weight is [out, in], as in Hugging Face checkpoints, so conversion copies bytes and never transposes.
+Norms, rotary angles, routing and the softmax are computed in float32, whatever the weights' dtype.
+The results match transformers' modeling files of the families in `jaxcomm.converters.families`, with eager attention.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from jaxcomm.config import ModelConfig, Rope
 
 
 class Hook(NamedTuple):
-    """What happens at the sites (`jaxcomm.sites`) that a walk over the blocks passes.
+    """A function to call at the sites (`jaxcomm.sites`) while the blocks run.
 
-    at(site, layer, x, state) -> x, state: looks at the activation x, or changes it. state: any pytree, which the walk hands
-    on. sites: the names that `at` is called for. valid: False where nothing sensible can come out, which is then NaN.
+    at(site, layer, x, state) -> x, state: reads or changes the activation x. state: any pytree, passed from site to site.
+    sites: names of the sites that `at` is called for. valid: False in rows with invalid input; their results become NaN.
     """
 
     at: Callable[[str, Any, Array, Any], tuple[Array, Any]] = lambda site, layer, x, state: (x, state)
@@ -35,14 +35,14 @@ class Hook(NamedTuple):
     valid: bool | Bool[Array, "B"] = True
 
     def __call__(self, site: str, layer: Any, x: Array) -> tuple[Array, Hook]:
-        """x, and the hook with its new state, after a site."""
+        """Call the hook at a site. Returns x, and the hook with its new state."""
         if site not in self.sites:
             return x, self
         x, state = self.at(site, layer, x, self.state)
         return x, self._replace(state=state)
 
     def within(self, columns: int) -> Hook:
-        """The same at a walk's first columns only."""
+        """The same hook, applied only to the first `columns` columns."""
 
         def at(site: str, layer: Any, x: Array, state: Any) -> tuple[Array, Any]:
             new, state = self.at(site, layer, x[:, :columns], state)
@@ -55,18 +55,18 @@ NO_HOOK = Hook()
 
 
 class Surroundings:
-    """What a block meets besides its weights and its stream, for one call of it.
+    """The inputs of one call of a block, besides its weights and its stream.
 
     Attributes:
-        layer: Which block it is, from 1; may be traced.
-        angles: Of its rotary embedding (`angles_of`).
-        positions: [B, T], of the tokens.
+        layer: Number of the block, from 1; may be traced.
+        angles: Angles of its rotary embedding (`angles_of`).
+        positions: [B, T], positions of the tokens.
         window: How far back a query sees; None: to the first token.
-        segments: (k, v) -> the segments that queries attend to, given the tokens' own keys and values [B, K, T, H], and what
-            is to be kept of them.
-        first: Only the tokens from this one on ask: Q = T - first.
-        hook: What happens at sites; afterwards with its new state.
-        kept: What `segments` kept, afterwards.
+        segments: Function (k, v) -> (segments, kept). k, v: the tokens' own keys and values [B, K, T, H]. Returns the
+            segments that queries attend to, and the data to store, such as a cache.
+        first: Only tokens from this one on have queries: Q = T - first.
+        hook: The hook to call at sites. After the call of the block it has its new state.
+        kept: The data that `segments` returned to store; set by the call of the block.
     """
 
     def __init__(self, layer, angles, positions, window, segments, first=0, hook: Hook = NO_HOOK):
@@ -74,22 +74,22 @@ class Surroundings:
         self.segments, self.first, self.hook, self.kept = segments, first, hook, None
 
     def wants(self, site: str) -> bool:
-        """Whether anything happens at a site."""
+        """Whether the hook is called at a site."""
         return site in self.hook.sites
 
     def at(self, site: str, x: Array) -> Array:
-        """A site's activation, after what happens there."""
+        """Call the hook at a site. Returns the activation."""
         x, self.hook = self.hook(site, self.layer, x)
         return x
 
     def attended(self, k: Array, v: Array) -> tuple[Segment | Aside, ...]:
-        """The segments that queries attend to, the tokens' own last."""
+        """The segments that queries attend to. The tokens' own segment is the last one."""
         found, self.kept = self.segments(k, v)
         return found
 
 
 FEW = 128
-"""Tokens up to which a linear layer multiplies from the left (`project`)."""
+"""Largest number of tokens for which a linear layer puts the weight on the left (`project`)."""
 ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -103,9 +103,10 @@ _init_each = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-
 def project(weight: Any, x: Float[Array, "B T X"], dtype=None) -> Float[Array, "B T Y"]:
     """x W^T, in `dtype` if given, W [Y, X], or int8 with scales [Y, 1] (`jaxcomm.int8`).
 
-    Of few tokens (decoding) the weight is the left operand, which on CPU is up to twice as fast as the other order; of
-    many it is a quarter slower. (Elsewhere the order is a matter of layouts.) Many are one axis: the weight's gradient is then
-    a product of two matrices, and not a sum over two axes, for which XLA on CPU transposes both sides first.
+    For few tokens (decoding) the weight is the left operand: on CPU this is up to twice as fast as the other order. For
+    many tokens it is a quarter slower. (On accelerators the order only affects layouts.) Many tokens are flattened to one
+    axis. The weight's gradient is then a product of two matrices. As a sum over two axes, XLA on CPU would transpose both
+    sides first.
     """
     if hasattr(weight, "qvalue"):
         y = project(weight.qvalue.astype(x.dtype), x, dtype)
@@ -132,7 +133,7 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last axis, of the `kind` that `ModelConfig.norm` names, computed in float32."""
+    """RMSNorm or LayerNorm over the last axis, computed in float32. `kind` is a value of `ModelConfig.norm`."""
 
     kind: str
     eps: float
@@ -157,11 +158,11 @@ def norm_of(config: ModelConfig, name: str | None = None) -> Norm:
 
 
 def rope_frequencies(rope: Rope, head_dim: int, max_positions: int) -> np.ndarray:
-    """[H' / 2] angles per position, float32, of the H' dimensions that turn. longrope chooses its numbers by `max_positions`."""
+    """Frequencies [H' / 2] of the H' rotated dimensions: angle per position, float32. longrope uses `max_positions`."""
     dims = rope.dims(head_dim)
     if rope.kind == "none":
         return np.zeros(dims // 2, np.float32)
-    # Rounded where torch's float32 pow is, or a frequency is off by an ulp, which at position 700 is 1e-5 of a turn.
+    # Round at the same points as torch's float32 pow. Else a frequency may be off by an ulp: 1e-5 turns at position 700.
     exponent = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     period = np.power(np.float64(rope.theta), exponent.astype(np.float64)).astype(np.float32)
     frequency = 1 / period
@@ -175,7 +176,7 @@ def rope_frequencies(rope: Rope, head_dim: int, max_positions: int) -> np.ndarra
         keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0)
         frequency = (1.0 - keep) * frequency / rope.factor + keep * frequency
     if rope.kind == "yarn":
-        # The dimension that turns so often within the original positions.
+        # The dimension that makes n turns within the original positions.
         turning = lambda n: dims * math.log(rope.original_positions / (n * 2 * math.pi)) / (2 * math.log(rope.theta))
         low, high = turning(rope.beta_fast), turning(rope.beta_slow)
         if rope.truncate:
@@ -196,7 +197,8 @@ def rotary(config: ModelConfig, positions: Int[Array, "B T"]) -> tuple[Array, Ar
         positions[..., None].astype(jnp.float32) * rope_frequencies(rope, config.head_dim, config.max_positions)
     )
     angles = jnp.stack([turn(rope) for rope in ropes])
-    # What comes out of a product is there once: XLA on CPU would compute cosines again in every unrolled layer, for every head.
+    # Multiply by the identity, so that the tables are computed once. Without the product, XLA on CPU would recompute the
+    # cosines in every unrolled layer, for every head.
     eye = jnp.eye(angles.shape[-1], dtype=jnp.float32)
     cos, sin = jnp.matmul(jnp.stack([jnp.cos(angles), jnp.sin(angles)]), eye, precision="highest")
     if any(rope.scale != 1.0 for rope in ropes):
@@ -206,7 +208,7 @@ def rotary(config: ModelConfig, positions: Int[Array, "B T"]) -> tuple[Array, Ar
 
 
 def angles_of(config: ModelConfig, tables: tuple[Array, Array] | None, i) -> tuple[Array, Array] | None:
-    """What `rotary` made for layer i, [B, T, H' / 2]; i counts from 0 and may be traced."""
+    """The tables of `rotary` for layer i, [B, T, H' / 2]; i counts from 0 and may be traced."""
     if tables is None:
         return None
     rope = config.rope_of[i] if isinstance(i, int) else jnp.asarray(config.rope_of)[i]
@@ -215,7 +217,7 @@ def angles_of(config: ModelConfig, tables: tuple[Array, Array] | None, i) -> tup
 
 
 def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array] | None) -> Float[Array, "B T X H"]:
-    """The first H' dimensions of every head turned, in float32."""
+    """Rotate the first H' dimensions of every head, in float32."""
     if angles is None:
         return x
     cos, sin = (table[:, :, None, :] for table in angles)
@@ -226,8 +228,8 @@ def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array] | None) -> Fl
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over any number of segments (`Surroundings.segments`). A segment is scored where it lies, so a
-    prompt's cache is shared by everything that continues it."""
+    """Grouped-query attention over any number of segments (`Surroundings.segments`). Segments are not concatenated, so all
+    continuations of a prompt can share its cache."""
 
     config: ModelConfig
 
@@ -256,7 +258,7 @@ class Attention(nn.Module):
         return Linear(c.width, c.out_bias, name="o")(z.reshape(B, T - first, c.heads * c.head_dim))
 
     def project(self, x: Float[Array, "B T D"], around: Surroundings) -> tuple[Array, Array, Array]:
-        """Queries of the tokens that ask [B, Q, N, H], keys and values of all [B, T, K, H], before rotation."""
+        """Queries [B, Q, N, H] of the last Q tokens, keys and values [B, T, K, H] of all tokens, before rotation."""
         c = self.config
         made = {}
         for name, heads, read in (("q", c.heads, x[:, around.first :]), ("k", c.kv_heads, x), ("v", c.kv_heads, x)):
@@ -271,19 +273,19 @@ class Attention(nn.Module):
 
 
 def opened(config: ModelConfig, gate: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
-    """act of what the gate says, cut off above the limit if the architecture has one."""
+    """act(gate). The gate is clipped above the limit, if the architecture has one."""
     gate = gate if config.mlp_limit is None else jnp.minimum(gate, config.mlp_limit)
     return ACTIVATIONS[config.activation](gate)
 
 
 def let_through(config: ModelConfig, up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
-    """What a gate multiplies, cut off at the limits if the architecture has them."""
+    """The factor that the gate multiplies. It is clipped to the limits, if the architecture has them."""
     up = up if config.mlp_limit is None else jnp.clip(up, -config.mlp_limit, config.mlp_limit)
     return up + 1 if config.up_plus_one else up
 
 
 def scaled(x: Float[Array, "*B D"], factor: float) -> Float[Array, "*B D"]:
-    """x times a number, which is not rounded to x's dtype first."""
+    """x times a number. The number is not rounded to x's dtype first."""
     return x if factor == 1 else (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
@@ -304,12 +306,12 @@ class MLP(nn.Module):
 
 
 class Experts(nn.Module):
-    """A sparse mixture of gated MLPs: each token goes through the `experts_per_token` its router finds most likely, and the
-    sum of what they say, weighted by their probabilities, is what comes out (transformers' mixtral, qwen3_moe and gpt_oss).
+    """A sparse mixture of gated MLPs. The router picks the `experts_per_token` most probable experts for each token. The
+    result is the sum of their outputs, weighted by their probabilities (transformers' mixtral, qwen3_moe and gpt_oss).
 
-    Tokens are sorted by expert and cut into blocks of one expert each, so that what is multiplied grows with the experts
-    chosen, not with all of them, on every backend, under vmap and grad. (`jax.lax.ragged_dot` multiplies every token by every
-    expert on CPU, and has no vmap for this layout.)
+    Tokens are sorted by expert and cut into blocks of one expert each. So the work grows with the number of chosen experts,
+    not of all experts, on every backend, under vmap and grad. (`jax.lax.ragged_dot` multiplies every token by every expert
+    on CPU, and has no vmap for this layout.)
     """
 
     config: ModelConfig
@@ -354,8 +356,8 @@ class Experts(nn.Module):
 
 
 class Blocks(NamedTuple):
-    """Blocks of M tokens that go through the same expert: tokens [blocks, M] (any where there is none), experts and whether a
-    block is used [blocks]."""
+    """Blocks of M tokens for the same expert: tokens [blocks, M] (any token in unused places), the expert of each block
+    [blocks], and whether the block is used [blocks]."""
 
     tokens: Array
     experts: Array
@@ -363,9 +365,10 @@ class Blocks(NamedTuple):
 
 
 def block_rows(chosen: Int[Array, "n k"], experts: int) -> tuple[Int[Array, "n k"], Blocks]:
-    """Blocks for tokens that chose these experts, and in which row of all blocks each choice lies.
+    """Make the blocks for tokens with these chosen experts. Also returns the row among all blocks of each choice.
 
-    M is half of what an expert gets on average, between 1 and 256: an expert's last block is half empty in the mean.
+    M is half of the average number of tokens of an expert, between 1 and 256. On average an expert's last block is half
+    empty.
     """
     n, k = chosen.shape
     size = 1 << min(8, max(0, (n * k // experts).bit_length() - 2))
@@ -387,7 +390,7 @@ def mlp_of(config: ModelConfig, name: str | None = None) -> nn.Module:
 
 
 class Block(nn.Module):
-    """One layer: h[i-1] -> h[i], of the tokens that ask (`Surroundings.first`)."""
+    """One layer: h[i-1] -> h[i], for the tokens that have queries (`Surroundings.first`)."""
 
     config: ModelConfig
 

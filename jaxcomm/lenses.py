@@ -1,8 +1,8 @@
-"""Lenses: what a model's own tokens say of a state. The logit lens of every layer, nearest tokens, patchscopes.
+"""Lenses: express a state in the model's own tokens. The logit lens at every layer, nearest tokens, patchscopes.
 
-logit_lens(params, prompts, edits=[receive(message, j)])   what the receiver holds after each layer
-nearest_tokens(params, message)                            what its own model finds in a message
-patchscope(params, prompt, message, at=..)                 what its own model writes of it: "x is ..."
+logit_lens(params, prompts, edits=[receive(message, j)])   the receiver's prediction after each layer
+nearest_tokens(params, message)                            tokens nearest to a message, by its own model
+patchscope(params, prompt, message, at=..)                 its own model describes it in text: "x is ..."
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from jaxcomm.sites import Layer, Positions, Site, check_site
 
 
 class Lens(struct.PyTreeNode):
-    """What a model's own final norm and head find in its stream after each layer, at the last token.
+    """Predictions of a model's final norm and head from the residual stream after each layer, at the last token.
 
     Attributes:
-        tokens: The likeliest tokens, the likeliest first, [B, layers, count]. -1 where the stream is not a number.
+        tokens: The likeliest tokens, the likeliest first, [B, layers, count]. -1 where the stream is NaN.
         logprobs: Their log-probabilities in nats, [B, layers, count].
         answer_logprobs: Log-probability of each prompt's answer, [B, layers]. None: no answers were given.
-        answer_ranks: Its rank among all tokens, [B, layers]. 1 is the likeliest; 0: there is none.
+        answer_ranks: Its rank among all tokens, [B, layers]. 1 is the likeliest; 0 means no rank.
 
     Example:
         >>> jc.logit_lens(params, prompts, layers=[2, 4], answers=np.array([7, 8])).answer_ranks.shape
@@ -61,24 +61,24 @@ def logit_lens(
     count: int = 5,
     answers: Int[AnyArray, "B"] | None = None,
 ) -> Lens:
-    """Looks through the model's final norm and head at its stream after each layer, at the last token of each prompt.
+    """Applies the model's final norm and head to the residual stream after each layer, at each prompt's last token.
 
-    It is nostalgebraist's logit lens (2020). The prompts are read once for all layers, and the logits of one layer at a
-    time are held. With `edits=[receive(message, j)]` it shows what becomes of a message in the receiver. After the last
-    layer it is the model's own distribution of the next token. Earlier streams need not mean to the head what they mean
-    to the layers above them, so a token that is not there may still be known.
+    This is nostalgebraist's logit lens (2020). The prompts are read once for all layers, and only one layer's logits are
+    in memory at a time. With `edits=[receive(message, j)]` it shows the effect of a message in the receiver's layers. For
+    the last layer the result is the model's own next-token distribution. Earlier layers may encode a token in a way that
+    the head cannot read. So a token may be known to the model although the lens does not show it.
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
-        edits: Edits of the model's states. A stream is seen as it was left.
-        past: Caches of what stands before the prompts, a prefix for one.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
+        edits: Edits of the model's states. The stream is read after them.
+        past: Key/value caches of the tokens before the prompts, such as a prefix.
         layers: Numbers of the layers, 0 (what enters the first block) to L. Default: all.
         count: Number of tokens to name.
-        answers: A token id for each prompt, [B], whose rank and log-probability are looked up.
+        answers: A token id for each prompt, [B]. Its rank and log-probability are reported.
 
     Returns:
-        What is found after each layer.
+        The predictions after each layer.
 
     Raises:
         ValueError: A layer is out of range; `count` is below 1 or beyond the vocabulary; there is not one answer for each
@@ -113,7 +113,7 @@ def _check_count(params: Params, count: int) -> None:
 
 
 def _likeliest(params: Params, h: Float[Array, "B D"], count: int, answers: AnyArray | None = None) -> Lens:
-    """What norm and head find in one stream of each row, without an axis of layers."""
+    """Apply norm and head to one state of each row. The result has no axis of layers."""
     logits = params.logits(h[:, None])[:, 0]
     every = jax.nn.log_softmax(logits, axis=-1)
     logprobs, tokens = jax.lax.top_k(every, count)
@@ -131,22 +131,22 @@ def nearest_tokens(
 ) -> tuple[Int[Array, "*n count"], Float[Array, "*n count"]]:
     """Finds the tokens that are nearest to each state of a message.
 
-    The two sides of a model name different things. Its head names what it would say next if this were its last stream:
-    the output side. Its embedding names the input token whose vector points in the same direction: what the state would
-    be read as if it stood in the place of a token. Of late layers the first says more, of early ones the second.
+    The head and the embedding give different answers. The head gives the tokens that the model would generate next if this
+    were its final residual stream. The embedding gives the input tokens whose vectors point in the same direction. The
+    head is more informative for states from late layers, the embedding for states from early layers.
 
     Args:
-        params: The model that is asked: the sender, or a receiver that the states are for.
+        params: The model to use: the sender, or a receiver of the states.
         message: A message, or states [.., D] of the residual stream.
         by: "head" (final norm and head), or "embedding" (cosine with the rows of the embedding matrix).
         count: Number of tokens.
 
     Returns:
-        Token ids [.., count], the nearest first, and how near they are: log-probabilities in nats, or cosines.
+        Token ids [.., count], the nearest first, and their log-probabilities in nats, or their cosines.
 
     Raises:
-        ValueError: `by` is neither; `count` is below 1 or beyond the vocabulary; the states have another width; the
-            message holds no states, or is another model's.
+        ValueError: `by` has another value; `count` is below 1 or beyond the vocabulary; the states have another width;
+            the message holds no states, or is from another model.
 
     Example:
         >>> tokens, cosines = jc.nearest_tokens(params, params.embed[:2], by="embedding", count=3)
@@ -189,29 +189,29 @@ def patchscope(
     norm: float | None = None,
     **decoding: Unpack[Decoding],
 ) -> Generation:
-    """Puts a message at a placeholder of a target prompt, and lets the model write on: what it calls the message.
+    """Puts a message at a placeholder of a target prompt, and lets the model continue: its description of the message.
 
-    It is a patchscope (Ghandeharioun et al. 2024, arXiv 2401.06102). The message takes the place of the stream at the
-    placeholder while the prompt is read; then the model decodes, greedily by default. All rows of the message are one
-    batch. After the last layer only the prompt's last token can be patched to any effect, since no later layer reads
-    the stream. The authors' code leaves out the final norm there, because transformers' last hidden state has been
-    through it; ours, h[L], has not, so the norm is applied as always.
+    This is a patchscope (Ghandeharioun et al. 2024, arXiv 2401.06102). While the prompt is read, the message replaces the
+    residual stream at the placeholder. Then the model decodes, greedily by default. All rows of the message are one batch.
+    After the last layer, only a patch of the prompt's last token has an effect, since no later layer reads the stream. The
+    authors' code skips the final norm there, because transformers' last hidden state is already normalised. Our h[L] is
+    not, so the norm is applied as always.
 
     Args:
-        params: The model that is asked.
+        params: The model.
         prompt: The target prompt: `Prompts` of one row, or tokens [1, P].
-        message: A message of one state for each row, or states [B, D]. Of several tokens, the last one's is put.
-        at: Position of the placeholder, or a mask [1, P] (`Agent.find`). Each of several tokens gets the message.
-        layer: The message is put after this layer. Default: where it was read, the published choice.
-        norm: Euclidean length that every state is scaled to first. Default: its own.
+        message: A message of one state for each row, or states [B, D]. With several tokens, the last one's state is used.
+        at: Position of the placeholder, or a mask [1, P] (`Agent.find`). If it has several tokens, each gets the message.
+        layer: Layer after which the message is inserted. Default: the layer where it was read, the published choice.
+        norm: Scale every state to this Euclidean length first. Default: keep its own.
         **decoding: Options of `Decoding`.
 
     Returns:
-        What is written for each row of the message.
+        The generated tokens for each row of the message.
 
     Raises:
         ValueError: The target prompt has several rows; the layer or position is out of range, or the layer is not known;
-            `norm` is not above 0; the message is another model's, or holds no states.
+            `norm` is not above 0; the message is from another model, or holds no states.
 
     Example:
         >>> message = jc.send(params, prompts, 3)

@@ -1,4 +1,4 @@
-"""Low-rank adaptation (Hu et al., ICLR 2022): what training few weights of one model is compared with."""
+"""Low-rank adaptation (Hu et al., ICLR 2022), the baseline for methods that train few weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LoRA(struct.PyTreeNode):
 
     Attributes:
         factors: For each weight [.., out, in] named in `TARGETS`, by its path in the blocks: {"down": [.., r, in],
-            "up": [.., out, r]}, float32. The leading axes are those of stacked layers and experts.
+            "up": [.., out, r]}, float32. The leading axes are the stacked layers and experts.
         alpha: Scale of the update. It has no unit.
     """
 
@@ -37,8 +37,8 @@ class LoRA(struct.PyTreeNode):
             The model with updated weights.
 
         Raises:
-            ValueError: The layers of the model are stacked and those of the factors are unrolled, or the reverse; the
-                model has int8 weights.
+            ValueError: The model's layers are stacked and the factors' are unrolled, or the reverse; the model has int8
+                weights.
         """
         if strange := self.factors.keys() - {jax.tree_util.keystr(path) for path, _ in _targets(frozen)}:
             raise ValueError(
@@ -56,7 +56,7 @@ class LoRA(struct.PyTreeNode):
 
 
 def init_lora(key: Array, params: Params, rank: int, alpha: float | None = None) -> LoRA:
-    """Makes LoRA factors for a model. The model's output does not change at first.
+    """Makes LoRA factors for a model. Initially they do not change its output.
 
     `up` begins at 0. `down` is normal with variance 1 / in.
 

@@ -1,9 +1,9 @@
-"""The map W from A's activation space to B's: in closed form, and by gradient descent as published.
+"""Linear maps W from A's activation space to B's: in closed form, and by gradient descent as published.
 
 Ramesh & Li (section 3.1) learn one W per (k, j) by gradient descent on ||W h_A[k] - h_B[j]||^2 over final tokens of the
-same sentences: `train_maps`. The minimiser needs only sums over sentences, so `fit_maps` solves every (k, j) after one
-pass over the text, in which no activation outlives its batch. `similarity` says from such sums how alike the two spaces
-are. All three take the same batches, and both recipes report the error on the same held-out sentences.
+same sentences: `train_maps`. The closed form needs only sums over sentences. So `fit_maps` solves every (k, j) after one
+pass over the text, and stores no activations beyond a batch. `similarity` uses such sums to measure how alike the two
+spaces are. All three accept the same batches. Both fits report the error on the same held-out sentences.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Batches = Iterable[tuple[Prompts, Prompts]]
 
 
 _pick = jax.jit(operator.getitem)
-"""Uncompiled, an index is a dozen programs."""
+"""Compiled, because an index outside jit runs a dozen small programs."""
 
 
 def _final_states(
     params_a: Params, params_b: Params, batches: Batches, ks: Sequence[int], js: Sequence[int]
 ) -> Iterator[tuple[Float[Array, "K n DA"], Float[Array, "J n DB"], Bool[np.ndarray, " n"]]]:
-    """h_A[ks] and h_B[js] at the last token of each batch's n sentences, and which of these are held out.
+    """h_A[ks] and h_B[js] at the last token of each batch's n sentences, and which sentences are held out.
 
     ValueError: a layer out of range, batches of unequal numbers of sentences, at the end: fewer than ten.
     """
@@ -69,7 +69,7 @@ class Maps(struct.PyTreeNode):
     Attributes:
         W: The maps [K, J, D_B, D_A], one matrix for each pair of layers (k, j). They are fitted on all sentences.
         error: Error [K, J] on the held-out sentences: the mean square of W h_A[k] - h_B[j], divided by the mean square
-            of h_B[j]. It has no unit. It belongs to a fit that did not use the held-out sentences.
+            of h_B[j]. It has no unit. It is measured on a separate fit that did not use the held-out sentences.
 
     Example:
         >>> sentences = jc.left_pad([[n, n + 1] for n in range(20)])
@@ -83,7 +83,7 @@ class Maps(struct.PyTreeNode):
 
 
 class RidgeMaps(Maps):
-    """Maps in closed form, as `fit_maps` returns them.
+    """Closed-form maps, the result of `fit_maps`.
 
     Attributes:
         W: As in `Maps`.
@@ -124,8 +124,8 @@ def fit_maps(
     sentence is held out. For each (k, j) the ridge with the smallest error on the held-out sentences is chosen. W is
     then fitted on all sentences.
 
-    Memory: the states of one batch, and five times K D_A^2 + K J D_A D_B float32 numbers. For large models, fit a few
-    layers at a time.
+    Memory: the states of one batch, plus 5 (K D_A^2 + K J D_A D_B) float32 numbers. For large models, fit a few layers
+    at a time.
 
     Args:
         params_a: The sender A.
@@ -153,7 +153,7 @@ def fit_maps(
     sums = None
     for a, b, held in _final_states(params_a, params_b, batches, ks, js):
         sums = add(sums, a, b, held)
-    assert sums is not None  # no sentences: refused above
+    assert sums is not None  # without sentences, `_final_states` raised
     return _solve(*sums, jnp.asarray(ridges, jnp.float32))
 
 
@@ -164,7 +164,7 @@ def fit_maps(
 def _train(
     a: Float[AnyArray, "n DA"], b: Float[AnyArray, "J n DB"], keys, learning_rate, *, epochs: int, batch: int
 ) -> Float[Array, "J DB DA"]:
-    """One j after the other. keys [J]: for the first W and the order of the sentences."""
+    """Train the maps of one j after the other. keys [J]: for the initial W and the order of the sentences."""
     n, optimizer = len(a), optax.adam(learning_rate)
     xavier = jax.nn.initializers.xavier_uniform(in_axis=-1, out_axis=-2)
     steps = -(-n // batch)
@@ -173,7 +173,7 @@ def _train(
         init_key, order_key = jax.random.split(key)
 
         def loss(W, rows):
-            # -1 fills up the last batch: the mean is taken over its real rows.
+            # The last batch is padded with -1. Only its real rows count in the mean.
             return jnp.mean((a[rows] @ W.T - b[rows]) ** 2, where=(rows >= 0)[:, None])
 
         def step(carry, rows):
@@ -198,7 +198,7 @@ def _train(
 def _errors(
     W: Float[Array, "K J DB DA"], a: Float[AnyArray, "K n DA"], b: Float[AnyArray, "J n DB"]
 ) -> Float[Array, "K J"]:
-    """Mean square of W a - b as a share of that of b."""
+    """Mean square of W a - b, divided by the mean square of b."""
     square = lambda x: jnp.sum(x**2, axis=(1, 2))
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(lambda at: square(jnp.einsum("jed,nd->jne", *at) - b) / square(b), (W, a))
@@ -232,7 +232,7 @@ def train_maps(
     """Trains W for every pair of layers (k, j) by gradient descent, with the recipe of Ramesh & Li (2025, section 3.1).
 
     W begins with Xavier initialisation (uniform). Adam minimises the mean squared error between W h_A[k] and h_B[j] at
-    the last token of the same sentences. Each epoch takes the sentences in a new order; its last batch holds the rest.
+    the last token of the same sentences. Each epoch shuffles the sentences; its last batch may be smaller.
     A map depends only on `key` and on its own (k, j), not on the other layers in `ks` and `js`. `epochs=0` returns the
     initialisation.
 
@@ -247,8 +247,8 @@ def train_maps(
         js: Layers of B, 0 .. L_B each.
         key: Random key for the initialisation and the order of the sentences.
         recipe: Epochs, batch size and learning rate. Default: `Recipe()`.
-        progress: Called whenever the maps of a k are trained, as progress(done, all), which counts maps. Each is trained
-            twice, once without the held-out sentences, for its error.
+        progress: Called as progress(done, all) after the maps of each k. It counts trained maps. Each map is trained
+            twice: with all sentences, and without the held-out ones, to measure its error.
 
     Returns:
         The maps and their errors.
@@ -313,7 +313,7 @@ class Similarity(struct.PyTreeNode):
 class Centred(struct.PyTreeNode):
     """Means over n sentences, and sums of products of the states without these means.
 
-    float32 could not recover such products from sums of raw products where the means are large.
+    With large means, float32 could not recover these products from sums of raw products.
 
     Attributes:
         n: Number of sentences.
@@ -378,13 +378,13 @@ def _compare(sums: Centred) -> Similarity:
     mean_a, mean_b = (sums.n * jnp.sum(x**2, axis=1) for x in (a, b))
 
     def share(ab, square_a, square_b):
-        """||ab||_F^2 over both squares; divided before it is squared, since states of 1e4 would overflow."""
+        """||ab||_F^2 over both squares. Divides before squaring, because states of 1e4 would overflow."""
         return jnp.sum((ab / jnp.sqrt(square_a[:, None] * square_b)[..., None, None]) ** 2, axis=(2, 3))
 
     raw = ab + sums.n * a[:, None, :, None] * b[None, :, None, :]
     norm = lambda x, own: jnp.sqrt(jnp.sum((x / own[:, None, None]) ** 2, axis=(1, 2)))
     cka = share(ab, own_a, own_b) / (norm(aa, own_a)[:, None] * norm(bb, own_b))
-    # What float32 cannot tell from no variation at all.
+    # Variation below this cannot be told from zero in float32.
     vary = (own_a > 1e-12 * mean_a)[:, None] & (own_b > 1e-12 * mean_b)
     return Similarity(share(raw, own_a + mean_a, own_b + mean_b), jnp.where(vary, cka, jnp.nan))
 
@@ -394,7 +394,7 @@ def similarity(
 ) -> Similarity:
     """Measures how alike h_A[k] and h_B[j] are, for every pair of layers (k, j), in one pass over the text.
 
-    Memory: the states of one batch, and three times K D_A^2 + K J D_A D_B + J D_B^2 float32 numbers.
+    Memory: the states of one batch, plus 3 (K D_A^2 + K J D_A D_B + J D_B^2) float32 numbers.
 
     Args:
         params_a: The model A.
@@ -419,5 +419,5 @@ def similarity(
     sums = None
     for a, b, _ in _final_states(params_a, params_b, batches, ks, js):
         sums = _join(sums, a, b)
-    assert sums is not None  # no sentences: refused above
+    assert sums is not None  # without sentences, `_final_states` raised
     return _compare(sums)

@@ -1,14 +1,14 @@
-"""Messages: what one model hands to another, as a value that can be printed, saved and sent.
+"""Messages that one model sends to another. A message is a value: it can be printed, saved and sent.
 
     read       send(params, prompts, site), send_cache(params, prompts) -> Message
-    deliver    sharding.deliver(message, params_b), or save and load; where others could change it, message.sign(key)
-               and message.verify(key)
-    receive    receive(message, site, graft) -> Edit, for generate, forward and all that take edits;
+    deliver    sharding.deliver(message, params_b), or save and load; if others could change it on the way, call
+               message.sign(key) and message.verify(key)
+    receive    receive(message, site, graft) -> Edit, for generate, forward and every function that takes `edits`;
                receive_cache(message, params_b) -> KVCache, for `past`
 
-One format holds states at a site, expected embeddings (CIPHER), keys and values, and text. A message knows the model it
-is from. Another model takes it only through a map W, as nothing else says what its numbers mean there. (`communicate`
-follows the paper's rule for unequal models, which asks nothing.)
+One format holds states at a site, expected embeddings (CIPHER), keys and values, and text. A message knows which model
+it is from. Another model accepts it only through a map W, because without a map the numbers have no defined meaning
+there. (`communicate` does not check this: it follows the paper's rule for models of unequal width.)
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ FORMAT = "jaxcomm.message.1"
 
 
 class Message(struct.PyTreeNode):
-    """What one model hands to another, for B prompts.
+    """The messages that one model sends to another, for B prompts.
 
     Attributes:
-        states: States of one position [B, ...], or of n positions [B, n, ...], 0 where a row has fewer; or keys and
-            values of every token (`send_cache`). None: there is only text.
-        valid: Whether a row has each state, [B, n]. None: every row has all.
-        site: Where the states were read. `embed` for embeddings that are said (CIPHER).
-        sender: Identity of the model that the states are from (`fingerprint.identity`). None: it is not checked.
+        states: States of one position [B, ...], or of n positions [B, n, ...], 0 where a row has fewer; or the keys and
+            values of every token (`send_cache`). None: the message is text only.
+        valid: Whether each state of a row is present, [B, n]. None: every row has all n.
+        site: Where the states were read. `embed` for the expected embeddings of CIPHER.
+        sender: Identity of the model that produced the states (`fingerprint.identity`). None: it is not checked.
         text: One text for each prompt, if the message says something in words.
-        note: Anything else that is to be kept with the message.
-        mac: Signature of all of this (`sign`). None: it is not signed.
+        note: Free text to keep with the message.
+        mac: Signature of all the fields above (`sign`). None: the message is not signed.
 
     Example:
         >>> message = jc.send(params, prompts, jc.Site("resid_post", 3, "last"))
@@ -78,7 +78,7 @@ class Message(struct.PyTreeNode):
 
     @property
     def bytes(self) -> int:
-        """Number of bytes that have to be sent: states without padding, keys and values that are seen, or UTF-8 text."""
+        """Number of bytes to send: states without padding, keys and values that some layer sees, or UTF-8 text."""
         if self.states is None:
             return sum(len(text.encode()) for text in self.text or ())
         if isinstance(self.states, KVCache):
@@ -88,7 +88,7 @@ class Message(struct.PyTreeNode):
 
     @property
     def single(self) -> bool:
-        """Whether its states are of one position, so that they have no axis of positions."""
+        """Whether each row has one state. The states then have no axis of positions."""
         at_one = self.site is not None and self.site.single
         return self.valid is None and (at_one or np.ndim(self.states) == 2)  # pyright: ignore[reportArgumentType]
 
@@ -104,7 +104,7 @@ class Message(struct.PyTreeNode):
         return jnp.sqrt(jnp.sum(wide**2, axis=tuple(range(first, wide.ndim))))
 
     def state_array(self) -> AnyArray:
-        """Returns the states, where an edit can put them somewhere.
+        """Returns the states as an array that an edit can use.
 
         Returns:
             The states [B, ...] or [B, n, ...].
@@ -135,13 +135,13 @@ class Message(struct.PyTreeNode):
         return f"Message({', '.join(told)}, from {self.sender or 'nobody named'}{signed})"
 
     def take(self, rows: Any) -> Message:
-        """Selects the messages of some prompts, in any order.
+        """Selects the messages for some of the prompts, in any order.
 
         Args:
             rows: Their indices.
 
         Returns:
-            A message for as many prompts.
+            A message for the selected prompts.
         """
         rows = np.asarray(rows)
         pick = lambda a: None if a is None else jnp.asarray(a)[rows]
@@ -156,7 +156,8 @@ class Message(struct.PyTreeNode):
         return self.replace(states=states, valid=pick(self.valid), site=site, text=text, mac=None)
 
     def anonymous(self) -> Message:
-        """Removes the sender's identity, and the signature. Any model takes the result, by the rule for unequal widths.
+        """Removes the sender's identity and the signature. Then any model accepts the message, by the rule for unequal
+        widths.
 
         Returns:
             A message with the same states.
@@ -164,14 +165,14 @@ class Message(struct.PyTreeNode):
         return Message(self.states, self.valid)
 
     def check_fits(self, params: Any, change: Any) -> None:
-        """Checks that a model can take the message: the model sent it, or there is a map W.
+        """Checks that a model can receive the message: it sent the message itself, or `change` has a map W.
 
         Args:
             params: The receiver.
-            change: The change that takes the message in.
+            change: The change that uses the message.
 
         Raises:
-            ValueError: The message is from another model, and `change` is no `Graft` with a map.
+            ValueError: The message is from another model, and `change` is not a `Graft` with a map.
         """
         width = self.state_array().shape[-1]
         if self.sender is None or (isinstance(change, Graft) and change.W is not None):
@@ -187,10 +188,10 @@ class Message(struct.PyTreeNode):
     def save(self, path: str | Path) -> None:
         """Writes the message to a safetensors file.
 
-        The header of the file says where the states were read, and which model they are from.
+        The file's header records where the states were read and which model they are from.
 
         Args:
-            path: Path of the file. An existing file is replaced, whole or not at all.
+            path: Path of the file. An existing file is replaced atomically.
         """
         from safetensors.flax import save_file
 
@@ -200,11 +201,11 @@ class Message(struct.PyTreeNode):
         os.replace(part, path)
 
     def _parts(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """All that a message is but its signature: arrays by name, and JSON values. This is what is saved, and signed."""
+        """Everything in the message except the signature: arrays by name, and JSON values. `save` and `sign` use it."""
         arrays: dict[str, Any] = {"valid": self.valid}
         if isinstance(self.states, KVCache):
             cache, kept = self.states, slice(None)
-            if cache.seen is not None:  # what no layer sees is not sent
+            if cache.seen is not None:  # layers that see nothing are not sent
                 kept = np.flatnonzero(np.asarray(cache.seen).any(axis=(1, 2)))
             k, v = (jnp.asarray(_stacked(x))[kept] for x in (cache.k, cache.v))
             arrays |= {"k": k, "v": v, "columns": cache.positions}
@@ -221,10 +222,10 @@ class Message(struct.PyTreeNode):
         return {name: jnp.asarray(array) for name, array in arrays.items() if array is not None}, about
 
     def sign(self, key: bytes) -> Message:
-        """Signs the message, with HMAC-SHA256 over all that it holds and says.
+        """Signs the message with HMAC-SHA256 over all its fields.
 
-        Who has the key can check with `verify` that the message is what somebody with the key sent. What this protects,
-        and what it does not, is in docs/security.md.
+        Anyone who has the key can call `verify` to check that a holder of the key signed exactly this message.
+        docs/security.md says what this protects against and what it does not.
 
         Args:
             key: A secret that sender and receiver share, such as `secrets.token_bytes(32)`.
@@ -249,7 +250,7 @@ class Message(struct.PyTreeNode):
             key: The secret that the message was signed with.
 
         Returns:
-            The message, to be taken in by `receive` or `receive_cache`.
+            The message, ready for `receive` or `receive_cache`.
 
         Raises:
             ValueError: The message is not signed; it was signed with another key, or changed since; the key is empty;
@@ -264,7 +265,7 @@ class Message(struct.PyTreeNode):
         found = self._mac(key)
         if self.mac is None:
             raise ValueError("this message is not signed: ask the sender for message.sign(key)")
-        # ascii: a file may hold anything in the signature's place, and compare_digest takes no other letters.
+        # ascii: a file may hold any string as its signature, and compare_digest accepts ASCII strings only.
         if not hmac.compare_digest(ascii(self.mac), ascii(found)):
             raise ValueError(
                 f"the signature of this message (sender {self.sender!r}) does not match: it was changed since it was "
@@ -273,7 +274,7 @@ class Message(struct.PyTreeNode):
         return self
 
     def _mac(self, key: bytes) -> str:
-        """HMAC of the format's name, the JSON values, and every array's name, dtype, shape and bytes, each with its length."""
+        """HMAC over the format's name, the JSON values, and each array's name, dtype, shape and bytes, with all lengths."""
         if not key:
             raise ValueError("the key is empty: share a secret, such as secrets.token_bytes(32)")
         if trace_state() != UNTRACED:
@@ -330,7 +331,7 @@ def _stacked(layers: Any) -> Array:
 
 
 def _cache_of(arrays: dict[str, Array]) -> KVCache:
-    """Keys and values as `Message.save` writes them: of layers that see nothing there are none."""
+    """Rebuild a cache from the arrays that `Message.save` writes. They leave out layers that see nothing."""
     k, v, seen = arrays["k"], arrays["v"], arrays.get("seen")
     if seen is not None:
         kept = np.flatnonzero(np.asarray(seen).any(axis=(1, 2)))
@@ -343,7 +344,7 @@ def _as_json(about: dict[str, Any]) -> str:
 
 
 def _site_of(told: dict[str, Any], positions: AnyArray | None) -> Site:
-    """A site as `Message.save` tells it; positions: of one whose positions are an array."""
+    """Rebuild a site from the record that `Message.save` writes. positions: the site's positions, if they are an array."""
     fixed = slice(*told["slice"]) if "slice" in told else positions if positions is not None else told["fixed"]
     return Site(
         told["name"], told["layer"], fixed, tuple(told["heads"]) if isinstance(told["heads"], list) else told["heads"]
@@ -358,17 +359,17 @@ def send(
     past: Sequence[KVCache] = (),
     edits: Sequence[Edit] = (),
 ) -> Message:
-    """Reads prompts up to a site, and takes what is there for a message. What is above the site is not computed.
+    """Reads prompts up to a site, and makes a message of the activation there. Later layers are not computed.
 
     Args:
         params: The sender.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
-        site: Which activation, at which positions. A layer k means the stream after it, at the last token.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
+        site: Which activation, at which positions. An int k means the residual stream after layer k, at the last token.
         past: Caches of what the model read before the prompts. They are not changed.
         edits: Edits of the model's states.
 
     Returns:
-        The message, with the sender's identity (under your own jit without it).
+        The message, with the sender's identity. (Inside your own jit the identity is left out.)
 
     Raises:
         ValueError: There is no such site; a layer or position is out of range; the prompts or an edit are invalid.
@@ -385,7 +386,7 @@ def send(
 def read_message(
     params: Params, prompts: Prompts, *, site: Site, past: Sequence[KVCache] = (), edits: Sequence[Edit] = ()
 ) -> Message:
-    """`send`, as one program, without the sender's identity."""
+    """`send` as one compiled program, without the sender's identity."""
     check_room(params, prompts)
     positions = positions_of(prompts, past)
     hook = hook_of(params, positions, edits, [Read(site, (site.layer,))])
@@ -404,16 +405,16 @@ def read_message(
 
 
 def receive(message: Message | AnyArray, site: Any, graft: Any = "replace") -> Edit:
-    """Makes the edit by which a receiver takes a message in.
+    """Makes the edit that puts a message into the receiver.
 
     Args:
-        message: A message, or states of your own.
-        site: Where it goes. A layer j means the stream after it, at the last token. A message from several tokens and
-            the tokens of the site are aligned at their ends.
+        message: A message, or an array of states.
+        site: Where the message goes. An int j means the residual stream after layer j, at the last token. If the message
+            has several tokens, they are aligned with the site's tokens at their ends.
         graft: "sum", "mean", "replace", a function f(a, b), or `Graft(f, W)` with a map.
 
     Returns:
-        The edit, for `generate`, `forward` and all others that take `edits`.
+        The edit, for `generate`, `forward` and every function that takes `edits`.
 
     Raises:
         ValueError: There is no such site, or no such graft.
@@ -427,15 +428,15 @@ def receive(message: Message | AnyArray, site: Any, graft: Any = "replace") -> E
 
 
 def send_cache(params: Params, prompts: Prompts | AnyArray, *, past: Sequence[KVCache] = ()) -> Message:
-    """Reads prompts, and takes their keys and values in every layer for a message.
+    """Reads prompts, and makes a message of their keys and values in every layer.
 
     Args:
         params: The sender.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         past: Caches of what the model read before the prompts. They are not changed.
 
     Returns:
-        The message, with the sender's identity (under your own jit without it).
+        The message, with the sender's identity. (Inside your own jit the identity is left out.)
 
     Raises:
         ValueError: The prompts have no token, do not fit the model's positions, or are invalid.
@@ -451,7 +452,7 @@ def send_cache(params: Params, prompts: Prompts | AnyArray, *, past: Sequence[KV
 
 
 def receive_cache(message: Message, params: Params) -> KVCache:
-    """Takes the keys and values out of a message. With them the receiver goes on as if it had read the sender's prompt.
+    """Takes the keys and values out of a message. With them the receiver continues as if it had read the sender's prompt.
 
     Args:
         message: What `send_cache` returned.

@@ -3,12 +3,12 @@
     h[0] = embedding, h[i] = block i of h[i-1];  prefix(params, tokens, k) = h[k];  suffix(params, h[k], k) = logits
 
 Layers count from 1. h[L] is the stream before the final norm (Hugging Face's last hidden state is after it).
-`Params` carry their architecture, so no call can pair weights with a wrong config and jit needs no static argument.
+`Params` contain their architecture. So no call can combine weights with a wrong config, and jit needs no static argument.
 
-Blocks have one of two layouts. Stacked: one tree whose leaves have a leading axis L; a loop walks it, so a program's
-size and compile time do not depend on L. Unrolled: a tuple of L trees, walked by Python; XLA on CPU copies a layer out
-of a stack before it multiplies by it, which costs decoding almost half its speed (ARCHITECTURE.md, decision 4). Both
-give the same numbers, take the same calls, and allow traced layer bounds.
+Blocks have one of two layouts. Stacked: one tree whose leaves have a leading axis L. A loop runs over it, so program size
+and compile time do not depend on L. Unrolled: a tuple of L trees and a Python loop. On CPU, XLA copies a layer out of a
+stack before it multiplies by it, which almost halves decoding speed (ARCHITECTURE.md, decision 4). Both layouts give the
+same numbers, accept the same calls, and allow traced layer bounds.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Params(struct.PyTreeNode):
         Args:
             tokens: Token ids [B, T], or vectors [B, T, D] in the place of their embeddings.
             positions: Positions [B, T]; -1 on padding.
-            **how: `attended`, `last` and `training` of `run_blocks`.
+            **how: `attended`, `last` and `training`, as for `run_blocks`.
 
         Returns:
             h[L], and the cache, or None without one.
@@ -217,7 +217,7 @@ def enter(
         params: The model.
         tokens: Token ids [B, T], or vectors [B, T, D].
         positions: Positions [B, T]; -1 on padding.
-        hook: What happens at the sites.
+        hook: The hook to call at the sites.
 
     Returns:
         h[0] after the hook, and the hook with its new state.
@@ -269,7 +269,7 @@ def project_head(params: Params, normed: Float[Array, "B T D"]) -> Float[Array, 
 
     Args:
         params: The model.
-        normed: What `final_norm` returned, [B, T, D].
+        normed: Result of `final_norm`, [B, T, D].
 
     Returns:
         Logits [B, T, V], float32.
@@ -283,9 +283,9 @@ def project_head(params: Params, normed: Float[Array, "B T D"]) -> Float[Array, 
 def fold_blocks(params: Params, fn: Callable, carry, start, stop):
     """Applies a function to the blocks in order: carry = fn(carry, i, weights of block i).
 
-    Blocks count from 0 here. Traced bounds share one program for all values. With int bounds the loop has reverse-mode
-    gradients in both layouts; with traced bounds only unrolled blocks have them. The stack is indexed whole, never cut:
-    `stack[:k]` in a program copies it.
+    Blocks count from 0 here. With traced bounds, one program serves all values. Reverse-mode gradients exist with int
+    bounds in both layouts, and with traced bounds only for unrolled blocks. The loop indexes the whole stack and never
+    slices it, because `stack[:k]` in a program copies it.
 
     Args:
         params: The model.
@@ -299,7 +299,8 @@ def fold_blocks(params: Params, fn: Callable, carry, start, stop):
     """
     traced = isinstance(start, Tracer) or isinstance(stop, Tracer)
     if not params.unrolled and not traced and (start, stop) == (0, params.config.layers):
-        # The same loop, but its gradient writes each layer's into the stack; an indexed stack's is added up as a whole.
+        # scan is the same loop, but its gradient writes each layer's gradient into the stack. Indexing would add up a
+        # gradient of the whole stack for every layer.
         step = lambda carry, x: (fn(carry, *x), None)
         return jax.lax.scan(step, carry, (jnp.arange(stop), params.blocks))[0]
     if not params.unrolled:
@@ -325,19 +326,19 @@ def run_blocks(
     last: bool = False,
     training: Training = PLAIN,
 ) -> tuple[Any, Any, Any]:
-    """Runs blocks start + 1 .. stop: h[start] -> h[stop]. It is the one walk over the blocks.
+    """Runs blocks start + 1 .. stop: h[start] -> h[stop]. All functions that run blocks use it.
 
     Args:
         params: The model.
         h: The stream h[start], [B, T, D].
         positions: Positions [B, T] of the tokens; -1 on padding.
         span: start and stop. Default: all blocks. h is NaN for traced bounds that are out of range.
-        attended: What the tokens attend to besides each other.
-        hook: What happens at the sites that are passed. resid_post of layer start has been, if it is the embedding.
-        last: Whether only the last token's h[stop] is returned, [B, 1, D]. The bounds must be ints. With unrolled
-            blocks, block `stop` then makes keys and values of all tokens, but no more. (With a stack it would have to
-            be compiled a second time.)
-        training: Settings of a pass whose gradient is taken.
+        attended: Caches that the tokens attend to besides each other.
+        hook: The hook to call at every site on the way. It is not called at resid_post of layer 0: `enter` does that.
+        last: Whether to return only the last token's h[stop], [B, 1, D]. The bounds must be ints. With unrolled blocks,
+            block `stop` then computes keys and values of all tokens, but skips queries and MLP of earlier tokens. (With
+            stacked blocks this block would have to be compiled a second time.)
+        training: Settings of a pass for which a gradient is computed.
 
     Returns:
         h[stop], the cache, and the hook's state.
@@ -380,15 +381,15 @@ def run(
     attended: Attended = ALONE,
     last: bool = False,
 ) -> tuple[Float[Array, "B _ V"], KVCache | None, Any]:
-    """Runs a model from tokens to logits, through all sites. (A network has no sites, and goes without a hook.)
+    """Runs a model from tokens to logits, and calls a hook at all sites. (A network has no sites and no hook.)
 
     Args:
         params: The model, or a network.
         tokens: Token ids [B, T], or vectors [B, T, D].
         positions: Positions [B, T]; -1 on padding.
-        hook: What happens at the sites.
-        attended: What the tokens attend to besides each other.
-        last: Whether only the last token's logits are computed.
+        hook: The hook to call at the sites.
+        attended: Caches that the tokens attend to besides each other.
+        last: Whether to compute only the last token's logits.
 
     Returns:
         Logits [B, T, V] or [B, 1, V], the cache, and the hook's state.

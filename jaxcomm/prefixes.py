@@ -1,12 +1,12 @@
-"""Prefixes: what of a sender's keys and values a receiver sees before its own prompt (KVComm, Shi et al. 2025, arXiv
+"""Prefixes: a sender's keys and values before a receiver's prompt, in selected layers (KVComm, Shi et al. 2025, arXiv
 2510.03346).
 
     message = send_cache(params_a, prompts_a)                  keys and values of every layer
     cache = select(receive_cache(message, params_b), chosen)   only these layers see them
-    generate(params_b, prompts_b, past=[cache])                B goes on behind them
+    generate(params_b, prompts_b, past=[cache])                B continues behind them
 
-Which layers see a prefix is data (`KVCache.seen`), so every selection of layers runs through one program, and one prefix
-serves many of them (`spread`). Layers count from 1 where they are named; an array has one entry for each.
+The selection of layers is data (`KVCache.seen`). So one compiled program serves all selections, and many selections can
+share one prefix (`spread`). Layer numbers count from 1; an array has one entry for each layer.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from jaxcomm.prompts import Prompts, as_prompts
 from jaxcomm.reading import prefill
 
 Scheme = Literal["score", "greedy", "first", "last", "random", "every"]
-"""How layers are chosen (`choose_layers`)."""
+"""Rule for choosing layers (`choose_layers`)."""
 ROWS = 8192
-"""Tokens that `selection_logprobs` reads at once."""
+"""Number of tokens that `selection_logprobs` reads at once."""
 
 
 def select(
@@ -50,19 +50,19 @@ def select(
 
     Args:
         cache: Keys and values of the prefix (`messages.receive_cache`).
-        layers: Which layers see it: numbers from 1, or bool [L]; or bool [R, L] for each of R prompts.
-        positions: "after": what is read next is numbered on from the prefix in every layer, as published. "own": it
-            begins at 0, and sees all of the prefix, whose keys stay rotated for 0, 1, ...
-        sink: The first token of the prefix is seen by all layers, and the first layer sees all, as in the authors' code.
-        future: The published mask: a token also sees the tokens after it, in layers that do not see the prefix, as far as
-            it is long. In the authors' code this is an error (docs/channels.md). It needs `sink`. (In a window shorter
-            than the prefix a token then sees nothing, not even itself.)
+        layers: Layers that see it: numbers from 1, or bool [L]; or bool [R, L], separately for each of R prompts.
+        positions: "after": positions of the following tokens continue from the prefix in every layer, as published.
+            "own": they begin at 0, and still see the whole prefix, whose keys stay rotated for 0, 1, ...
+        sink: As in the authors' code, all layers see the prefix's first token, and the first layer sees the whole prefix.
+        future: The published mask. In layers that do not see the prefix, a token also sees later tokens, as many as the
+            prefix is long. In the authors' code this is an error (docs/channels.md). It needs `sink`. (With an attention
+            window shorter than the prefix, a token then sees nothing, not even itself.)
 
     Returns:
         The prefix as these layers see it. Keys and values are not copied.
 
     Raises:
-        ValueError: A layer is out of range; it is the cache of a network; `future` without `sink`, or with own positions.
+        ValueError: A layer is out of range; the cache is a network's; `future` without `sink`, or with positions "own".
 
     Example:
         >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
@@ -104,17 +104,17 @@ def depth(cache: KVCache) -> int:
 
 
 def as_layers(layers: Bool[AnyArray, "*R L"] | Sequence[int], count: int) -> AnyArray:
-    """Marks layers that are named by their numbers.
+    """Turns layer numbers into a mask over layers.
 
     Args:
         layers: Numbers of layers, from 1; or bool [L] or [R, L] already.
         count: Number of layers, L.
 
     Returns:
-        Bool [L], or [R, L] as it was given.
+        Bool [L], or the given [R, L].
 
     Raises:
-        ValueError: A layer is out of range; the array is not for L layers.
+        ValueError: A layer is out of range; the array does not have L layers.
     """
     if hasattr(layers, "dtype") and layers.dtype == bool:  # pyright: ignore[reportAttributeAccessIssue]
         if layers.shape[-1] != count:  # pyright: ignore[reportAttributeAccessIssue]
@@ -127,13 +127,13 @@ def as_layers(layers: Bool[AnyArray, "*R L"] | Sequence[int], count: int) -> Any
 
 
 def join(caches: Sequence[KVCache]) -> KVCache:
-    """Joins the prefixes of several senders to one, as KVComm does: keys stay as they are.
+    """Joins the prefixes of several senders into one, without changing the keys, as KVComm does.
 
-    Senders that have not read each other each begin at position 0. What is read next follows the sum of their lengths. A
-    sender that has read the others goes on where they end.
+    Senders that have not read each other all begin at position 0. The next token's position is the sum of their lengths.
+    A sender that has read the others continues at the position where they end.
 
     Args:
-        caches: One cache for each sender, of the same layers and rows, none of it selected yet.
+        caches: One cache for each sender, with the same layers and rows, before `select`.
 
     Returns:
         The caches side by side.
@@ -159,14 +159,14 @@ def join(caches: Sequence[KVCache]) -> KVCache:
 
 
 def move(cache: KVCache, config: ModelConfig, by: int) -> KVCache:
-    """Moves a prefix to later positions: its keys are rotated on.
+    """Moves a prefix to later positions by rotating its keys.
 
-    What was read at positions 0, 1, .. then stands at `by`, `by` + 1, ..; what it has read itself stays what it was. Keys
-    of a model with learned positions stay as they are.
+    Tokens read at positions 0, 1, .. then have positions `by`, `by` + 1, .. . Apart from the rotation, keys and values do
+    not change. Keys of a model with learned positions stay as they are.
 
     Args:
         cache: Keys and values of the prefix.
-        config: Architecture of the model that they are for.
+        config: Architecture of the model that uses the cache.
         by: Number of positions.
 
     Returns:
@@ -177,7 +177,7 @@ def move(cache: KVCache, config: ModelConfig, by: int) -> KVCache:
     begin = None if cache.begin is None else cache.begin + by
     k = cache.k
     if tables is not None:
-        # Keys hold the rope's scale already.
+        # The keys already include the rope's scale.
         scale = [config.ropes[n].scale for n in config.rope_of]
         turn = lambda k, n: rotate(k, tuple(x / scale[n] for x in angles_of(config, tables, n)))  # pyright: ignore
         turned = [turn(k[n], n) for n in range(config.layers)]
@@ -186,24 +186,24 @@ def move(cache: KVCache, config: ModelConfig, by: int) -> KVCache:
 
 
 def hide_last(cache: KVCache, count: int) -> KVCache:
-    """Hides the last tokens of a prefix: the last thoughts of `think`, for one.
+    """Hides the last tokens of a prefix, for example the last thoughts of `think`.
 
     Args:
         cache: Keys and values of the prefix.
         count: Number of tokens.
 
     Returns:
-        The cache without them. Its columns stay, so what reads it is the same program.
+        The cache without them. It keeps its columns, so no program has to be compiled again.
     """
     columns = cache.positions.shape[-1]
     return cache.replace(positions=jnp.where(jnp.arange(columns) < columns - count, cache.positions, -1))
 
 
 def stretch(cache: KVCache, layers: int) -> KVCache:
-    """Brings a prefix to a receiver of another depth: each of its layers goes to the one that is as deep.
+    """Adapts a prefix to a receiver with another number of layers: each layer goes to the one at the same relative depth.
 
-    Layer l of L_A goes to round((l + 1/2) L_B / L_A - 1/2), counted from 0, as in KVComm's code. Layers to which none
-    goes see nothing. Of several that go to one layer, the last counts.
+    Layer l of L_A goes to round((l + 1/2) L_B / L_A - 1/2), counted from 0, as in KVComm's code. A layer that gets none
+    sees no prefix. If several go to one layer, the last one is used.
 
     Args:
         cache: Keys and values of the sender, all layers of it.
@@ -228,7 +228,7 @@ def stretch(cache: KVCache, layers: int) -> KVCache:
 
 
 def check_prefix(a: ModelConfig, b: ModelConfig) -> None:
-    """Checks that a model can read another's keys and values as they are.
+    """Checks that a model can use another's keys and values unchanged.
 
     Args:
         a: Architecture of the sender.
@@ -257,12 +257,12 @@ def attention_onto(
 
     Args:
         params: The receiver.
-        prompts: What it reads behind the prefix.
-        past: Keys and values of the prefix, S columns in all, and which layers see them.
-        last: Whether only the prompt's last token counts.
+        prompts: Its prompts, which follow the prefix.
+        past: Keys and values of the prefix, S columns in all, and the layers that see them.
+        last: Whether to measure only the prompt's last token.
 
     Returns:
-        Shares of attention, 0 to 1: the mean over heads, and over the prompt's tokens or of its last one. 0 on padding.
+        Shares of attention, 0 to 1: the mean over heads and prompt tokens, or for the last token only. 0 on padding.
 
     Raises:
         ValueError: The prompts are invalid; the prefix is of another model.
@@ -297,12 +297,12 @@ def attention_mass(
 
     Args:
         params: The receiver.
-        prompts: What it reads behind the prefix.
+        prompts: Its prompts, which follow the prefix.
         past: Keys and values of the prefix; all layers see it.
-        sink: Whether the first token of the prefix is left out, as in the authors' code.
+        sink: Whether to leave out the first token of the prefix, as in the authors' code.
 
     Returns:
-        For each layer and row the share of attention, 0 to 1: the sum over the prefix, the mean over heads and the
+        The share of attention for each layer and row, 0 to 1: summed over the prefix, averaged over heads and the
         prompt's tokens.
 
     Raises:
@@ -330,7 +330,7 @@ def layer_scores(
     S is the attention mass, scaled to 0 .. 1 over the layers. P is exp(-(l - centre)^2 / (2 width^2)), l counted from 0.
 
     Args:
-        mass: Attention mass of the layers (`attention_mass`). The mean over rows counts.
+        mass: Attention mass of the layers (`attention_mass`). It is averaged over rows.
         alpha: Weight of the attention. The paper has 1 for Llama, 0.8 for Qwen and Falcon.
         centre: Centre of the prior. Default: L / 2.
         width: Width of the prior, in layers.
@@ -355,8 +355,8 @@ def choose_layers(
     """Chooses ceil(ratio L) layers.
 
     Args:
-        scheme: "score" and "greedy": those with the largest `scores`. "first", "last": the lowest, the highest. "random":
-            drawn with `seed`; a larger ratio keeps those of a smaller one. "every": evenly spaced.
+        scheme: "score" and "greedy": the layers with the largest `scores`. "first", "last": the lowest, the highest.
+            "random": drawn with `seed`; a larger ratio keeps the layers of a smaller one. "every": evenly spaced.
         ratio: Share of the layers, 0 to 1.
         layers: Number of layers, L.
         scores: One number for each layer (`layer_scores`, `greedy_scores`).
@@ -366,7 +366,7 @@ def choose_layers(
         Bool [L].
 
     Raises:
-        ValueError: There is no such scheme; the ratio is not between 0 and 1; scores are missing, or not of L layers.
+        ValueError: There is no such scheme; the ratio is not between 0 and 1; there are no scores, or not L of them.
 
     Example:
         >>> jc.choose_layers("last", 0.5, 4).tolist()
@@ -398,10 +398,10 @@ def choose_layers(
 def spread(
     prompts: Prompts | AnyArray, cache: KVCache, selections: Bool[AnyArray, "C L"], **how: Any
 ) -> tuple[Prompts, KVCache]:
-    """Lays out prompts so that each is read under C selections of layers. The prefix is not copied.
+    """Repeats prompts so that each is read under C selections of layers. The prefix is not copied.
 
     Args:
-        prompts: What the receiver reads, B rows.
+        prompts: The receiver's prompts, B rows.
         cache: Keys and values of the prefix, B rows or one.
         selections: The layers of each selection.
         **how: As for `select`.
@@ -448,21 +448,20 @@ def selection_logprobs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores given answers behind a prefix, under many selections of layers, in one program.
 
-    The prefix has been read once, and lies there once. All selections read the prompts side by side, in parts of `ROWS`
-    tokens.
+    The prefix is read and stored once. The prompts are read under all selections in parallel, in parts of `ROWS` tokens.
 
     Args:
         params: The receiver.
-        prompts: What it reads behind the prefix.
+        prompts: Its prompts, which follow the prefix.
         cache: Keys and values of the prefix, whole.
         selections: The layers of each selection.
         answers: Token ids [B, T]; -1 after the end of an answer.
-        before: Caches of what the receiver has read before the prefix.
+        before: Key/value caches of the tokens before the prefix.
         progress: Called as progress(done, all) after every part.
         **how: As for `select`.
 
     Returns:
-        Log-probability of each answer in nats [B, C], and whether greedy decoding would write it [B, C].
+        Log-probability of each answer in nats [B, C], and whether greedy decoding would generate it [B, C].
 
     Raises:
         ValueError: As for `select` and `score`.
@@ -476,7 +475,7 @@ def selection_logprobs(
     """
     prompts, selections = as_prompts(prompts), np.asarray(selections, bool)
     check_texts(params, answers, "answers")
-    select(cache, selections[0], **how)  # refuses what is wrong before anything is compiled
+    select(cache, selections[0], **how)  # raises on invalid options before anything is compiled
     size = max(1, min(len(selections), ROWS // max(1, prompts.tokens.shape[0] * prompts.shape[1])))
     parts = -(-len(selections) // size)
     size = -(-len(selections) // parts)
@@ -504,21 +503,21 @@ def greedy_scores(
     progress: Callable[[int, int], None] | None = None,
     **how: Any,
 ) -> np.ndarray:
-    """Ranks layers greedily: at each step the one that makes the right answers likeliest is added.
+    """Ranks layers greedily: each step adds the layer that makes the right answers likeliest.
 
     Every step tries all layers in one program, so L layers take L passes over the prompts under L selections.
 
     Args:
         params: The receiver.
-        prompts: What it reads behind the prefix, in examples that results are not reported on.
+        prompts: Its prompts, which follow the prefix. Use examples on which you do not report results.
         cache: Keys and values of the prefix, whole.
         answers: Token ids [B, T] of the right answers; -1 after the end of an answer.
-        most: Number of layers to rank; the rest follows in the order of the last step. Default: all.
+        most: Number of layers to rank; the others follow in the order of the last step. Default: all.
         progress: Called as progress(done, all) after every step.
         **how: As for `select`; and `before`, as for `selection_logprobs`.
 
     Returns:
-        One number for each layer, [L]: L for the one that was added first, and so on down.
+        One number for each layer, [L]: L for the layer added first, L - 1 for the second, and so on.
 
     Raises:
         ValueError: As for `selection_logprobs`.
@@ -545,13 +544,13 @@ def greedy_scores(
 
 
 def check_reach(config: ModelConfig, layers: Bool[AnyArray, "*R L"], prompt: int) -> None:
-    """Checks that the last token of a prompt sees something of the prefix in every layer that is chosen for it.
+    """Checks that a prompt's last token can see part of the prefix in every chosen layer, despite sliding windows.
 
-    If all layers are chosen, nothing is checked: the receiver then reads both texts, and windows are what they are.
+    If all layers are chosen, nothing is checked: the receiver then reads both texts as usual, with its windows.
 
     Args:
         config: Architecture of the receiver.
-        layers: Which layers are to see the prefix.
+        layers: Layers that should see the prefix.
         prompt: Length of the receiver's longest prompt, in tokens.
 
     Raises:

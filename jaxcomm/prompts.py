@@ -1,4 +1,4 @@
-"""Prompts as arrays: rows of tokens, padded on the left, so that the last column is every row's last token."""
+"""Prompts as arrays: rows of tokens, padded on the left, so that the last column holds every row's last token."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jaxcomm.config import AnyArray
 
 
 def known(x: Any) -> np.ndarray | None:
-    """Reads the values of an array, if that is possible.
+    """Returns the values of an array, if they are available.
 
     Args:
         x: An array, or None.
 
     Returns:
-        The values. None for None, for a traced array, and for one of which other processes hold a part.
+        The values. None if x is None, a traced array, or an array that is partly on other processes.
     """
     if x is None or isinstance(x, Tracer) or not getattr(x, "is_fully_addressable", True):
         return None
@@ -29,11 +29,11 @@ def known(x: Any) -> np.ndarray | None:
 
 
 class Prompts(struct.PyTreeNode):
-    """What a model reads. `Agent.tokenize` makes it of texts, `left_pad` of lists of token ids.
+    """The input of a model. `Agent.tokenize` makes prompts from texts, `left_pad` from lists of token ids.
 
     Attributes:
         tokens: Token ids [B, P], with any id on padding; or vectors [B, P, D] in the place of tokens.
-        mask: False on padding, [B, P]. Padding is on the left of every row. None: there is none.
+        mask: False on padding, [B, P]. Padding is on the left of every row. None: there is no padding.
 
     Raises:
         ValueError: The arrays have other shapes; a row has no token; a row ends in padding.
@@ -49,7 +49,7 @@ class Prompts(struct.PyTreeNode):
 
     def __post_init__(self):
         if not isinstance(self.tokens, jax.Array | np.ndarray):
-            return  # what JAX puts in an array's place; `as_prompts` refuses what a user does
+            return  # a placeholder from JAX; `as_prompts` refuses a user's invalid values
         if np.ndim(self.tokens) not in (2, 3):
             raise ValueError(
                 f"prompts are tokens [rows, columns], or vectors [rows, columns, width]: got {np.shape(self.tokens)}"
@@ -78,7 +78,7 @@ class Prompts(struct.PyTreeNode):
 
     @property
     def real(self) -> np.ndarray | None:
-        """The mask's values, [B, P], True everywhere without a mask. None: they are not known."""
+        """The mask's values, [B, P], True everywhere without a mask. None: the mask is traced."""
         return np.ones(self.shape, bool) if self.mask is None else known(self.mask)
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class Prompts(struct.PyTreeNode):
         """Takes some of the rows.
 
         Args:
-            rows: An index, which keeps the axis, a slice, or an array.
+            rows: An index (the axis is kept), a slice, or an array.
 
         Returns:
             Prompts with these rows.
@@ -101,7 +101,7 @@ class Prompts(struct.PyTreeNode):
 
 
 def as_prompts(prompts: Prompts | AnyArray) -> Prompts:
-    """Makes prompts of tokens or vectors without padding.
+    """Makes prompts from tokens or vectors without padding.
 
     Args:
         prompts: `Prompts`, or an array of token ids [B, P] or vectors [B, P, D].
@@ -120,7 +120,7 @@ def as_prompts(prompts: Prompts | AnyArray) -> Prompts:
 
 
 def left_pad(rows: Sequence[Sequence[int]], columns: int | None = None) -> Prompts:
-    """Makes prompts of lists of token ids.
+    """Makes prompts from lists of token ids, padded on the left.
 
     Args:
         rows: Token ids of each prompt.

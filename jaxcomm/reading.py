@@ -1,6 +1,6 @@
-"""What a user calls to read prompts: `prefix` and `suffix`, `forward`, `run_with_cache`, `hidden_states`, `prefill`.
+"""Functions that read prompts: `prefix` and `suffix`, `forward`, `run_with_cache`, `hidden_states`, `prefill`.
 
-prefix(params, prompts, k) = h[k];  suffix(params, h[k], k) = logits;  forward is both
+prefix(params, prompts, k) = h[k];  suffix(params, h[k], k) = logits;  forward runs both
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def prefix(params: Params, prompts: Prompts, k: Any, *, past: Sequence[KVCache] 
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         k: The layer, 0 .. L, an int or traced.
-        past: Caches of what the model read before, one row for each prompt, or one that all share.
+        past: Key/value caches of earlier tokens: one row for each prompt, or one row that all share.
 
     Returns:
-        The stream after block k, [B, P, D].
+        The residual stream after block k, [B, P, D].
 
     Raises:
         ValueError: k is out of range; the prompts have no token, do not fit the model's positions, or are invalid.
@@ -53,7 +53,7 @@ def suffix(
 
     Args:
         params: The model.
-        h: The stream [B, P, D] that `prefix` returned, or what was made of it.
+        h: The residual stream [B, P, D] that `prefix` returned, changed or not.
         k: The layer, 0 .. L, an int or traced.
         mask: False on padding, [B, P]. None: there is none.
 
@@ -83,7 +83,7 @@ def forward(params: LanguageModel, prompts: Prompts, *, edits: Sequence[Edit] = 
 
     Args:
         params: The model, or a network (without edits).
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
         edits: Edits of the model's states (`jaxcomm.edits`).
 
     Returns:
@@ -110,20 +110,20 @@ def run_with_cache(
     layers: Sequence[Any] | None = None,
     edits: Sequence[Edit] = (),
 ) -> tuple[Float[Array, "B P V"], dict[str, Array]]:
-    """Computes the logits of every position, and keeps the activations that are asked for.
+    """Computes the logits of every position, and returns the requested activations too.
 
-    It is TransformerLens' `run_with_cache`, but no other activations are kept.
+    Unlike TransformerLens' `run_with_cache`, it stores only the requested sites.
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
-        sites: Names of sites, or a `Site` for some positions or heads, which is read at its own layer.
-        layers: Layers of the sites that are named. Default: all that they have.
-        edits: Edits of the model's states. A site is read as it was left.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
+        sites: Names of sites, or a `Site` for some positions or heads at one layer.
+        layers: Layers to read for sites given by name. Default: all layers of each site.
+        edits: Edits of the model's states. Activations are read after the edits.
 
     Returns:
-        Logits [B, P, V], and a dict from name to activations: [layers, B, P, ...], 0 on padding; [B, P, ...] of a site
-        without layers; [B, n, ...] of a `Site` (`sites.read_at`).
+        Logits [B, P, V], and a dict from name to activations: [layers, B, P, ...], 0 on padding; [B, P, ...] for a site
+        without layers; [B, n, ...] for a `Site` (`sites.read_at`).
 
     Raises:
         ValueError: There is no such site; a layer or position is out of range; the prompts or an edit are invalid.
@@ -144,7 +144,7 @@ def run_with_cache(
 
 
 def _read(params: Params, site: str | Site, layers: Sequence[Any] | None) -> Read:
-    """What is kept of a site that is named (of all its layers, or of these), or of a `Site`."""
+    """The `Read` for a site given by name (at these layers, or at all), or for a `Site`."""
     if isinstance(site, Site):
         return Read(site, (site.layer,))
     if not SITES[site].layered:
@@ -156,14 +156,14 @@ def _read(params: Params, site: str | Site, layers: Sequence[Any] | None) -> Rea
 
 @compiled(static=("last",))
 def hidden_states(params: Params, prompts: Prompts, *, last: bool = False) -> Array:
-    """Computes the stream after every layer, and the embedding before the first. No logits are computed.
+    """Computes the residual stream after every layer, and the embedding before the first. No logits are computed.
 
-    It is `run_with_cache` of resid_post.
+    It returns the same states as `run_with_cache` at resid_post.
 
     Args:
         params: The model.
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
-        last: Whether only each row's last token is kept. The rest is then never stored.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
+        last: Whether to return only each row's last token. The other tokens are then never stored.
 
     Returns:
         h[0] .. h[L], [L + 1, B, P, D], 0 on padding; or [L + 1, B, D] with `last`.
@@ -186,14 +186,14 @@ def hidden_states(params: Params, prompts: Prompts, *, last: bool = False) -> Ar
 def prefill(
     params: LanguageModel, prompts: Prompts, *, past: Sequence[KVCache] = (), edits: Sequence[Edit] = ()
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """Reads prompts, so that `decode` or `score` can go on from there.
+    """Reads prompts, so that `decode` or `score` can continue from there.
 
     Args:
         params: The model, or a network (without edits).
-        prompts: What it reads: `Prompts`, or tokens [B, P] without padding.
-        past: Caches of what the model read before, one row for each prompt, or one that all share.
-        edits: Edits of the model's states. Blocks before an edit keep the keys and values of the stream as it was.
-            Later blocks make theirs from the edited stream, and decoding reads those.
+        prompts: Its prompts: `Prompts`, or tokens [B, P] without padding.
+        past: Key/value caches of earlier tokens: one row for each prompt, or one row that all share.
+        edits: Edits of the model's states. Blocks below an edit keep the keys and values of the unedited stream. Blocks
+            above it compute theirs from the edited stream, and decoding attends to those.
 
     Returns:
         Logits after the last token [B, V], and the prompts' keys and values.

@@ -1,7 +1,7 @@
-"""Ridge regression from sums: it needs one pass over the rows, and keeps none of them.
+"""Ridge regression from sums: one pass over the rows, without storing them.
 
-`mapping` fits the map W of states this way, `kv_mapping` the map of keys and values. Rows are summed in two parts, those
-to fit on and those held out. The ridge is chosen on the held-out rows, then the map is fitted on all.
+`mapping` fits maps W of states this way, `kv_mapping` fits maps of keys and values. There are two sums: over the rows to
+fit on, and over the held-out rows. The ridge is chosen on the held-out rows, then the map is fitted on all rows.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 HELD_OUT = 10
-"""Every tenth text is kept back, to choose the ridge on and to measure the error on."""
+"""Every tenth text is held out, to choose the ridge and to measure the error."""
 
 
 class Moments(struct.PyTreeNode):
-    """Sums over n rows. They are all that the closed form needs.
+    """Sums over n rows, which are all the closed form needs.
 
     Attributes:
         aa: Sum of a a^T for each layer of A, [K, D_A, D_A]; of one layer, [D_A, D_A].
@@ -48,8 +48,8 @@ class Moments(struct.PyTreeNode):
 
 @functools.partial(jax.jit, donate_argnums=0)
 def add(sums: tuple[Moments, Moments] | None, a, b, held) -> tuple[Moments, Moments]:
-    """Adds a batch to the sums of the rows to fit on and of the rows `held` [n] out. float32 at full precision
-    (accelerators would round the products to TF32 or bfloat16)."""
+    """Adds a batch to both sums: of the rows to fit on, and of the rows held out (`held` [n]). Uses full float32 precision;
+    by default accelerators would round the products to TF32 or bfloat16."""
     with jax.default_matmul_precision("highest"):
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         new = tuple(Moments.of(jnp.where(use[:, None], a, 0), jnp.where(use[:, None], b, 0)) for use in (~held, held))
@@ -57,7 +57,7 @@ def add(sums: tuple[Moments, Moments] | None, a, b, held) -> tuple[Moments, Mome
 
 
 class Regression(NamedTuple):
-    """Maps that were fitted from one layer of A.
+    """Maps fitted from one layer of A.
 
     Attributes:
         W: A map into each of B's layers, [J, D_B, D_A].
@@ -71,7 +71,7 @@ class Regression(NamedTuple):
 
 
 def _penalty(aa: Array, ridge: Array, intercept: bool) -> Array:
-    """What is added to the diagonal of aa: ridge x n x (mean square per dimension); nothing to the intercept's."""
+    """The penalty on the diagonal of aa: ridge x n x (mean square per dimension). The intercept gets none."""
     squares = jnp.diag(aa)
     if not intercept:
         return jnp.full_like(squares, ridge * jnp.mean(squares))
@@ -80,15 +80,15 @@ def _penalty(aa: Array, ridge: Array, intercept: bool) -> Array:
 
 
 def regress(fit: Moments, held: Moments, ridges: Float[Array, "n"], *, intercept: bool = False) -> Regression:
-    """Fits a map from one layer of A to each layer of B. It is called within a program.
+    """Fits a map from one layer of A to each layer of B. Call it inside a compiled program.
 
     W minimises sum_n ||W a_n - b_n||^2 + r ||W||^2 with r = ridge x n x (mean square of A's rows per dimension), so the
     ridge has no unit. For each layer of B, the ridge with the smallest error on the held-out rows is chosen. W is then
     fitted on all rows. The error is the mean square of W a - b, divided by that of b.
 
-    With `intercept`, the last number of each of A's rows is 1. Its column of W is the intercept. It is not penalised,
-    and mean squares are about the mean, so the error is 1 - R^2: raw sums then hold the regression of centred rows. The
-    rows should not lie far from 0, or float32 loses what varies in them.
+    With `intercept`, the last number of each of A's rows is 1, and its column of W is the intercept. It is not penalised.
+    Mean squares are taken about the mean, so the error is 1 - R^2. The result is the same as for centred rows. Rows should
+    not be far from 0, or float32 loses their variation.
 
     Args:
         fit: Sums of the rows to fit on, of one layer of A: aa [D_A, D_A], ab [J, D_A, D_B], bb [J].

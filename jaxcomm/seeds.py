@@ -1,4 +1,4 @@
-"""Seeds of text-level draws: one for all rows, or one for each."""
+"""Random seeds for text-level functions: one for all rows, or one for each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 Seed = int | np.integer | Sequence[int] | np.ndarray
-"""One for all rows, which draw apart, or one for each row, which then draws the same in any batch."""
+"""One seed for all rows (each row still gets its own random stream), or one for each row. With its own seed, a row gets
+the same random numbers in any batch."""
 
 
 def row_keys(seed: Seed, rows: int) -> jax.Array:
@@ -26,5 +27,5 @@ def derive_seed(seed: Seed, n: int) -> Seed:
 
 
 def one_seed(seed: Seed) -> int:
-    """One seed of a seed for each row, for what is drawn once for all."""
+    """One seed for all rows, derived from the rows' seeds. Use it for random choices that concern all rows."""
     return int(np.asarray(seed, np.uint64).sum() % 2**32)

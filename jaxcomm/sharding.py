@@ -1,10 +1,10 @@
-"""Where arrays live when there is more than one device.
+"""Placement of arrays on several devices.
 
-Every axis of a weight has a name (`logical_axes`), and rules say along which axis of a mesh it is cut (`RULES`):
-"tensor" by heads, feed-forward width and vocabulary, "fsdp" by the model's width. Every other axis of a mesh is for
-data. Functions do not know of meshes: parameters are placed, and XLA carries the placement through.
+Every axis of a weight has a name (`logical_axes`). Rules say along which mesh axis it is cut (`RULES`): "tensor" cuts
+heads, feed-forward width and vocabulary; "fsdp" cuts the model's width. Every other mesh axis is for data. Functions do
+not depend on a mesh: place the parameters, and XLA propagates the placement.
 
-Two models may live on different devices (`deliver`): what one sends the other is then all that moves.
+Two models may be on different devices. Then only messages move between them (`deliver`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MATRICES = {
     "q": ("heads", "width"), "k": ("kv_heads", "width"), "v": ("kv_heads", "width"), "o": ("width", "heads"),
     "gate": ("ff", "width"), "up": ("ff", "width"), "down": ("width", "ff"), "router": ("experts", "width"),
 }  # fmt: skip
-"""Of the linear weights [out, in]."""
+"""Names of the axes of linear weights [out, in]."""
 
 
 def logical_axes(params: Params) -> Params:
@@ -57,7 +57,7 @@ def logical_axes(params: Params) -> Params:
     def name(path, leaf):
         keys: list[Any] = [getattr(key, "name", getattr(key, "key", None)) for key in path]
         scales = keys[-1] == "scale"  # one per output, [.., out, 1]
-        if keys[-1] in ("qvalue", "scale"):  # of a matrix in int8
+        if keys[-1] in ("qvalue", "scale"):  # parts of an int8 matrix
             keys = keys[:-1]
         if keys[0] != "blocks":
             first = {"embed": ["vocab"], "head": ["vocab"], "positions": ["positions"], "norm": []}[keys[0]]
@@ -81,10 +81,10 @@ def logical_axes(params: Params) -> Params:
 
 
 def shardings(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> Params:
-    """Says where every weight lies on a mesh.
+    """Returns the sharding of every weight on a mesh.
 
-    An axis of a weight is cut along the mesh axis that `rules` names for it. It stays whole if the number of devices
-    there does not divide the number of its pieces (for example 4 key/value heads on 8 devices).
+    An axis of a weight is cut along the mesh axis that `rules` names for it. It stays whole if the number of devices does
+    not divide the number of its pieces (for example 4 key/value heads on 8 devices).
 
     Args:
         params: The model, or the shapes of its weights.
@@ -116,7 +116,7 @@ def shardings(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> P
 
 
 def _units(c: ModelConfig) -> dict[Any, int]:
-    """How many pieces an axis has that must not be cut."""
+    """Number of indivisible pieces of each axis."""
     sizes = {"heads": c.heads, "kv_heads": c.kv_heads, "ff": c.ff, "vocab": c.vocab, "width": c.width}
     return sizes | {"head_dim": c.head_dim, "experts": c.experts, "layers": c.layers, "positions": c.max_positions}
 
@@ -130,7 +130,7 @@ def shard(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> Param
         rules: Which mesh axis cuts each logical axis (`RULES`).
 
     Returns:
-        The same model on these devices. Functions of jaxcomm take it as any other model.
+        The same model on these devices. All functions of jaxcomm accept it.
 
     Example:
         >>> from jaxcomm.sharding import local_mesh
@@ -161,8 +161,8 @@ def mesh_of(params: LanguageModel) -> Mesh | None:
 def deliver(x: Any, params: LanguageModel) -> Any:
     """Copies arrays to the devices of a model, whole on every device.
 
-    It brings a message from the sender's devices to the receiver's. Inside a compiled program it does nothing, because
-    a program has one set of devices.
+    Use it to move a message from the sender's devices to the receiver's. Inside a compiled program it does nothing,
+    because a program has one set of devices.
 
     Args:
         x: A pytree of arrays, such as a `Message`.
@@ -183,7 +183,7 @@ def deliver(x: Any, params: LanguageModel) -> Any:
 
 
 def by_rows(params: LanguageModel, tree: Any) -> Any:
-    """Spreads the rows of arrays over the data axis of a model's mesh.
+    """Distributes the rows of arrays over the data axis of a model's mesh.
 
     Args:
         params: The model, or a network.
@@ -202,7 +202,7 @@ def by_rows(params: LanguageModel, tree: Any) -> Any:
 def move(params: Params, mesh: Mesh) -> Params:
     """Relabels the weights of a model with another mesh of the same devices in the same order. No data is copied.
 
-    `jax.jit` takes one mesh at a time, so two models in one program must have the same mesh.
+    `jax.jit` accepts only one mesh, so two models in one program must have the same mesh.
 
     Args:
         params: The model, placed by `shard`.
@@ -212,7 +212,7 @@ def move(params: Params, mesh: Mesh) -> Params:
         The same model under the new mesh.
 
     Raises:
-        ValueError: The weights were never placed, lie on other devices, or are cut along an axis other than "fsdp" and
+        ValueError: The weights were never placed, are on other devices, or are cut along an axis other than "fsdp" and
             "tensor".
     """
     old = mesh_of(params)
@@ -244,12 +244,12 @@ def spread(params: Params) -> Params:
 def sweep_mesh(mesh: Mesh, games: int) -> Mesh:
     """Arranges the devices of a mesh for a layer sweep, as (games, cells, fsdp, tensor).
 
-    The games get the largest number of data devices that divides both the number of data devices and `games`. The cells
-    get the rest. No device then waits for a game.
+    The games axis gets the largest number that divides both the number of data devices and `games`. The cells axis gets
+    the remaining factor. So no device is idle for lack of a game.
 
     Args:
         mesh: The devices.
-        games: Number of games that are computed at once.
+        games: Number of games to compute at once.
 
     Returns:
         A mesh of the same devices.
@@ -303,7 +303,7 @@ def put(mesh: Mesh | None, tree: Any, *spec) -> Any:
 
 
 def constrain(mesh: Mesh | None, x: jax.Array, *spec) -> jax.Array:
-    """Inside a compiled program, says along which mesh axes an array is cut.
+    """Constrains, inside a compiled program, how an array is cut along mesh axes.
 
     Args:
         mesh: The devices, or None.
@@ -320,10 +320,10 @@ def constrain(mesh: Mesh | None, x: jax.Array, *spec) -> jax.Array:
 
 
 def fsdp_shardings(tree: Any, mesh: Mesh) -> Any:
-    """Says where the arrays of any pytree lie in fully sharded training.
+    """Returns the shardings of any pytree for fully sharded training.
 
-    Each array is cut along the longer of its last two axes that the mesh axis "fsdp" divides. It is whole if "fsdp"
-    divides neither. Earlier axes are never cut: they count stacked layers, and a loop over them would have to fetch
+    Each array is cut along the longer of those of its last two axes that the mesh axis "fsdp" divides. It stays whole if
+    "fsdp" divides neither. Earlier axes are never cut: they are stacked layers, and a loop over them would have to fetch
     every layer from another device.
 
     Args:

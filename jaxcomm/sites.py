@@ -1,6 +1,6 @@
-"""Sites: the places of a model that can be read and written, and the positions at which.
+"""Sites: the activations of a model that can be read and edited, and the token positions to do it at.
 
-Names are TransformerLens', layers count from 1 (docs/sites.md maps both to TransformerLens, nnsight and transformers).
+Names follow TransformerLens. Layers count from 1 (docs/sites.md compares TransformerLens, nnsight and transformers).
 In one block, with `norms="before"`:
 
     resid_pre -> norm -> q, k, v -> norms, rotation -> pattern -> z -> W_o -> attn_out     resid_mid = resid_pre + attn_out
@@ -31,7 +31,7 @@ Positions = str | int | np.integer | Sequence[int | np.integer] | slice | Int[An
 
 
 class Kind(NamedTuple):
-    """What a site is: its axes (letters of `config.py`), and what it holds."""
+    """Description of a site: its axes (letters of `config.py`), and which activation it is."""
 
     axes: str
     holds: str
@@ -54,7 +54,7 @@ SITES: dict[str, Kind] = {
     "pattern": Kind("B N T S", "attention weights, after the softmax", writable=False),
     "logits": Kind("B T V", "logits, after the soft-cap", layered=False),
 }
-"""name -> what it is."""
+"""name -> description."""
 
 HEADS = ("q", "k", "v", "z", "pattern")
 """Sites with an axis of heads."""
@@ -63,15 +63,16 @@ HEADS = ("q", "k", "v", "z", "pattern")
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A place in a model: which activation, of which layer, at which of a prompt's tokens.
+    """A place in a model: an activation, its layer, and the token positions.
 
     Attributes:
         name: One of `SITES`.
         layer: Number of the layer, 1 .. L (0 .. L of resid_post). It may be traced. None for embed and logits.
-        positions: Which of a row's own tokens, counted from either end: "last", "all", an int, a sequence of ints, or a
-            slice; an array of ints, [B] or [B, n], with its own for each row; or a mask [B, P] (`Agent.find` makes one
-            of words). A single position ("last", an int, an array [B]) has no axis in what is read, as in NumPy.
-        heads: Which of the heads. None: all.
+        positions: Which tokens of each row, without padding, counted from either end: "last", "all", an int, a sequence
+            of ints, or a slice; an array of ints, [B] or [B, n], with separate positions for each row; or a mask [B, P]
+            (`Agent.find` makes one from words). A single position ("last", an int, an array [B]) adds no axis to the
+            activations that are read, as in NumPy.
+        heads: Which heads. None: all.
 
     Raises:
         ValueError: There is no such site; it has no layers, or needs one; it has no heads; the positions are invalid.
@@ -110,10 +111,10 @@ class Site:
             raise ValueError(f"positions {self.positions}: a slice's step must be at least 1")
 
     def tree_flatten(self):
-        """Splits the site for JAX, which calls this.
+        """Flattens the site as a pytree. JAX calls this.
 
         Returns:
-            What may be traced (layer, array of positions), and the rest, which is part of a program.
+            The parts that may be traced (layer, array of positions), and the static parts.
         """
         fixed, array = self.positions, None
         if isinstance(fixed, jax.Array | np.ndarray):
@@ -124,7 +125,7 @@ class Site:
 
     @classmethod
     def tree_unflatten(cls, fixed, children):
-        """Puts a site together for JAX, which calls this. Nothing is checked.
+        """Rebuilds a site from its parts, without checks. JAX calls this.
 
         Args:
             fixed: Name, other positions, and heads.
@@ -147,36 +148,36 @@ class Site:
 
     @property
     def single(self) -> bool:
-        """Whether it is at one position of a row, so that what is read has no axis of positions."""
+        """Whether the site has one position per row. Activations read there have no axis of positions."""
         p = self.positions
         return p == "last" if isinstance(p, str) else self.numbered and np.ndim(p) < 1 + _is_array(p)  # pyright: ignore[reportArgumentType]
 
     @property
     def last(self) -> bool:
-        """Whether it is at the last token of a row, and named so."""
+        """Whether the position is "last" by name."""
         return isinstance(self.positions, str) and self.positions == "last"
 
     @property
     def numbered(self) -> bool:
-        """Whether its positions are numbers, which every row must have."""
+        """Whether the positions are given by number. Every row must then have a token at each."""
         p = self.positions
         return not isinstance(p, str | slice) and not (_is_array(p) and p.dtype == bool)
 
 
 def _is_array(positions: Any) -> TypeGuard[AnyArray]:
-    """Whether positions are an array, or one of NumPy's numbers."""
+    """Whether positions are an array or a NumPy scalar."""
     return hasattr(positions, "dtype")
 
 
 def as_site(place: Any) -> Site:
-    """A site: what is one, or the stream after a layer, at the last token."""
+    """Return a `Site` unchanged. Turn a layer number into the site of the residual stream after it, at the last token."""
     return place if isinstance(place, Site) else Site("resid_post", place, "last")
 
 
 class Columns(NamedTuple):
-    """Chosen tokens of every row, in order, those of shorter choices at the end.
+    """Chosen tokens of every row, in order. Rows with fewer chosen tokens are aligned at the end.
 
-    index [B, n]: their columns; None: all of them, as they stand. valid [B, n]: whether there is one; None: everywhere.
+    index [B, n]: their columns; None: all columns. valid [B, n]: whether a row has the token; None: all rows have all.
     """
 
     index: Int[Array, "B n"] | None  # pyright: ignore[reportIncompatibleMethodOverride] (tuples have an `index`)
@@ -198,7 +199,7 @@ class Columns(NamedTuple):
         return jnp.take_along_axis(x, self.index.reshape(*self.index.shape, *(1,) * (x.ndim - 2)), axis=1)
 
     def put(self, x: Array, new: Array) -> Array:
-        """x with [B, n, ...] in the chosen columns."""
+        """x with `new` [B, n, ...] in the chosen columns."""
         if self.index is None:
             return new if self.valid is None else jnp.where(_wide(self.valid, x), new, x)
         index = self.index if self.valid is None else jnp.where(self.valid, self.index, x.shape[1])
@@ -210,7 +211,7 @@ def _wide(valid: Array, like: Array) -> Array:
 
 
 def columns_of(positions: Any, places: Int[Array, "B T"]) -> Columns:
-    """The columns that a site's positions name, in prompts whose tokens stand at these places (-1: padding)."""
+    """The columns that a site's positions name. places: position of each column's token in its row (-1: padding)."""
     B, T = places.shape
     real = places >= 0
     if isinstance(positions, str):
@@ -230,7 +231,7 @@ def columns_of(positions: Any, places: Int[Array, "B T"]) -> Columns:
 
 
 def _sliced(cut: slice, number: Int[Array, "B T"], length: Int[Array, "B 1"]) -> Bool[Array, "B T"]:
-    """Which tokens a slice takes, of rows whose tokens have these numbers (below 0: padding)."""
+    """Which tokens a slice selects. number: number of each token in its row (below 0: padding)."""
     step = 1 if cut.step is None else cut.step
     from_end = lambda at, default: default if at is None else at if at >= 0 else jnp.maximum(length + at, 0)
     begin, end = from_end(cut.start, 0), from_end(cut.stop, length)
@@ -238,15 +239,15 @@ def _sliced(cut: slice, number: Int[Array, "B T"], length: Int[Array, "B 1"]) ->
 
 
 def heads_of(x: Array, site: Site) -> Array:
-    """The heads that a site names."""
+    """x at the heads that a site names."""
     if site.heads is None:
         return x
     return x[:, np.array(site.heads)] if site.name == "pattern" else x[..., np.array(site.heads), :]
 
 
 def read_at(x: Array, site: Site, places: Int[Array, "B T"]) -> Array:
-    """What a site's activation x [B, T, ...] holds at its positions: [B, n, ...], 0 where a row has none (NaN of
-    numbered ones); [B, ...] of a single one. Of a pattern, rows of queries."""
+    """A site's activation x [B, T, ...] at the site's positions: [B, n, ...], or [B, ...] for a single position. Where a
+    row has no such token it is 0, or NaN for positions given by number. For a pattern, positions select queries."""
     pattern = site.name == "pattern"
     x = heads_of(x, site)
     x = jnp.moveaxis(x, -2, 1) if pattern else x
@@ -261,10 +262,10 @@ def read_at(x: Array, site: Site, places: Int[Array, "B T"]) -> Array:
 
 
 def check_site(config: ModelConfig, site: Site, what: str = "site") -> None:
-    """Raises ValueError unless the model has such a site, as far as its layer is known.
+    """Raises ValueError unless the model has such a site. A traced layer is not checked.
 
     Args:
-        config: Of the model. A network's has no sites.
+        config: Architecture of the model. A network has no sites.
         site: The site.
         what: What the caller calls it.
     """
@@ -289,7 +290,7 @@ def check_site(config: ModelConfig, site: Site, what: str = "site") -> None:
 
 
 def check_positions(site: Site, prompts: Prompts) -> None:
-    """Raises ValueError unless every row of the prompts has the site's positions, as far as both are known."""
+    """Raises ValueError unless every row of the prompts has the site's positions. Traced values are not checked."""
     p, (rows, columns) = site.positions, prompts.shape
     lengths = None if prompts.real is None else prompts.real.sum(axis=1)
     if isinstance(p, str | slice):

@@ -1,4 +1,4 @@
-"""Chat templates: conversations as the texts that chat models were trained on."""
+"""Chat templates: render conversations in the format that a chat model was trained on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import jinja2
 from jaxcomm.tokenizer import Tokenizer
 
 CHAT_DAY = datetime.datetime(2024, 7, 26)
-"""Templates that write a date write this one, whether they ask for `date_string` (Llama 3.x) or for `strftime_now`
-(Mistral Small, SmolLM3), so that a prompt is the same tokens every day."""
+"""The date for templates that write one, through `date_string` (Llama 3.x) or `strftime_now` (Mistral Small, SmolLM3). It
+is fixed, so that a prompt has the same tokens every day."""
 
 _CODES = [f"%{flag}{code}" for flag in ("-", "") for code in "aAbBcdefFjmpuUVwWxXyYHIMSDRT"]
 _DATE_MACRO = (
@@ -20,20 +20,20 @@ _DATE_MACRO = (
     + "".join(f" | replace({code!r}, {CHAT_DAY.strftime(code)!r})" for code in _CODES)
     + " | replace('%%', '%') }}{%- endmacro %}{{ '' }}"
 )
-"""Before a chat template: its `strftime_now`. (transformers gives templates no function of a caller's.)"""
+"""Put before a chat template: defines `strftime_now`. (transformers does not let callers pass functions to a template.)"""
 
 
 def written(tokenizer: Tokenizer, turns: list[dict[str, str]], chat_args: Mapping[str, Any]) -> str:
-    """Writes a conversation as a tokenizer's chat template does. An assistant's turn at the end is one that has begun.
+    """Renders a conversation with a tokenizer's chat template. An assistant's turn at the end is left open.
 
-    A system turn that the template refuses goes before what is said first.
+    If the template refuses a system turn, its text is put before the text of the first turn.
 
     Raises:
         ValueError: The template refuses the conversation; the message says why.
     """
     begun, tried, refused = turns[-1]["role"] == "assistant", [turns], None
     if turns[0]["role"] == "system" and len(turns) > 1:
-        # Gemma's, for one, knows no system turn.
+        # Gemma's template, for example, has no system turn.
         system, first, *rest = turns
         tried.append([{**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}, *rest])
     args = {"date_string": CHAT_DAY.strftime("%d %b %Y"), **chat_args}

@@ -1,4 +1,4 @@
-"""What an `Agent` asks of a tokenizer."""
+"""The tokenizer interface that `Agent` needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxcomm.config import AnyArray
 
 
 class Tokenizer(Protocol):
-    """What an agent asks of a tokenizer. transformers' fast ones have it."""
+    """The tokenizer interface that an agent needs. transformers' fast tokenizers have it."""
 
     bos_token: str | None
     bos_token_id: int | None
@@ -20,37 +20,37 @@ class Tokenizer(Protocol):
     backend_tokenizer: Any
 
     def __call__(self, text: str, **how: Any) -> Mapping[str, Any]:
-        """Ids, and where in the text each token stands."""
+        """Token ids of a text, and each token's character offsets."""
         ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text."""
+        """Token ids of a text."""
         ...
 
     def decode(self, token_ids: Sequence[int] | AnyArray, skip_special_tokens: bool = False) -> str:
-        """The text of ids."""
+        """The text of token ids."""
         ...
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]:
-        """Each token as it is spelled in the vocabulary."""
+        """The spelling of each token in the vocabulary."""
         ...
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Spelled tokens as text."""
+        """The text of tokens given by their spelling."""
         ...
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token."""
+        """Ids of all tokens, by spelling."""
         ...
 
     def get_added_vocab(self) -> dict[str, int]:
-        """Those that were added to the trained ones."""
+        """Ids of the tokens that were added to the trained vocabulary."""
         ...
 
     def get_chat_template(self) -> str:
-        """The template in use."""
+        """The current chat template."""
         ...
 
     def apply_chat_template(self, conversation: list[dict[str, str]], **how: Any) -> str:
-        """A conversation as text."""
+        """Renders a conversation as text."""
         ...

@@ -1,6 +1,6 @@
-"""Training: next-token cross-entropy, any split of a model into what is trained and what is not, AdamW.
+"""Training with next-token cross-entropy and AdamW, for any split of a model into trained and frozen weights.
 
-What is trained is a pytree with `join(frozen)`, which makes the model of both: `lmnet.Wires` (a network's edges),
+The trained weights are a pytree with a method `join(frozen)`, which returns the model: `lmnet.Wires` (a network's edges),
 `lora.LoRA` (one model's adapters), `bridges.C2C` and `bridges.Gated` (between two models), `Everything`. Pure functions of arrays; data, checkpoints and the loop are
 `jaxcomm.evals.networks`.
 """
@@ -23,11 +23,11 @@ from jaxcomm.language_model import LanguageModel, Training
 from jaxcomm.sharding import constrain
 
 CHUNK = 128
-"""Columns of a batch whose logits exist at once."""
+"""Number of columns of a batch whose logits are in memory at once."""
 
 Document = tuple[Sequence[Any], ...]
-"""Token ids, and the weight of each in the loss; if there is another model, the token ids that it reads meanwhile; and, if these
-are other tokens of the same text, for each token the index of that which stands for it, negative where there is none."""
+"""Token ids, and the weight of each in the loss. If there is another model, also the token ids that it reads. If these are
+other tokens of the same text, also, for each token, the index of the corresponding one, negative if there is none."""
 
 
 class Everything(struct.PyTreeNode):
@@ -40,7 +40,7 @@ class Everything(struct.PyTreeNode):
     model: LanguageModel
 
     def join(self, frozen: None) -> Any:
-        """Makes the model of what is trained and what is not.
+        """Makes the model from trained and frozen weights.
 
         Args:
             frozen: None, since nothing is frozen.
@@ -52,13 +52,13 @@ class Everything(struct.PyTreeNode):
 
 
 class Told(struct.PyTreeNode):
-    """What another model reads of the texts of a batch: a row for each row of the batch.
+    """The tokens that another model reads, one row for each row of the batch.
 
     Attributes:
         tokens: Token ids [.., B, S].
-        documents: Number of the text that each token belongs to, as in its row of the batch; -1 on padding. [.., B, S].
-        columns: For each token of the batch the column of the token here that stands for it, [.., B, T]; -1 where there is
-            none. None: the texts are not the same.
+        documents: Number of the text that each token belongs to, numbered as in the batch's row; -1 on padding. [.., B, S].
+        columns: For each token of the batch, the column of the corresponding token here, [.., B, T]; -1 if there is none.
+            None: the texts are not the same.
     """
 
     tokens: Int[AnyArray, "*A B S"]
@@ -73,8 +73,8 @@ class Batch(struct.PyTreeNode):
         tokens: Token ids [.., B, T].
         documents: Number of the text that each token belongs to, counted from 0 in each row; -1 on padding. [.., B, T].
         weights: Weight of each token in the loss, [.., B, T]. It is 0 on padding and on the first token of a text,
-            which no token predicts.
-        told: What another model reads of each text, for a bridge from that model. None: nothing of its own.
+            because no token predicts it.
+        told: The tokens that another model reads, for a bridge from that model. None: the same tokens, or no other model.
     """
 
     tokens: Int[AnyArray, "*A B T"]
@@ -87,8 +87,8 @@ class State(struct.PyTreeNode):
     """State of training between two steps.
 
     Attributes:
-        step: Number of steps made.
-        trained: What is trained, float32: `Everything`, `lora.LoRA` or `lmnet.Wires`.
+        step: Number of completed steps.
+        trained: The trained weights, float32: `Everything`, `lora.LoRA` or `lmnet.Wires`.
         moments: State of the optimizer.
     """
 
@@ -104,8 +104,8 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
     text begins the next batch.
 
     Args:
-        documents: Texts: the token ids of each, and the weight of each token in the loss. If the texts also have what
-            another model reads, these tokens lie in rows of their own, as long as the others.
+        documents: Texts: the token ids of each, and the weight of each token in the loss. If another model reads tokens
+            too, these are packed into separate rows of the same length.
         rows: Rows of a batch, B.
         columns: Columns of a batch, T.
 
@@ -113,7 +113,7 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
         A batch with arrays [B, T], and the number of texts in all batches so far. To resume, skip this number of texts.
 
     Raises:
-        ValueError: A text has fewer than two tokens, or more than `columns`; another model reads nothing of it, or more
+        ValueError: A text has fewer than two tokens, or more than `columns`; another model reads no token of it, or more
             than `columns`.
 
     Example:
@@ -160,7 +160,7 @@ def pack(documents: Iterable[Document], rows: int, columns: int) -> Iterator[tup
 
 
 def _blank(rows: int, columns: int, told: int) -> Batch:
-    """told: how many things are said of another model's tokens: nothing, what they are, and for which they stand."""
+    """An empty batch. told: 0 without another model, 1 with its tokens, 2 with its tokens and their alignment."""
     shape = rows, columns
     none = lambda: np.full(shape, -1, np.int32)
     blank = lambda: (np.zeros(shape, np.int32), none())
@@ -195,9 +195,9 @@ def losses(
     Args:
         model: The model, or a network.
         batch: Texts, with arrays [B, T].
-        remat: What the backward pass computes again instead of keeping it (`config.Remat`).
-        mesh: Devices that the rows are spread over, or None.
-        step: Number of the step and of its part, for a model that draws something anew at each. None: nothing is drawn.
+        remat: What the backward pass recomputes instead of storing (`config.Remat`).
+        mesh: Devices to distribute the rows over, or None.
+        step: Number of the step and of its part, for a model with random numbers in training. None: no random numbers.
 
     Returns:
         Weighted losses [B, T] in nats. Column t holds the loss of the token in column t + 1, given the tokens before it
@@ -254,7 +254,7 @@ def begin(trained: Any, optimizer: optax.GradientTransformation) -> State:
     """Makes the state before the first step.
 
     Args:
-        trained: What is trained: `Everything`, `lora.LoRA` or `lmnet.Wires`, with float32 leaves.
+        trained: The trained weights: `Everything`, `lora.LoRA` or `lmnet.Wires`, with float32 leaves.
         optimizer: The optimizer, such as `make_optimizer`'s.
 
     Returns:
@@ -271,15 +271,15 @@ def make_step(
 
     Args:
         optimizer: The optimizer.
-        remat: What the backward pass computes again instead of keeping it (`config.Remat`).
-        dtype: Dtype of the computation. Default: that of the weights.
-        mesh: Devices that the rows are spread over. Place the state and the frozen weights by
+        remat: What the backward pass recomputes instead of storing (`config.Remat`).
+        dtype: Dtype of the computation. Default: the dtype of the weights.
+        mesh: Devices to distribute the rows over. Place the state and the frozen weights with
             `sharding.fsdp_shardings`.
 
     Returns:
-        step(state, frozen, batch) -> (state, metrics). `frozen` is the part that is not trained, as
-        `state.trained.join` takes it (None for `Everything`). `batch` has arrays [A, B, T]: the step reads its A parts
-        one after the other and adds up their gradients. `metrics` holds "loss", the mean loss in nats with the batch's
+        step(state, frozen, batch) -> (state, metrics). `frozen` is the part that is not trained, the argument of
+        `state.trained.join` (None for `Everything`). `batch` has arrays [A, B, T]: the step processes the A parts one
+        after the other and adds up their gradients. `metrics` holds "loss", the mean loss in nats with the batch's
         weights, and "norm", the global norm of the gradient.
 
     Example:

@@ -1,1 +1,1 @@
-"""Training of bridges between keys and values, and what they are compared with: `jaxcomm bridge`."""
+"""Train bridges between keys and values, and compare them with baselines: `jaxcomm bridge`."""

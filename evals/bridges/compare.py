@@ -1,13 +1,13 @@
-"""What a bridge gives, beside what its users miss: a sharer like the receiver, LoRA of the same size, and messages that are not the
-item's own.
+"""Compare a bridge with baselines that publications often leave out: a sharer equal to the receiver, LoRA of the same size,
+and other items' messages.
 
     chunks/ARM-RATE-SEED.parquet   of one finished training: losses, answers under every control, seconds
     results.jsonl                  a line per arm: accuracy over the seeds on questions the rate was not chosen on
     report.txt
 
-All that is trained learns the same texts in the same order, for as many steps, with as many numbers (LoRA's rank is the
-nearest), each with its own best learning rate, chosen on half of the questions and reported on the other half. Content is
-what a bridge's own message gives above another item's: right minus other, paired.
+All trained arms learn the same texts in the same order, for the same number of steps, with the same number of parameters
+(LoRA's rank is the nearest). Each has its own best learning rate, chosen on half of the questions and reported on the
+other half. Content is the paired difference between a bridge's own message and another item's.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from .settings import Span
 BRIDGE, SAME, LORA = "bridge", "bridge, sharer = receiver", "LoRA on the receiver"
 ALONE, TOLD, SHARER = "receiver alone", "receiver, told", "sharer alone"
 ARMS = {ALONE: False, TOLD: False, SHARER: False, LORA: True, SAME: True, BRIDGE: True}
-"""Whether it is trained. "receiver, told" reads as text what a gated bridge's sharer reads, and so does "sharer alone"."""
+"""Arm -> whether it is trained. "receiver, told" and "sharer alone" read the text of a gated bridge's sharer."""
 CONTROLS = (None, "other", "zero")
-"""What arrives in place of the sharer's keys and values; None: they do."""
+"""Stand-ins for the sharer's keys and values. None: the sharer's own."""
 ROWS = 50
-"""Questions of a batch. Under the control other, messages are exchanged within it."""
+"""Number of questions in a batch. The control "other" exchanges messages within a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all arms have in common.
+    """Data that all arms share.
 
     Attributes:
         command: The settings (`evals.commands.bridge.Compare`).
@@ -73,7 +73,7 @@ class Bench:
 
 
 def run(command: Any, a: Agent, b: Agent, *, words: str) -> list[dict[str, Any]]:
-    """Compares a bridge: trains and asks what is not done yet in the folder, and reports.
+    """Compares a bridge: trains and tests all arms that are not finished in the folder, and reports.
 
     Args:
         command: The settings (`evals.commands.bridge.Compare`).
@@ -115,7 +115,7 @@ def run(command: Any, a: Agent, b: Agent, *, words: str) -> list[dict[str, Any]]
 
 
 def _questions(command: Any, span: Span) -> list[Text]:
-    """The first half to choose the learning rate on."""
+    """The questions. The first half is for choosing the learning rate."""
     known = PRIVATE if span.kind == "gated" else QUESTIONS
     purpose = f"test a {span.kind} bridge on: name a file with --test, or take {' or '.join(known)}"
     found = asked_by(command, known, purpose)
@@ -127,7 +127,7 @@ def _questions(command: Any, span: Span) -> list[Text]:
 
 
 def _one(bench: Bench, arm: str, rate: float, seed: int, name: str) -> dict[str, Any]:
-    """One arm at one rate with one seed: hits under every control, [controls, questions], losses, numbers, seconds."""
+    """Run one arm at one rate with one seed: hits under every control, [controls, questions], losses, sizes, seconds."""
     clock, losses, numbers = time.perf_counter(), [], 0
     command, a, b, asked = bench.command, bench.a, bench.b, bench.asked
     if not ARMS[arm]:
@@ -147,7 +147,7 @@ def _one(bench: Bench, arm: str, rate: float, seed: int, name: str) -> dict[str,
         numbers = bridges.size(trained)
         try:
             made = train(trained, frozen, texts, recipe, title=name, losses=losses).trained
-        except FloatingPointError as error:  # at a rate that diverges nothing is answered
+        except FloatingPointError as error:  # training diverged at this rate, so there are no answers
             print(f"{name}: {error}")
             said = [[""] * len(asked)] * (1 if arm == LORA else len(CONTROLS))
         else:
@@ -160,14 +160,14 @@ def _one(bench: Bench, arm: str, rate: float, seed: int, name: str) -> dict[str,
 
 
 def crossed(made: Any, a: Agent, b: Agent, asked: Sequence[Text], control: Any = None) -> list[str]:
-    """Lets a receiver answer questions, greedily, with what comes over a bridge.
+    """Lets a receiver answer questions greedily, with messages over a bridge.
 
     Args:
         made: The bridge.
         a: The sharer.
         b: The receiver.
         asked: The questions, with their right answers.
-        control: What arrives in place of the sharer's keys and values. None: they do.
+        control: Stand-in for the sharer's keys and values. None: the sharer's own.
 
     Returns:
         The answers.
@@ -189,10 +189,10 @@ def summary(done: Done, n: int) -> list[dict[str, Any]]:
         n: Number of questions in the first half, on which the rate is chosen.
 
     Returns:
-        The lines of results.jsonl. Accuracies are means over the seeds on the second half, as shares, with 95 %
-        intervals over the seeds (of what is not trained, over the questions): `accuracy`, and of bridges `other` and
-        `zero` under these controls and `content`, their own minus other, paired. The last lines are differences between
-        arms, paired by seed.
+        The lines of results.jsonl. Accuracies are means over the seeds on the second half, as shares, with 95 % intervals
+        over the seeds (over the questions for untrained arms): `accuracy`; for bridges also `other` and `zero` (under
+        these controls) and `content` (own minus other, paired). The last lines are differences between arms, paired by
+        seed.
     """
     lines, values = [], {}
     whole = lambda x: dict(zip(("value", "low", "high"), map(float, x), strict=True))
@@ -221,7 +221,7 @@ def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], bench: Bench) 
     Args:
         folder: The run folder.
         lines: The lines of results.jsonl.
-        bench: What was compared.
+        bench: Data that all arms share.
     """
     n, kind = len(bench.asked) // 2, bench.span.kind
     title = (

@@ -1,4 +1,4 @@
-"""A bridge in a run folder of `jaxcomm bridge train`, and out of it for games and evaluations."""
+"""Train a bridge in a run folder of `jaxcomm bridge train`, and load it for games and evaluations."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def build(span: Span, a: Agent, b: Agent, steps: int) -> C2C | Gated:
 
 
 def lessons(command: Any, span: Span, a: Agent, b: Agent, seed: int) -> Source:
-    """Opens the texts that a bridge is trained on.
+    """Opens the training texts of a bridge.
 
     Args:
         command: The settings: text, columns, examples.
-        span: The kind of the bridge. What A reads alone belongs to a gated one.
+        span: The kind of the bridge. Only a gated bridge has texts that A reads alone.
         a: The sender.
         b: The receiver.
         seed: Seed of the order.
@@ -76,7 +76,7 @@ def lessons(command: Any, span: Span, a: Agent, b: Agent, seed: int) -> Source:
 
 
 def train_bridge(command: Any, a: Agent, b: Agent, *, words: str) -> C2C | Gated:
-    """Trains the bridge that a command asks for, in its run folder.
+    """Trains a command's bridge in its run folder.
 
     Args:
         command: The settings (`evals.commands.bridge.Train`).
@@ -104,7 +104,7 @@ def train_bridge(command: Any, a: Agent, b: Agent, *, words: str) -> C2C | Gated
 
 
 def reads(agent: Agent) -> str:
-    """Hashes how an agent reads: its tokenizer, its chat template, whether it uses it, and what stands before prompts."""
+    """Hashes everything that affects how an agent reads: tokenizer, chat template, whether it is used, and system prompt."""
     how = agent.tokenizer.backend_tokenizer.to_str(), agent.tokenizer.chat_template, agent.chat, agent.system
     return hashlib.sha256(repr(how).encode()).hexdigest()[:16]
 
@@ -121,8 +121,8 @@ def load_bridge(path: str | Path, a: Agent, b: Agent) -> C2C | Gated:
         The bridge.
 
     Raises:
-        ValueError: The folder holds no bridge, or no finished checkpoint; it is of another pair, or of agents that read
-            otherwise.
+        ValueError: The folder holds no bridge, or no finished checkpoint; it belongs to another pair, or to agents that
+            read differently.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""What a bridge is asked for as: plain data, so that the command line says what it can without loading a model."""
+"""Settings of a bridge as plain data, so that the command line can show its help without loading a model."""
 
 from __future__ import annotations
 

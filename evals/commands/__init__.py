@@ -1,1 +1,1 @@
-"""The commands of `jaxcomm`, a module for each or for two that belong together: its arguments, and what it does with them."""
+"""The commands of `jaxcomm`. Each module has one command or two related ones: arguments, and a method `run`."""

@@ -1,4 +1,4 @@
-"""`jaxcomm convert`: a checkpoint in another form."""
+"""`jaxcomm convert`: write a checkpoint in another format."""
 
 from __future__ import annotations
 

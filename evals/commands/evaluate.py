@@ -84,7 +84,7 @@ class Eval(EvalOptions):
         out.print(f"{self.out}: run.json, results.jsonl, items.parquet", soft_wrap=True)
 
     def _settings(self) -> EvalSettings:
-        """With names and paths as what they stand for. ValueError: one is not there."""
+        """The settings, with names and paths resolved. ValueError: one does not exist."""
         from .. import tasks
         from ..evaluation.settings import EvalSettings
 
@@ -97,7 +97,7 @@ class Eval(EvalOptions):
         return EvalSettings(**fields, tasks=names, data=paths)
 
     def _seen(self, team: Team, settings: EvalSettings) -> tuple[Team, dict[str, Any]]:
-        """The team with B's layers that see a prefix, and how they were chosen."""
+        """The team with B's layers that see a prefix, and a record of their choice."""
         from jaxcomm.protocols import Prefixing
 
         from ..games import Wording
@@ -113,7 +113,7 @@ class Eval(EvalOptions):
         return dataclasses.replace(team, layers=layers, calibrated=known), {"layers_chosen": layers, **told}
 
     def _team(self) -> tuple[Team, Fitted | None]:
-        """The agents, and where W is from."""
+        """The agents, and the fitted maps that W comes from."""
         from .. import maps
         from ..agents import load_agents, template_args
         from ..evaluation.arms import Team

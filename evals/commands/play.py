@@ -162,7 +162,7 @@ class Play(options.GameOptions, options.PrefixOptions):
             write_lines(self.out / "items.jsonl", rows)
 
     def _protocol_settings(self, layers: Any, maps: Any) -> dict[str, dict[str, Any]]:
-        """Of each protocol."""
+        """The settings of each protocol."""
         talk: dict[str, Any] = dict(form=self.form, max_message_tokens=self.max_message_tokens)
         rounds = lambda default: default if self.rounds is None else self.rounds
         own: dict[str, dict[str, Any]] = {

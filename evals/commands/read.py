@@ -1,4 +1,4 @@
-"""`jaxcomm read`: what a message says, on its way from A to B."""
+"""`jaxcomm read`: inspect messages from A to B."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Read(options.GameOptions, options.PrefixOptions):
         write_lines(self.out / "items.jsonl", inspections.rows(game, a, b, looked))
 
     def _check(self) -> None:
-        """Raises ValueError for options that cannot be."""
+        """Raises ValueError for invalid options."""
         if (self.channel == "activation") != (self.k is not None and self.j is not None):
             raise ValueError("give --k (A's layer) and --j (B's layer) to read activations, or name another --channel")
         self.check_channels((self.channel,))
@@ -117,7 +117,7 @@ class Read(options.GameOptions, options.PrefixOptions):
                 )
 
     def _inspection(self, game: Game, a: Agent, b: Agent, wording: Wording) -> Callable[..., list[Inspection]]:
-        """What plays the game over the channel, and looks into it."""
+        """The function that plays the game over the channel and inspects it."""
         from jaxcomm import protocols
 
         how: dict[str, Any] = dict(max_new_tokens=self.max_new_tokens)

@@ -1,4 +1,4 @@
-"""`jaxcomm report` and `jaxcomm cost`: what runs say, and what protocols cost."""
+"""`jaxcomm report` and `jaxcomm cost`: reports of runs, and costs of protocols."""
 
 from __future__ import annotations
 

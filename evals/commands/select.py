@@ -1,4 +1,4 @@
-"""`jaxcomm select`: which of B's layers have to see A's keys and values, how many of its thoughts, and where deltas go."""
+"""`jaxcomm select`: choose B's layers that see A's keys and values, the number of A's thoughts, and the layer of deltas."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Select(options.GameOptions):
         out.print(f"{self.out}: report.html, report.md, results.jsonl", soft_wrap=True)
 
     def _prefixes(self, game: Game, agents: tuple[Agent, Agent]) -> tuple[Callable[[], Any], Sweeping]:
-        """kv and latent: what scores the layers, and what sweeps."""
+        """kv and latent: the function that scores the layers, and the function that sweeps."""
         from jaxcomm.prefixes import check_prefix
         from jaxcomm.protocols import Prefixing
 
@@ -149,7 +149,7 @@ class Select(options.GameOptions):
         return lambda: selections.scored_layers(self.schemes, items, agents, wording, how, self.alpha), sweep
 
     def _deltas(self, game: Game, agents: tuple[Agent, Agent]) -> tuple[Callable[[], Any], Sweeping]:
-        """Nothing to score, and what sweeps."""
+        """deltas: no scores, and the function that sweeps."""
         from jaxcomm.protocols.state_deltas import delta_layers
 
         from .. import delta_layers as layers_of_deltas

@@ -1,4 +1,4 @@
-"""The arms of an evaluation: every protocol and control, and how each converses."""
+"""The arms of an evaluation: protocols and controls, each with a function that lets the agents communicate."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Team:
         others: Further senders or debaters.
         judge: The agent that checks the facts of biographies. None: it is `b`.
         maps: The map W of each sender, [D_B, D_A] each, for "activation-w". None: there is none.
-        kv_maps: Maps of A's keys and values to B's. None: B takes them as they are.
-        layers: B's layers that see a prefix, where a scheme has chosen them. None: the settings name them.
-        calibrated: What A reads in the items that they were chosen on. None of them may be asked.
+        kv_maps: Maps of A's keys and values to B's. None: B uses them unchanged.
+        layers: B's layers that see a prefix, if a scheme chose them. None: the settings name them.
+        calibrated: A's prompts in the calibration items. None of these items may be asked.
         bridge: The bridge from `a` to `b`, for "bridge". None: there is none.
     """
 
@@ -72,16 +72,16 @@ class Team:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Questions of one task that an arm is asked at once.
+    """Questions of one task that an arm answers in one batch.
 
     Attributes:
         agents: The agents of the arm. The last one answers.
-        prompts_a: What the senders read, for each question.
-        prompts_b: What the answering agent reads, for each question.
+        prompts_a: The senders' prompts, for each question.
+        prompts_b: The answering agent's prompts, for each question.
         task: Name of the task.
         writing: Settings of what the agents write: until (stop strings), sampling, and seed.
         answers: The right answer of each question, for controls.
-        order: For each question the index of the one whose message it gets under the control "other".
+        order: For each question, the index of the question whose message it gets under the control "other".
     """
 
     agents: Sequence[Agent]
@@ -93,7 +93,7 @@ class Batch:
     order: Sequence[int] | None = None
 
     def control(self, name: str | None) -> StandIn | None:
-        """A control that knows the right answers."""
+        """A control with the right answers."""
         return None if name is None else StandIn(name, answers=self.answers, order=self.order)  # pyright: ignore
 
 
@@ -105,11 +105,11 @@ class Arm:
         name: Its name in the results, such as "activation, zero".
         agents: The agents. The last one answers.
         converse: Lets the agents read and communicate, up to the turn in which the answer is written or scored.
-        message_tokens: Largest number of tokens that an agent may write before its answer, and another has to read.
+        message_tokens: Largest number of tokens of the messages that another agent has to read.
         alone: Whether there is only one agent. Then a text can be scored without a prompt.
-        draws: Whether texts can be sampled. They cannot if everything is said in vectors.
-        control: What B gets in place of the messages (`jaxcomm.protocols.CONTROLS`). None: the messages.
-        reads: What the sender reads (`games.wording.Reads`). None: no agent sends.
+        draws: Whether texts can be sampled. They cannot if all messages are vectors.
+        control: Stand-in for the messages (`jaxcomm.protocols.CONTROLS`). None: the messages.
+        reads: Contents of the sender's prompt (`games.wording.Reads`). None: no agent sends.
     """
 
     name: str
@@ -123,12 +123,12 @@ class Arm:
 
     @property
     def pooled(self) -> bool:
-        """Whether its control is made of the messages of all questions of a batch, and so depends on it."""
+        """Whether its control uses the messages of all questions in a batch. Results then depend on the batches."""
         return self.control in ("mean", "moments", "adversarial")
 
 
 def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
-    """Makes one arm for every protocol, and one for every control of those that send. B alone is always among them.
+    """Makes one arm for every protocol, and one for every control of protocols that send. B alone is always included.
 
     Args:
         settings: The settings of the evaluation.
@@ -138,7 +138,7 @@ def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
         The arms.
 
     Raises:
-        ValueError: The settings do not make sense (`settings.check`).
+        ValueError: The settings are inconsistent (`settings.check`).
     """
     check(settings, len(team.senders), team.maps is not None)
     if team.layers is not None:
@@ -161,7 +161,7 @@ def arms(settings: EvalSettings, team: Team) -> Iterator[Arm]:
 
 
 def _channel(settings: EvalSettings, protocol: str, agents: tuple[Agent, ...], trained: Any) -> Iterator[Arm]:
-    """A protocol in which B is sent something, and its controls. trained: the maps, or the bridge, that it goes through."""
+    """A protocol in which B receives a message, and its controls. trained: the maps or the bridge for the message."""
     told: dict[str, Any] = dict(reads=settings.sender_reads, draws=protocol != "cipher")
     written = protocol in ("message", "debate", "cipher", "deltas")
     told["message_tokens"] = settings.max_message_tokens if written else settings.think
@@ -193,7 +193,7 @@ def _message(settings: EvalSettings, maps: Any, control: str | None, batch: Batc
 
 
 def _equal(settings: EvalSettings, what: str, channel: Callable[[Batch], Turn | Panel], batch: Batch) -> Turn:
-    """A written message that costs what a channel costs for the same questions."""
+    """A text message that costs no more than a channel for the same questions."""
     notes = heard(channel(batch))
     if what == "equal-bytes":
         return _message(settings, None, None, batch, bytes=[note.sent for note in notes])
@@ -204,13 +204,13 @@ def _equal(settings: EvalSettings, what: str, channel: Callable[[Batch], Turn | 
 
 
 def _seats(batch: Batch) -> tuple[tuple[Agent, ...], tuple[Sequence[Prompt], ...]]:
-    """Who sits in a debate, B first, and what each is asked."""
+    """The agents of a debate, B first, and their prompts."""
     *senders, b = batch.agents
     return (b, *senders), (batch.prompts_b, *[batch.prompts_a] * len(senders))
 
 
 def _talk(settings: EvalSettings, batch: Batch, rounds: int) -> dict[str, Any]:
-    """What debates in words and in vectors have in common. rounds: the protocol's own number."""
+    """Options that debates in text and in vectors share. rounds: the protocol's default."""
     form = biographies.TASK_FORM if batch.task == biographies.TASK else settings.form
     rounds = rounds if settings.rounds is None else settings.rounds
     return dict(rounds=rounds, form=form, max_message_tokens=settings.max_message_tokens)
@@ -229,7 +229,7 @@ def _cipher(settings: EvalSettings, maps: Any, control: str | None, batch: Batch
 
 
 def _sent(settings: EvalSettings, batch: Batch, control: str | None) -> dict[str, Any]:
-    """What activations in one direction and in both have in common."""
+    """Options that activations in one direction and in both directions share."""
     how = dict(j=settings.j, graft=settings.graft, where=settings.where, think=settings.think)
     return how | dict(control=batch.control(control), **batch.writing)
 

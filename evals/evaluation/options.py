@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, by its command and from Python alike."""
+"""Options of an evaluation, for its command and for Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation asks: tasks, those of their questions that are drawn, and people to be written about."""
+"""The questions of an evaluation: tasks, their chosen questions, and people for biographies."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..tasks import load_tasks
 from .settings import EvalSettings
 
 SUBSET = 6
-"""Seed of the random subset of the questions, with the run's."""
+"""Seed of the random subset of the questions, together with the run's seed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """What every arm is asked.
+    """The questions for every arm.
 
     Attributes:
         tasks: The tasks of lm-evaluation-harness, by name.
-        groups: Names of the tasks of each group that was asked for by name.
+        groups: Names of the tasks of each requested group.
         chosen: Numbers of the chosen questions of each task. None: all questions.
-        people: Facts about each person whose biography is to be written.
+        people: Facts about each person in the task of biographies.
     """
 
     tasks: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Questions:
 
 
 def read_questions(settings: EvalSettings) -> Questions:
-    """Loads everything that is asked.
+    """Loads all questions.
 
     Args:
         settings: The settings of the evaluation.
@@ -45,7 +45,7 @@ def read_questions(settings: EvalSettings) -> Questions:
 
     Raises:
         ValueError: A task is unknown or its data cannot be reached (`tasks.load_tasks`); the people of biographies are
-            missing or not as they should be (`biographies.read_people`).
+            missing or invalid (`biographies.read_people`).
         FileNotFoundError: A file of data does not exist.
     """
     names = [name for name in settings.tasks if name != biographies.TASK]
@@ -76,7 +76,7 @@ def subset(tasks: Mapping[str, Any], n: int | None, seed: int) -> dict[str, list
 
 
 def _people(settings: EvalSettings) -> dict[str, list[str]]:
-    """Who is written about: n of the file, drawn by seed."""
+    """The people for biographies: n from the file, drawn with the seed."""
     if biographies.TASK not in settings.tasks:
         return {}
     if biographies.TASK not in settings.data:

@@ -1,4 +1,4 @@
-"""What came out, as it is kept: a line for every protocol, task and metric, and a row for every question."""
+"""Results of an evaluation: a line for every protocol, task and metric, and a row for every question."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:  # it needs lm_eval
     from ..harness import ProtocolLM
 
 UNPARSED = "[invalid]"
-"""What the harness' filters return where they find no answer."""
+"""Result of the harness' filters if they find no answer."""
 
 
 def arm_results(
     lm: ProtocolLM, scored: Mapping[str, Any], questions: Questions, settings: EvalSettings
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Turns what the harness made of an arm's answers into lines and rows.
+    """Turns the harness' scores of an arm into lines and rows.
 
     Args:
         lm: The arm as a language model of the harness, with its records.
-        scored: What the harness returned.
-        questions: What was asked.
+        scored: The harness' result.
+        questions: The questions.
         settings: The settings of the evaluation.
 
     Returns:
@@ -52,7 +52,7 @@ def arm_results(
 
 
 def _task_lines(lm: ProtocolLM, task: str, scored: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One for every metric and filter."""
+    """One line for every metric and filter."""
     spent = _spent([own for (name, _), own in sorted(lm.records.items()) if name == task])
     for name, value in scored["results"][task].items():
         metric, _, filtered = name.partition(",")
@@ -87,8 +87,8 @@ def _likely(task: Any, doc: Mapping[str, Any], records: Sequence[Mapping[str, An
 
 
 def _released(kind: str, items: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Two more lines for a task whose answers are numbers or letters that agents write: scored as Du et al. describe it, and
-    as the code they released does (`protocols.answers`)."""
+    """Two more lines for a task whose written answers are numbers or letters: scored as Du et al. describe, and as in their
+    released code (`protocols.answers`)."""
     first = [item for item in items if item["filter"] == items[0]["filter"]]
     said = [json.loads(item["said"])[0] for item in first]
     if kind == "text" or not all(isinstance(own[0], str) for own in said):
@@ -108,7 +108,7 @@ def _released(kind: str, items: Sequence[Mapping[str, Any]], line: Mapping[str, 
 
 
 def group_lines(groups: Mapping[str, Sequence[str]], lines: Sequence[Mapping[str, Any]], rows, arm: str):
-    """Makes the lines of the groups of tasks that were asked for by name, such as mmlu.
+    """Makes the lines of the requested groups of tasks, such as mmlu.
 
     Args:
         groups: Names of the tasks of each group.
@@ -117,7 +117,7 @@ def group_lines(groups: Mapping[str, Sequence[str]], lines: Sequence[Mapping[str
         arm: Name of the arm.
 
     Yields:
-        For each group, metric and filter one line. Its value and its 95 % interval are over all questions of the group.
+        One line for each group, metric and filter. Its value and its 95 % interval are over all questions of the group.
     """
     for name, tasks in groups.items():
         own = [x for x in lines if x["protocol"] == arm and x["task"] in tasks]
@@ -195,7 +195,7 @@ def biography_rows(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[d
 
 
 def _value(value: float, each: Sequence[Any]) -> dict[str, Any]:
-    """A metric with its interval, where it is a mean over questions."""
+    """A metric, with its interval if it is a mean over questions."""
     numbers = all(isinstance(x, int | float | np.number) for x in each)
     if not numbers or not np.isclose(value, np.mean(each), rtol=1e-6):
         return {"value": float(value), "low": None, "high": None, "n": len(each)}
@@ -204,8 +204,8 @@ def _value(value: float, each: Sequence[Any]) -> dict[str, Any]:
 
 
 def _spent(questions: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """What a question cost, of all agents: means of FLOPs, bytes and tokens (written: the answer's; messages: all others), the sum
-    of seconds, and of how many questions a prompt was cut. questions: the records of each."""
+    """Cost per question for all agents: means of FLOPs, bytes and tokens (written: the answer's; messages: all others), the
+    total seconds, and the number of questions with a truncated prompt. questions: the records of each."""
     mean = lambda key: float(np.mean([sum(r[key] for r in own) for own in questions]))
     return {
         "flops": mean("flops"),
@@ -219,7 +219,7 @@ def _spent(questions: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def _items(lm: ProtocolLM, task: str, samples: Sequence[Mapping[str, Any]], places: Mapping[int, int]):
-    """places: of a question of the data set among those that were asked; {}: all were."""
+    """places: number of a question in the data set -> its index among the asked questions; {}: all were asked."""
     rows = []
     for sample in samples:
         records = lm.records[task, places.get(sample["doc_id"], sample["doc_id"])]

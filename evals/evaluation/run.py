@@ -1,4 +1,4 @@
-"""An evaluation, from what is asked for to its lines, in a run folder."""
+"""Run an evaluation in a run folder, from its settings to its result lines."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def run(
         out: The run folder.
         resume: Whether to go on with the run in the folder.
         command: The command that runs it again.
-        recorded: Further facts that make this run what it is.
+        recorded: Further facts that identify this run.
 
     Returns:
         The lines of results.jsonl.
 
     Raises:
-        ValueError: The settings do not make sense; the questions cannot be read (`read_questions`); an agent has no
+        ValueError: The settings are inconsistent; the questions cannot be read (`read_questions`); an agent has no
             such layer; a prompt is too long for an agent; the folder holds another run; jaxcomm[eval] is not installed.
         OSError: A file does not exist, or the folder cannot be written.
     """
@@ -61,7 +61,7 @@ def run(
     for name, task in questions.tasks.items():
         if task.OUTPUT_TYPE == "generate_until":
             generation(name, task.config.generation_kwargs or {}, decoding)
-    # A control that is made of other questions' messages takes them from the batch.
+    # A control that uses other questions' messages takes them from the batch.
     free = () if any(arm.pooled for arm in every) else ("batch_size",)
     with RunFolder(out, config, dict, command=command, resume=resume, free=free) as folder:
         lines, rows = [], []
@@ -83,7 +83,7 @@ def run(
 
 
 def _check_calibration(team: Team, questions: Questions) -> None:
-    """Raises ValueError where layers were chosen on what is asked."""
+    """Raises ValueError if layers were chosen on questions that are asked."""
     known = {*team.calibrated}
     for name, task in questions.tasks.items() if known else ():
         docs = task.test_docs() if task.has_test_docs() else task.validation_docs()
@@ -95,7 +95,7 @@ def _check_calibration(team: Team, questions: Questions) -> None:
 
 
 def _config(settings: EvalSettings, team: Team, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run."""
+    """The identity of a run, for its config."""
     files = {task: sorted(p.glob("*.jsonl")) if p.is_dir() else [p] for task, p in settings.data.items()}
     sha = lambda *parts: hashlib.sha256(b"".join(parts)).hexdigest()
     config = dataclasses.asdict(settings) | dict(recorded)
@@ -113,7 +113,7 @@ def _config(settings: EvalSettings, team: Team, recorded: Mapping[str, Any]) -> 
 
 
 def _scored(lm: Any, questions: Questions, settings: EvalSettings, **how: Any) -> Any:
-    """What the harness makes of an arm's answers."""
+    """Let the harness score an arm's answers."""
     from lm_eval.evaluator import simple_evaluate
 
     with warnings.catch_warnings():

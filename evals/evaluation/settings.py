@@ -1,4 +1,4 @@
-"""An evaluation as it is asked for, and what is wrong with it."""
+"""The settings of an evaluation, and checks of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..games.wording import Wording
 from .options import EvalOptions
 
 SENDS = {"message", "debate", "cipher", "activation", "activation-w", "exchange", "kv", "latent", "deltas", "bridge"}
-"""Protocols in which B is sent something. They have controls."""
+"""Protocols in which B receives a message. They have controls."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,21 +33,21 @@ class EvalSettings(EvalOptions):
 
     @property
     def sampling(self) -> Sampling | Literal["task"] | None:
-        """How tokens are sampled. None: decoding is greedy. "task": as each task says."""
+        """How tokens are sampled. None: decoding is greedy. "task": as each task specifies."""
         if self.temperature is None:
             return "task"
         return Sampling(self.temperature, 0, self.top_p) if self.temperature else None
 
 
 def answer_kind(settings: EvalSettings, task: str) -> str:
-    """Chooses how the votes of a debate are counted.
+    """Chooses how to parse answers for the vote of a debate.
 
     Args:
-        settings: The settings of the evaluation. Their `answer` comes first.
+        settings: The settings of the evaluation. If `answer` is set, it is used.
         task: Name of the task.
 
     Returns:
-        "numeric" for GSM8K (numbers), "choice" for MMLU (letters), else "text" (the first line as it stands).
+        "numeric" for GSM8K (numbers), "choice" for MMLU (letters), else "text" (the first line).
     """
     kinds = {"gsm": "numeric", "mmlu": "choice"}
     return settings.answer or next((kind for name, kind in kinds.items() if task.startswith(name)), "text")
@@ -62,7 +62,7 @@ def check(settings: EvalSettings, senders: int, mapped: bool) -> None:
         mapped: Whether there is a map W.
 
     Raises:
-        ValueError: A setting is missing, or means nothing beside the others. The message names the first one.
+        ValueError: A setting is missing, or has no effect with the others. The message names the first one.
     """
     Wording(settings.wording, settings.instruction, settings.sender_reads)
     activates = [p for p in settings.protocols if p in ("activation", "activation-w", "exchange")]

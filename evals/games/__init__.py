@@ -1,4 +1,4 @@
-"""The coordination games of Ramesh & Li (2025), and one's own: what A knows, what B is asked, what the answer is."""
+"""The coordination games of Ramesh & Li (2025), and games of your own. An item has A's prompt, B's prompt and the answer."""
 
 from .companies import tip_sheets
 from .game import GAMES, INFORMATION, Game, draw, information

@@ -1,8 +1,8 @@
 """Tip Sheets (section 4.1): A has read the news of three companies, B must invest in one of them.
 
 The paper's prompts are not public. Here a grammar writes the news: one company has good news only (the answer), one has
-good news with a catch, one has bad news. The answer follows from the text, and from nothing else: names, order and
-wording are drawn independently of the roles.
+good news with a catch, one has bad news. The answer depends only on the text: names, order and wording are drawn
+independently of the roles.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def tip_sheets(seed: int = 0, n: int = 70, names: str = "seen") -> list[Item]:
     Args:
         seed: Seed of the items.
         n: Number of items. Default: 70, as in the paper.
-        names: "seen": companies of which the embedded pair has read; "new": other companies.
+        names: "seen": companies that occur in the embedded pair's training text; "new": other companies.
 
     Returns:
         The items. Each names its three companies as choices.

@@ -1,4 +1,4 @@
-"""A game as it is played: its items, what may be answered, and worked examples. The paper's two, or one's own out of a file."""
+"""A game: its items, choices of answers, and worked examples. The paper's two games, or a game from a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .world import Item, world
 GAMES: dict[str, Callable[..., list[Item]]] = {"countries": countries, "tip_sheets": tip_sheets}
 """name -> generator(seed, n, names); n defaults to the paper's 100 and 70 prompts."""
 FIELDS = ("prompt_a", "prompt_b", "answer", "choices")
-"""Of a line of one's own game; the last may be left out."""
+"""Fields of a line of a game from a file. The last field is optional."""
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "Australia": ("New South Wales",),
     "Czechia": ("Czech Republic",),
@@ -29,20 +29,20 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "United Kingdom": ("UK", "U.K", "Great Britain", "Britain", "England", "Scotland", "Wales", "Northern Ireland"),
     "United States": ("USA", "U.S.A", "US", "U.S", "United States of America", "New Mexico", "New England"),
 }
-"""What countries are called besides, and parts of them that are called after another."""
+"""Other names of countries, and names of their parts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-    """A game: the items to play, and how answers to them are read.
+    """A game: the items to play, and how to recognise answers.
 
     Attributes:
         name: "countries", "tip_sheets", or the name of a file without its ending.
-        items: The items that are played.
-        examples: Other items. They are shown to the agents with their answers, and are not played.
-        answers: The choices of every item that names no choices of its own.
-        instruction: What a chat model is told about the form of the answer.
-        hint: What the wording "kvcomm" adds to its instruction.
+        items: The items to play.
+        examples: Other items. Agents see them with their answers as worked examples; they are not played.
+        answers: The choices for every item without its own choices.
+        instruction: Instruction for chat models on the form of the answer.
+        hint: Text that the wording "kvcomm" adds to its instruction.
         spellings: Further names of an answer.
         source: How the items were drawn, for records.
     """
@@ -62,18 +62,18 @@ class Game:
 
     @property
     def information(self) -> str:
-        """What A knows and B does not: "private", "shared" or "mixed" (`information`)."""
+        """Whether A's information is "private", "shared" or "mixed" (`information`)."""
         return information((item.prompt_a, item.prompt_b) for item in self.items)
 
     def named(self, text: str, item: Item) -> str | None:
         """Finds the choice that a text names first, in any of its spellings.
 
-        Case does not count, except in spellings that are all capitals ("US"). If two spellings begin at the same
-        letter, the longer one counts.
+        Case is ignored, except in spellings in all capitals ("US"). If two spellings begin at the same letter, the longer
+        one is used.
 
         Args:
             text: The text, such as a reply.
-            item: The item whose choices are looked for.
+            item: The item with the choices.
 
         Returns:
             The choice. None: the text names no choice.
@@ -95,7 +95,7 @@ class Game:
         """Selects some of the items.
 
         Args:
-            indices: Indices of the items, in the order in which they are played.
+            indices: Indices of the items, in the order of playing.
 
         Returns:
             The same game with these items only.
@@ -108,18 +108,18 @@ INFORMATION = {
     "shared": "shared information: B reads all that A knows",
     "mixed": "private information in some items, shared in others",
 }
-"""What can come through a channel at all depends on it: the same channel may give 76 points on private facts and none on
-shared ones (Cheng et al. 2026, arXiv 2608.04893)."""
+"""Kinds of information. The gain of a channel depends on it: the same channel may give 76 points on private facts and none
+on shared ones (Cheng et al. 2026, arXiv 2608.04893)."""
 
 
 def information(prompts: Iterable[tuple[str, str]]) -> str:
-    """Says whether A knows what B cannot.
+    """Classifies information: does B read everything that A reads?
 
     Args:
-        prompts: What A reads and what B reads, of each item.
+        prompts: A's prompt and B's prompt of each item.
 
     Returns:
-        "private": in no item does B read all that A reads. "shared": it does in all of them. "mixed": in some.
+        "shared": B reads all of A's prompt in every item. "private": in no item. "mixed": in some items.
 
     Example:
         >>> information([("Bob is at Petra.", "Where is Bob?"), ("2 + 2?", "2 + 2?")])
@@ -139,13 +139,13 @@ def draw(name: str, seed: int = 0, n: int | None = None, *, names: str = "seen",
         n: Number of items. Default: 100 (countries) and 70 (tip_sheets), as in the paper; for a file, all of its items
             that are not examples.
         names: "seen" or "new" people and companies. A file has its own.
-        examples: Number of further items that are shown with their answers. None of them is played.
+        examples: Number of worked examples: further items with their answers. None of them is played.
 
     Returns:
         The game.
 
     Raises:
-        ValueError: There is no such game; there are fewer items than asked for; a line of the file is not an item.
+        ValueError: There is no such game; there are too few items; a line of the file is not an item.
         FileNotFoundError: There is no such file.
 
     Example:
@@ -167,7 +167,7 @@ def draw(name: str, seed: int = 0, n: int | None = None, *, names: str = "seen",
 def _published(name: str, seed: int, n: int | None, names: str, examples: int) -> Game:
     make = GAMES[name]
     count = len(make(seed, names=names)) if n is None else n
-    # One after another: the first are those that are drawn without examples.
+    # Draw all items at once. The first ones are the same as without examples.
     items = make(seed, n=count + examples, names=names)
     source = {"games_seed": seed, "names": names}
     told: dict[str, Any]

@@ -1,6 +1,6 @@
-"""Countries (section 4.1): A knows where somebody is, B is asked for the country.
+"""Countries (section 4.1): A knows where a person is, B is asked for the country.
 
-The paper's prompts are not public; the example it prints gives the wording.
+The paper's prompts are not public. The wording follows the example that it prints.
 """
 
 import numpy as np
@@ -14,16 +14,16 @@ QUESTION = "Which country is {person} located in?"
 def countries(seed: int = 0, n: int = 100, names: str = "seen") -> list[Item]:
     """Draws items of the game Countries (Ramesh & Li 2025, section 4.1).
 
-    A landmark is used again only when all landmarks have been used. The person and the landmark of an item never occur
+    A landmark is repeated only after all landmarks have been used. The person and the landmark of an item never occur
     together in the training text of the embedded pair (`held_out`).
 
     Args:
         seed: Seed of the items.
         n: Number of items. Default: 100, as in the paper.
-        names: "seen": people of whom the embedded pair has read; "new": other people.
+        names: "seen": people who occur in the embedded pair's training text; "new": other people.
 
     Returns:
-        The items. They name no choices of their own.
+        The items, without their own choices.
 
     Raises:
         ValueError: There is no such group of names.

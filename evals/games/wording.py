@@ -1,4 +1,4 @@
-"""How a game is put to the agents: templates, instructions, worked examples, and what the sender reads."""
+"""How a game is put to the agents: templates, instructions, worked examples, and the contents of the sender's prompt."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from jaxcomm.agent import Agent, Prompt
 from .game import Game, Item
 
 Reads = Literal["statement", "statement+question"]
-"""What A reads before it sends: what it knows, or B's question after it, too, so that its last state may be the answer's."""
+"""Contents of A's prompt before it sends: only the statement, or the statement and B's question. With the question, A's last
+state may encode the answer."""
 _KVCOMM = "Instruction: Directly answer the question based on the context passage, no explanation is needed. {hint}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Templates of what A and B read.
+    """Templates for the prompts of A and B.
 
     A template may contain {statement}, {question}, and the game's own {instruction} and {hint}.
 
     Attributes:
-        sender: Template of what A reads.
-        receiver: Template of what B reads.
+        sender: Template for A's prompt.
+        receiver: Template for B's prompt.
         told: A description of the preset, for reports.
     """
 
@@ -50,16 +51,16 @@ PRESETS: dict[str, Preset] = {
 class Wording:
     """How a game is put to the agents.
 
-    If the game has worked examples (`Game.examples`), B reads each of them as statement, question and answer. A reads
-    them, too, if it reads the question.
+    If the game has worked examples (`Game.examples`), B reads each of them as statement, question and answer. A reads them
+    too if it reads the question.
 
     Attributes:
         preset: A key of `PRESETS`.
-        instruction: An instruction in place of the game's own. Games from a file have none of their own.
-        reads: What A reads in protocols in which it sends: the statement, or the statement and B's question.
+        instruction: An instruction instead of the game's own. Games from a file have no instruction.
+        reads: A's prompt in protocols in which it sends: the statement, or the statement and B's question.
 
     Raises:
-        ValueError: There is no such preset; the preset has no place for an instruction; `reads` is neither of the two.
+        ValueError: There is no such preset; the preset has no place for an instruction; `reads` has another value.
 
     Example:
         >>> from jaxcomm.evals import games
@@ -81,7 +82,7 @@ class Wording:
             raise ValueError(f"the sender reads {self.reads!r}: choose one of {', '.join(get_args(Reads))}")
 
     def told(self, game: Game, item: Item) -> str:
-        """Writes the statement of an item, as A reads it.
+        """Writes the statement of an item for A.
 
         Args:
             game: The game.
@@ -96,7 +97,7 @@ class Wording:
         return self._fill(PRESETS[self.preset].sender, game, item)
 
     def asked(self, game: Game, item: Item) -> str:
-        """Writes the question of an item, as B reads it.
+        """Writes the question of an item for B.
 
         Args:
             game: The game.
@@ -120,13 +121,13 @@ class Wording:
         return template.format(statement=item.prompt_a, question=item.prompt_b, instruction=instruction, hint=hint)
 
     def prompts_a(self, game: Game, a: Agent, *, sends: bool = True) -> list[Prompt]:
-        """Writes what A reads.
+        """Writes A's prompts.
 
         Args:
             game: The game.
             a: The agent A.
-            sends: Whether A sends something of its own. If it does, it may read the question (`reads`). It does not
-                under the protocol "skyline", where B reads the statement itself.
+            sends: Whether A sends a message. If so, it may read the question (`reads`). Under the protocol "skyline" A
+                sends nothing: B reads the statement itself.
 
         Returns:
             The prompt of each item.
@@ -139,7 +140,7 @@ class Wording:
         return [_conversation(self._examples(game), self._both(game, item), a) for item in game.items]
 
     def prompts_b(self, game: Game, b: Agent) -> list[Prompt]:
-        """Writes what B reads.
+        """Writes B's prompts.
 
         Args:
             game: The game.
@@ -154,16 +155,16 @@ class Wording:
         return [_conversation(self._examples(game), self.asked(game, item), b) for item in game.items]
 
     def writer(self, game: Game, agent: Agent) -> Agent:
-        """Sets where an agent stops writing.
+        """Sets an agent's stop tokens.
 
-        A raw worked example takes one line. If there are such examples, the agent also stops at the end of a line.
+        A raw worked example is one line. If there are such examples, the agent also stops at the end of a line.
 
         Args:
             game: The game.
             agent: The agent.
 
         Returns:
-            The agent, with further stop tokens where they are needed.
+            The agent, with further stop tokens if needed.
         """
         if agent.chat or not game.examples:
             return agent
@@ -177,7 +178,7 @@ class Wording:
 
 
 def _conversation(examples: list[tuple[str, str]], last: str, agent: Agent) -> Prompt:
-    """One prompt; a conversation only where something stands before it. Protocols put what they say into its last turn."""
+    """One prompt. It is a conversation only if there are examples before it. Protocols put messages into its last turn."""
     if not examples:
         return last
     turns = [

@@ -1,7 +1,7 @@
-"""The world both games live in: people, landmarks, companies, and which combinations are kept out of training.
+"""The facts behind both games: people, landmarks, companies, and the combinations that are held out of training.
 
-`world.json` holds the facts. `held_out` splits all combinations once and for ever: the games draw only from one side,
-the text the embedded pair is trained on (`evals/pair/text.py`) only from the other, whatever their seeds.
+`world.json` holds the facts. `held_out` is a fixed split of all combinations. The games use only one side. The training
+text of the embedded pair (`evals/pair/text.py`) uses only the other, whatever the seeds.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class Item:
     """One item of a game. A reads `prompt_a`, B reads `prompt_b`, and B should say `answer`.
 
     Attributes:
-        prompt_a: What A knows.
+        prompt_a: The information that A has.
         prompt_b: The question to B.
         answer: The right answer.
-        choices: The answers that B's prompt names. Empty: it names none.
+        choices: The answers named in B's prompt. Empty: it names none.
     """
 
     prompt_a: str
@@ -56,7 +56,7 @@ class Landmark:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """The facts that both games and the training text of the embedded pair are made of.
+    """The facts used by both games and by the embedded pair's training text.
 
     Attributes:
         landmarks: All landmarks.

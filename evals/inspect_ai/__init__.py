@@ -2,7 +2,8 @@
 
     inspect eval jaxcomm/countries --model jaxcomm/activation -M a=pair:a -M b=pair:b -M k=5 -M j=2
 
-Needs the extra `jaxcomm[inspect]`. Inspect finds this module by the entry point `inspect_ai`; models are loaded when they are used.
+Needs the extra `jaxcomm[inspect]`. Inspect finds this module by the entry point `inspect_ai`.
+Models are loaded on first use.
 """
 
 from inspect_ai.model import ModelAPI, modelapi

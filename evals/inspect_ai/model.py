@@ -1,6 +1,6 @@
 """A pair of agents under a protocol as a model of Inspect AI.
 
-Requests that arrive together are answered in one batch, in a thread of its own.
+Requests that arrive together are answered in one batch, in a separate thread.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ REFUSED = (
     "reasoning_tokens",
     "modalities",
 )
-"""Settings of generation that would change a result and are not followed."""
+"""Unsupported generation settings that would change a result."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """What requests of one batch have in common.
+    """Options that all requests of a batch share.
 
     Attributes:
         max_tokens: Largest number of tokens of a reply.
         until: Stop strings.
-        sampling: How tokens are drawn. None: greedy.
+        sampling: How to sample tokens. None: greedy.
     """
 
     max_tokens: int
@@ -72,13 +72,13 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One reply that is asked for.
+    """A request for one reply.
 
     Attributes:
-        prompts: What A and B read.
-        decoding: How the reply is decoded.
-        seed: Seed of the draw.
-        reply: Where the reply goes.
+        prompts: The prompts of A and B.
+        decoding: Options of decoding.
+        seed: Random seed.
+        reply: The future that receives the reply.
     """
 
     prompts: tuple[Prompt, Prompt]
@@ -90,16 +90,16 @@ class Request:
 class ProtocolAPI(ModelAPI):
     """The provider `jaxcomm/PROTOCOL`.
 
-    Messages whose metadata say {"agent": "a"} are A's, {"agent": "b"} B's; all others are read by both. Where none is
-    marked for A, it reads what B reads.
+    A reads messages with the metadata {"agent": "a"}, B reads those with {"agent": "b"}, and both read all other messages.
+    If no message is marked for A, A reads the same as B.
 
     Args:
         model_name: A key of `jaxcomm.protocols.PROTOCOLS`.
         base_url: Not used.
         api_key: Not used.
         config: Inspect's settings of generation.
-        **model_args: a and b, as `jaxcomm play` takes them; chat (default: where both have a chat template), chat_args,
-            dtype, batch_size; all others are options of the protocol, such as k and j.
+        **model_args: a and b, as in `jaxcomm play`; chat (default: true if both have a chat template), chat_args, dtype,
+            batch_size; all others are options of the protocol, such as k and j.
 
     Raises:
         ValueError: There is no such protocol, or a and b are missing.
@@ -132,15 +132,15 @@ class ProtocolAPI(ModelAPI):
         self.batches = Batches(self._answer, self.batch_size)
 
     def max_connections(self) -> int:
-        """Number of requests that Inspect makes at once: those of a batch."""
+        """Number of requests that Inspect makes at once: the size of a batch."""
         return self.batch_size
 
     def connection_key(self) -> str:
-        """Pairs do not share their connections."""
+        """Key of a pair of models. Pairs do not share connections."""
         return f"{self.model_name}/{self.a.name}/{self.b.name}"
 
     def max_tokens(self) -> int | None:
-        """Number of tokens of a reply, unless a task says otherwise."""
+        """Default number of tokens of a reply."""
         return DEFAULT_TOKENS
 
     async def generate(
@@ -155,8 +155,8 @@ class ProtocolAPI(ModelAPI):
             config: Settings of generation. Greedy without a temperature.
 
         Returns:
-            The reply, or `num_choices` of them; the log-probability of every token if it is asked for; tokens that all
-            agents read and wrote; and what the protocol tells, with FLOPs and bytes, as metadata.
+            The reply, or `num_choices` replies; the log-probability of every token, if requested; the numbers of tokens
+            that all agents read and wrote; and the protocol's details, with FLOPs and bytes, as metadata.
 
         Raises:
             ValueError: A tool or a setting is not supported, or a message is not text.
@@ -191,13 +191,13 @@ class ProtocolAPI(ModelAPI):
         return (conversation(read("a"), self.a.chat) if marked else b), b
 
     def _request(self, prompts: tuple[Prompt, Prompt], decoding: Decoding, seed: int) -> Request:
-        """With a seed that depends on what is asked and how often it was, not on the order of requests."""
+        """Make a request. Its seed depends on the prompts and on how often they were asked, not on the order of requests."""
         key = f"{seed}/{prompts}/{decoding}"
         self.asked[key] += 1
         return Request(prompts, decoding, zlib.crc32(f"{key}/{self.asked[key]}".encode()), Future())
 
     def _answer(self, requests: Sequence[Request]) -> list[Reply]:
-        """Replies to requests of one decoding. Their number is filled up to a power of two, so that few programs are compiled."""
+        """Answer requests with the same options. Pads their number to a power of two, so that few programs are compiled."""
         size = 1 << (len(requests) - 1).bit_length()
         rows, decoding = [*requests, *[requests[-1]] * (size - len(requests))], requests[0].decoding
         how: dict[str, Any] = dict(sampling=decoding.sampling, seed=[row.seed for row in rows])
@@ -216,10 +216,10 @@ class ProtocolAPI(ModelAPI):
 
 
 class Batches:
-    """Answers requests together that arrive together.
+    """Collects requests that arrive together, and answers them in batches.
 
     Args:
-        answer: Answers requests of one decoding.
+        answer: Function that answers requests with the same options.
         size: Largest number of requests in a batch.
     """
 
@@ -259,7 +259,7 @@ class Batches:
                 self._reply(requests)
 
     def _reply(self, requests: Sequence[Request]) -> None:
-        """Sets the replies, or the error: it is of those who asked, and the thread goes on."""
+        """Sets the replies or, after an error, raises it in the callers. The thread continues."""
         try:
             for request, reply in zip(requests, self.answer(requests), strict=True):
                 request.reply.set_result(reply)
@@ -269,7 +269,7 @@ class Batches:
 
 
 def sampling(config: GenerateConfig) -> Sampling | None:
-    """Reads how tokens are drawn.
+    """Reads the options of sampling.
 
     Args:
         config: Inspect's settings of generation.
@@ -283,17 +283,17 @@ def sampling(config: GenerateConfig) -> Sampling | None:
 
 
 def conversation(messages: Sequence[ChatMessage], chat: bool) -> Prompt:
-    """Makes a prompt of Inspect's messages.
+    """Makes a prompt from Inspect's messages.
 
     Args:
-        messages: The messages, all of text.
+        messages: The messages, all text.
         chat: Whether the agent reads it through a chat template. Otherwise a question and its answer are one paragraph.
 
     Returns:
         The turns.
 
     Raises:
-        ValueError: There are none, or one is not text or is a tool's.
+        ValueError: There is no message, or one is not text or is from a tool.
     """
     if not messages:
         raise ValueError("there is no message for one of the agents: leave some unmarked, or mark some for each")
@@ -309,7 +309,7 @@ def conversation(messages: Sequence[ChatMessage], chat: bool) -> Prompt:
 
 
 def readable(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Keeps what can be written as JSON: numbers, texts and lists of them."""
+    """Keeps only values that can be written as JSON: numbers, texts and lists of them."""
     plain = lambda x: isinstance(x, str | int | float | bool | None)
     whole = lambda x: plain(x) or (isinstance(x, list | tuple) and all(map(plain, x)))
     return {name: list(x) if isinstance(x, tuple) else x for name, x in details.items() if whole(x)}

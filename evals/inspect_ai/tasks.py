@@ -23,7 +23,7 @@ def countries(
     wording: str = "paper",
     sender_reads: Reads = "statement",
 ) -> Task:
-    """Makes the task Countries (Ramesh & Li 2025, section 4.1): A knows where somebody is, B is asked for the country.
+    """Makes the task Countries (Ramesh & Li 2025, section 4.1): A knows where a person is, B is asked for the country.
 
     Args:
         n: Number of items. None: the paper's 100.
@@ -62,7 +62,7 @@ def tip_sheets(
 
 
 def game_task(game: Game, wording: Wording) -> Task:
-    """Makes a task of a game.
+    """Makes a task from a game.
 
     Args:
         game: The game, such as one drawn from a file (`games.draw`).
@@ -84,7 +84,7 @@ def game_task(game: Game, wording: Wording) -> Task:
 
 
 def messages(game: Game, wording: Wording, n: int) -> list[ChatMessage]:
-    """Writes what the agents read in an item.
+    """Writes the agents' messages for an item.
 
     Args:
         game: The game.

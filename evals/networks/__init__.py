@@ -1,1 +1,1 @@
-"""Networks of language models at work: their training, what they are compared with, what their wires carry."""
+"""Networks of language models: train them, compare them with baselines, and inspect their wires."""

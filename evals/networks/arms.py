@@ -1,4 +1,4 @@
-"""The arms of a comparison: what is trained, for how long, and what it costs."""
+"""The arms of a comparison: trained weights, number of steps, and cost."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Equal = Literal["tokens", "flops"]
 
 
 class Arm(NamedTuple):
-    """One of the things that are compared.
+    """One arm of a comparison.
 
     Attributes:
-        kind: What is trained. None: nothing.
-        equal: What it has as much of as the edges have: tokens (as many steps), or training FLOPs.
-        name: What tables and files call it.
+        kind: The trained weights. None: nothing is trained.
+        equal: The budget that it shares with the edges: tokens (the same number of steps), or training FLOPs.
+        name: Its name in tables and files.
     """
 
     kind: Kind | None
@@ -42,11 +42,11 @@ NAMES: dict[Kind, str] = {"LoRA": "LoRA", "all": "vertex, trained on", "scratch"
 
 
 def arms(kinds: Sequence[Kind], equal: Sequence[Equal]) -> list[Arm]:
-    """Lists what is compared: what is not trained, then what is, the edges last.
+    """Lists the arms: untrained ones first, then trained ones, the edges last.
 
     Args:
-        kinds: What is trained beside the edges.
-        equal: What they have as much of as the edges.
+        kinds: Trained arms besides the edges.
+        equal: Budgets that they share with the edges.
 
     Returns:
         The arms.
@@ -62,11 +62,11 @@ def arms(kinds: Sequence[Kind], equal: Sequence[Equal]) -> list[Arm]:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """What all arms of a comparison are made of.
+    """The models and settings of all arms of a comparison.
 
     Attributes:
         shape: Shape of the network.
-        agents: Its vertices. The last one is what LoRA adapts, and what is trained on.
+        agents: Its vertices. The last one is adapted by LoRA, and is the model that is trained further.
         recipe: How the edges are trained.
     """
 
@@ -86,12 +86,12 @@ class Field:
 
     @property
     def rank(self) -> int:
-        """Rank at which LoRA has as many numbers as the wires, nearly."""
+        """Rank at which LoRA has about as many parameters as the wires."""
         return lora.rank_of_size(self.vertex, lmnet.size(self.wires))
 
     @property
     def larger(self) -> ModelConfig:
-        """The vertex' architecture with so many layers that it has as many numbers as the network, nearly."""
+        """The vertex's architecture with more layers, so that it has about as many parameters as the network."""
         config = self.vertex.config
         count = lambda layers: lmnet.size(
             jax.eval_shape(lambda: init_params(jax.random.key(0), dataclasses.replace(config, layers=layers)))
@@ -100,14 +100,14 @@ class Field:
         return dataclasses.replace(config, layers=config.layers + max(1, round(lmnet.size(self.wires) / layer)))
 
     def begin(self, arm: Arm, seed: int) -> tuple[Any, Any]:
-        """Makes what is trained and what is not, as `jaxcomm.training` takes them.
+        """Makes the trained and the frozen weights, as input of `jaxcomm.training`.
 
         Args:
             arm: The arm.
-            seed: Seed of what is new.
+            seed: Random seed for new weights.
 
         Returns:
-            Both. Their join is the model that answers.
+            Trained and frozen weights. Their join is the model that answers.
         """
         if arm.kind == "edges" or arm == NEW:
             return build(
@@ -120,15 +120,15 @@ class Field:
         return lora.init_lora(jax.random.key(seed), self.vertex, self.rank), self.vertex
 
     def step_flops(self, arm: Arm) -> int:
-        """Counts the FLOPs of a training step: three passes through what is trained, two through what is frozen.
+        """Counts the FLOPs of a training step: three passes through trained weights, two through frozen weights.
 
-        LoRA's gradient is taken of the whole weights that it moves, so it counts as trained.
+        LoRA's gradient is computed through the full weights that it changes, so these count as trained.
 
         Args:
-            arm: An arm that is trained.
+            arm: A trained arm.
 
         Returns:
-            The FLOPs of all rows, padding included.
+            The FLOPs of all rows, including padding.
         """
         recipe = self.recipe
         rows, columns = recipe.rows * recipe.accumulate, recipe.columns
@@ -140,7 +140,7 @@ class Field:
         return 3 * whole(self.larger if arm.kind == "scratch" else self.vertex.config)
 
     def steps(self, arm: Arm) -> int:
-        """Counts the steps of an arm: as many as the edges', or as many as their FLOPs pay for.
+        """Counts the steps of an arm: the same number as the edges, or as many as the edges' FLOPs allow.
 
         Args:
             arm: The arm.

@@ -1,11 +1,13 @@
-"""Customisation: edges of a network beside LoRA of the same size, the same model trained on, and a larger one from scratch.
+"""Customisation: compare a network's edges with LoRA of the same size, with further training of the same model, and with a
+larger model from scratch.
 
     chunks/ARM-EXAMPLES-RATE-SEED.parquet   of one finished training: losses, answers, seconds
     results.jsonl                           a line per number of examples and arm
     report.txt, curves.png, learning.png
 
-All learn the same texts in the same order, for as many tokens or as many FLOPs as the edges, each with its own best learning
-rate, chosen on half of the questions and reported on the other half. What was known before is asked again afterwards.
+All arms learn the same texts in the same order, for the same number of tokens or FLOPs as the edges. Each has its own best
+learning rate, chosen on half of the questions and reported on the other half. Questions that the model could answer before
+are asked again afterwards.
 """
 
 from __future__ import annotations
@@ -39,18 +41,18 @@ Every = dict[int | None, Done]
 
 
 def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, Any]]:
-    """Compares the edges of a network with other ways to train: trains and asks what is not done yet, and reports.
+    """Compares a network's edges with other ways to train: trains and tests all unfinished arms, and reports.
 
     Args:
         command: The settings (`evals.commands.lmnet.Compare`).
-        agents: The vertices: one that all share, or one for each. The last one is what is compared with the network.
+        agents: The vertices: one that all share, or one for each. The last one is compared with the network.
         words: The command that runs it again.
 
     Returns:
         The lines of results.jsonl.
 
     Raises:
-        ValueError: A setting, a text or the shape of the network is not as it should be (`texts.source`,
+        ValueError: A setting, a text or the shape of the network is invalid (`texts.source`,
             `folders.build`), or the folder holds another run.
         OSError: A file does not exist, or the folder cannot be written.
     """
@@ -75,7 +77,7 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
                 texts = source(command.text, agent, recipe.columns, n=amount, seed=seed)
                 folder.write(name, trial(field, arm, recipes[rate], seed, texts, (asked, known), name))
             (done.setdefault(amount, {})[arm.name, rate, seed],) = folder.read(name).to_pylist()  # pyright: ignore[reportIndexIssue]
-        for amount in amounts:  # what is not trained learns from no examples
+        for amount in amounts:  # untrained arms do not depend on the number of examples
             done[amount] = {key: row for key, row in done[amounts[0]].items() if key[0] in untrained(every)} | dict(
                 done[amount]
             )
@@ -86,7 +88,7 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
 
 
 def check_command(command: Any) -> None:
-    """Raises ValueError for settings that make no comparison."""
+    """Raises ValueError for invalid settings of a comparison."""
     if command.seeds < 2:
         raise ValueError(f"seeds = {command.seeds}: an interval over seeds needs at least 2")
     if command.questions < 1:
@@ -105,16 +107,16 @@ def untrained(every: Sequence[Arm]) -> set[str]:
 
 
 def known_before(command: Any) -> list[Text]:
-    """Questions that the model could answer before it was trained on.
+    """Questions that the model could answer before training.
 
     Args:
         command: The settings. `retain` names a file of questions.
 
     Returns:
-        The questions of the file; or, of the embedded pair's world, both games with their statements.
+        The questions of the file; or, for texts about the embedded pair's world, both games with their statements.
 
     Raises:
-        ValueError: A line of the file is no question.
+        ValueError: A line of the file is not a question.
         FileNotFoundError: There is no such file.
     """
     if command.retain is not None:
@@ -134,20 +136,20 @@ def trial(
     asked: tuple[Sequence[Text], Sequence[Text]],
     name: str,
 ) -> dict[str, Any]:
-    """Trains an arm once, and asks it.
+    """Trains an arm once, and asks it questions.
 
     Args:
-        field: What the arms are made of.
+        field: The models and settings of the arms.
         arm: The arm.
-        recipe: How it is trained, with its learning rate; the number of steps is the arm's own.
-        seed: Seed of what is new in it.
-        texts: What it learns.
-        asked: New questions, and those that the vertex could answer before.
-        name: What the progress bar calls it.
+        recipe: How to train it, with its learning rate; the number of steps is the arm's own.
+        seed: Random seed for its new weights.
+        texts: The training texts.
+        asked: New questions, and questions that the vertex could answer before.
+        name: Its name in the progress bar.
 
     Returns:
-        The columns of its chunk: what was said, hits of both kinds of questions, losses, seconds, numbers that were trained,
-        FLOPs of training. A training that diverged answers nothing.
+        The columns of its chunk: replies, hits for both kinds of questions, losses, seconds, number of trained parameters,
+        training FLOPs. After a diverged training there are no replies.
     """
     trained, frozen = field.begin(arm, seed)
     clock, losses, model = time.perf_counter(), [], trained.join(frozen)
@@ -180,14 +182,14 @@ def summary(
     Args:
         done: The finished trainings, by name of the arm, learning rate and seed.
         every: The arms.
-        field: What they are made of. None: it is not known.
+        field: The models and settings of the arms. None: not known.
         n: Number of questions in the first half.
         amount: Number of examples. None: all of the text.
 
     Returns:
-        The lines of results.jsonl. accuracy is the mean over the seeds, as a share; low and high are its 95 % interval
-        over the seeds (over the questions if there is only one seed); retained likewise of what was known before. The last
-        line is the difference between edges and LoRA, paired by seed, if both are there.
+        The lines of results.jsonl. accuracy is the mean over the seeds, as a share; low and high are its 95 % interval over
+        the seeds (over the questions if there is only one seed); retained is the same for questions that the model could
+        answer before. The last line is the difference between edges and LoRA, paired by seed, if both exist.
     """
     lines, values = [], {}
     for arm in every:
@@ -217,8 +219,8 @@ def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], done: Every, f
         folder: The run folder.
         lines: The lines of results.jsonl.
         done: The finished trainings.
-        field: What the arms are made of.
-        n: Number of questions that are reported.
+        field: The models and settings of the arms.
+        n: Number of reported questions.
     """
     widths = "-".join(map(str, field.shape.widths))
     title = f"{', '.join(a.name for a in field.agents)}: {widths}, {field.shape.edge} edges; {n} questions"

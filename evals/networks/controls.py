@@ -1,6 +1,7 @@
-"""What a network's edges give: a game read with the edges' own messages, with another example's and with zeros, layer by layer.
+"""Measure the messages on a network's edges: read a game with the edges' own messages, another example's, and zeros, for
+each layer.
 
-A network is one agent, so it reads what A and B read together (the protocol skyline). Every edge may carry all of it.
+A network is one agent, so it reads the prompts of A and B together (the protocol skyline). Every edge may carry all of it.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ OWN, NONE = "own", "no edges"
 
 @dataclasses.dataclass(frozen=True)
 class Controlled:
-    """A game read by a network whose edges were controlled, set by set.
+    """Results of a network on a game with controls on its edges, for each set of edges.
 
     Attributes:
         game: The game.
         network: Name of the network.
-        choices: By set of edges and control, how likely the right answer of each item is among its choices. The edges'
-            own messages are `NONE`, `OWN`.
+        choices: For each set of edges and control, the scores of each item's right answer among its choices. The key for
+            the edges' own messages is `NONE`, `OWN`.
     """
 
     game: Game
@@ -45,7 +46,7 @@ class Controlled:
 
     @property
     def edges(self) -> list[str]:
-        """The sets of edges that were controlled."""
+        """The controlled sets of edges."""
         return [edges for edges, control in self.choices if control == "other"]
 
     def scored(self, edges: str, control: str) -> tuple[list[bool], list[float]]:
@@ -53,10 +54,10 @@ class Controlled:
 
         Args:
             edges: A set of edges.
-            control: What they carry.
+            control: The control on them.
 
         Returns:
-            Whether the right choice is the likeliest, and its log-probability, given that it is one of the choices.
+            Whether the right choice is the likeliest, and its log-probability among the choices.
         """
         found = self.choices[(NONE, OWN) if control == OWN else (edges, control)]
         return [choice.hit for choice in found], [choice.among for choice in found]
@@ -77,16 +78,17 @@ class Controlled:
 def control(
     agent: Agent, game: Game, controls: Sequence[Drawn] = (), *, each: bool = False, seed: int = 0
 ) -> Controlled:
-    """Reads a game with a network whose edges are controlled: all of them, those into each layer, or each.
+    """Reads a game with controls on a network's edges: on all edges, on the edges into each layer, or on each edge.
 
-    Those into the last layer are left out. The last vertex reads nothing else, so they are all edges over again.
+    The edges into the last layer are left out. The last vertex reads nothing else, so the result would be the same as for
+    all edges.
 
     Args:
         agent: A network as an agent.
         game: The game.
-        controls: Controls beside "other" and "zero".
-        each: Whether every edge is also controlled alone.
-        seed: Seed of the draws.
+        controls: Controls besides "other" and "zero".
+        each: Whether to control every single edge too.
+        seed: Random seed.
 
     Returns:
         The choices under every control.
@@ -122,7 +124,7 @@ def blocks(found: Controlled) -> Iterator[Block]:
     """Writes the report: choices under every control, presence and content, and every further control.
 
     Args:
-        found: A game read under controls.
+        found: The results.
 
     Yields:
         The blocks of a document (`evals.documents`).
@@ -171,10 +173,10 @@ def blocks(found: Controlled) -> Iterator[Block]:
 
 
 def further(found: Controlled) -> Iterator[Block]:
-    """Writes how far the edges' own messages are above each further control.
+    """Writes the gain of the edges' own messages over each further control.
 
     Args:
-        found: A game read under controls.
+        found: The results.
 
     Yields:
         The blocks. There are none without further controls.

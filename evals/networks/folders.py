@@ -1,4 +1,4 @@
-"""A network in a run folder of `jaxcomm lmnet train`, and out of it as an agent that plays games and is evaluated."""
+"""Train a network in a run folder of `jaxcomm lmnet train`, and load it as an agent for games and evaluations."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .texts import source
 from .training import check, newest, train
 
 LONG = 1000
-"""Steps from which a run on CPU takes its vertices' layers one by one: a step is then up to a fifth faster, and its program
-compiles up to three times as long (ARCHITECTURE.md, decision 47)."""
+"""From this number of steps on, a run on CPU unrolls its vertices' layers. A step is then up to a fifth faster, and
+compiling takes up to three times as long (ARCHITECTURE.md, decision 47)."""
 
 
 def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
@@ -57,19 +57,19 @@ def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
 def train_network(
     command: Any, agents: Sequence[Agent], *, words: str, start: lmnet.Network | None = None
 ) -> lmnet.Network:
-    """Trains the network that a command asks for, in its run folder.
+    """Trains a command's network in its run folder.
 
     Args:
         command: The settings (`evals.commands.lmnet.Train`).
         agents: The vertices: one that all share, or one for each.
         words: The command that runs it again.
-        start: The network of `command.start`, from which training begins. None: it begins from a new network.
+        start: The network of `command.start`, the start of training. None: a new network.
 
     Returns:
         The trained network.
 
     Raises:
-        ValueError: A setting, a text or the shape is not as it should be; `start` has another shape or other vertices;
+        ValueError: A setting, a text or the shape is invalid; `start` has another shape or other vertices;
             the folder holds another run. It is raised before training, unless the texts end too early.
         OSError: A file does not exist, or the folder cannot be written.
         FloatingPointError: The loss or the gradient is not a finite number.
@@ -89,7 +89,7 @@ def train_network(
             raise ValueError(
                 f"{command.start} was trained whole, and a run of edges keeps edges only: go on with --train all"
             )
-        # Of vertices that have not moved, today's: they may be of another dtype.
+        # If the vertices were not trained, use the ones just loaded: they may have another dtype.
         network = network.replace(edges=start.edges, joints=start.joints) if begun["train"] == "edges" else start
         config["start_fingerprint"] = fingerprint(start)
     trained, frozen = network.split() if command.train == "edges" else (Everything(network), None)
@@ -103,7 +103,7 @@ def train_network(
 
 
 def identity(command: Any) -> dict[str, Any]:
-    """Lists what makes a command's run this run: its settings, and hashes of its files. Paths of folders do not count.
+    """Lists the identity of a command's run: its settings, and hashes of its files. Paths of folders are left out.
 
     Args:
         command: The settings (`evals.commands.lmnet`).
@@ -129,13 +129,13 @@ def is_network(path: str | Path) -> bool:
 
 
 def vertices(path: str | Path) -> tuple[tuple[str, ...], str]:
-    """Reads which vertices a network was made of.
+    """Reads the vertices of a network.
 
     Args:
         path: Run folder of `jaxcomm lmnet train`.
 
     Returns:
-        The names of their checkpoints, and the dtype in which they were loaded.
+        The names of their checkpoints, and the dtype that they were loaded in.
 
     Raises:
         ValueError: The folder holds no network.
@@ -145,10 +145,10 @@ def vertices(path: str | Path) -> tuple[tuple[str, ...], str]:
 
 
 def vertex_dtype(trained: str, dtype: str) -> str:
-    """Chooses the dtype in which vertices are loaded: float32 if they are trained.
+    """Chooses the dtype for loading vertices: float32 if they are trained.
 
     Args:
-        trained: What is trained: "edges" or "all".
+        trained: The trained part: "edges" or "all".
         dtype: Dtype of the computation.
 
     Returns:
@@ -162,14 +162,13 @@ def load_network(path: str | Path, agents: Sequence[Agent]) -> Agent:
 
     Args:
         path: Run folder of `jaxcomm lmnet train`.
-        agents: The vertices that the network was made of.
+        agents: The network's vertices.
 
     Returns:
-        The agent. It reads and stops as the last vertex does.
+        The agent. It reads and stops like the last vertex.
 
     Raises:
-        ValueError: The folder holds no finished checkpoint, or the vertices are others (their weights, dtype or
-            tokenizers differ).
+        ValueError: The folder holds no finished checkpoint, or the vertices differ (in weights, dtype or tokenizers).
     """
     path = Path(path)
     config = _config(path)

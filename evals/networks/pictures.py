@@ -33,7 +33,7 @@ def losses(lines: Sequence[Mapping[str, Any]], done: Done, window: int = 20) -> 
             for (arm, rate, _), row in sorted(done.items(), key=lambda x: x[0])
             if (arm, rate) == (line["arm"], line["learning_rate"])
         ]
-        shortest = min(map(len, own))  # one that diverged has fewer
+        shortest = min(map(len, own))  # a diverged run has fewer steps
         if not shortest:
             continue
         wide = min(window, shortest)

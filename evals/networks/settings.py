@@ -1,4 +1,4 @@
-"""What a network and its training are asked for as: plain data, so that the command line says what it can without loading a
+"""Settings of a network and of its training as plain data, so that the command line can show its help without loading a
 model."""
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What networks are trained on: where texts come from, and how they become tokens.
+"""Training texts of networks and bridges: their sources, and their tokens.
 
 two-places, two-hop         questions about the games' world that the embedded pair was not trained for, endless
 countries                   the game's questions, with the statement that only a sharer reads (`jaxcomm bridge`), endless
 FILE                        texts, separated by empty lines
-FILE.jsonl                  a JSON object per line: a "text", or a "prompt" and an "answer" (then only it is learned), and perhaps
-                            "told", what a sharer reads
+FILE.jsonl                  a JSON object per line: a "text"; or a "prompt" and an "answer" (only the answer is learned),
+                            with an optional "told", the text for a sharer
 hub:NAME:CONFIG:SPLIT:FIELD a data set of the Hugging Face hub, streamed; needs jaxcomm[eval]
 """
 
@@ -30,12 +30,12 @@ from ..sentences import stream
 
 
 class Text(NamedTuple):
-    """A text to be learned, or an answer to be learned after a prompt.
+    """A text to learn, or an answer to learn after a prompt.
 
     Attributes:
-        answer: The text that is learned.
-        prompt: What stands before it and is not learned. Empty: nothing does.
-        told: What a sharer reads meanwhile. Empty: nothing of its own.
+        answer: The text to learn.
+        prompt: Text before it, which is not learned. Empty: none.
+        told: Text for a sharer. Empty: none.
     """
 
     answer: str
@@ -44,7 +44,7 @@ class Text(NamedTuple):
 
 
 Source = Callable[[int], Iterator[Document]]
-"""source(n): the texts as tokens from the n-th on, as often as they are asked for the same."""
+"""source(n) yields the texts as tokens from the n-th on. Repeated calls yield the same."""
 
 
 def source(
@@ -59,25 +59,25 @@ def source(
 ) -> Source:
     """Opens a source of texts, and turns its texts into tokens.
 
-    Texts are cut into pieces of at most `columns` tokens. Their order is drawn with `seed`. When all texts were read,
-    they are read again in another order; n texts of the hub are read again in the same order.
+    Texts are cut into pieces of at most `columns` tokens. Their order is random, given by `seed`. After all texts have been
+    read, they are read again in another order; n texts of the hub are read again in the same order.
 
     Args:
         name: "two-places", "two-hop" or "countries" (questions of this module), a file, or
             hub:NAME:CONFIG:SPLIT:FIELD.
         agent: The agent whose tokenizer is used.
         columns: Largest number of tokens of a piece.
-        n: Number of texts that are used. None: all of them.
-        seed: Seed of the order, and of the questions.
-        sharer: Who reads what a text tells it beside the question. None: nobody.
-        aligned: Whether it reads the prompt instead, and its tokens are aligned with the agent's (`Agent.align`).
+        n: Number of texts to use. None: all of them.
+        seed: Random seed for the order, and for the questions.
+        sharer: The agent that reads `Text.told`. None: no sharer.
+        aligned: Whether the sharer reads the prompt instead, with its tokens aligned to the agent's (`Agent.align`).
 
     Returns:
-        A function of n that yields the tokens from the n-th text on. It yields the same each time.
+        A function of n that yields the tokens from the n-th text on. It yields the same on every call.
 
     Raises:
-        ValueError: The source has no such field, holds nothing, or holds fewer than n texts; a prompt with its answer
-            is longer than `columns`, since these are not cut; a text has nothing for the sharer.
+        ValueError: The source has no such field, is empty, or has fewer than n texts; a prompt with its answer is longer
+            than `columns` (these are not cut); a text has no text for the sharer.
         OSError: The source does not exist or cannot be read.
     """
     if name.startswith("hub:"):
@@ -90,7 +90,7 @@ def source(
         return lambda start: itertools.islice(_endless(name, agent, columns, n, seed), start, None)
     ask, document = (QUESTIONS | PRIVATE).get(name), functools.partial(_document, agent, sharer=sharer, aligned=aligned)
     if ask and n is None:
-        for i in range(100):  # or the first that is too long would be met only in training
+        for i in range(100):  # find texts that are too long before training
             next(_pieces(document(ask(seed, i)), columns))
         return lambda start: (document(ask(seed, i)) for i in itertools.count(start))
     texts = [ask(seed, i) for i in range(n or 0)] if ask else _file(name)
@@ -113,7 +113,7 @@ def source(
 
 
 def two_places(seed: int, n: int, *, test: bool = False) -> Text:
-    """Writes the n-th question about two people at once: in which countries are they?
+    """Writes the n-th question about two people: in which countries are they?
 
     Args:
         seed: Seed of the questions.
@@ -133,7 +133,7 @@ def two_places(seed: int, n: int, *, test: bool = False) -> Text:
 
 
 def two_hop(seed: int, n: int, *, test: bool = False) -> Text:
-    """Writes the n-th question about somebody who is with one of two people. The places of these two are told.
+    """Writes the n-th question about a person who is with one of two people. The text tells the places of these two.
 
     Args:
         seed: Seed of the questions.
@@ -150,7 +150,7 @@ def two_hop(seed: int, n: int, *, test: bool = False) -> Text:
 
 
 QUESTIONS = {"two-places": two_places, "two-hop": two_hop}
-"""Who is where is kept out of training as in the games: a test's combinations (`held_out`) are in no training text."""
+"""Sources of questions. As in the games, the combinations of a test (`held_out`) occur in no training text."""
 
 
 def told_country(seed: int, n: int, *, test: bool = False) -> Text:
@@ -175,7 +175,7 @@ def told_country(seed: int, n: int, *, test: bool = False) -> Text:
 
 
 PRIVATE = {"countries": told_country}
-"""Questions whose answer follows from what only a sharer reads."""
+"""Sources of questions whose answer follows from a text that only a sharer reads."""
 
 
 def _two_statements(seed: int, n: int, test: bool) -> tuple[list[str], list[Landmark], int]:
@@ -209,8 +209,8 @@ def questions(name: str) -> list[Text]:
 
 
 def _document(agent: Agent, text: Text, sharer: Agent | None = None, aligned: bool = False) -> Document:
-    """Tokens, with the token at the end that ends a text, or after a prompt a turn, and their weights: of a prompt 0; and what a
-    sharer reads (aligned: of the prompt, and for which tokens it stands)."""
+    """Token ids and their weights (0 for a prompt), with an end token: end of text, or end of turn after a prompt. Also the
+    sharer's tokens (aligned: its tokens of the prompt, and the agent's tokens that they correspond to)."""
     if sharer is not None and aligned and text.prompt:
         ids, weights = _document(agent, text)[:2]
         told, found = sharer.encode(text.prompt), sharer.align(agent, [text.prompt])[0]
@@ -231,7 +231,7 @@ def _document(agent: Agent, text: Text, sharer: Agent | None = None, aligned: bo
 
 
 def _turn_end(agent: Agent) -> tuple[int, ...]:
-    """The stop token that the chat template writes after an assistant's turn; without one, what ends a text."""
+    """The stop token that the chat template writes after an assistant's turn, or else the end-of-text token."""
     if agent.tokenizer.chat_template:
         turns = [{"role": role, "content": said} for role, said in (("user", "1"), ("assistant", "2ND"), ("user", "3"))]
         after = dataclasses.replace(agent, chat=True).render(turns).partition("2ND")[2]
@@ -242,8 +242,8 @@ def _turn_end(agent: Agent) -> tuple[int, ...]:
 
 
 def _pieces(document: Document, columns: int) -> Iterator[Document]:
-    """A text in parts that fit a row; a last one of a single token has nothing to predict. ValueError: part of it is a prompt, and
-    it does not fit."""
+    """Split a text into parts that fit a row. A last part of a single token is dropped, since it predicts nothing.
+    ValueError: the text has a prompt and does not fit."""
     ids, weights, *told = document
     if (most := max(len(ids), *map(len, told), 0)) > columns and not weights[0]:
         raise ValueError(
@@ -278,7 +278,7 @@ def _file(name: str) -> list[Text]:
 
 
 def _endless(name: str, agent: Agent, columns: int, n: int | None, seed: int) -> Iterator[Document]:
-    """A stream cannot be entered in the middle: who resumes reads it from its beginning."""
+    """Read a stream again and again. A stream has no random access, so a resumed run reads it from the beginning."""
     for epoch in itertools.count():
         empty = True
         for text in itertools.islice(stream(name, seed if n else seed + epoch), n):

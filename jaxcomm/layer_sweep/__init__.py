@@ -1,14 +1,14 @@
 """Every (graft, k, j) of activation communication in one program.
 
-Cells of a sweep differ in B's last prompt token above layer j and in what B says then, in nothing else. So A reads its
-prompts once (the last token's h_A of all layers), B reads its own once (`communication.read_prompt`), and the cells go
-on from there (`programs`). Nothing is read twice and no program depends on which layers are tried.
+The cells of a sweep differ only in B's last prompt token above layer j, and in the tokens that B generates after it. So A
+reads its prompts once (the last token's h_A at all layers), B reads its prompts once (`communication.read_prompt`), and
+every cell continues from there (`programs`). Nothing is read twice, and no program depends on the layers that are tried.
 
-`sweep` decodes: a game has a number of slots, and a slot whose cell has stopped takes the game's next one, so that no
-cell waits for a longer one. All slots write the same column of their caches at every step, in a ring; where their
-tokens stand is said by positions alone. `sweep_answers` decodes nothing: the streams of given answers below j are the
-same for every cell, so they are computed once and each cell runs blocks j + 1 .. L_B on the answer's tokens, all in
-parallel.
+`sweep` decodes. Each game has a number of slots. When the cell in a slot stops, the slot takes the game's next cell, so
+no cell waits for a longer one. At every step all slots write to the same column of their caches, in a ring; only
+`positions` says where a token belongs. `sweep_answers` does not decode. Below layer j the streams of the given answers
+are the same in every cell, so they are computed once. Each cell then runs blocks j + 1 .. L_B on the answer's tokens, all
+in parallel.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ __all__ = [
 
 
 class Sweep(struct.PyTreeNode):
-    """What B wrote in every cell of a sweep. F grafts, K layers of A, J layers of B, G games, T new tokens.
+    """B's replies in every cell of a sweep. F grafts, K layers of A, J layers of B, G games, T new tokens.
 
     Attributes:
         tokens: Token ids [F, K, J, G, T]; -1 after the end of a row.
         logprobs: Log-probability of each token in nats, [F, K, J, G, T]. 0 after the end of a row.
         lengths: Number of tokens [F, K, J, G]. A stop token counts.
-        forwarded: Number of tokens that went through all of B's blocks for the cells, idle slots included.
+        forwarded: Number of tokens that went through all of B's blocks for the cells, including idle slots.
 
     Example:
         >>> jc.sweep(params, params, prompts, prompts, ks=[3], js=[1], max_new_tokens=2).lengths.shape
@@ -65,12 +65,12 @@ class Sweep(struct.PyTreeNode):
 
 
 class AnswerSweep(struct.PyTreeNode):
-    """How likely given answers are in every cell of a sweep. F grafts, K layers of A, J layers of B, G games.
+    """Scores of given answers in every cell of a sweep. F grafts, K layers of A, J layers of B, G games.
 
     Attributes:
         exact: Whether greedy decoding gives the answer, [F, K, J, G].
-        logprobs: Log-probability of each token of the answer in nats, [F, K, J, G, T], the end included where there is
-            one. 0 after it.
+        logprobs: Log-probability of each token of the answer in nats, [F, K, J, G, T], including the stop token if there
+            is one. 0 after it.
 
     Example:
         >>> answers = np.array([[5], [6]])
@@ -93,25 +93,25 @@ def sweep(
     js: Sequence[int],
     **options: Unpack[SweepOptions],
 ) -> Sweep:
-    """Writes what B says after its prompt in every cell: `communicate` at every (graft, k, j), for every game.
+    """Generates B's reply in every cell: `communicate` at every (graft, k, j), for every game.
 
-    It is the search of Ramesh & Li (2025, section 4.1 and Figure 2).
+    This is the search of Ramesh & Li (2025, section 4.1 and Figure 2).
 
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         ks: Layers of A, 0 .. L_A each.
         js: Layers of B, 0 .. L_B each.
         **options: Options of `SweepOptions`.
 
     Returns:
-        What is written, on the host.
+        The generated tokens, on the host.
 
     Raises:
-        ValueError: `ks`, `js` or `grafts` is empty, repeats a value, or has one out of range; the numbers of prompts
-            differ; a prompt is too long; the maps have a wrong shape; the memory is too small for one cell.
+        ValueError: `ks`, `js` or `grafts` is empty, repeats a value, or has a value out of range; the numbers of prompts
+            differ; a prompt is too long; the maps have a wrong shape; `memory` is too small for one cell.
 
     Example:
         >>> jc.sweep(params, params, prompts, prompts, ks=[1, 3], js=[0, 2, 4], max_new_tokens=2).tokens.shape
@@ -137,25 +137,25 @@ def sweep_answers(
 ) -> AnswerSweep:
     """Scores given answers in every cell of a sweep, without decoding.
 
-    It says whether greedy decoding would give the answers, and how likely they are.
+    It computes the log-probability of each answer, and whether greedy decoding would give it.
 
-    Greedy decoding writes a given token sequence if and only if, read with the sequence in place, every token of it is
-    the argmax. Answers of about one length are scored together (`by_length`), by a program of their own. This is about
-    tokens: where the same string has another spelling in tokens, decoding may give the string and not these tokens.
+    Greedy decoding gives a token sequence if and only if each of its tokens is the argmax when the model reads the
+    sequence. Answers of similar length are scored together, with one program for each group (`by_length`). Scores are for
+    these tokens: if the same string can be tokenized differently, decoding may give the string in other tokens.
 
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
-        answers: Token ids [G, T]; -1 after the end of an answer. With `stop_tokens` a stop token has to follow,
-            whichever.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
+        answers: Token ids [G, T]; -1 after the end of an answer. With `stop_tokens`, any one of them must follow the
+            answer.
         ks: Layers of A, 0 .. L_A each.
         js: Layers of B, 0 .. L_B each.
-        **options: Options of `SweepOptions`. Those of writing, besides `stop_tokens`, do not apply.
+        **options: Options of `SweepOptions`. Of the decoding options, only `stop_tokens` applies.
 
     Returns:
-        Hits and log-probabilities, on the host.
+        Exact matches and log-probabilities, on the host.
 
     Raises:
         ValueError: As for `sweep`; an answer is empty or holds a stop token; there is not one answer for each game.
@@ -192,7 +192,7 @@ def _run(plan: Plan, tell: Callable[[int], None]) -> dict[str, np.ndarray]:
 
 
 def _counted(progress: Progress | None, every: int) -> Callable[[int], None]:
-    """What is told how many more cells are done."""
+    """A function to call with the number of newly finished cells. It calls `progress`."""
     done = 0
 
     def tell(more: int) -> None:
@@ -205,9 +205,9 @@ def _counted(progress: Progress | None, every: int) -> Callable[[int], None]:
 
 
 def by_length(answers: Int[AnyArray, "G T"]) -> list[np.ndarray]:
-    """Groups games whose answers have about as many tokens, so that short answers need not take as long as the longest.
+    """Groups games whose answers have similar lengths, so that short answers do not take as long as the longest.
 
-    There are few groups, because each has a compiled program of its own.
+    There are few groups, because each needs its own compiled program.
 
     Args:
         answers: Token ids [G, T]; -1 after the end of an answer.
@@ -222,7 +222,7 @@ def by_length(answers: Int[AnyArray, "G T"]) -> list[np.ndarray]:
         held = np.concatenate([held, np.flatnonzero(classes == size)])
         if len(held) >= max(4, len(lengths) // 8):
             groups, held = [*groups, np.sort(held)], held[:0]
-    if len(held):  # too few of the longest: with those before them
+    if len(held):  # too few games with the longest answers: merge them with the group before
         groups[-1:] = [np.sort(np.concatenate([*groups[-1:], held]))]
     return groups
 

@@ -1,7 +1,7 @@
-"""Activation patching: A's activation in B's place, at every site, layer and position.
+"""Activation patching: replace B's activation by A's, at every site, layer and position.
 
-The cells of a map differ in B's tokens from the first that is edited on, in the layers above the edit. So A's and B's
-prompts are read once, and every cell begins at the layer and at the column that it edits, all in parallel (`programs`).
+The cells of a map differ only in the layers above the edit, from the first edited token on. So A's and B's prompts are
+read once. Every cell starts at the layer and column that it edits, all in parallel (`programs`).
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from jaxcomm.sites import SITES, Positions, Site, check_positions, check_site, c
 
 
 class PatchOptions(TypedDict, total=False):
-    """Options of `patch`: which cells a map has.
+    """Options of `patch`: the cells of a map.
 
     Attributes:
         sites: Names of sites with layers. Default: resid_post.
-        layers: Numbers of layers. Default: all that a site has.
+        layers: Numbers of layers. Default: all layers of each site.
         positions: Positions, as a `Site` takes them, for A's prompts and for B's, aligned at their ends. Default: every
             token that all prompts have, counted from their ends.
-        change: What happens to B's activation (`edits.Change`). Default: replace.
-        sent: What is made of A's activations at all of its tokens, [layers, G, P, ...], before any of them goes to B: their
-            differences, for one. Default: nothing.
+        change: How A's activation changes B's (`edits.Change`). Default: replace.
+        sent: Function of A's activations at all of its tokens, [layers, G, P, ...], applied before they go to B; for
+            example, differences between tokens. Default: no change.
         progress: Called after every chunk as progress(done, all), which counts cells of games.
     """
 
@@ -51,7 +51,7 @@ class PatchOptions(TypedDict, total=False):
 
 
 class Patching(struct.PyTreeNode):
-    """How likely given answers are in every cell of a patching map.
+    """Scores of given answers in every cell of a patching map.
 
     Attributes:
         logprobs: Log-probability of each token of the answers in nats, [sites, layers, positions, G, T]. 0 after the
@@ -79,12 +79,12 @@ def patch(
     answers: Int[AnyArray, "G T"],
     **options: Unpack[PatchOptions],
 ) -> Patching:
-    """Scores B's answers with A's activation in the place of B's own (activation patching).
+    """Scores B's answers with A's activation instead of B's own (activation patching).
 
     There is one score for each site, layer and position.
 
     Args:
-        params_a: The model that activations come from, usually the same model.
+        params_a: The model that the activations come from, usually the same model.
         params_b: The model that they go to. It has the same width and number of layers.
         prompts_a: What A reads (the clean run), one prompt for each game.
         prompts_b: What B reads (the corrupted run), one prompt for each game.
@@ -130,7 +130,7 @@ def patch(
 
 
 def _grid(options: PatchOptions, params: Params, both: Sequence[Prompts]) -> tuple[tuple, tuple, tuple]:
-    """Sites, layers and positions, as they were asked for or all there are."""
+    """The requested sites, layers and positions, or all that exist."""
     sites = tuple(options.get("sites", ("resid_post",)))
     layers = tuple(options.get("layers", range(int("resid_post" not in sites), params.config.layers + 1)))
     shortest = min(int(_mask(p).sum(axis=1).min()) for p in both)
@@ -138,7 +138,7 @@ def _grid(options: PatchOptions, params: Params, both: Sequence[Prompts]) -> tup
 
 
 def _chunks(site: str, layers: Sequence[int], positions: int, size: int) -> list[np.ndarray]:
-    """A site's cells, as indices of layer and position, so many at a time; the last ones are filled up with the last."""
+    """A site's cells as indices of layer and position, in chunks of `size`. The last chunk repeats its last cell."""
     has = [i for i, layer in enumerate(layers) if layer or site == "resid_post"]
     cells = np.array([(i, p) for i in has for p in range(positions)])
     rows = np.minimum(np.arange(-(-len(cells) // size) * size), len(cells) - 1)
@@ -147,8 +147,8 @@ def _chunks(site: str, layers: Sequence[int], positions: int, size: int) -> list
 
 @functools.partial(jax.jit, static_argnames=("begin", "site", "change"))
 def _patch_cells(params, read, layers, where, targets: Targets, *, begin: int, site: str, change: Change):
-    """A chunk: the cells' new states, and what they make of the answers. where: columns [G, C, n] of A's prompts and of B's, as
-    many as there are columns where there is none."""
+    """Compute a chunk: the cells' new states, and the scores of the answers. where: columns [G, C, n] of A's prompts and of
+    B's; a missing column has the number of columns as its index."""
     (sent, tail, own), (columns_a, columns_b) = read, where
     index = layers - int(site != "resid_post")
 
@@ -169,7 +169,7 @@ def _patch_cells(params, read, layers, where, targets: Targets, *, begin: int, s
 
 @functools.partial(jax.jit, static_argnames="site")
 def _activations(params, prompts: Prompts, site: str):
-    """What a site holds at every layer, [L', G, P, ...]."""
+    """A site's activations at every layer, [L', G, P, ...]."""
     positions = positions_of(prompts)
     h, hook = enter(
         params, prompts.tokens, positions, hook_of(params, positions, reads=[layers_of(site, params.config.layers)])
@@ -187,7 +187,7 @@ def _masked(prompts: Prompts) -> Prompts:
 
 
 def _columns(positions: Sequence[Any], both: Sequence[Prompts]) -> list[np.ndarray]:
-    """Columns [G, positions, n] of A's prompts and of B's, aligned at their ends; their width where there is none."""
+    """Columns [G, positions, n] of A's prompts and of B's, aligned at their ends. A missing column is the prompts' width."""
     found = [[_chosen(at, prompts) for at in positions] for prompts in both]
     most = max(row.shape[1] for rows in found for row in rows)
     widths = [prompts.shape[1] for prompts in both]
@@ -204,7 +204,7 @@ def _chosen(positions: Any, prompts: Prompts) -> np.ndarray:
 
 
 def _check(params_a: Params, params_b: Params, both: Sequence[Prompts], answers: np.ndarray, grid: tuple) -> None:
-    """Raises ValueError for what cannot be computed."""
+    """Raises ValueError for a map that cannot be computed."""
     a, b, (sites, layers, positions) = params_a.config, params_b.config, grid
     if (a.layers, a.width, a.heads, a.kv_heads, a.head_dim) != (b.layers, b.width, b.heads, b.kv_heads, b.head_dim):
         raise ValueError("patching needs two models of one shape: layers, width and heads; use sweep for others")

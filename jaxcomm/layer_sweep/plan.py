@@ -1,4 +1,4 @@
-"""One sweep, checked and cut into chunks that can be computed in any order, each once."""
+"""Plan a sweep: check it, and cut it into chunks that can be computed in any order."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from jaxcomm.reading import hidden_states
 from jaxcomm.sharding import all_devices, by_rows, mesh_of, move, put, sweep_mesh
 
 Progress = Callable[[int, int], None]
-"""progress(done, all), called whenever a chunk is done: how many cells, of every game each, are done, and how many there are."""
+"""progress(done, all), called after every chunk with the numbers of finished and of all cells, counted for each game."""
 
 
 class SweepOptions(Decoding, total=False):
-    """Options of `sweep` and `sweep_answers`: how a sweep goes.
+    """Options of `sweep` and `sweep_answers`.
 
     Attributes:
         grafts: Names in `GRAFTS`, or functions f(a, b). Default: replace.
         maps: W for every k and j, [len(ks), len(js), D_B, D_A], or for every k, [len(ks), 1, D_B, D_A].
-        memory: Bytes that a device may use besides the weights (`sizes.Need`). Default: nine tenths of what is free
-            where the device tells, else `sizes.MEMORY`. The results do not depend on it.
-        mesh: Devices. Default: the mesh that B's weights are placed on (`sharding.shard`), or all of this process's
-            devices.
+        memory: Bytes that a device may use besides the weights (`sizes.Need`). Default: nine tenths of the free memory, if
+            the device reports it, else `sizes.MEMORY`. The results do not depend on it.
+        mesh: The devices to use. Default: the mesh that B's weights are placed on (`sharding.shard`), or all of this
+            process's devices.
         progress: Called after every chunk as progress(done, all), which counts cells of games.
         max_new_tokens: As in `Decoding`.
         sampling: As in `Decoding`.
@@ -67,7 +67,7 @@ class SweepOptions(Decoding, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Which cells a sweep has.
+    """The cells of a sweep.
 
     Attributes:
         ks: Layers of A.
@@ -96,7 +96,7 @@ class Grid:
             Graft(f)
 
     def check(self, params_a: Params, params_b: Params) -> None:
-        """Checks that models have these layers and widths.
+        """Checks that the models have these layers and widths.
 
         Args:
             params_a: The sender A.
@@ -117,12 +117,12 @@ class Grid:
 
     @functools.cached_property
     def cells(self) -> Int[np.ndarray, "C 3"]:
-        """graft, k, j as indices into what was asked for, in the order they are computed: by j."""
+        """All cells as indices (graft, k, j) into the requested values, in the order of computation: by j."""
         every = itertools.product(*(range(len(values)) for values in (self.grafts, self.ks, self.js)))
         return np.array(sorted(every, key=lambda cell: self.js[cell[2]]), np.int32)
 
     def map(self, k: Any, j: Any) -> np.ndarray:
-        """Returns the map of one pair of layers, on the host: a chunk takes one at a time.
+        """Returns the map of one pair of layers, on the host. A chunk uses one map at a time.
 
         Args:
             k: Index into `ks`.
@@ -137,7 +137,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """What all cells of some games share: A's states [ks, G, D_A], B's own [js, G, D_B] and its prompts; what is scored."""
+    """Data that all cells of some games share: A's states [ks, G, D_A], B's own [js, G, D_B], B's prompts, the answers."""
 
     sent: Array
     own: Array
@@ -147,7 +147,7 @@ class Shared:
 
 
 class Plan:
-    """One sweep. Takes what `sweep` and `sweep_answers` take (answers decide which it is), and `sizes` instead of a budget."""
+    """One sweep. The arguments are those of `sweep` or, with answers, of `sweep_answers`; `sizes` replaces the budget."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class Plan:
         self._read_games: tuple[range, Shared] | None = None
 
     def _targets(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [G, T] (-1: none) and ends [G, T]: a column for the end follows if there are stop tokens."""
+        """Tokens [G, T] (-1: none) and ends [G, T]. With stop tokens, one more column holds the end."""
         if answers.ndim != 2 or len(answers) != self.games:
             raise ValueError(f"{len(answers)} answers for {self.games} games: give one row of tokens per game")
         if found := sorted({int(i) for i in answers.ravel()} & {int(i) for i in np.asarray(self.stop_tokens)}):
@@ -202,8 +202,8 @@ class Plan:
         return answers.astype(np.int32), ends
 
     def _place(self, params_a: Params, params_b: Params, sizes: Sizes | None) -> None:
-        """Sizes of the chunks, and the models on the mesh. A sender on devices of its own stays there; what it sends is brought
-        to the receiver."""
+        """Choose the sizes of the chunks, and put the models on the mesh. A sender on its own devices stays there; its
+        states are moved to the receiver's."""
         mesh = self.options.get("mesh") or mesh_of(params_b) or all_devices()
         self.sizes = sizes or self._fit(params_a, params_b, mesh)
         self.mesh = None if mesh is None else sweep_mesh(mesh, self.sizes.games)
@@ -217,7 +217,7 @@ class Plan:
             self.params_a = params_a if self.apart else place(params_a)
 
     def need(self, params_a: Params, params_b: Params) -> Need:
-        """What a chunk's memory depends on."""
+        """The quantities that a chunk's memory depends on."""
         return Need(
             params_a.config,
             params_b.config,
@@ -243,9 +243,9 @@ class Plan:
         return fit_sizes(self.games, len(self.grid.cells), budget, bytes_of, rows, refills)
 
     def shared(self, games: range) -> Shared:
-        """What all cells of these games share. Read once: chunks of the same games follow each other."""
+        """Data that all cells of these games share. Computed once, because chunks of the same games are consecutive."""
         if self._read_games is None or self._read_games[0] != games:
-            self._read_games = None  # frees the last games' first
+            self._read_games = None  # free the previous games' data first
             self._read_games = games, self._read(games)
         return self._read_games[1]
 
@@ -269,7 +269,8 @@ class Plan:
         return Shared(sent, own, prompt, keys, answers)
 
     def run(self, chunk: Chunk) -> dict[str, np.ndarray]:
-        """tokens, logprobs [cells, games, T] and forwarded, or exact [cells, games] and logprobs; on the host."""
+        """Compute a chunk, and return on the host: tokens, logprobs [cells, games, T] and forwarded; or exact [cells, games]
+        and logprobs."""
         shared = self.shared(chunk.games)
         rows = np.minimum(np.arange(chunk.cells.start, chunk.cells.start + self.sizes.cells), chunk.cells.stop - 1)
         named = self.grid.cells[rows]
@@ -295,7 +296,7 @@ class Plan:
         return host
 
     def _sent(self, sent: Array, cells: np.ndarray) -> Array:
-        """What arrives in every cell, [C, G, D]."""
+        """A's states as they arrive in every cell, after the maps, [C, G, D]."""
         if self.grid.maps is None:
             return sent[cells[:, 1]]
         width = self.params_b.config.width
@@ -303,7 +304,7 @@ class Plan:
         return jnp.stack([through(k, j).block_until_ready() for _, k, j in cells])  # one W at a time
 
     def work(self, chunk: Chunk) -> int:
-        """Token-layers a chunk may take: tokens of all cells times the blocks each goes through."""
+        """Upper bound on a chunk's token-layers: tokens of all cells times the blocks that each goes through."""
         layers = np.array(self.grid.js)[self.grid.cells[chunk.cells.start : chunk.cells.stop, 2]]
         blocks = self.params_b.config.layers - (0 if self.answers is None else layers.min())
         return int(self.sizes.games * self.sizes.cells * self.new * max(blocks, 1))

@@ -1,7 +1,7 @@
-"""The compiled programs of a sweep: what all cells share is read once, then cells are decoded or answers scored.
+"""The compiled programs of a sweep: read the prompts once for all cells, then decode cells or score answers.
 
-Cells go on from one reading of B's prompts, all games side by side: a row is a game, its cells are branches of it
-(`attention.Segment`) that attend to the one prompt where it lies.
+All cells continue from one reading of B's prompts. A row is a game. Its cells are branches of the row
+(`attention.Segment`): they all attend to the same keys and values of the prompt, without copies.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from jaxcomm.sites import Site
 class _Slots(struct.PyTreeNode):
     step: Int[Array, ""]
     cell: Int[Array, "G R"]
-    """[G, R] which cell a slot works on; past the last one: idle."""
+    """[G, R] the cell that each slot works on. An index past the last cell means idle."""
     t: Int[Array, "G R"]
-    """[G, R] tokens it has written for it."""
+    """[G, R] number of tokens that the slot has written for this cell."""
     token: Int[Array, "G R"]
     following: Int[Array, "G"]
-    """[G] the next cell nobody has begun."""
+    """[G] the next cell that no slot has begun."""
     tokens: Int[Array, "G C T"]
     logprobs: Float[Array, "G C T"]
     cache: KVCache
 
 
 class Cells(struct.PyTreeNode):
-    """What is changed in every cell.
+    """The edits of every cell.
 
     Attributes:
         edits: [G, C, n, ...], the new states.
-        columns: [G, C, n], where in the tail they go (U: nowhere); None: n is 1, and it is the first.
-        layers: [C].
+        columns: [G, C, n], their columns in the tail (U: no column); None: n is 1, and it is the first column.
+        layers: [C], the layer of each cell's edit.
     """
 
     edits: Float[Array, "G C n *_"]
@@ -64,14 +64,14 @@ class Cells(struct.PyTreeNode):
 
 
 class Drawing(struct.PyTreeNode):
-    """How tokens are chosen: greedily without `sampling`, else with a key [G] for every game. stops [S]: tokens that end a text."""
+    """How to choose tokens: greedily without `sampling`, else with a key [G] for every game. stops [S]: stop tokens."""
 
     stops: Int[Array, "S"]
     sampling: Sampling | None = None
     keys: Key[Array, "G"] | None = None
 
     def draw(self, logits: Any, t: Any) -> Any:
-        """Of logits [G, R, V], the t-th tokens [G, R] of their texts."""
+        """Choose tokens [G, R] from logits [G, R, V]. t: index of each token in its text."""
         drawn = None
         if self.keys is not None:
             drawn = jax.vmap(lambda key, t: jax.vmap(lambda t: jax.random.fold_in(key, t))(t))(self.keys, t)
@@ -95,7 +95,7 @@ def decode_cells(params, prompt: ReadPrompt, cells: Cells, count, drawing: Drawi
         def graft(site, i, h, state):
             return split(jnp.where((at == i)[..., None], edit, h), "games", "cells"), state
 
-        # A cell begins with the prompt's last token, read again from its embedding and edited on its way up.
+        # A cell begins with the prompt's last token. It is read again from its embedding, and edited at the cell's layer.
         ids = jnp.where(fresh, prompt.token[:, None], s.token)
         positions, column = jnp.where(active, end + s.t, -1), s.step % T
         cleared = jnp.where(fresh[..., None], -1, s.cache.positions)
@@ -127,7 +127,7 @@ def decode_cells(params, prompt: ReadPrompt, cells: Cells, count, drawing: Drawi
 
 
 def _start_slots(params, shape: tuple[int, int], T: int, slots: int, split) -> _Slots:
-    """Every slot at a cell of its own, with nothing written."""
+    """Initial slots: each has its own cell, and no token is written."""
     G, C = shape
     empty = params.empty_cache(G, T, slots)
     lead = () if params.unrolled else (None,)
@@ -145,8 +145,7 @@ def _start_slots(params, shape: tuple[int, int], T: int, slots: int, split) -> _
 
 
 class Tail(struct.PyTreeNode):
-    """The end of B's prompts and the answers after it, read once, without an edit: U tokens, from the first that any cell
-    edits.
+    """The end of B's prompts and the answers, read once without edits: U tokens, from the first token that any cell edits.
 
     Attributes:
         states: [L + 1, G, U, D], their streams h[0] .. h[L].
@@ -160,7 +159,7 @@ class Tail(struct.PyTreeNode):
 
 
 class Targets(struct.PyTreeNode):
-    """Answers [G, T] (-1: no token), `ends` [G, T], True where a stop token must come, and these [S]."""
+    """Answers [G, T] (-1: no token), `ends` [G, T] (True where a stop token must follow), and the stop tokens [S]."""
 
     tokens: Int[Array, "G T"]
     ends: Bool[Array, "G T"]
@@ -175,7 +174,7 @@ def score_cells(params, tail: Tail, cells: Cells, targets: Targets, *, site: str
     entry = cells.layers - int(site != "resid_post")
 
     def at(name, i, x, state):
-        """Cells begin at the stream that enters what they edit: all they have passed is as it was without the edit."""
+        """At the layer that a cell edits, load its unedited stream: everything below the edit is the same without it."""
 
         def change(x):
             x = x.reshape(G, C, U, *x.shape[2:])
@@ -200,10 +199,10 @@ def score_cells(params, tail: Tail, cells: Cells, targets: Targets, *, site: str
 
 
 def _judge(params, h, targets: Targets):
-    """Of streams h[L] [G, C, T, D] that predict the answers' tokens: exact [G, C], logprobs [G, C, T]."""
+    """Score the answers' tokens from the streams h[L] [G, C, T, D] before them: exact [G, C], logprobs [G, C, T]."""
 
     def column(t):
-        # No second array of the logits' size is written.
+        # Column by column, so that no second array of the logits' size is needed.
         logits = unembed(params, h[:, :, t])
         most, everything = top_and_total(logits)
         answer, end = targets.tokens[:, t, None], targets.ends[:, t, None]
@@ -233,7 +232,7 @@ map_states = jax.jit(through_map, static_argnames="width")
 
 @jax.jit
 def read_answers(params, prompt: ReadPrompt, answers) -> Tail:
-    """The last prompt token and the answers [G, T] after it, as they are without an edit."""
+    """Read the last prompt token and the answers [G, T] after it, without edits."""
     tokens = jnp.maximum(answers[:, :-1], 0)
     positions = prompt.last.positions + jnp.arange(answers.shape[1])
     states = prompt.states[:, :, None]
@@ -248,8 +247,8 @@ def read_answers(params, prompt: ReadPrompt, answers) -> Tail:
 
 @functools.partial(jax.jit, static_argnames=("site", "length"))
 def read_tail(params, prompts: Prompts, answers, *, site: str, length: int):
-    """B's prompts, of which cells edit the last `length` tokens, and the answers after them: their tail, and what the site
-    holds at every layer [L', G, P, ...]."""
+    """Read B's prompts and the answers after them, without edits. Cells edit the last `length` prompt tokens. Returns the
+    tail, and the site's activations at every layer [L', G, P, ...]."""
     tokens = jnp.concatenate([prompts.tokens, jnp.maximum(answers[:, :-1], 0)], axis=1)
     places = positions_of(prompts)
     following = places[:, -1:] + 1 + jnp.arange(answers.shape[1] - 1, dtype=jnp.int32)
@@ -264,5 +263,5 @@ def read_tail(params, prompts: Prompts, answers, *, site: str, length: int):
 
 
 def layers_of(site: str, layers: int) -> Read:
-    """A site at every layer."""
+    """The `Read` of a site at every layer."""
     return Read(Site(site, 1), tuple(range(int(site != "resid_post"), layers + 1)))

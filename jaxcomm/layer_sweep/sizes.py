@@ -1,4 +1,4 @@
-"""How much of a sweep is computed at once, so that it fits a device's memory."""
+"""Sizes of a sweep's chunks: how much to compute at once, so that it fits a device's memory."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from jaxcomm.config import ModelConfig
 from jaxcomm.flops import block_weights
 
 MEMORY = 2**30
-"""Bytes for a sweep's own arrays on a device that does not say how much it has (CPU)."""
+"""Bytes for a sweep's own arrays on a device that does not report its memory (CPU)."""
 FULL_ROWS = 2048
-"""Tokens in flight per device; on two CPU cores 550 to 6050 of them were equally fast, so more only cost memory."""
+"""Tokens in flight per device. On two CPU cores 550 to 6050 were equally fast, so more would only cost memory."""
 SCORED_ROWS = 768
-"""The same where answers are scored: a chunk goes through all blocks above its lowest j, so small ones do less."""
+"""The same for scoring answers. A chunk goes through all blocks above its lowest j, so small chunks do less work."""
 REFILLS = 8
-"""Cells per slot in a chunk: the last ones leave slots idle, for about one cell's length of so many."""
+"""Cells per slot in a chunk. At the end of a chunk slots idle for about the length of one cell, so one part in so many."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is computed at once: games x cells, with `slots` cells of a game in flight when decoding."""
+    """Size of a chunk: games x cells. When decoding, `slots` cells of each game are in flight."""
 
     games: int
     cells: int
@@ -30,17 +30,17 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a chunk's memory depends on besides its `Sizes`.
+    """The quantities besides `Sizes` that a chunk's memory depends on.
 
     Attributes:
         sender: A's architecture.
         receiver: B's.
         itemsize: Bytes of one of B's numbers.
-        columns: Of A's prompts, and of B's.
-        new: Tokens that are written, or of the answers.
-        decoding: Whether anything is written.
-        sampling: Whether it is drawn.
-        mapped: Whether states go through a W.
+        columns: Number of columns of A's prompts, and of B's.
+        new: Number of new tokens, or of the answers' tokens.
+        decoding: Whether tokens are generated.
+        sampling: Whether they are sampled.
+        mapped: Whether states go through a map W.
     """
 
     sender: ModelConfig
@@ -53,10 +53,10 @@ class Need:
     mapped: bool = False
 
     def bytes(self, sizes: Sizes, devices: tuple[int, int] = (1, 1)) -> int:
-        """Most bytes a device needs for a chunk beside the weights.
+        """Largest number of bytes that a device needs for a chunk besides the weights.
 
-        With s the bytes of a number, G games, R slots of each, C cells, P columns of B's prompt, T new tokens and B's own
-        letters (G and R, C a device's share of them), the largest of
+        Letters: s bytes per number, G games, R slots of each, C cells, P columns of B's prompt, T new tokens, and B's own
+        letters. (G, R and C are a device's share.) It is the largest of
 
             reading    G P (4 D + 2 F) s + 8 G N P^2                    (B's prompts; likewise A's)
             decoding   G R (2 L K H T s + max(8 N (P + T) + (4 D + 2 F) s, 8 V))          (sampling: 32 V)
@@ -69,15 +69,15 @@ class Need:
         With maps also 4 D D_A: one W is on the device at a time.
 
         Args:
-            sizes: Of the chunk.
-            devices: How many share its games, and its cells.
+            sizes: Sizes of the chunk.
+            devices: Number of devices that share its games, and that share its cells.
         """
         c, a, s, (columns_a, P), T = self.receiver, self.sender, self.itemsize, self.columns, self.new
         G, C = sizes.games // devices[0], sizes.cells
         R = -(-(sizes.slots if self.decoding else C) // devices[1])
         kv = 2 * c.kv_heads * c.head_dim * s
 
-        # What a token's way through the MLP takes.
+        # Numbers per token in the MLP.
         mlp = lambda m: max(1, m.experts_per_token) * 2 * m.ff + m.experts_per_token * 4 * m.width
         reading = lambda m, P: G * P * (4 * m.width + mlp(m)) * s + 8 * G * m.heads * P * P
 
@@ -95,7 +95,7 @@ class Need:
 
 
 def device_memory(device) -> int:
-    """Bytes a sweep may take on a device: nine tenths of what is free, or `MEMORY` where the device does not say."""
+    """Bytes a sweep may use on a device: nine tenths of the free memory, or `MEMORY` if the device does not report it."""
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return MEMORY
@@ -103,8 +103,8 @@ def device_memory(device) -> int:
 
 
 def fit_sizes(games: int, cells: int, budget: int, need: Callable[[Sizes], int], rows: int, refills: int) -> Sizes:
-    """The largest chunk that stays within `budget` bytes and has no more than `rows` cells of games in flight, which is
-    enough to be fast. Games are cut last: every cut reads prompts in smaller batches, and none is read twice.
+    """The largest chunk within `budget` bytes and with at most `rows` cells of games in flight (more would not be faster).
+    The number of games is reduced last, because smaller batches of games read prompts in smaller batches.
 
     ValueError if not even one cell of one game fits.
     """
@@ -124,13 +124,13 @@ def fit_sizes(games: int, cells: int, budget: int, need: Callable[[Sizes], int],
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Games, and rows of `Grid.cells`, that are computed together."""
+    """Games, and rows of `Grid.cells`, to compute together."""
 
     games: range
     cells: range
 
     def cut(self, sizes: Sizes) -> Iterator[Chunk]:
-        """Into chunks of these sizes; those of the same games follow each other."""
+        """Cut into chunks of these sizes. Chunks of the same games are consecutive."""
         parts = lambda whole, size: [whole[i : i + size] for i in range(0, len(whole), size)]
         for games, cells in itertools.product(parts(self.games, sizes.games), parts(self.cells, sizes.cells)):
             yield Chunk(games, cells)

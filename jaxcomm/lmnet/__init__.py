@@ -1,5 +1,5 @@
-"""Language-model networks: `init_network` joins models by trainable edges; `forward` and `generate` are those of any
-model; `control_edges` puts controls in place of what edges carry."""
+"""Networks of language models (LMNet). `init_network` connects models by trainable edges. `forward` and `generate` work
+as for any model. `control_edges` replaces the states on edges by controls."""
 
 from jaxcomm.config import EdgeConfig, NetworkConfig
 from jaxcomm.decoding import generate

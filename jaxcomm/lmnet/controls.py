@@ -1,7 +1,7 @@
-"""Controls in networks: the messages are what edges carry, and something else arrives in their place.
+"""Controls in networks: the messages are the states on edges, and a control replaces them.
 
-The last vertex reads nothing but the edges into its layer, and so does every layer: the edges into one layer are all that
-passes. Another example's messages on all of them, at all positions, are a network that reads the other example.
+A layer of vertices reads only the edges into it. So these edges carry all the information that later layers get. With
+another example's messages on all of them, at all positions, the network behaves as if it had read the other example.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from jaxcomm.prompts import Prompts, as_prompts
 
 
 def edge_sets(config: NetworkConfig) -> dict[str, dict[str, np.ndarray]]:
-    """Lists the sets of edges that a control may stand on.
+    """Lists the sets of edges that a control can replace.
 
     Args:
         config: Architecture of the network.
 
     Returns:
-        By name, for every stack of edges (`NetworkConfig.stacks`) which of them are in the set, bool [I, J]: "no
-        edges", "all edges", "edges into layer 1" and so on, and every edge alone, such as "edge 0.0 -> 1.1". Vertices
-        are numbered within their layer, from 0.
+        Sets by name: "no edges", "all edges", "edges into layer 1" and so on, and every single edge, such as
+        "edge 0.0 -> 1.1". Vertices are numbered within their layer, from 0. A set is a dict with a mask, bool [I, J], for
+        every stack of edges (`NetworkConfig.stacks`).
 
     Example:
         >>> from jaxcomm.lmnet import edge_sets, init_network
@@ -67,27 +67,27 @@ def control_edges(
 ) -> dict[str, Float[Array, "B C T"]]:
     """Scores given answers with a control on some of a network's edges.
 
-    Edges carry states at every position of a prompt and of the answer after it. Prompts are aligned at their ends. In
-    the columns before a prompt its first state counts, so that a longer prompt, too, gets a state everywhere. At an
-    answer's positions "other" is another example's prompt that is followed by the same answer: what was sent then
-    differs in the prompt alone, and still says which tokens of the answer are read. The other controls are made there
-    of each example's own n-th answer; after its end its last state counts.
+    Edges carry states at every position of a prompt and of the answer after it. Prompts are aligned at their ends. In the
+    columns before a prompt, its first state is repeated, so that a longer prompt gets a state at every position. At an
+    answer's positions, "other" uses another example's prompt followed by the same answer. Such messages differ only in
+    the prompt, and still carry the tokens of the answer. The other controls are computed there from each example's own
+    n-th answer; after the end of an answer, its last state is repeated.
 
     Args:
         network: The network.
         prompts: What it reads, one prompt for each example.
         answers: Token ids of C answers to each prompt; -1 after the end of an answer.
-        control: What edges carry in place of their own, as for `stand_in`: "other", "mean", "moments", "noise", "zero".
-        edges: Names of sets of edges (`edge_sets`), each of which is controlled by itself. Default: all edges, and
-            those into each layer. Edges outside the set carry what the network makes of what arrives.
+        control: Stand-in for the states on the edges, as in `stand_in`: "other", "mean", "moments", "noise", "zero".
+        edges: Names of sets of edges (`edge_sets`). Each set is controlled separately. Default: all edges, and the edges
+            into each layer. Edges outside the set carry the states that the network computes from the replaced ones.
         right: The right answer of each example, for "other". None: all differ.
         seed: Seed of "other", "moments" and "noise".
 
     Returns:
-        By set of edges, the log-probability of each answer's tokens in nats; 0 after its end, NaN without tokens.
+        For each set of edges, the log-probability of each answer's tokens in nats; 0 after its end, NaN without tokens.
 
     Raises:
-        ValueError: It is no network, or one without edges; there is no such control or set of edges; all controls but
+        ValueError: It is not a network, or has no edges; there is no such control or set of edges; all controls but
             "noise" and "zero" need at least two examples; prompts or answers are invalid.
 
     Example:
@@ -114,9 +114,9 @@ def control_edges(
 def _stand_ins(
     network: Network, prompts: Prompts, answers: np.ndarray, control: Drawn, right: Sequence[Any] | None, seed: int
 ) -> dict[str, Float[Array, "I J B N D"]]:
-    """What edges carry under a control, at the positions of the prompts and of the answers."""
+    """The control's states for all edges, at the positions of the prompts and of the answers."""
     given, config = answers, network.config
-    if control == "other":  # every prompt is followed by the answers to the example that gets its messages
+    if control == "other":  # put after each prompt the answers of the example that gets its messages
         given = answers[np.argsort(derange(range(len(prompts)) if right is None else right, seed))]
     columns = _columns(prompts, given)
     nothing = {
@@ -134,7 +134,7 @@ def _stand_ins(
 
 
 def _columns(prompts: Prompts, answers: np.ndarray) -> np.ndarray:
-    """The column whose state counts in each column, [B, P + C (T - 1)]: its own, or the nearest of the row's."""
+    """The column whose state is used in each column, [B, P + C (T - 1)]: itself, or the nearest one that has a token."""
     (B, C, T), P = answers.shape, prompts.shape[1]
     assert prompts.real is not None
     told = np.maximum(np.arange(P), np.argmax(prompts.real, axis=1)[:, None])
@@ -151,7 +151,7 @@ def _score(
     inside: dict[str, Bool[AnyArray, "I J"]],
     states: dict[str, Float[Array, "I J B N D"]],
 ) -> tuple[Float[Array, "B C T"], dict[str, Float[Array, "I J B N D"]]]:
-    """Log-probabilities with `states` on the edges inside, and what all edges would have carried of what arrived."""
+    """Log-probabilities with `states` on the edges `inside`. Also the states that all edges computed themselves."""
     seen = {name: [] for name in inside}
 
     def wire(begin: int, name: str, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The edges of a network: small trainable modules that keep the length of what they carry.
+"""The edges of a network: small trainable modules that map sequences of states to sequences of the same length.
 
 Edges between two groups of vertices are one stack of weights, [sources, targets, ...], and one batched call.
 """
@@ -21,11 +21,11 @@ _LAST = {"attention": "o", "mlp": "down"}
 
 
 def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
-    """Derives the architecture of the block on an edge from that of the vertex it leaves.
+    """Derives the architecture of an edge's block from the architecture of the vertex that the edge leaves.
 
-    The block sees back to the first token, without windows. It uses the rotary embedding of the vertex's first layer
-    with full attention and rotary embedding. It normalises what it reads, and has one MLP, as wide as one expert of the
-    vertex. What it makes is added as it is.
+    The block has full attention without windows. It uses the rotary embedding of the vertex's first layer that has full
+    attention and a rotary embedding. It normalises its input, and has one MLP, as wide as one expert of the vertex. Its
+    output is added without a norm or a factor.
 
     Args:
         config: Architecture of the vertex.
@@ -56,7 +56,7 @@ def parts(edge: EdgeConfig) -> tuple[str, ...]:
 
 
 class Edge(nn.Module):
-    """An edge of a network: y = scale * (x + f(x)), as `EdgeConfig` says.
+    """An edge of a network: y = scale * (x + f(x)) (`EdgeConfig`).
 
     If the next vertex has another width, a matrix then maps y to it.
 

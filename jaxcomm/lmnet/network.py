@@ -1,13 +1,13 @@
-"""Language-model networks (LMNet, Wu, Wang & Yao, ICML 2026, arXiv 2505.12741): language models without embedding and
-head as vertices, trainable modules as edges, joined layer by layer as in a multilayer perceptron.
+"""Networks of language models (LMNet, Wu, Wang & Yao, ICML 2026, arXiv 2505.12741). Vertices are language models without
+embedding and head, edges are trainable modules. Layers of vertices are connected as in a multilayer perceptron.
 
     X[l + 1, j] = T(sum_i e[l, i, j](X[l, i]))
 
-T is a decoder's stack of blocks with its final norm. The first layer's one vertex embeds the tokens, the last layer's
-one vertex has the head. Every vertex and every edge reads all positions causally, so the whole network is one
-autoregressive model (`LanguageModel`): `forward`, `generate`, agents and protocols take it as they take `Params`.
+T is a decoder's stack of blocks with its final norm. The first layer has one vertex, which embeds the tokens. The last
+layer has one vertex, which has the head. Every vertex and every edge is causal over positions. So the whole network is
+one autoregressive model (`LanguageModel`): `forward`, `generate`, agents and protocols accept it like `Params`.
 
-What the paper leaves open (size and initialisation of edges, interior norms) is a switch of `EdgeConfig` and
+Choices that the paper leaves open (size and initialisation of edges, interior norms) are fields of `EdgeConfig` and
 `NetworkConfig`.
 
 Letters beside those of `config.py`: I sources and J targets of a stack of edges; M vertices that share weights.
@@ -59,7 +59,7 @@ class Wires(struct.PyTreeNode):
 class Network(struct.PyTreeNode):
     """Weights and architecture of a network of language models (Wu et al. 2026, arXiv 2505.12741).
 
-    `forward`, `generate`, agents and protocols take it as they take `Params`.
+    `forward`, `generate`, agents and protocols accept it like `Params`.
 
     Attributes:
         models: The different models. Vertices with the same model share its weights.
@@ -67,7 +67,7 @@ class Network(struct.PyTreeNode):
             float32. The edges are computed in the dtype of the vertices.
         joints: Matrices [J, D, n D] that join the n edges into each vertex, by group of vertices. Empty unless
             `config.aggregate` is "concat".
-        config: Vertices, and how they are joined.
+        config: The vertices and their connections.
 
     Example:
         >>> from jaxcomm.lmnet import init_network
@@ -98,7 +98,7 @@ class Network(struct.PyTreeNode):
 
     @property
     def writer(self) -> Params:
-        """The vertex with the head."""
+        """The vertex that has the head."""
         return self.models[self.config.layers[-1][0][0]]
 
     def split(self) -> tuple[Wires, Network]:
@@ -149,10 +149,10 @@ class Network(struct.PyTreeNode):
             positions: Positions [B, T]; -1 on padding.
             attended: Caches to attend to, and the cache to write.
             last: Return only the last token's stream, [B, 1, D].
-            training: Settings of a pass whose gradient is taken.
-            wire: Function wire(name, x) of every output of the network: of vertices [M, B, T, D], of edges
-                [I, J, B, T, D]. What it returns arrives. It acts on the tokens of this pass alone: keys and values of
-                earlier tokens stay as they are in a cache, and those that are made here are of what arrived.
+            training: Settings of a pass for which a gradient is computed.
+            wire: Function wire(name, x) of every output inside the network: of vertices [M, B, T, D], of edges
+                [I, J, B, T, D]. Its result replaces the output. It acts only on the tokens of this pass: cached keys and
+                values of earlier tokens do not change. Keys and values of this pass are computed from the replaced states.
 
         Returns:
             The stream [B, T, D] of the writing vertex before its final norm, and the cache, or None without one.
@@ -178,10 +178,11 @@ class Network(struct.PyTreeNode):
     def _vertices(
         self, name: str, x: Float[Array, "M B T D"], positions, attended: Attended, training: Training, last: bool
     ) -> tuple[Array, Any, Any]:
-        """M vertices of one model, one batched call: h[L], keys, values."""
+        """Run M vertices of one model in one batched call. Returns h[L], keys, values."""
         model, (M, B, *_) = self.models[self.config.groups[name].model], x.shape
         if attended.cache is None and not attended.past:
-            # Rows of one batch, and B first, which a mesh divides: the weights' gradients are then plain products (`project`).
+            # Merge vertices into the rows of one batch, B first, which a mesh divides. The weights' gradients are then plain
+            # matrix products (`project`).
             rows = lambda a: jnp.repeat(a, M, axis=0)
             training = training._replace(documents=jax.tree.map(rows, training.documents))
             every = x.swapaxes(0, 1).reshape(B * M, *x.shape[2:])
@@ -199,7 +200,7 @@ class Network(struct.PyTreeNode):
     def _edges(
         self, name: str, x: Float[Array, "I B T D"], positions, attended: Attended, training: Training
     ) -> tuple[Float[Array, "I J B T Y"], Any, Any]:
-        """A stack of edges, one batched call: what arrives, keys, values."""
+        """Run a stack of edges in one batched call. Returns the outputs, keys, values."""
         source, target = self.config.stacks[name]
         c, out = self.models[source.model].config, self.models[target.model].config.width
         shape = edges.shape(c, self.config.edge)
@@ -219,7 +220,7 @@ class Network(struct.PyTreeNode):
         return jax.vmap(targets, in_axes=(0, 0, *axes))(self.edges[name], x, past, cache)
 
     def _join(self, name: str, ys: Sequence[Float[Array, "_ J B T D"]]) -> Float[Array, "J B T D"]:
-        """What a group of vertices reads, of all edges into it."""
+        """Aggregate all edges into a group of vertices to the vertices' inputs."""
         if self.config.aggregate == "concat":
             wide = [y.transpose(1, 2, 3, 0, 4).reshape(*y.shape[1:4], -1) for y in ys]
             every = jnp.concatenate(wide, axis=-1)
@@ -228,7 +229,7 @@ class Network(struct.PyTreeNode):
         return total if self.config.aggregate == "sum" else total / jnp.asarray(sum(map(len, ys)), total.dtype)
 
     def logits(self, h: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Computes logits from what `read` returned.
+        """Computes logits from the result of `read`.
 
         Args:
             h: The writing vertex's stream before its final norm.
@@ -240,7 +241,7 @@ class Network(struct.PyTreeNode):
 
 
 def _parts(name: str, attended: Attended) -> tuple[Any, Any, Any]:
-    """A vertices' or edges' own parts of the caches, and the axes vmap maps of them: every one's keys, the same positions."""
+    """The parts of the caches for a group of vertices or edges, and their vmap axes: separate keys, shared positions."""
     part = lambda c: KVCache(c.k[name], c.v[name], c.positions) if c and name in c.k else None
     mapped: Any = KVCache(0, 0, None)  # pyright: ignore[reportArgumentType] (axes, not arrays)
     own, before = part(attended.cache), tuple(held for c in attended.past if (held := part(c)))
@@ -256,10 +257,10 @@ def init_network(
     aggregate: str = "sum",
     norm: bool = True,
 ) -> Network:
-    """Joins models by new edges to a network (Wu et al. 2026, arXiv 2505.12741).
+    """Connects models by new edges to form a network (Wu et al. 2026, arXiv 2505.12741).
 
-    Where edges are summed, each edge's scale begins divided by the number of edges into its vertex. With "concat" the
-    matrices that join edges begin as their mean.
+    With "sum", each edge's initial scale is divided by the number of edges into its vertex. With "concat", the initial
+    matrices compute the mean of the edges.
 
     Args:
         key: Random key for the edges.
@@ -267,15 +268,15 @@ def init_network(
             that occurs twice in the list shares its weights.
         widths: Number of vertices of each layer. The first and the last are 1.
         edge: The kind of edge, by name ("block", "attention", "mlp", "linear", "identity") or as an `EdgeConfig`.
-        aggregate: What a vertex reads: "sum", "mean" or "concat" of its edges. "concat" joins them by a matrix.
+        aggregate: Input of a vertex: "sum", "mean" or "concat" of its edges. "concat" combines them with a matrix.
         norm: Whether interior vertices keep their model's final norm.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: `widths` does not begin and end with 1, or holds a 0; the number of models is not that of the
-            vertices; the models have different vocabularies; "identity" edges join different widths.
+        ValueError: `widths` does not begin and end with 1, or holds a 0; the numbers of models and vertices differ; the
+            models have different vocabularies; "identity" edges connect different widths.
 
     Example:
         >>> from jaxcomm.lmnet import init_network
@@ -318,7 +319,7 @@ def _draw(keys: Key[Array, "I J"], model: ModelConfig, edge: EdgeConfig, out: in
 
 
 def size(tree: Any) -> int:
-    """Counts the numbers in a pytree of weights.
+    """Counts the parameters in a pytree of weights.
 
     Args:
         tree: Weights, or their shapes.

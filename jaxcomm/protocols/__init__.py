@@ -1,18 +1,19 @@
-"""How agents may communicate.
+"""Protocols: ways for agents to communicate.
 
-Every protocol is called as protocol(a, b, prompts_a, prompts_b, *, sampling, seed, ...). It returns B's `Turn` (or the
-`Panel` of all who answer): B has read everything, and now writes or scores.
+Call a protocol as protocol(a, b, prompts_a, prompts_b, *, sampling, seed, ...). It lets B read everything and returns
+B's `Turn` (or a `Panel`, if several agents answer). Call `.write()` on it to generate a reply, or `.score()` to score
+given continuations.
 
-A protocol of your own is put together from its parts, with anything in between:
+To build a protocol of your own, call the two parts of one, and do anything in between:
 
     sent = send_states(a, b, prompts_a, Grafting(), k=26, games=n)   or send_text(a, prompts_a, Conversation())
     turn = receive_states(b, prompts_b, sent, Grafting(), j=26)      or receive_text(b, prompts_b, sent, Conversation())
 
-Protocols that send take `control`: what every receiver gets in place of its message (`CONTROLS`).
+Protocols that send a message accept `control`: a stand-in that every receiver gets instead of its message (`CONTROLS`).
 
-sampling and seed are those of what is written before that turn, which has its own. Where nothing is written (silent,
-sender, skyline, an activation without thinking) they change nothing. CIPHER, which says everything in vectors, refuses
-`sampling`.
+`sampling` and `seed` apply to text that agents generate before that turn; the turn's own methods have their own. They
+have no effect if no such text is generated (silent, sender, skyline, an activation without thinking). CIPHER sends
+vectors only and refuses `sampling`.
 """
 
 from jaxcomm.protocols.activations import Back, Grafting, activation, exchange, receive_states, send_states
@@ -48,7 +49,7 @@ PROTOCOLS = {
     "deltas": deltas,
     "bridge": bridge,
 }
-"""name -> protocol. Two agents debate here; `debate` and `cipher_debate` take any number."""
+"""name -> protocol. The debates here have two agents; `debate` and `cipher_debate` accept any number."""
 
 __all__ = [
     "CONTROLS",

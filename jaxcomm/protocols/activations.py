@@ -1,4 +1,4 @@
-"""Activation communication between agents: the text-level twin of `jaxcomm.communicate`."""
+"""Activation communication between agents: `jaxcomm.communicate` for text."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class Grafting:
     Attributes:
         graft: "sum", "mean", "replace", or a function f(a, b).
         W: The map [D_B, D_A], or a list with one for each sender. None: no map.
-        where: Of layers k and j: "last", the last token, or "all" tokens (Ramesh & Li 2025, appendix B.1), the two prompts
-            aligned at their ends. A `Site` in their place has positions of its own.
-        control: What B gets in place of A's states: a name in `CONTROLS`, or a `StandIn`. It stands in for what arrives
-            at B, after W. None: A's states.
-        think: Largest number of tokens that A writes first. The state at the last of them is sent: chain of thought
-            (appendix B.2), or a sampled completion (appendix B.5: temperature 0.7, 512 tokens). 0: A writes nothing.
-        until: Strings that end what A writes.
-        sampling: How A's tokens are drawn. None takes the likeliest.
-        seed: Seed of these draws and of noise, for all games or one for each.
+        where: Tokens to read at layer k and edit at layer j: the "last" one, or "all" (Ramesh & Li 2025, appendix B.1),
+            with the two prompts aligned at their ends. If k or j is a `Site`, its own positions count.
+        control: Stand-in that B gets instead of A's states: a name in `CONTROLS`, or a `StandIn`. It replaces the states
+            as they arrive at B, after W. None: A's states.
+        think: Largest number of tokens that A generates first. The state at the last of them is sent: chain of thought
+            (appendix B.2), or a sampled completion (appendix B.5: temperature 0.7, 512 tokens). 0: A generates nothing.
+        until: Stop strings for A's text.
+        sampling: How to sample A's tokens. None: greedy decoding.
+        seed: Random seed for this sampling and for noise: one for all games, or one for each.
 
     Raises:
-        ValueError: There is no such graft, control or `where`; a graft other than "sum" goes with "all".
+        ValueError: There is no such graft, control or `where`; `where` is "all" and the graft is not "sum".
 
     Example:
         >>> how = protocols.Grafting(graft="sum", where="all")
@@ -78,12 +78,12 @@ class Grafting:
 
 
 class Sender(NamedTuple):
-    """One of those who send.
+    """One sender.
 
     Attributes:
         agent: The agent.
-        prompts: What it reads, one prompt for each game.
-        site: Where it is read.
+        prompts: Its prompts, one for each game.
+        site: The site at which its states are read.
         W: Its map, or None.
     """
 
@@ -109,23 +109,24 @@ def activation(
     It is the protocol of Ramesh & Li (2025, section 3.1).
 
     Args:
-        a: The sender, or a list of several. Then `a`, `prompts_a`, `k` (and `W`) are lists with one for each, and B
-            gets the mean of what they send.
+        a: The sender, or a list of several. Then `a`, `prompts_a`, `k` (and `W`) are lists with one entry for each
+            sender, and B gets the mean of their messages.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         k: A is read after this layer, 0 .. L_A. Or any `Site`.
         j: B is edited after this layer, 0 .. L_B. Or any `Site`.
-        sent: What `send_states` returned for the same prompts and k, so that many controls read A's prompts once.
-            Default: A reads them now.
+        sent: Result of `send_states` for the same prompts and k. With it, many controls need only one reading of A's
+            prompts. Default: A reads them now.
         **how: Options of `Grafting`.
 
     Returns:
-        B's turn. Details of a `Reply`: the token and position that was read in A, and the one edited in B; the norm of
-        what arrived, and where the last token's stream is edited, those of B's state before and after.
+        B's turn. `Reply.details` holds the token and position that was read in A and the one that was edited in B, and
+        the norm of the message as it arrived. If the last token's residual stream was edited, it also holds the norm of
+        B's state before and after.
 
     Raises:
-        ValueError: As for `communicate`; a control is made of other games' messages, and there are none; an option is
+        ValueError: As for `communicate`; a control needs other games' messages, and there are none; an option is
             invalid.
 
     Example:
@@ -145,18 +146,18 @@ def activation(
 def send_states(
     a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], settings: Grafting, *, k: Any, games: int
 ) -> Sent:
-    """Lets one sender or several read their prompts, and brings their states to where the receiver lives.
+    """Lets one or several senders read their prompts, and moves their states to the receiver's devices.
 
     Args:
         a: The sender, or a list of several.
         b: The receiver.
-        prompts_a: What the sender reads, one prompt for each game; of several senders, a list for each.
+        prompts_a: The sender's prompts, one for each game; with several senders, one list for each.
         settings: Maps, tokens, thinking.
-        k: The sender is read after this layer, or at this `Site`; of several senders, one for each.
+        k: The sender is read after this layer, or at this `Site`; with several senders, one for each.
         games: Number of messages.
 
     Returns:
-        Messages of states [B, D], or of several tokens [B, n, D]. Of several senders it is the mean, through their maps.
+        Messages of states [B, D], or of several tokens [B, n, D]. With several senders, the mean of their mapped states.
 
     Raises:
         ValueError: A layer is out of range; the numbers of senders, prompts, layers and maps differ; the senders'
@@ -190,7 +191,7 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
 
     Args:
         b: The receiver.
-        prompts_b: What it reads, one prompt for each game.
+        prompts_b: Its prompts, one for each game.
         sent: Messages of states, one for each prompt.
         settings: Graft and tokens.
         j: The receiver is edited after this layer, or at this `Site`.
@@ -213,7 +214,7 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
     given = shared._replace(edits=(receive(message.anonymous(), site, settings.graft),))
     states = jnp.asarray(message.state_array())
     if site.name == "resid_post" and site.last and states.ndim == 2:
-        # The last token's edit is an argument, so one program serves every f(a, b).
+        # The edited state is an argument of the program, so one program serves every f(a, b).
         prompt = read_prompt(b.single, shared.prompts, past=past)
         own = prompt.states[site.layer]
         edited = apply_graft(settings.graft, states, own)
@@ -256,13 +257,13 @@ def _replaced(
     k: Any,
     j: Any,
 ) -> Sent:
-    """With what a control puts in the place of the states that were sent."""
+    """Replace the states by the control's stand-in."""
     agents, games = (a,) if isinstance(a, Agent) else tuple(a), len(prompts_b)
     site, there = _site(b, j, settings.where, "j"), sent.message.site
     assert isinstance(settings.control, StandIn) and there is not None
 
     def generated() -> Message:
-        # As deep in B as A is read.
+        # Read B at the same relative depth as A.
         layers = b.single.config.layers / agents[0].single.config.layers
         own = there if there.layer is None else dataclasses.replace(there, layer=round(int(there.layer) * layers))
         read = _read(Sender(b, prompts_b, own, None), settings, 0, b)
@@ -286,9 +287,9 @@ def _replaced(
 
 
 def _site(agent: Agent, place: Any, where: str, name: str) -> Site:
-    """Where an agent is read or edited. ValueError: its model has no such site."""
+    """The site at which an agent is read or edited. ValueError: its model has no such site."""
     if isinstance(place, Site):
-        config: Any = agent.params.config  # of a network it is refused
+        config: Any = agent.params.config  # check_site refuses a network's
         check_site(config, place)
         return place
     check_layer(agent.params, place, name)
@@ -296,14 +297,14 @@ def _site(agent: Agent, place: Any, where: str, name: str) -> Site:
 
 
 def _told(what: str, site: Site) -> dict[str, str]:
-    """What a reply tells of a site, unless it is the stream at a layer."""
+    """A site's entry in the details of a reply. Empty if the site is the residual stream after a layer."""
     return {} if site.name == "resid_post" and isinstance(site.positions, str) else {f"{what}_site": str(site)}
 
 
 def _senders(
     a: Agent | Sequence[Agent], prompts: Sequence[Any], k: Any, settings: Grafting, games: int
 ) -> list[Sender]:
-    """One or several. ValueError: not one of everything for each, or a layer out of range."""
+    """All senders. ValueError: their numbers of prompts, layers or maps differ, or a layer is out of range."""
     agents, W = (a,) if isinstance(a, Agent) else tuple(a), settings.W
 
     def each(value: Any) -> list[Any]:
@@ -320,7 +321,7 @@ def _senders(
 
 
 def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], site: Site) -> Input:
-    """What prompts have in common is read apart where it is the stream of the last token that is read or edited."""
+    """Lay out prompts as arrays. Shared first tokens are read once if the site is the last token's residual stream."""
     if site.name == "resid_post" and site.last:
         return share(agent, rows)
     prompts = left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions))
@@ -328,7 +329,7 @@ def _lay_out(agent: Agent, rows: Sequence[Sequence[int]], site: Site) -> Input:
 
 
 class _Read(NamedTuple):
-    """What a sender read: its states, of the last tokens of `rows` or of several; what it wrote before; what that cost."""
+    """A sender's states at the last token of each of `rows` (or at several), its text before them, and the cost."""
 
     states: jax.Array
     valid: jax.Array | None
@@ -338,12 +339,12 @@ class _Read(NamedTuple):
 
 
 def _read(sender: Sender, settings: Grafting, n: int, home: Agent) -> _Read:
-    """What the n-th sender reads, thinks and sends; it arrives where the agent `home` lives."""
+    """Let the n-th sender read and think, and read its states. They are moved to the devices of the agent `home`."""
     agent, prompts, site = sender.agent, sender.prompts, sender.site
     rows, thoughts, config = agent.rows(prompts), [], agent.params.config
     spent = [Spent(0, len(row), 0, lost) for row, lost in zip(rows, dropped(agent, prompts, rows), strict=True)]
     if settings.think:
-        # Seeds of their own: not those of other senders, nor of the answers.
+        # Derive separate seeds: senders and answers must not share random draws.
         seed, until = derive_seed(settings.seed, 1001 + n), settings.until
         said = start_turn(agent, prompts).write(settings.think, until=until, sampling=settings.sampling, seed=seed)
         rows = [[*row, *reply.ids] for row, reply in zip(rows, said, strict=True)]
@@ -363,7 +364,7 @@ def _read(sender: Sender, settings: Grafting, n: int, home: Agent) -> _Read:
 
 
 def _joined(heard: Sequence[_Read], senders: Sequence[Sender], width: int) -> jax.Array:
-    """What arrives at B: the mean of what all send, through their maps."""
+    """The message as it arrives at B: the mean of all senders' states, after their maps."""
     through = lambda x, W: x.states if W is None else through_map(x.states, W, width)
     messages = [through(x, sender.W) for x, sender in zip(heard, senders, strict=True)]
     if len({m.shape[1:] for m in messages}) > 1:
@@ -374,7 +375,7 @@ def _joined(heard: Sequence[_Read], senders: Sequence[Sender], width: int) -> ja
 
 
 def _cost(senders: Sequence[Sender], heard: Sequence[_Read], b: Agent, i: int) -> Spent:
-    """Of the i-th game's messages: reading, maps and edits."""
+    """Cost of the i-th game's messages: reading, maps and edits."""
     each = []
     for sender, x in zip(senders, heard, strict=True):
         states = 1 if x.valid is None else int(np.asarray(x.valid[i]).sum())
@@ -384,11 +385,11 @@ def _cost(senders: Sequence[Sender], heard: Sequence[_Read], b: Agent, i: int) -
 
 
 class Back(NamedTuple):
-    """The way back of an `exchange`.
+    """Layers and map for the direction from B to A in an `exchange`.
 
     Attributes:
-        k: B is read after this layer. None: that of the way there.
-        j: A is edited after this layer. None: that of the way there.
+        k: B is read after this layer. None: the same k as from A to B.
+        j: A is edited after this layer. None: the same j as from A to B.
         W: The map from B to A. None: no map.
 
     Example:
@@ -416,17 +417,17 @@ def exchange(
 ) -> Panel:
     """Grafts in both directions at once, and lets both agents answer, B first.
 
-    B gets A's state at k after its layer j, and A gets B's state at back.k after its layer back.j. Neither is edited
-    before its own state is sent.
+    A's state after layer k is grafted into B after layer j. B's state after layer back.k is grafted into A after layer
+    back.j. Both states are read before either agent is edited.
 
     Args:
         a: The first agent.
         b: The second agent.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         k: A is read after this layer, 0 .. L_A.
         j: B is edited after this layer, 0 .. L_B.
-        back: Layers and map of the way back. Default: the same layers, and no map.
+        back: Layers and map for the direction from B to A. Default: the same layers, and no map.
         **how: Options of `Grafting`, and `answer` and `tie` of `debate`.
 
     Returns:

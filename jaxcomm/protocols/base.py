@@ -1,5 +1,5 @@
-"""What every protocol ends in: a `Turn`, an agent that has read all it is given and now writes, or scores given
-texts."""
+"""The result of every protocol: a `Turn`. It holds an agent that has read its prompts and can now write a reply or score
+given texts."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from jaxcomm.seeds import Seed, derive_seed, row_keys
 from jaxcomm.sharding import by_rows
 
 STEP = 16
-"""Tokens between two looks at the text, where there are stop strings."""
+"""With stop strings, the text is checked every so many tokens."""
 SHARED = 32
-"""Tokens that prompts must have in common for them to be read once for all."""
+"""Prompts that share at least this many first tokens read them once for all."""
 
 _start = jax.jit(start_decoding, static_argnames="max_new_tokens")
 _first = jax.jit(lambda logits, tokens: token_logprobs(logits[:, None], tokens))
@@ -45,13 +45,13 @@ _first = jax.jit(lambda logits, tokens: token_logprobs(logits[:, None], tokens))
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """What all agents together did for one prompt, without padding and as if nothing were shared.
+    """Cost of one prompt for all agents together. Padding is not counted, and shared work is counted for each prompt.
 
     Attributes:
         flops: Floating-point operations.
-        read: Number of tokens, or vectors, that were read.
-        written: Number of tokens, or vectors, that were written.
-        dropped: Number of tokens that were cut off prompts (`Agent.longest`).
+        read: Number of tokens or vectors read.
+        written: Number of tokens or vectors generated.
+        dropped: Number of tokens that truncation removed from prompts (`Agent.longest`).
         sent: Number of bytes that agents sent to each other: states in their own dtype, texts in UTF-8.
     """
 
@@ -66,10 +66,10 @@ class Spent:
 
 
 def total(each: Iterable[Spent]) -> Spent:
-    """Adds up what was spent.
+    """Adds up costs.
 
     Args:
-        each: Summands.
+        each: The costs.
 
     Returns:
         Their sum.
@@ -79,16 +79,16 @@ def total(each: Iterable[Spent]) -> Spent:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What an agent said to one prompt, and how it came to it.
+    """An agent's reply to one prompt, with a record of how it was produced.
 
     Attributes:
-        raw: The text as it was decoded, up to a stop string.
-        ids: Its tokens, without the one that stopped it.
-        read: Strings of all tokens that were read.
-        written: Strings of all tokens that were written.
-        logprobs: Log-probability of each token that was written, in nats. Empty: it was written in vectors, which have none.
-        spent: What all agents spent on this reply.
-        details: What the protocol adds, such as A's message, or layers, positions and norms of the edit.
+        raw: The decoded text, up to a stop string.
+        ids: Its token ids, without the token that stopped it.
+        read: Strings of all tokens that the agent read.
+        written: Strings of all tokens that the agent generated.
+        logprobs: Log-probability of each generated token, in nats. Empty for a reply in vectors, which have none.
+        spent: Cost of this reply for all agents.
+        details: Facts that the protocol adds, such as A's message, or layers, positions and norms of the edit.
 
     Example:
         >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
@@ -112,7 +112,7 @@ class Reply:
 
     @property
     def logprob(self) -> float:
-        """Log-probability of the reply in nats, with the token that stopped it. NaN: it was written in vectors."""
+        """Log-probability of the reply in nats, including the token that stopped it. NaN for a reply in vectors."""
         return sum(self.logprobs) if self.logprobs else float("nan")
 
     @property
@@ -121,7 +121,7 @@ class Reply:
         return self.spent.flops
 
     def row(self) -> dict[str, Any]:
-        """Makes a record of the reply, as results files hold it.
+        """Makes a record of the reply, in the format of results files.
 
         Returns:
             All fields by name, and `text`, `logprob` and `flops`.
@@ -131,14 +131,14 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """How likely the texts are that were given after one prompt.
+    """Scores of the texts that were given after one prompt.
 
     Attributes:
         logprobs: Log-probability of each text, in nats.
         greedy: Whether greedy decoding would write each text.
         tokens: Number of tokens of each text.
-        spent: What all agents spent. The prompt is read once for all texts.
-        details: What the protocol adds, as in a `Reply`.
+        spent: Cost for all agents. The prompt is read once for all texts.
+        details: Facts that the protocol adds, as in a `Reply`.
 
     Example:
         >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
@@ -161,12 +161,12 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Writing:
-    """How agents write what they say to each other, before the turn that a protocol returns.
+    """Options for the messages that agents write to each other, before the turn that a protocol returns.
 
     Attributes:
         max_message_tokens: Largest number of tokens of a message.
         until: Strings that end a message.
-        sampling: How tokens are drawn. None takes the likeliest. In a debate it may be one for each agent.
+        sampling: How to sample tokens. None: greedy decoding. In a debate it may be one for each agent.
         seed: Seed of all games, or one for each.
     """
 
@@ -180,8 +180,8 @@ class Writing:
 
         Args:
             turn: The turn that writes it.
-            n: Number of the message in the conversation. Each draws with seeds of its own.
-            agent: Number of the agent, where each has its own `sampling`.
+            n: Number of the message in the conversation. Each message is sampled with its own seeds.
+            agent: Number of the agent, if each has its own `sampling`.
 
         Returns:
             One reply for each prompt.
@@ -193,12 +193,12 @@ class Writing:
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
-    """What was sent in every game, and has not been received yet.
+    """The messages of all games, sent but not received yet.
 
     Attributes:
         message: States or texts, one for each game.
-        details: What a `Reply` tells of each message.
-        spent: What each message cost.
+        details: Facts about each message, for `Reply.details`.
+        spent: Cost of each message.
 
     Example:
         >>> from jaxcomm.protocols.base import Spent
@@ -214,11 +214,11 @@ class Sent:
 
 
 class Input(NamedTuple):
-    """What an agent reads before its turn, as arrays.
+    """Everything that an agent reads before its turn, as arrays.
 
     Attributes:
-        prompts: The prompts, without what is in `past`.
-        past: Keys and values of what stands before them: what all prompts begin with, or another's.
+        prompts: The prompts, without the tokens whose keys and values are in `past`.
+        past: Key/value caches of the tokens before them: a common start of all prompts, or another agent's.
         edits: Edits of the states while the prompts are read.
     """
 
@@ -228,16 +228,16 @@ class Input(NamedTuple):
 
 
 def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Input:
-    """Makes arrays of prompts. Prompts that begin alike (few-shot examples) are read once up to where they part.
+    """Makes arrays of prompts. If prompts share their first tokens (few-shot examples), those are read once.
 
     Args:
-        agent: Who reads.
+        agent: The agent that reads.
         rows: Token ids of each prompt.
 
     Returns:
-        The prompts from where they part, and what stands before.
+        The prompts from the first token that differs, and the cache of the shared tokens before it.
     """
-    first, *_, last = sorted(map(list, (rows[0], *rows)))  # the two that part first, in lexical order
+    first, *_, last = sorted(map(list, (rows[0], *rows)))  # in lexical order, these two differ earliest
     common = next((n for n, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last)))
     common = min(common, min(map(len, rows)) - 1)
     limit, past = agent.params.config.max_positions, ()
@@ -249,23 +249,23 @@ def share(agent: Agent, rows: Sequence[Sequence[int]]) -> Input:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """An agent that has read its prompts, and whose turn it is to write or to score.
+    """An agent that has read its prompts and can now write replies or score texts.
 
     Attributes:
-        agent: Who writes.
-        prompts: What it was asked, one for each game.
+        agent: The agent that writes.
+        prompts: Its prompts, one for each game.
         rows: Token ids that it read for each prompt.
         logits: Logits [B, V] of the next token.
         cache: Keys and values of the prompts.
-        past: Keys and values of what stands before. They are only read.
-        details: What the protocol tells of each prompt, for its `Reply`.
-        before: What was spent on each prompt until then.
-        received: What the agent got from others for each prompt, as it arrived. None: nothing.
-        prefix: Number of tokens of a prefix that each layer sees before each prompt, [B, L]. None: there is no prefix.
-        begin: Number of positions that the prefix of each prompt takes, [B]. None: 0.
+        past: Key/value caches of the tokens before the prompts. They are only read.
+        details: Facts that the protocol adds for each prompt, for its `Reply`.
+        before: Cost of each prompt so far.
+        received: The messages that the agent received, as they arrived, for each prompt. None: there was no message.
+        prefix: Number of prefix tokens that each layer sees before each prompt, [B, L]. None: there is no prefix.
+        begin: Number of positions that each prompt's prefix takes, [B]. None: 0.
         ahead: Number of tokens of each prompt that stand before the prefix.
-        thought: Number of steps that the agent thinks in latents before it writes.
-        given: What the agent was given to read, for `lens`. None: it was not read at once.
+        thought: Number of latent thinking steps before the agent writes.
+        given: Everything that the agent read, for `lens`. None: it was not read in one pass.
 
     Example:
         >>> turn = protocols.silent(agent, agent, [""], ["Bob is at Petra. Which country is Bob located in?"])
@@ -290,11 +290,11 @@ class Turn:
 
     @property
     def dropped(self) -> list[int]:
-        """Number of tokens that were cut off each prompt."""
+        """Number of tokens that truncation removed from each prompt."""
         return dropped(self.agent, self.prompts, self.rows)
 
     def rendered(self, i: int) -> list[str]:
-        """Renders what was read before an answer, as the tokenizer was given it.
+        """Renders the prompt of one answer, as the text that the tokenizer got.
 
         Args:
             i: Number of the prompt.
@@ -314,21 +314,21 @@ class Turn:
     ) -> list[Reply]:
         """Writes one reply to each prompt.
 
-        A reply ends at a stop token, before whichever stop string is complete first, or after `max_new_tokens`.
-        Thoughts are written and paid for, but are not in the text; no stop string ends them.
+        A reply ends at a stop token, before the first complete stop string, or after `max_new_tokens`. Thoughts are
+        generated and counted in the cost, but are not in the text. A stop string does not end a thought.
 
         Args:
             max_new_tokens: Largest number of tokens of a reply.
             until: Stop strings. They are not in the text.
-            sampling: How tokens are drawn. None takes the likeliest.
-            seed: Seed of all prompts, or one for each.
+            sampling: How to sample tokens. None: greedy decoding.
+            seed: Random seed for all prompts, or one for each.
 
         Returns:
             One reply for each prompt.
 
         Raises:
             ValueError: A prompt leaves no room for so many tokens; `max_new_tokens` is below 1.
-            FloatingPointError: The logits of a row are not numbers.
+            FloatingPointError: The logits of a row are NaN.
         """
         self.check_room([max_new_tokens] * len(self.rows))
         until = [stop for stop in until if stop]  # an empty one is everywhere
@@ -355,9 +355,9 @@ class Turn:
         return replies
 
     def flops(self, i: int, new: Sequence[int] = (1,)) -> int:
-        """Counts what it costs to read a prompt behind its prefix, and to write or score texts after it.
+        """Counts the FLOPs of reading a prompt behind its prefix, and of writing or scoring texts after it.
 
-        What the agent thinks in between is paid for before the turn.
+        Latent thinking in between is not included: `before` already counts it.
 
         Args:
             i: Number of the prompt.
@@ -394,7 +394,7 @@ class Turn:
                 )
 
     def lens(self, layers: Sequence[int] | None = None, **how: Any) -> Lens:
-        """Looks at what the agent has heard, layer by layer, where its answer begins (`lenses.logit_lens`).
+        """Applies the logit lens at every layer, at the last token before the agent's answer (`lenses.logit_lens`).
 
         Args:
             layers: Numbers of the layers. Default: all.
@@ -404,7 +404,7 @@ class Turn:
             The likeliest tokens after each layer.
 
         Raises:
-            ValueError: As for `logit_lens`; the agent has not read everything at once (it thought in latents, or heard
+            ValueError: As for `logit_lens`; the agent did not read everything in one pass (it thought in latents, or read
                 expected embeddings).
         """
         if self.given is None:
@@ -413,7 +413,7 @@ class Turn:
         return logit_lens(self.agent.single, prompts, past=past, edits=edits, layers=layers, **how)
 
     def _generate(self, max_new_tokens, until, sampling, keys) -> Generation:
-        """On the host; nothing is left after the token that completes a stop string."""
+        """Generate tokens, on the host. Tokens after the one that completes a stop string are removed."""
         params, stops = self.agent.params, jnp.asarray(self.agent.stop_tokens, jnp.int32)
         how = dict(max_new_tokens=max_new_tokens, sampling=sampling, keys=keys, stop_tokens=stops)
         state = _start(self.logits, self.cache, **how)
@@ -436,24 +436,25 @@ class Turn:
         return jax.device_get(write_until(params, state, max_new_tokens, past=self.past).out)
 
     def _ids(self, written: AnyArray, row: Sequence[int], raw: str) -> tuple[int, ...]:
-        """Of the tokens written after a prompt, those whose text is within `raw`, and the thoughts before them."""
+        """The generated tokens whose text is within `raw`, and the thoughts before them."""
         ids = [int(token) for token in written if token not in self.agent.stop_tokens]
         while ids and len(self.agent.said(ids, row)) > len(raw):
             ids.pop()
         return tuple(ids)
 
     def _end(self, tokens: np.ndarray, until: Sequence[str], begin: int, row: Sequence[int]) -> int:
-        """Tokens up to the one that completes a stop string; more than there are if none does. None does before `begin`."""
+        """Number of tokens up to the one that completes a stop string, or more than there are if none does. Only tokens from
+        `begin` on can complete one."""
         stops = lambda n: self.agent.before_stop(self.agent.beyond_thoughts(tokens[:n], row), until) is not None
         if not stops(len(tokens)):
             return np.iinfo(int).max
         return next(n for n in range(begin, len(tokens) + 1) if stops(n))
 
     def score(self, continuations: Sequence[Sequence[str]]) -> list[Scored]:
-        """Scores the texts that are given after each prompt. Nothing is written.
+        """Scores given texts after each prompt. Nothing is generated.
 
         Args:
-            continuations: Texts after each prompt. Their number may differ from prompt to prompt.
+            continuations: The texts for each prompt. Their number may differ between prompts.
 
         Returns:
             Log-probabilities of the texts after each prompt.
@@ -473,7 +474,7 @@ class Turn:
         return tokens
 
     def score_tokens(self, continuations: Sequence[Sequence[Sequence[int]]]) -> list[Scored]:
-        """Scores texts that are given as tokens (`score`).
+        """Does the same as `score` for texts given as tokens.
 
         Args:
             continuations: Token ids of the texts after each prompt.
@@ -489,7 +490,7 @@ class Turn:
                 raise ValueError("a text to score has no tokens")
         self.check_room([max(map(len, texts), default=1) - 1 for texts in continuations])
         logprobs, greedy = self._score_first(continuations)
-        # Tokens after the first are read; of most short answers there are none.
+        # The prompt's logits score each first token. Only texts with further tokens need another pass; short answers do not.
         longer = [[c for c, text in enumerate(texts) if len(text) > 1] for texts in continuations]
         if any(longer):
             more, wanted = self._score_longer(
@@ -507,7 +508,7 @@ class Turn:
         return scored
 
     def _score_first(self, continuations) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Of each text's first token, its log-probability and whether none is likelier."""
+        """Log-probability of each text's first token, and whether no token is likelier."""
         C = max(1, *map(len, continuations))
         first = np.zeros((len(self.rows), C), np.int32)
         for i, texts in enumerate(continuations):
@@ -517,7 +518,7 @@ class Turn:
         return cut(logprobs.astype(np.float64)), cut(greedy)
 
     def _score_longer(self, continuations) -> tuple[np.ndarray, np.ndarray]:
-        """Of texts of several tokens, all of them: [prompts, most texts of one]."""
+        """The same for whole texts of several tokens: [prompts, largest number of texts per prompt]."""
         C, T = max(map(len, continuations)), max(len(text) for texts in continuations for text in texts)
         padded = np.full((len(self.rows), C, T if T <= 5 else 1 + bucket(T - 1, T + 32, 4)), -1, np.int32)
         for i, texts in enumerate(continuations):
@@ -538,11 +539,11 @@ def start_turn(
     """Lets an agent read its prompts.
 
     Args:
-        agent: Who reads.
+        agent: The agent that reads.
         prompts: Texts, or conversations.
-        rows: Token ids of each prompt, if they are not the prompts' own.
-        details: What the protocol tells of each prompt.
-        before: What was spent on each prompt before.
+        rows: Token ids to read for each prompt, if they differ from the prompts' own tokens.
+        details: Facts that the protocol adds for each prompt.
+        before: Cost of each prompt so far.
 
     Returns:
         The agent's turn.
@@ -558,12 +559,12 @@ def start_turn(
 
 
 def dropped(agent: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -> list[int]:
-    """Counts the tokens that an agent cut off its prompts (`Agent.longest`).
+    """Counts the tokens that an agent truncated from its prompts (`Agent.longest`).
 
     Args:
-        agent: Who reads.
+        agent: The agent that reads.
         prompts: Texts, or conversations.
-        rows: Token ids that were read of each.
+        rows: Token ids that the agent read for each prompt.
 
     Returns:
         The number for each prompt.

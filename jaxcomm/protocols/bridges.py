@@ -1,6 +1,6 @@
-"""Trained bridges as a protocol: what a sender made of a text reaches the receiver through `C2C` or `Gated`.
+"""Trained bridges as a protocol: a sender's keys and values reach the receiver through a `C2C` or a `Gated` bridge.
 
-The message is the sender's keys and values, as they are. What a control puts in its place goes through the same bridge.
+The message is the sender's keys and values, before the bridge. A control's stand-in goes through the same bridge.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Bridging:
     """Options of `bridge`.
 
     Attributes:
-        bridge: The trained bridge; with several senders a list of fusers, one for each.
-        control: What B gets in place of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
-        seed: Seed of noise, for all games or one for each.
-        sampling: As in other protocols. Nothing is drawn before B's turn, so it changes nothing.
+        bridge: The trained bridge; with several senders, a list of `C2C` bridges, one for each.
+        control: Stand-in that B gets instead of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
+        seed: Random seed for noise: one for all games, or one for each.
+        sampling: As in other protocols. No effect: nothing is sampled before B's turn.
         until: Likewise.
 
     Raises:
-        ValueError: There is no such control; several bridges are not all fusers.
+        ValueError: There is no such control; one of several bridges is not a `C2C`.
 
     Example:
         >>> made = jc.init_gated(jax.random.key(0), agent.params, agent.params)
@@ -70,20 +70,20 @@ class Bridging:
 
     @property
     def kind(self) -> str:
-        """What the bridges are: "c2c" or "gated"."""
+        """Type of the bridges: "c2c" or "gated"."""
         return "c2c" if isinstance(self.bridges[0], C2C) else "gated"
 
 
 @dataclasses.dataclass(frozen=True)
 class Crossing(Sent):
-    """What one sender sends over its bridge in every game.
+    """The messages of one sender over its bridge, one for every game.
 
     Attributes:
-        message: Its keys and values.
-        details: What a `Reply` tells of each message.
-        spent: What each message cost.
-        places: For each token of B's prompts but the last, how far before the end of the sender's row the token stands
-            that it is fused with, [B, P]; 0 where there is none. None: as far as its own before the end of B's.
+        message: The sender's keys and values.
+        details: Facts about each message, for `Reply.details`.
+        spent: Cost of each message.
+        places: Which token of the sender each token of B's prompt (except the last) is fused with, [B, P], as a distance
+            from the end of the sender's row; 0 if there is none. None: the token at the same distance from the end.
 
     Example:
         >>> made = jc.init_gated(jax.random.key(0), agent.params, agent.params)
@@ -104,26 +104,26 @@ def bridge(
     sent: Sequence[Crossing] | None = None,
     **how: Any,
 ) -> Turn:
-    """What A made of a text reaches B through a trained bridge.
+    """A's keys and values reach B through a trained bridge.
 
-    With a `C2C`, A reads what B reads, and B's keys and values of all but the last token of its prompt are moved. With a
-    `Gated`, A reads its own prompt, and B attends to what the bridge makes of A's keys and values beside its own prompt.
+    With a `C2C`, A reads B's prompt. The bridge changes B's keys and values at all prompt tokens but the last. With a
+    `Gated`, A reads its own prompt. The bridge maps A's keys and values, and B attends to them beside its own prompt.
 
     Args:
-        a: The sender; with several fusers a list of as many.
+        a: The sender; with several `C2C` bridges, a list of as many senders.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game. C2C does not use it.
-        prompts_b: What B reads, one prompt for each game.
-        sent: What `send_bridged` returned for the same prompts, so that many controls read A's prompts once. Default: A
-            reads them now.
-        **how: Options of `Bridging`; `bridge` at least.
+        prompts_a: A's prompts, one for each game. C2C does not use it.
+        prompts_b: B's prompts, one for each game.
+        sent: Result of `send_bridged` for the same prompts. With it, many controls need only one reading of A's prompts.
+            Default: A reads them now.
+        **how: Options of `Bridging`; `bridge` is required.
 
     Returns:
-        B's turn. Details of a `Reply`: the kind of bridge, and which gates are open.
+        B's turn. `Reply.details` holds the kind of bridge and the open gates.
 
     Raises:
-        ValueError: A bridge is of another pair; under C2C, A and B read prompts as different tokens, or a prompt has one
-            token; a prompt is too long; an option is invalid.
+        ValueError: A bridge belongs to another pair of models; with C2C, A and B tokenize prompts differently, or a
+            prompt has one token; a prompt is too long; an option is invalid.
 
     Example:
         >>> made = jc.init_gated(jax.random.key(0), agent.params, agent.params)
@@ -143,18 +143,17 @@ def bridge(
 def send_bridged(
     a: Sequence[Agent], b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], settings: Bridging
 ) -> list[Crossing]:
-    """Lets every sender read, and takes its keys and values for a message.
+    """Lets every sender read, and makes messages of its keys and values.
 
     Args:
         a: The senders, one for each bridge.
         b: The receiver.
-        prompts_a: What the sender of a `Gated` reads, one prompt for each game.
-        prompts_b: What B reads, and the sender of a `C2C`.
+        prompts_a: Prompts for the sender of a `Gated`, one for each game.
+        prompts_b: B's prompts. The sender of a `C2C` reads them too.
         settings: The bridges.
 
     Returns:
-        One message of keys and values for each sender, and what it cost. Layers that the bridge does not read are not
-        sent.
+        Messages of keys and values for each sender, and their costs. Layers that the bridge does not use are not sent.
 
     Raises:
         ValueError: As for `bridge`.
@@ -177,13 +176,13 @@ def send_bridged(
 
 
 def receive_bridged(b: Agent, prompts_b: Sequence[Prompt], sent: Sequence[Crossing], settings: Bridging) -> Turn:
-    """Lets the receiver read its prompts with what comes over the bridges.
+    """Lets the receiver read its prompts with the messages that come over the bridges.
 
     Args:
         b: The receiver.
-        prompts_b: What it reads, one prompt for each game.
+        prompts_b: Its prompts, one for each game.
         sent: The messages of each sender, as `send_bridged` returns them.
-        settings: The bridges, and what the control is called in the details.
+        settings: The bridges, and the name of the control for the details.
 
     Returns:
         The receiver's turn.
@@ -219,7 +218,7 @@ def receive_bridged(b: Agent, prompts_b: Sequence[Prompt], sent: Sequence[Crossi
 
 
 def _send(agent: Agent, b: Agent, prompts: Sequence[Prompt], settings: Bridging, n: int) -> Crossing:
-    """What one sender makes of these prompts, and what that and its bridge cost."""
+    """One sender's messages for these prompts, and their cost, including the bridge."""
     one, params, rows, places = settings.bridges[n], agent.single, agent.rows(prompts), None
     lost, configs = dropped(agent, prompts, rows), (params.config, b.single.config)
     if isinstance(one, C2C):
@@ -252,14 +251,14 @@ def _send(agent: Agent, b: Agent, prompts: Sequence[Prompt], settings: Bridging,
 
 
 def _places(agent: Agent, b: Agent, prompts: Sequence[Prompt]) -> np.ndarray:
-    """How far before the end of A's row the token stands that each of B's tokens but the last is fused with."""
+    """For each of B's tokens but the last, A's token to fuse it with, as a distance from the end of A's row."""
     found = agent.align(b, prompts)
     columns = agent.tokenize(prompts).shape[1]
     return np.where(found < 0, 0, columns - found)[:, :-1]
 
 
 def _open(settings: Bridging) -> dict[str, Any]:
-    """Which gates of the (first) bridge are open: numbers of B's layers."""
+    """The open gates of the (first) bridge, as numbers of B's layers."""
     one = settings.bridges[0]
     opened = np.asarray(one.open)
     if isinstance(one, Gated):
@@ -270,13 +269,13 @@ def _open(settings: Bridging) -> dict[str, Any]:
 
 
 def _arrived(one: Crossing, b: Agent) -> KVCache:
-    """A message's keys and values, where the receiver is."""
+    """A message's keys and values, on the receiver's devices."""
     cache: Any = deliver(one.message.states, b.params)
     return cache.replace(seen=None)
 
 
 def _fused(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging) -> Input:
-    """The last tokens, and the fused cache of what stands before them."""
+    """Input with a C2C bridge: the last token of each prompt, and the fused cache of the tokens before it."""
     params, own = b.single, unfused(b, rows)
     columns = own.positions.shape[1]
     others, at = [_arrived(one, b) for one in sent], []
@@ -293,14 +292,14 @@ def _fused(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], se
 
 
 def unfused(b: Agent, rows: Sequence[Sequence[int]]) -> KVCache:
-    """Lets the receiver read all but the last token of its prompts by itself.
+    """Lets the receiver read all but the last token of its prompts, without a message.
 
     Args:
         b: The receiver.
         rows: Tokens of its prompts.
 
     Returns:
-        Its keys and values, as a fuser takes them.
+        Its keys and values, ready for a `C2C` bridge.
     """
     params, heads = b.single, [row[:-1] for row in rows]
     columns = bucket(max(map(len, heads)), params.config.max_positions)
@@ -308,7 +307,7 @@ def unfused(b: Agent, rows: Sequence[Sequence[int]]) -> KVCache:
 
 
 def _beside(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], settings: Bridging) -> Input:
-    """The prompts, and the memory beside them."""
+    """Input with a gated bridge: the prompts, and the memory that B attends to beside them."""
     params, (one,), (made,) = b.single, sent, settings.bridges
     memory = remember(made, _arrived(one, b))
     memory = memory.replace(k=memory.k.astype(params.dtype), v=memory.v.astype(params.dtype))  # A's may differ
@@ -319,10 +318,10 @@ def _beside(b: Agent, rows: Sequence[Sequence[int]], sent: Sequence[Crossing], s
 def _replaced(
     sent: Sequence[Crossing], agents: Sequence[Agent], b: Agent, prompts_b: Sequence[Prompt], settings: Bridging
 ) -> list[Crossing]:
-    """With what a control puts in the place of what each sender sent.
+    """Replace each sender's messages by the control's stand-in.
 
-    B's own keys and values do not fit a bridge from A. So "generated" is what A makes of B's prompt alone, and "self" is
-    what B has there without A: nothing.
+    B's own keys and values do not fit a bridge from A. So "generated" is A's message for B's prompt alone, and "self" is
+    the state of B without A: no message.
     """
     plain, games = dataclasses.replace(settings, control=None), len(prompts_b)
     assert isinstance(settings.control, StandIn)

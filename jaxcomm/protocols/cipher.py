@@ -1,8 +1,8 @@
-"""Debate in expected embeddings (CIPHER, Pham et al. 2024): `debate`, but what agents say are vectors
+"""Debate in expected embeddings (CIPHER, Pham et al. 2024): like `debate`, but agents send vectors instead of text
 (`jaxcomm.cipher`).
 
-A response stands in its place in the next prompt as vectors, through the receiver's embedding matrix. The prompt's own
-tokens are those it has with the response's readable text (nearest tokens) in that place.
+The receiver's next prompt contains the response as vectors, computed with the receiver's embedding matrix. To tokenize
+the rest of the prompt, the response's readable text (its nearest tokens) is put in that place.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from jaxcomm.sites import Site
 
 @jax.jit
 def _prefill_spliced(params: Params, prompts: Prompts, said: Bool[Array, "B P"], vectors: Float[Array, "B P D"]):
-    """Reads prompts whose columns `said` are vectors instead of tokens."""
+    """Reads prompts in which the columns `said` are vectors instead of tokens."""
     return prefill(params, prompts.replace(tokens=jnp.where(said[..., None], vectors, params.embed[prompts.tokens])))
 
 
 @dataclasses.dataclass(frozen=True)
 class CipherTurn(Turn):
-    """A turn that is written in expected embeddings, and read as the tokens nearest to them.
+    """A turn that generates expected embeddings. Its text is the tokens nearest to them.
 
     Attributes:
         agent: As in `Turn`.
@@ -56,7 +56,7 @@ class CipherTurn(Turn):
         before: As in `Turn`.
         received: As in `Turn`.
         mixing: How a distribution becomes a vector, and when a response ends.
-        lost: Number of tokens that were cut off each prompt, or nothing.
+        lost: Number of tokens truncated from each prompt, or empty.
     """
 
     mixing: Mixing = dataclasses.field(default_factory=lambda: Mixing(Sampling()))
@@ -64,11 +64,11 @@ class CipherTurn(Turn):
 
     @property
     def dropped(self) -> list[int]:
-        """Number of tokens that were cut off each prompt."""
+        """Number of tokens truncated from each prompt."""
         return list(self.lost) or super().dropped
 
     def speak(self, max_new_tokens: int, tables: Sequence[Any] = ()) -> Vectors:
-        """Writes a response in vectors, for itself and for receivers.
+        """Generates a response in vectors, for this agent and for the receivers.
 
         Args:
             max_new_tokens: Largest number of vectors.
@@ -78,7 +78,7 @@ class CipherTurn(Turn):
             The response, on the host.
 
         Raises:
-            ValueError: A prompt leaves no room for so many.
+            ValueError: A prompt leaves no room for so many vectors.
         """
         self.agent.check_room(self.rows, max_new_tokens)
         stops = jnp.asarray(self.agent.stop_tokens, jnp.int32)
@@ -102,7 +102,7 @@ class CipherTurn(Turn):
         return [self.agent.tokenizer.decode(row[:n], skip_special_tokens=True) for row, n in rows]
 
     def write(self, max_new_tokens: int = 16, *, until: Sequence[str] = (), sampling=None, seed=0) -> list[Reply]:
-        """Writes one reply to each prompt, in vectors. Nothing is drawn.
+        """Writes one reply to each prompt, in vectors. Nothing is sampled.
 
         Args:
             max_new_tokens: Largest number of vectors of a reply.
@@ -114,7 +114,7 @@ class CipherTurn(Turn):
             One reply for each prompt. Its logprob is NaN.
 
         Raises:
-            ValueError: There is a `sampling`; a prompt leaves no room for so many.
+            ValueError: `sampling` is not None; a prompt leaves no room for so many vectors.
         """
         check_no_draws(sampling)
         out = self.speak(max_new_tokens)
@@ -128,12 +128,12 @@ class CipherTurn(Turn):
         return replies
 
     def spend(self, out: Vectors, max_new_tokens: int, others: Sequence[Agent] = ()) -> list[Spent]:
-        """Counts what a response cost. The vector that stopped it, which is not said, counts too.
+        """Counts the cost of a response. The vector that stopped it counts too, although it is not part of the response.
 
         Args:
             out: The response.
-            max_new_tokens: Largest number of vectors that it could have.
-            others: Receivers that it was also formed for.
+            max_new_tokens: Largest number of vectors that the response could have.
+            others: Receivers for which vectors were computed too.
 
         Returns:
             The cost for each prompt.
@@ -148,13 +148,13 @@ class CipherTurn(Turn):
 
 
 def check_no_draws(sampling: Sampling | None) -> None:
-    """Checks that nothing is to be drawn.
+    """Checks that no sampling is requested.
 
     Args:
         sampling: Must be None.
 
     Raises:
-        ValueError: There is a `sampling`.
+        ValueError: `sampling` is not None.
     """
     if sampling is not None:
         raise ValueError("CIPHER draws nothing: leave out sampling, the temperatures say how soft its vectors are")
@@ -164,7 +164,7 @@ def mixing_flops(agent: Agent, vectors: int) -> int:
     """Counts the floating-point operations of averaging an embedding matrix, once for every vector.
 
     Args:
-        agent: Whose embedding matrix it is.
+        agent: The owner of the embedding matrix.
         vectors: Number of vectors.
 
     Returns:
@@ -175,26 +175,26 @@ def mixing_flops(agent: Agent, vectors: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class CipherDebate:
-    """Options of `cipher_debate`: how a debate in vectors goes.
+    """Options of `cipher_debate`.
 
     Attributes:
-        temperatures: Temperature of each agent. 0 says the embedding of the likeliest token: greedy text.
-        rounds: Number of rounds. The first is before any debate.
-        form: The words, or a name in `FORMS`.
+        temperatures: Temperature of each agent. 0 sends the embedding of the likeliest token: greedy text.
+        rounds: Number of rounds. In the first, agents have not read each other yet.
+        form: The wording, or a name in `FORMS`.
         max_message_tokens: Largest number of vectors of a response.
-        top_k: Number of likeliest tokens that are averaged. 0 averages all.
-        top_p: The smallest set of likeliest tokens whose probabilities sum to at least top_p is averaged.
+        top_k: Number of likeliest tokens to average. 0 averages all.
+        top_p: Average the smallest set of likeliest tokens whose probabilities sum to at least top_p.
         stop: As in `cipher.Mixing`.
         partial: As in `cipher.Mixing`.
         threshold: As in `cipher.Mixing`.
         reverse: As in `cipher.Mixing`.
-        sampling: Must be None: nothing is drawn.
-        seed: Seed of a control's draws. Nothing else is drawn.
-        control: What every agent gets in place of each of the others' responses: a name in `CONTROLS`, or a `StandIn`.
-            None: the responses. Its own it keeps.
+        sampling: Must be None: nothing is sampled.
+        seed: Random seed of the control. Nothing else is random.
+        control: Stand-in that every agent gets instead of each of the others' responses: a name in `CONTROLS`, or a
+            `StandIn`. None: the responses. An agent always reads its own responses unchanged.
 
     Raises:
-        ValueError: There is a `sampling`; `rounds` is below 1; there is no such form or control.
+        ValueError: `sampling` is not None; `rounds` is below 1; there is no such form or control.
     """
 
     temperatures: Sequence[float]
@@ -226,7 +226,7 @@ class CipherDebate:
             vocab: Number of tokens of their vocabulary.
 
         Returns:
-            One for each agent.
+            The settings of each agent.
 
         Raises:
             ValueError: There is not one temperature for each agent; a temperature is below 0.
@@ -238,7 +238,7 @@ class CipherDebate:
 
 
 class _Response(NamedTuple):
-    """What one agent says to every question, as one receiver reads it: vectors [B, T, D], the nearest tokens [B, T],
+    """One agent's responses to all questions, as one receiver reads them: vectors [B, T, D], the nearest tokens [B, T],
     numbers of vectors [B], and readable texts."""
 
     vectors: AnyArray
@@ -253,7 +253,7 @@ class _Response(NamedTuple):
 
     @classmethod
     def of(cls, message: Message, reader: Agent, vocab: int | None) -> _Response:
-        """A message as an agent reads it. vocab: tokens of the vocabulary, if the embedding matrix is padded."""
+        """Turn a message into a response for `reader`. vocab: size of the vocabulary, if the embedding matrix is padded."""
         vectors, valid = jnp.asarray(message.state_array()), np.asarray(message.valid)
         tokens = np.where(valid, nearest(vectors, jnp.asarray(reader.params.embed)[:vocab]), -1)
         rows = [[int(t) for t in row if t >= 0] for row in tokens]
@@ -262,7 +262,7 @@ class _Response(NamedTuple):
 
 
 class _Conversation:
-    """A debate in vectors so far: what was said, as each agent received it, and what it cost."""
+    """The state of a debate in vectors: all responses, as each agent received them, and their costs."""
 
     def __init__(self, agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], settings: CipherDebate):
         self.agents, self.prompts, self.settings = agents, prompts, settings
@@ -272,14 +272,14 @@ class _Conversation:
         self.spent, self.said = [Spent() for _ in range(items)], [[] for _ in range(items)]
         self.heard = [[self.words.begin(p) for p in own] for own in prompts]
         self.received: list[dict[int, _Response]] = [{} for _ in agents]
-        """For each agent all responses, by number, as they arrived."""
+        """For each agent, all responses by number, as they arrived."""
 
     def begin(self, a: int, prompts: Sequence[Prompt]) -> CipherTurn:
         """Agent a's turn after its first prompts."""
         return CipherTurn(**vars(start_turn(self.agents[a], prompts)), mixing=self.mixings[a])
 
     def speak(self, turns: Mapping[int, CipherTurn], receivers: Sequence[int]) -> dict[int, list[_Response]]:
-        """Everybody says something; for each receiver what each said, as it reads it."""
+        """Let every agent respond. Returns, for each receiver, all agents' responses as it reads them."""
         spoken: dict[int, list[_Response]] = {b: [] for b in receivers}
         for a, turn in sorted(turns.items()):
             said, out = self.say(a, turn, receivers)
@@ -294,33 +294,33 @@ class _Conversation:
         return spoken
 
     def say(self, a: int, turn: CipherTurn, receivers: Sequence[int]) -> tuple[dict[int, _Response], Vectors]:
-        """What agent a says, as each receiver reads it."""
+        """Let agent a respond. Returns its response as each receiver reads it."""
         other = [b for b in receivers if self.agents[b].params is not self.agents[a].params]
         out = turn.speak(self.settings.max_message_tokens, [self.agents[b].params.embed for b in other])
         sent, texts = dict(zip(other, out.sent, strict=True)), [text.strip() for text in turn.readable(out)]
         return {b: _Response(sent.get(b, out.own), out.tokens, out.lengths, texts) for b in receivers}, out
 
     def next_prompts(self, b: int, first: int, spoken: Sequence[_Response], last: bool) -> list[Prompt]:
-        """What agent b reads after everybody said something, the first of them as response number `first`."""
+        """Agent b's next prompts. The responses `spoken` in them have the numbers `first`, `first` + 1, ..."""
         marked = [[_mark(first + a, text) for text in response.texts] for a, response in enumerate(spoken)]
         peers = lambda i: [own[i] for a, own in enumerate(marked) if a != b]
         both = zip(self.prompts[b], self.heard[b], strict=True)
         return [self.words.next_prompt(x, heard, marked[b][i], peers(i), last) for i, (x, heard) in enumerate(both)]
 
     def next_turn(self, b: int, first: int, spoken: Sequence[_Response], last: bool) -> CipherTurn:
-        """Agent b's turn after that."""
+        """Agent b's next turn, after it has read these prompts."""
         known = self.received[b] | {first + a: response for a, response in enumerate(spoken)}
         each = [{n: (x.vectors[i], x.tokens[i], x.lengths[i]) for n, x in known.items()} for i in range(len(self.said))]
         asked = self.next_prompts(b, first, spoken, last)
         return _start_vector_turn(self.agents[b], asked, mixing=self.mixings[b], responses=each)
 
     def note(self, b: int, first: int, spoken: Sequence[_Response], last: bool) -> None:
-        """Agent b remembers it."""
+        """Store the responses that agent b received, and its next prompts."""
         self.heard[b] = self.next_prompts(b, first, spoken, last)
         self.received[b] |= {first + a: response for a, response in enumerate(spoken)}
 
     def arrived(self, b: int, first: int, spoken: Sequence[_Response], last: bool) -> list[_Response]:
-        """What agent b gets of what everybody said: its own, and the others' through the control."""
+        """The responses that agent b receives: its own unchanged, the others' after the control."""
         control, seed, made = self.settings.control, self.settings.seed, list(spoken)
         if not isinstance(control, StandIn):
             return made
@@ -359,19 +359,19 @@ def _read_aloud(agent: Agent, prompts: Sequence[Prompt]) -> Message:
 
 
 def cipher_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: Any) -> CipherTurn:
-    """Agents debate in expected embeddings (CIPHER, Pham et al. 2024). The one with the lowest temperature answers.
+    """Agents debate in expected embeddings (CIPHER, Pham et al. 2024). The agent with the lowest temperature answers.
 
     Args:
-        agents: Who takes part. All have one vocabulary.
+        agents: The agents that take part. They share one vocabulary.
         prompts: For each agent, one prompt for every question.
         **how: Options of `CipherDebate`: temperatures, one for each agent, and others.
 
     Returns:
-        The turn of the agent with the lowest temperature, in the last round. The others need not answer in it.
+        The turn of the agent with the lowest temperature in the last round. The other agents do not answer in that round.
 
     Raises:
         ValueError: The agents' vocabularies differ; there is not one temperature for each agent; a temperature is below
-            0; there is a `sampling`; an agent has not one prompt for every question.
+            0; `sampling` is not None; an agent does not have one prompt for every question.
 
     Example:
         >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
@@ -400,7 +400,7 @@ def cipher_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], 
 
 
 def _together(messages: Sequence[Message]) -> Message | None:
-    """Vectors of several agents, one after another, as one message."""
+    """Join the vectors of several agents, one after another, in one message."""
     if not messages:
         return None
     join = lambda parts: jnp.concatenate([jnp.asarray(x) for x in parts], axis=1)
@@ -414,10 +414,10 @@ def check_vocabularies(agents: Sequence[Agent]) -> int:
     """Checks that agents share a vocabulary.
 
     Args:
-        agents: Who takes part.
+        agents: The agents that take part.
 
     Returns:
-        The number of its tokens.
+        The size of the vocabulary.
 
     Raises:
         ValueError: They do not share one.
@@ -438,12 +438,12 @@ _MARK = re.compile("\ue000(\\d+)\ue001(.*?)\ue002", re.DOTALL)
 
 
 def _mark(response: int, text: str) -> str:
-    """A response in a prompt: characters of the private use area say which it is, and where it begins and ends."""
+    """Mark a response in a prompt: private-use characters give its number and mark where it begins and ends."""
     return f"\ue000{response}\ue001{text}\ue002"
 
 
 def _splice(agent: Agent, marked: Prompt) -> tuple[list[list[int]], list[int], Prompt]:
-    """A marked prompt as tokens around n responses: n + 1 lists, the responses' numbers, and the plain prompt."""
+    """Split a marked prompt at its n responses: n + 1 lists of tokens, the responses' numbers, and the plain prompt."""
     rendered, plain, spans = agent.render(marked), "", []
     for n, part in enumerate(_MARK.split(rendered)):  # text, number, response, text, number, ...
         if n % 3 == 1:
@@ -457,7 +457,7 @@ def _splice(agent: Agent, marked: Prompt) -> tuple[list[list[int]], list[int], P
     pieces, numbers, waiting = [[]], [], list(spans)
     for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         inside = [(start, stop) for start, _, stop in spans if start < stop and begin < stop and start < end]
-        # Of a token that reaches beyond the response, what is the prompt's is spelled again.
+        # If a token covers both response and prompt text, the prompt's part of it is tokenized again.
         pieces[-1] += spell(plain[begin : inside[0][0]]) if inside else []
         while waiting and end > waiting[0][0]:
             numbers.append(waiting.pop(0)[1])
@@ -475,7 +475,7 @@ def _splice(agent: Agent, marked: Prompt) -> tuple[list[list[int]], list[int], P
 def _start_vector_turn(
     agent: Agent, marked: Sequence[Prompt], *, responses: Sequence[dict[int, tuple[Any, Any, Any]]], mixing: Mixing
 ) -> CipherTurn:
-    """The agent reads its prompts. responses: for every prompt, by number, (vectors [T, D], nearest tokens [T], length)."""
+    """Let the agent read its prompts. responses: per prompt, number -> (vectors [T, D], nearest tokens [T], length)."""
     rows, vectors, plain, lost = [], [], [], []
     width = agent.params.config.width
     for prompt, given in zip(marked, responses, strict=True):
@@ -483,7 +483,7 @@ def _start_vector_turn(
         row, vector, plain = list(pieces[0]), [np.zeros((len(pieces[0]), width))], [*plain, text]
         for number, piece in zip(numbers, pieces[1:], strict=True):
             own, tokens, n = given[number]
-            row += [-1 - int(t) for t in tokens[:n]] + piece  # negative: said, not written
+            row += [-1 - int(t) for t in tokens[:n]] + piece  # negative: a vector, not a token
             vector += [own[:n], np.zeros((len(piece), width))]
         kept = agent.kept(row)
         lost.append(len(row) - len(kept))

@@ -1,7 +1,7 @@
-"""Controls in every protocol: each passes every message on its way to another agent through one `StandIn`.
+"""Controls in protocols: every protocol passes each message through one `StandIn` before it reaches another agent.
 
-What is made of states is in `jaxcomm.controls`; here is what it takes to know the agents (who speaks in the sender's
-place, what the receiver has itself), and what the same controls are in text.
+`jaxcomm.controls` makes stand-ins from states alone. This module adds the controls that need the agents (another agent
+speaks for the sender; the receiver keeps its own state), and the same controls for text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxcomm.messages import Message
 from jaxcomm.seeds import Seed, one_seed, row_keys
 
 Control = Literal["other", "generated", "mean", "moments", "noise", "zero", "adversarial", "unrelated", "self"]
-"""What a receiver gets in place of the message that was sent to it (`CONTROLS`)."""
+"""Name of a control (`CONTROLS`)."""
 
 CONTROLS: dict[str, str] = {
     "other": "the message of another example, whose answer differs",
@@ -36,23 +36,23 @@ CONTROLS: dict[str, str] = {
     "unrelated": "what the sender sends after a sentence that has nothing to do with the game",
     "self": "what the receiver has there itself: its own state, which with the graft replace changes nothing; of texts, its own prompt",
 }
-"""name -> what it is, for tables and docs."""
+"""name -> description, for tables and docs."""
 
 UNRELATED = "Water boils at one hundred degrees."
 TRIES = 8
-"""Other examples' messages that "adversarial" tries where there is no gradient."""
+"""Number of other examples' messages that "adversarial" tries if no gradient is available."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """One message of every game on its way, and what a control may put in its place.
+    """The sender of one message in every game, and functions that make the stand-ins which need the agents.
 
     Attributes:
-        sender: Who sent it.
-        generated: The message that the receiver makes itself.
-        unrelated: The message that the sender makes of a sentence.
-        own: What the receiver has where the message goes.
-        worst: The worst message for given right answers, of each game.
+        sender: The agent that sent the message.
+        generated: Makes the message that the receiver itself would send.
+        unrelated: Makes the sender's message for a given sentence.
+        own: Returns the receiver's own state at the place of the message.
+        worst: Finds the worst message for given right answers, for each game.
     """
 
     sender: Agent
@@ -64,18 +64,18 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class StandIn:
-    """A control: what every receiver gets in place of its message. A name alone stands for one without options.
+    """A control: the stand-in that every receiver gets instead of its message. A plain name means one without options.
 
     Attributes:
         name: The control (`CONTROLS`).
-        answers: The right answer of every game, for "other", which gives no game a message with its own answer, and for
-            "adversarial". None: all differ.
+        answers: The right answer of every game. "other" uses it so that no game gets a message with its own answer;
+            "adversarial" needs it. None: all answers differ.
         unrelated: The sentence of the control "unrelated".
-        seed: Seed of all draws, or one for each game. None: that of the protocol.
-        order: For "other": for each game the index of the one whose message it gets. None: drawn (`jaxcomm.derange`).
+        seed: Random seed: one for all games, or one for each. None: the protocol's seed.
+        order: For "other": for each game, the index of the game whose message it gets. None: random (`jaxcomm.derange`).
 
     Raises:
-        ValueError: There is no such control; "adversarial" has no answers.
+        ValueError: There is no such control; "adversarial" without answers.
 
     Example:
         >>> told = ["Alice is at the Acropolis of Athens.", "Alice is at the Louvre."]
@@ -100,19 +100,19 @@ class StandIn:
             )
 
     def __call__(self, message: Message, link: Link, seed: Seed = 0) -> Message:
-        """Makes what arrives.
+        """Replaces the messages by their stand-ins.
 
         Args:
-            message: What was sent in every game.
-            link: What may stand in its place.
+            message: The message that was sent in every game.
+            link: Its sender, and functions that make stand-ins.
             seed: The protocol's seed.
 
         Returns:
-            What arrives in every game.
+            The message that arrives in every game.
 
         Raises:
-            ValueError: The control is made of other games' messages, and there are none; there is not one answer for
-                each game.
+            ValueError: The control needs other games' messages, and there are none; there is not one answer for each
+                game.
         """
         seed = seed if self.seed is None else self.seed
         if self.answers is not None and len(self.answers) != len(message):
@@ -138,10 +138,10 @@ class StandIn:
 
 
 def as_stand_in(control: Control | StandIn | None) -> StandIn | None:
-    """Makes a control of its name.
+    """Makes a control from its name.
 
     Args:
-        control: A control, its name, or None for none.
+        control: A control, its name, or None for no control.
 
     Returns:
         The control.
@@ -153,19 +153,19 @@ def as_stand_in(control: Control | StandIn | None) -> StandIn | None:
 
 
 def texts_in_place(control: str, texts: Sequence[str], sender: Agent, keys: jax.Array) -> tuple[str, ...]:
-    """Makes what stands in for texts.
+    """Makes stand-ins for texts.
 
     Args:
         control: "mean", "moments", "noise" or "zero".
         texts: The text of each game.
-        sender: Who wrote them. Its tokens count.
+        sender: The agent that wrote them. Its tokenizer is used.
         keys: A random key for each game.
 
     Returns:
         One text for each game.
 
     Raises:
-        ValueError: There is a single game, and the control is made of the others' texts.
+        ValueError: There is a single game, and the control needs the other games' texts.
     """
     if control == "zero":
         return ("",) * len(texts)
@@ -186,7 +186,7 @@ def texts_in_place(control: str, texts: Sequence[str], sender: Agent, keys: jax.
 
 
 def _typical(rows: Sequence[Sequence[int]]) -> list[int]:
-    """For each text, which of the others shares most tokens with all of the others (cosine of counts)."""
+    """For each text, the index of the most typical other text: most similar to the others by cosine of token counts."""
     counts = [collections.Counter(row) for row in rows]
     column = {token: n for n, token in enumerate(sorted({t for row in rows for t in row}))}
     x = np.zeros((len(rows), max(1, len(column))))
@@ -204,16 +204,16 @@ def _typical(rows: Sequence[Sequence[int]]) -> list[int]:
 def worst_of_others(
     message: Message, answers: Sequence[str], likely: Callable[[Message], np.ndarray], seed: Seed = 0
 ) -> Message:
-    """Chooses for each game, out of `TRIES` other games' messages, the one that hurts most.
+    """Chooses for each game, from `TRIES` other games' messages, the one that hurts most.
 
     Args:
         message: The messages.
         answers: The right answer of every game.
-        likely: Log-probability of each game's right answer, if these messages arrive.
-        seed: Seed of the draw.
+        likely: Function that returns the log-probability of each game's right answer, if these messages arrive.
+        seed: Random seed.
 
     Returns:
-        The messages. States at a site are scaled to the norms of the game's own, state by state.
+        The messages. States at a site are scaled to the norm of the game's own message, state by state.
     """
     orders = np.stack([derange(answers, one_seed(seed) + t) for t in range(TRIES)])
     tried = [scaled_like(message.take(order), message) for order in orders]
@@ -222,7 +222,7 @@ def worst_of_others(
 
 
 def scaled_like(message: Message, like: Message) -> Message:
-    """Gives states the norms that other states have, one by one as far as there are both. Texts, keys and values stay."""
+    """Scale each state to the norm of the matching state of `like`, where both exist. Texts, keys and values stay."""
     if message.states is None or isinstance(message.states, KVCache):
         return message
     x, norms, wanted = jnp.asarray(message.state_array()), message.norms, like.norms

@@ -1,7 +1,7 @@
 """Debate in text (Du et al. 2023): all agents answer, read what the others said, and answer again.
 
-Synchronous: in every round an agent sees the others' answers of the round before. The forms keep the structure and key
-phrases of the authors' prompts (their Figure 15 and scripts), in our words.
+Rounds are synchronous: in every round an agent sees the others' answers of the previous round. The forms keep the
+structure and key phrases of the authors' prompts (their Figure 15 and scripts), in our words.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from jaxcomm.seeds import Seed, derive_seed
 class Form:
     """The words of a debate, as templates.
 
-    Their places are {prompt}, {answer} of one agent, and {others}, what all of them said.
+    Their places are {prompt}, {answer} (one agent's answer) and {others} (all the other agents' answers).
 
     Attributes:
-        peer: Another agent's answer, with {answer}.
-        update: A later turn, with {prompt} and {others}.
-        start: The first turn, with {prompt}.
-        own: One's own answer, with {answer}. "" leaves it out.
-        last: The turn of the final round, if it is another one than `update`.
-        alone: The turn of an agent that has no peers, if it is another one than `update`.
-        turns: Whether an agent's answers stay in the conversation, and the update is its next turn (Du et al. 2023).
-            Otherwise the update is all it reads.
+        peer: Template for another agent's answer, with {answer}.
+        update: Template for the later rounds, with {prompt} and {others}.
+        start: Template for the first round, with {prompt}.
+        own: Template for the agent's own answer, with {answer}. "" leaves it out.
+        last: Template for the final round, if it differs from `update`.
+        alone: Template for an agent without peers, if it differs from `update`.
+        turns: Whether an agent's answers stay in the conversation, with the update as its next turn (Du et al. 2023).
+            Otherwise the agent reads only the update.
 
     Raises:
-        ValueError: A template has other braces than these.
+        ValueError: A template has other places than these.
 
     Example:
         >>> form = protocols.Form(peer="{answer} ", update="{others}{prompt}")
@@ -64,7 +64,7 @@ class Form:
             )
 
     def begin(self, prompt: Prompt) -> Prompt:
-        """Makes what an agent reads first.
+        """Makes an agent's first prompt.
 
         Args:
             prompt: The question.
@@ -75,11 +75,11 @@ class Form:
         return put(self.start, prompt)
 
     def next_prompt(self, prompt: Prompt, heard: Prompt, own: str, peers: Sequence[str], last: bool) -> Prompt:
-        """Makes what an agent reads next.
+        """Makes an agent's next prompt.
 
         Args:
             prompt: The question.
-            heard: What the agent read last.
+            heard: The agent's previous prompt.
             own: Its answer in this round.
             peers: The others' answers in this round.
             last: Whether the next round is the final one.
@@ -134,21 +134,21 @@ FORMS = {
         turns=True,
     ),
 }
-"""harness: around a prompt that ends in its own cue ("Answer:"), as lm-evaluation-harness writes them. plain: the
-answers, then the prompt. numeric, choice, biography: Du et al.'s."""
+"""harness: for a prompt that ends in its own cue ("Answer:"), as in lm-evaluation-harness. plain: the answers, then the
+prompt. numeric, choice, biography: Du et al.'s."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """All agents that answer, prompt by prompt.
+    """The turns of several agents that all answer the same prompts.
 
     Attributes:
         turns: The turn of each agent.
-        parse: Function that reads the answer in a text, for the vote.
-        tie: Who wins among answers with equally many votes: the "first" agent or the "last".
-        before: What was spent on each prompt before.
-        details: What was said to each prompt before.
-        receiver: Index of the turn of B, whom the others tell something. Default: the last.
+        parse: Function that finds the answer in a text, for the vote.
+        tie: Which agent wins a tied vote: the "first" or the "last".
+        before: Cost of each prompt so far.
+        details: The texts of earlier rounds, for each prompt.
+        receiver: Index of B's turn. B is the agent that receives messages. Default: the last.
 
     Example:
         >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
@@ -165,7 +165,7 @@ class Panel:
     receiver: int = -1
 
     def rendered(self, i: int) -> list[str]:
-        """Renders what each agent read before an answer, as its tokenizer was given it.
+        """Renders each agent's prompt for one answer, as the text that its tokenizer got.
 
         Args:
             i: Number of the prompt.
@@ -183,17 +183,17 @@ class Panel:
         sampling: Sampling | Sequence[Sampling | None] | None = None,
         seed: Seed = 0,
     ) -> list[Reply]:
-        """Lets all agents reply, and returns the reply of the majority (`answers.vote`).
+        """Lets all agents reply, and returns the majority's reply (`answers.vote`).
 
         Args:
             max_new_tokens: Largest number of tokens of a reply.
             until: Stop strings. They are not in the text.
-            sampling: How tokens are drawn, for all agents or for each. None takes the likeliest.
+            sampling: How to sample tokens, for all agents or one for each. None: greedy decoding.
             seed: Seed of all prompts, or one for each.
 
         Returns:
-            One reply for each prompt. It costs what all replies cost. Details: every agent's text and answer, and the
-            number of the agent whose reply it is.
+            One reply for each prompt. Its cost is the total of all agents' replies. Its details hold every agent's text
+            and answer, and the number of the agent whose reply was chosen.
 
         Raises:
             ValueError: As for `Turn.write`.
@@ -222,8 +222,8 @@ class Panel:
             continuations: Texts after each prompt. Their number may differ from prompt to prompt.
 
         Returns:
-            Log-probabilities after each prompt, as means over the agents. A text is greedy if more than half of the
-            agents would write it. Numbers of tokens are the first agent's.
+            Log-probabilities after each prompt: the mean over the agents. A text is `greedy` if more than half of the
+            agents would generate it. Numbers of tokens are the first agent's.
 
         Raises:
             ValueError: As for `Turn.score`.
@@ -241,19 +241,19 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Debate(Writing):
-    """Options of `debate`: how a debate goes.
+    """Options of `debate`.
 
     Attributes:
         max_message_tokens: Largest number of tokens of an answer before the last round.
         until: Strings that end such an answer.
-        sampling: How such answers are drawn, for all agents or for each. None takes the likeliest tokens.
-        seed: Seed of all questions, or one for each.
-        rounds: How often everybody answers. The last answers are the `Panel`'s.
-        form: The words, or a name in `FORMS`.
-        answer: How a text is parsed for the vote: a function, or a name in `ANSWERS`.
-        tie: Who wins among answers with equally many votes: the "first" agent or the "last".
-        control: What every agent gets in place of each of the others' answers: a name in `CONTROLS`, or a `StandIn`.
-            None: the answers. Its own answers it keeps.
+        sampling: How to sample such answers, for all agents or one for each. None: greedy decoding.
+        seed: Random seed for all questions, or one for each.
+        rounds: How often every agent answers. The `Panel` writes the last answers.
+        form: The wording, or a name in `FORMS`.
+        answer: How to parse a text for the vote: a function, or a name in `ANSWERS`.
+        tie: Which agent wins a tied vote: the "first" or the "last".
+        control: Stand-in that every agent gets instead of each of the others' answers: a name in `CONTROLS`, or a
+            `StandIn`. None: the answers. An agent always sees its own answers unchanged.
 
     Raises:
         ValueError: `rounds` is below 1; there is no such form, answer or control.
@@ -279,15 +279,15 @@ def debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: 
     There may be any number of agents. They may have different tokenizers.
 
     Args:
-        agents: Who takes part.
+        agents: The agents that take part.
         prompts: For each agent, one prompt for every question.
         **how: Options of `Debate`: rounds, form, answer, tie, control, max_message_tokens, until, sampling and seed.
 
     Returns:
-        All agents' turns. Details of a `Reply`: every text of the rounds before.
+        All agents' turns. `Reply.details` holds all texts of the earlier rounds.
 
     Raises:
-        ValueError: There is no agent; an agent has not one prompt for every question; an option is invalid.
+        ValueError: There is no agent; an agent does not have one prompt for every question; an option is invalid.
 
     Example:
         >>> asked = ["Bob is at Petra. Which country is Bob located in?"]
@@ -323,7 +323,7 @@ def debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]], **how: 
 
 
 def _peers(received: Sequence[Sequence[str]], b: int) -> Message:
-    """What agent b received of the others, as one message."""
+    """All texts that agent b received from the others, as one message."""
     others = [own for a, own in enumerate(received) if a != b]
     return Message(text=tuple("\n".join(own[i] for own in others) for i in range(len(received[b]))))
 
@@ -336,7 +336,7 @@ def _received(
     step: Callable[[Sequence[Any]], list[list[Prompt]]],
     b: int,
 ) -> list[Sequence[str]]:
-    """What agent b reads of everybody, where a control stands between: for each agent, a text for each question."""
+    """The texts that agent b receives from every agent, after the control: for each agent, one text per question."""
     assert isinstance(settings.control, StandIn)
     words: Any = settings.form
     received = list(texts)
@@ -371,13 +371,13 @@ def next_prompts(
     *,
     last: bool,
 ) -> list[list[Prompt]]:
-    """Makes what each agent reads next, question by question.
+    """Makes each agent's next prompts, question by question.
 
     Args:
-        form: The words.
+        form: The wording.
         prompts: For each agent, its questions.
-        heard: For each agent, what it read last.
-        texts: For each agent, what it receives of every agent, itself included, to each question.
+        heard: For each agent, its previous prompts.
+        texts: For each agent, the answers that it receives from every agent (itself included) to each question.
         last: Whether the next round is the final one.
 
     Returns:
@@ -397,7 +397,7 @@ def check_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]]) -
     """Checks that every agent has one prompt for each question.
 
     Args:
-        agents: Who takes part.
+        agents: The agents that take part.
         prompts: For each agent, its prompts.
 
     Raises:
@@ -410,18 +410,18 @@ def check_debate(agents: Sequence[Agent], prompts: Sequence[Sequence[Prompt]]) -
 
 
 def lookup(value: Any, table: dict[str, Any], what: str) -> Any:
-    """Finds a thing by its name.
+    """Looks up an object by its name.
 
     Args:
-        value: The thing itself, or its name.
-        table: Things by name.
-        what: What the caller calls it.
+        value: The object itself, or its name.
+        table: Objects by name.
+        what: Word for the object in an error.
 
     Returns:
-        The thing.
+        The object.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: No object has this name.
     """
     if isinstance(value, str) and value not in table:
         raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(table)}")
@@ -429,7 +429,7 @@ def lookup(value: Any, table: dict[str, Any], what: str) -> Any:
 
 
 def per_agent(value: Any, agents: int) -> Sequence[Any]:
-    """Spreads a value over agents.
+    """Returns one value for each agent.
 
     Args:
         value: One value, or a list or tuple with one for each agent.

@@ -1,11 +1,11 @@
-"""Games looked into: what A sent, what B heard of it in every later layer, what B said.
+"""Inspect games: what A sent, what the logit lens shows in B's later layers, and what B replied.
 
     inspect_activation(a, b, prompts_a, prompts_b, answers, k=24, j=24)      a state
     inspect_prefix(a, b, prompts_a, prompts_b, answers, settings)            keys and values, thoughts
     inspect_deltas(a, b, prompts_a, prompts_b, answers, settings, layers=[20])
     inspect_bridge(a, b, prompts_a, prompts_b, answers, settings)
 
-What was heard and said is the same for all of them (`Inspection`); what was sent differs (`Inspection.sent`).
+Every function returns `Inspection` objects. Only the type of `Inspection.sent` differs between them.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from jaxcomm.protocols.state_deltas import delta_layers, receive_deltas, send_de
 from jaxcomm.protocols.text import Conversation
 
 NAMED = 3
-"""Tokens that are named of each thought and of each delta."""
+"""Number of tokens to name for each thought and each delta."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspecting:
-    """Options of inspections. All but the first two are of `inspect_activation`.
+    """Options of inspections. All but the first two are for `inspect_activation` only.
 
     Attributes:
-        count: Number of tokens that are named of each layer of B.
+        count: Number of tokens to name for each layer of B.
         max_new_tokens: Largest number of tokens of a reply, and of the patchscope's text.
         graft: "sum", "mean", "replace", or a function f(a, b).
         W: The map [D_B, D_A], or None.
         target: Target prompt of the patchscope (`Agent.patchscope`).
-        placeholder: The word in it that the message takes the place of.
+        placeholder: The word in it that the message replaces.
 
     Example:
         >>> protocols.Inspecting(graft="sum", target="Bob is in x").placeholder
@@ -63,12 +63,12 @@ class Inspecting:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """Tokens that a state is near to, the nearest first.
+    """Tokens that are nearest to a state, the nearest first.
 
     Attributes:
         ids: Their ids.
         tokens: Their texts (`spell_out`).
-        values: How near they are: probabilities, or cosines.
+        values: Their probabilities or cosines.
     """
 
     ids: tuple[int, ...]
@@ -78,7 +78,7 @@ class Named:
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """What the logit lens shows after one layer of B, where its answer begins.
+    """Result of the logit lens after one layer of B, at the token before its answer.
 
     Attributes:
         layer: Number of the layer.
@@ -95,17 +95,17 @@ class Heard:
 
 @dataclasses.dataclass(frozen=True)
 class SentState:
-    """What `activation` sends.
+    """The message of `activation`.
 
     Attributes:
         k: A was read after this layer.
         j: B was edited after this layer.
-        token: Token of A at which it was read.
+        token: A's token at which the state was read.
         position: Its position.
         norm: Euclidean length of A's state.
-        head: What A's own head names of its state, with probabilities.
-        embedding: What A's embedding matrix names of it, with cosines.
-        patchscope: What A itself writes of it.
+        head: Tokens that A's own head predicts from the state, with probabilities.
+        embedding: Tokens whose embeddings in A are nearest to the state, with cosines.
+        patchscope: A's own description of the state (`Agent.patchscope`).
     """
 
     k: int
@@ -120,12 +120,12 @@ class SentState:
 
 @dataclasses.dataclass(frozen=True)
 class Looks:
-    """How B's layers look at what stands before its prompt, or beside it.
+    """Attention of B's layers to A's tokens, which are before B's prompt or beside it.
 
     Attributes:
         tokens: A's tokens; a thought is "<thought n>".
-        last: Share of the attention of B's last token that each layer gives to each of them, [L, S].
-        prompt: Share that B's whole prompt gives to all of them, [L].
+        last: For each layer, the share of attention from B's last token to each of A's tokens, [L, S].
+        prompt: For each layer, the share of attention from B's whole prompt to all of A's tokens, [L].
     """
 
     tokens: tuple[str, ...]
@@ -133,14 +133,14 @@ class Looks:
     prompt: tuple[float, ...]
 
     def most(self, layer: int, count: int = NAMED) -> list[tuple[str, float]]:
-        """Finds the tokens that a layer looks at most.
+        """Finds the tokens that get the most attention in a layer.
 
         Args:
             layer: The layer, from 1.
             count: Number of tokens.
 
         Returns:
-            Tokens and shares, the largest first.
+            Tokens and their shares of attention, the largest first.
         """
         shares = np.array(self.last[layer - 1])
         return [(self.tokens[n], float(shares[n])) for n in np.argsort(-shares, kind="stable")[:count]]
@@ -148,12 +148,12 @@ class Looks:
 
 @dataclasses.dataclass(frozen=True)
 class SentPrefix:
-    """What `kv` and `latent` send.
+    """The message of `kv` and `latent`.
 
     Attributes:
         layers: B's layers that see it.
-        looks: How B looks at it.
-        thoughts: Of each of A's thoughts, the tokens that A would say there, with probabilities.
+        looks: B's attention to it.
+        thoughts: For each of A's thoughts, the tokens that A's head predicts there, with probabilities.
     """
 
     layers: tuple[int, ...]
@@ -163,14 +163,14 @@ class SentPrefix:
 
 @dataclasses.dataclass(frozen=True)
 class SentDeltas:
-    """What `deltas` sends.
+    """The message of `deltas`.
 
     Attributes:
         j: The layers of both models.
         message: The text that A wrote.
         tokens: Its tokens.
-        norms: Euclidean length of each token's delta, by layer, [M, n].
-        toward: What A's own head names of the direction of each token's delta after the last of these layers.
+        norms: Euclidean length of each token's delta, for each layer, [M, n].
+        toward: For each token's delta after the last of these layers, the tokens that A's own head names for its direction.
     """
 
     j: tuple[int, ...]
@@ -182,14 +182,14 @@ class SentDeltas:
 
 @dataclasses.dataclass(frozen=True)
 class SentBridge:
-    """What `bridge` sends.
+    """The message of `bridge`.
 
     Attributes:
         kind: "gated" or "c2c".
-        keys: By layer, how much of A comes in with the keys, [L]. Gated: mean size of the gates of its heads, for keys and
-            values alike. C2C: length of what is added to B's keys, as a share of their own length.
-        values: Likewise for the values, [L].
-        looks: How B looks at the memory, before it is weighed by the gates. None: C2C has no tokens of A's.
+        keys: For each layer, how much of A enters through the keys, [L]. Gated: mean absolute gate over the heads, the same
+            for keys and values. C2C: norm of the change that is added to B's keys, divided by the norm of B's keys.
+        values: The same for the values, [L].
+        looks: B's attention to the memory, before the gates weigh it. None for C2C, in which B attends to no token of A.
     """
 
     kind: str
@@ -200,15 +200,15 @@ class SentBridge:
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """One game, looked into.
+    """Inspection of one game.
 
     Attributes:
-        sent: What was sent: `SentState`, `SentPrefix`, `SentDeltas` or `SentBridge`.
+        sent: The message: `SentState`, `SentPrefix`, `SentDeltas` or `SentBridge`.
         answer_token: First token of the right answer.
         answer_id: Its id.
-        heard: B after each layer that can hear the message, with the message.
-        alone: B after the same layers, without the message. (Of deltas: without the deltas, but with the text.)
-        reply: What B said.
+        heard: The logit lens on B with the message, after each layer that the message can affect.
+        alone: The logit lens on B without the message, after the same layers. (For deltas: with the text, no deltas.)
+        reply: B's reply.
 
     Example:
         >>> told, asked = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
@@ -225,10 +225,10 @@ class Inspection:
     reply: Reply
 
     def row(self) -> dict[str, Any]:
-        """Makes a record of the game, as results files hold it.
+        """Makes a record of the game, in the format of results files.
 
         Returns:
-            All fields by name, the reply as its own record.
+            All fields by name, with the reply as its own record.
         """
         return dataclasses.asdict(self) | {"reply": self.reply.row()}
 
@@ -244,14 +244,14 @@ def inspect_activation(
     j: int,
     **how: Any,
 ) -> list[Inspection]:
-    """Plays games of `activation`, and looks at every message on its way: sent, heard, said.
+    """Plays games of `activation`, and inspects each: the message, its effect in B's layers, and B's reply.
 
     Args:
         a: The sender.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
-        answers: The right answer of each game. Its first token is looked up in every layer of B.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
+        answers: The right answer of each game. The lens ranks its first token in every layer of B.
         k: A is read after this layer, 0 .. L_A.
         j: B is edited after this layer, 0 .. L_B.
         **how: Options of `Inspecting`.
@@ -293,22 +293,22 @@ def inspect_prefix(
     prefix: Prefixing,
     **how: Any,
 ) -> list[Inspection]:
-    """Plays games of `kv` or `latent`, and looks at what A thought, and at what B looks at and hears.
+    """Plays games of `kv` or `latent`, and inspects each: A's thoughts, B's attention to the prefix, and its effect.
 
     Args:
         a: The sender.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
         answers: The right answer of each game.
-        prefix: Layers, steps, and how A thinks. It sends keys and values, without a map between tokenizers.
+        prefix: Layers, steps, and how A thinks. It must send keys and values, without a map between tokenizers.
         **how: Options of `Inspecting`.
 
     Returns:
         What was sent, heard and said in each game.
 
     Raises:
-        ValueError: As for `kv`; vectors are sent, or tokens of another tokenizer.
+        ValueError: As for `kv`; `prefix` sends vectors, or tokens of another tokenizer.
 
     Example:
         >>> told, asked = ["Bob is at the Colosseum."], ["Which country is Bob located in?"]
@@ -339,20 +339,20 @@ def inspect_deltas(
     layers: Sequence[int],
     **how: Any,
 ) -> list[Inspection]:
-    """Plays games of `deltas`, and looks at how A's state moved over its message, and at what B hears of that.
+    """Plays games of `deltas`, and inspects each: the deltas of A's message, and their effect in B's layers.
 
     Args:
-        a: Who writes.
-        b: Who reads.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B is asked, one prompt for each game.
+        a: The agent that writes.
+        b: The agent that reads.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts (the questions), one for each game.
         answers: The right answer of each game.
-        talk: How A writes and B is told.
-        layers: The layers after which states are read and added.
+        talk: How A writes, and how B gets the message.
+        layers: Layers after which states are read and added.
         **how: Options of `Inspecting`.
 
     Returns:
-        What was sent, heard and said in each game. `alone` is B that reads the text without the deltas.
+        What was sent, heard and said in each game. `alone` is B with the text but without the deltas.
 
     Raises:
         ValueError: As for `deltas`.
@@ -391,13 +391,13 @@ def inspect_bridge(
     bridging: Bridging,
     **how: Any,
 ) -> list[Inspection]:
-    """Plays games over a trained `bridge`, and looks at how much of A comes in, layer by layer, and at what B hears of it.
+    """Plays games over a trained `bridge`, and inspects each: how much of A enters each layer, and its effect in B.
 
     Args:
         a: The sender.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game. The sender of a C2C reads B's prompts.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game. The sender of a C2C reads B's prompts.
+        prompts_b: B's prompts, one for each game.
         answers: The right answer of each game.
         bridging: The bridge.
         **how: Options of `Inspecting`.
@@ -433,11 +433,11 @@ def spell_out(agent: Agent, ids: Sequence[int] | AnyArray) -> list[str]:
     """Decodes each token by itself.
 
     Args:
-        agent: Whose tokens they are.
+        agent: The agent whose tokenizer is used.
         ids: Token ids.
 
     Returns:
-        The text of each; as the vocabulary spells it, if it has no text or is a part of a character.
+        The text of each token. A token without text, or one that is part of a character, is spelled as in the vocabulary.
     """
     texts = [agent.tokenizer.decode([int(i)]) for i in ids]
     spelled = agent.tokens(ids)
@@ -445,7 +445,7 @@ def spell_out(agent: Agent, ids: Sequence[int] | AnyArray) -> list[str]:
 
 
 def _check_own(control: Any) -> None:
-    """Raises ValueError where something stands in for the message that is looked at."""
+    """Raises ValueError if a control replaces the message to inspect."""
     if control is not None:
         raise ValueError(f"control = {control.name!r}: what is looked at is A's own message, leave it out")
 
@@ -453,7 +453,7 @@ def _check_own(control: Any) -> None:
 def _inspected(
     turn: Turn, alone: Turn, sent: Sequence[Any], answers: Sequence[str], first: int, settings: Inspecting
 ) -> list[Inspection]:
-    """What B hears from one layer on, with the message and without, and what it says, beside what was sent."""
+    """Run the logit lens on B with and without the message, from layer `first` on, and let B reply."""
     b, layers = turn.agent, range(first, turn.agent.single.config.layers + 1)
     spelled = b.spell(turn.prompts, answers)[:, 0]
     look = lambda turn: _by_game(b, turn.lens(layers, count=settings.count, answers=spelled), layers)
@@ -466,7 +466,7 @@ def _inspected(
 
 
 def _looks(turn: Turn, a: Agent, prompts_a: Sequence[Prompt], steps: int = 0) -> list[Looks]:
-    """How B's layers look at A's tokens, which stand in the last cache before B's prompts."""
+    """Attention of B's layers to A's tokens, which are in the last cache before B's prompts."""
     assert turn.given is not None
     past, columns = turn.past, turn.past[-1].positions.shape[-1]
     onto = lambda last: np.asarray(attention_onto(turn.agent.single, turn.given.prompts, past=past, last=last))  # pyright: ignore
@@ -480,7 +480,7 @@ def _looks(turn: Turn, a: Agent, prompts_a: Sequence[Prompt], steps: int = 0) ->
 
 
 def _thoughts(a: Agent, prompts: Sequence[Prompt], prefix: Prefixing) -> list[tuple[Named, ...]]:
-    """What A would say after each step, game by game. (The vectors it reads say what it said before.)"""
+    """For each game and thinking step, the tokens that A predicts after it. (A's input vectors show the step before.)"""
     found: list[list[Named]] = [[] for _ in prompts]
     for steps in range(1, prefix.steps + 1):
         W = a.realignment if prefix.thought == "aligned" else None
@@ -492,7 +492,7 @@ def _thoughts(a: Agent, prompts: Sequence[Prompt], prefix: Prefixing) -> list[tu
 
 
 def _moved(turn: Turn, name: str) -> list[tuple[float, ...]]:
-    """Length of what a fuser adds to B's keys ("k") or values ("v"), as a share of their own, game by game, [L]."""
+    """For each game, the norm of a C2C's change of B's keys ("k") or values ("v"), relative to their own norm, [L]."""
     own, fused = unfused(turn.agent, turn.rows), turn.past[0]
     real = (np.asarray(own.positions) >= 0)[:, None, :, None]
     at = lambda cache: [np.where(real, np.asarray(x, np.float32), 0) for x in getattr(cache, name)]
@@ -506,7 +506,7 @@ def _named(agent: Agent, ids: AnyArray, values: AnyArray) -> Named:
 
 
 def _by_game(agent: Agent, lens: Lens, layers: Sequence[int]) -> list[tuple[Heard, ...]]:
-    """What a lens shows, game by game and layer by layer."""
+    """Split a lens's result by game and by layer."""
     fields = lens.tokens, np.exp(lens.logprobs), lens.answer_logprobs, lens.answer_ranks
     tokens, values, logprobs, ranks = map(np.asarray, fields)
     return [

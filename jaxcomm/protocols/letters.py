@@ -10,11 +10,11 @@ from jaxcomm.protocols.numerals import boxed
 
 _IN_WORD = "A-Za-zÀ-ɏ0-9"
 _LETTER = rf"""(?<![{_IN_WORD}'’-])(?<![{_IN_WORD}][.(\[])(?P<letter>[A-J])(?![{_IN_WORD}'’+#]|-\w|\.[A-Za-z]\b)"""
-"""Alone, never within a word (vitamin B-12, U.S.A., B's, P(B))."""
+"""A letter that stands alone, not within a word (vitamin B-12, U.S.A., B's, P(B))."""
 _NO_ARTICLE = (
     r"(?!(?<=[AI])\s+(?!(?:is|was|as|or|and|but|because|since|given|due|seems|for|from|with|which|so|over|not)\b)[a-z])"
 )
-"""A dog is no choice, nor is I think."""
+"""Excludes words: "A dog" and "I think" are not choices."""
 _MARKS = r"""[\s*_"'`“”‘$\\({\[:]*"""
 _FILLER = rf"{_MARKS}(?:(?:text\w*|math\w*|definitely|clearly|probably|likely|most|the|option|choice|answer|letter)\b{_MARKS})*"
 _CHOSEN = rf"{_FILLER}{_LETTER}{_NO_ARTICLE}"
@@ -44,13 +44,13 @@ _REFUSED = re.compile(
     |[(\[][A-Ja-j][)\]]\s+(?:no|wrong|incorrect|false)\b""",
     re.VERBOSE | re.IGNORECASE,
 )  # fmt: skip
-"""What a text says is not the answer: A or B; not B; (C) is wrong."""
+"""Letters that the text does not give as the answer: A or B; not B; (C) is wrong."""
 
 
 def choice(text: str) -> str | None:
-    """The letter a text gives as its choice: that of its last box, else of the last words that state one (The answer is (B);
-    I choose B; a line of its own), else the last in brackets, the one that labels an answer (B. Paris), or the last capital
-    that stands alone. Choices are A to J; what is said not to be the answer does not count."""
+    """The letter (A to J) that a text gives as its choice: the letter in its last box, else in the last words that state a
+    choice (The answer is (B); I choose B; a line of its own), else the last letter in brackets, the one that labels an
+    answer (B. Paris), or the last single capital. Letters that the text rejects do not count."""
     text = text.translate(str.maketrans("（）［］", "()[]"))
     if boxes := [found for box in boxed(text) if (found := _IN_BOX.fullmatch(box))]:
         return boxes[-1]["letter"].upper()

@@ -1,5 +1,5 @@
-"""The number that a text gives as its answer, however it is written: 1,250 is 1{,}250 is \\boxed{\\$1\\,250.00} is
-1.25e3."""
+"""Find the number that a text gives as its answer, in any notation: 1,250 and 1{,}250 and \\boxed{\\$1\\,250.00} and
+1.25e3 are the same number."""
 
 # ruff: noqa: RUF001 (the characters are what is read)
 
@@ -21,7 +21,7 @@ _GROUPS = r"(?<![\d.])(?<!\d,)"
 _REWRITTEN = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
-        # What LaTeX writes around a number, or instead of a character.
+        # LaTeX commands around a number, or in the place of a character.
         (r"\\(?:left|right|displaystyle|bf|rm)\b|\\?f?boxed(?=\s*\{)|\\[()\[\]]|\^\{?\s*\\circ\s*\}?", ""),
         (r"\\(?:text|math|operatorname|mbox)[a-z]*\s*(?=\{)", " "),
         (r"\{,\}", ","),
@@ -31,12 +31,12 @@ _REWRITTEN = tuple(
         (r"\\(?:approx|simeq|equiv)\b|≈|≅", "="),
         (r"\\[dtc]?frac\s*\{\s*([^{}]*?)\s*\}\s*\{\s*([^{}]*?)\s*\}", r" \1/\2"),
         (r"\\[dtc]?frac\s*(\d)\s*(\d)", r" \1/\2"),
-        # Separators of thousands (the lakhs of 1,00,000, too); then a comma before one or two digits is a decimal point.
+        # Remove separators of thousands (and of lakhs: 1,00,000). A comma left before one or two digits is a decimal point.
         (r"(?<=\d)[\u2009'_](?=\d{3}(?!\d))", ""),
         (_GROUPS + r"\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d|,\d)", lambda found: found[0].replace(",", "")),
         (_GROUPS + r"\d{1,3}(?:\.\d{3})+,\d+(?!\d|,\d)", lambda found: found[0].replace(".", "").replace(",", ".")),
         (_GROUPS + r"(?<![(\[{])(\d+),(\d{1,2})(?![\d)\]}]|[,.]\d)", r"\1.\2"),
-        # Exponents of numbers stay, those of units and variables (cm^2) and all subscripts are no numbers.
+        # Keep exponents of numbers. Remove exponents of units and variables (cm^2) and all subscripts.
         (r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: "^" + found[0].translate(_SUPERSCRIPT)),
         (r"_\{[^{}]*\}|(?<=[A-Za-z\\)])_\w", ""),
         (r"(?<=\d)\s\^\s(?=\d)", "^"),
@@ -67,12 +67,13 @@ _CLAUSE = re.compile(r"[\s:*]*(.*?)(?=$|\n|[.!?;](?=\s|$|\*)|,?\s(?:because|sinc
 
 
 def numeric(text: str) -> str | None:
-    """The number a text gives as its answer: that of its last box (\\\\boxed{72}; nothing after it counts), else of the last
-    words that state one (#### 72; The answer is 72), else the last of all.
+    """The number that a text gives as its answer: the number in its last box (\\\\boxed{72}; text after it is ignored), else
+    in the last words that state an answer (#### 72; The answer is 72), else the last number.
 
     Returns:
-        A decimal, "1250" of "$1,250.00", "0.5" of "\\\\frac{1}{2}"; a fraction in lowest terms where a decimal would not end,
-        "1/3". Per cent and units do not count, "1.5 million" does. None: there is no number, or the box holds none.
+        A decimal: "1250" for "$1,250.00", "0.5" for "\\\\frac{1}{2}". A fraction in lowest terms if the decimal would not
+        end: "1/3". Per cent signs and units are ignored; "million" is not ("1.5 million"). None: there is no number, or
+        the box holds none.
     """
     boxes = [box for box in boxed(text) if box.strip(" .") not in ("", "answer", "\\text{answer}", "X")]
     if boxes:
@@ -89,7 +90,7 @@ def numeric(text: str) -> str | None:
 
 
 def boxed(text: str) -> list[str]:
-    """What stands in the boxes of a text, up to the brace that closes each, or to the line's end if none does."""
+    """Contents of the boxes of a text: up to the closing brace, or to the end of the line if there is none."""
     found, box = [], _BOX.search(text)
     while box:
         depth, end = 1, box.end()
@@ -102,7 +103,7 @@ def boxed(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """LaTeX and typography as plain characters: 1\\,250 is 1250, \\frac{1}{2} is 1/2, x_{1}^2 is x."""
+    """Turn LaTeX and typography into plain characters: 1\\,250 becomes 1250, \\frac{1}{2} becomes 1/2, x_{1}^2 becomes x."""
     text = text.translate(_TRANSLATED)
     for pattern, new in _REWRITTEN:
         text = pattern.sub(new, text)
@@ -110,8 +111,8 @@ def _plain(text: str) -> str:
 
 
 def _quantity(text: str, strict: bool = False) -> str | None:
-    """The one number of a short text, after its last "="; of "72 for 3 people" the first. None: a list, or a sum that is not
-    worked out. strict: mathematics that is not read here (\\sqrt, \\pi) makes it None, too."""
+    """The one number of a short text, after its last "=". For "72 for 3 people", the first. None for a list, or for a sum
+    without its result. strict: also None for mathematics that is not parsed here (\\sqrt, \\pi)."""
     said = re.sub(r"^(\W*)-\s+(?=[\d.$])", r"\1-", _plain(text).rpartition("=")[2].strip())
     found = _NUMBER.search(said)
     if found is None or (strict and "\\" in said) or re.match(r"\s*[-+*/^,;:&]\s*[-($]*\.?\d", said[found.end() :]):
@@ -121,7 +122,7 @@ def _quantity(text: str, strict: bool = False) -> str | None:
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
-    """None: it divides by 0."""
+    """Value of a matched number. None: it divides by 0."""
     try:
         value = Fraction(found["digits"]) / Fraction(found["over"] or 1)
         value = (value ** int(found["power"] or 1) + int(found["whole"] or 0)) * Fraction(10) ** int(found["e"] or 0)
@@ -132,7 +133,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
 
 
 def _spell(value: Fraction) -> str:
-    """A decimal, or a fraction where that would not end."""
+    """Write a number as a decimal, or as a fraction if the decimal would not end."""
     rest, places = value.denominator, 0
     for factor in (2, 5):
         times = 0

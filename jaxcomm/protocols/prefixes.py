@@ -1,7 +1,7 @@
-"""Keys and values as messages: `kv` (KVComm), `latent` (LatentMAS), and `thinking`, one agent's thoughts for itself.
+"""Keys and values as messages: `kv` (KVComm), `latent` (LatentMAS), and `thinking`, in which B thinks by itself.
 
-What a sender has read, and what it has thought after that, stands before the receiver's prompt as keys and values that
-some layers see (`jaxcomm.prefixes`), or as vectors that the receiver reads.
+A sender reads its prompt and may think in latents after it. The receiver gets the result before its own prompt: as keys
+and values that some of its layers see (`jaxcomm.prefixes`), or as vectors that it reads.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from jaxcomm.sites import Site
 
 @dataclasses.dataclass(frozen=True)
 class Prefixing:
-    """Options of `kv` and `latent`: what stands before B's prompt, and who sees it.
+    """Options of `kv` and `latent`: the prefix before B's prompt, and the layers that see it.
 
     Attributes:
         layers: Layers of B that see the prefix: "all", numbers from 1, or bool [L_B] (`choose_layers`).
-        place: Where the prefix stands. "start": before B's prompt, as published. "turn": before the last turn of B's prompt, behind
-            worked examples and system prompt, which must be the same in all games. They are read once, and A's keys are
-            rotated on to their place.
-        positions: "after": B's prompt is numbered on from the prefix. "own": it begins at 0 (`prefixes.select`).
-        sink: The first token is seen by all layers, and the first layer sees all, as in KVComm's code.
+        place: Where to put the prefix. "start": before B's prompt, as published. "turn": before the last turn of B's
+            prompt, behind worked examples and system prompt, which must be the same in all games. They are read once, and
+            A's keys are rotated to the positions after them.
+        positions: "after": B's positions continue from the prefix. "own": they begin at 0 (`prefixes.select`).
+        sink: As in KVComm's code, all layers see the first token, and the first layer sees the whole prefix.
         future: KVComm's published mask (`prefixes.select`).
-        steps: Number of steps that every sender thinks in latents after its prompt. With 0 it only reads.
-        thought: What a sender reads in place of tokens while it thinks (`latents.Thought`).
-        sends: "kv": keys and values of what was read and thought. "thoughts": the vectors that were thought, which B reads
-            before its prompt. They need `steps`.
+        steps: Number of latent thinking steps of every sender after its prompt. With 0 it only reads.
+        thought: How a sender turns its states into the inputs of its thinking steps (`latents.Thought`).
+        sends: "kv": the keys and values of prompt and thoughts. "thoughts": the thought vectors, which B reads before its
+            prompt. This needs `steps`.
         maps: Maps of A's keys and values to B's (`fit_kv_maps`), for a single sender whose keys do not match B's. Tokens
-            of another tokenizer are aligned by characters (`Agent.align`). None: B takes them as they are.
-        order: Of several senders. "parallel": each reads its own prompt alone. "row": each goes on from the keys and values
-            of those before it.
-        control: What B gets in place of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
-        seed: Seed of noise, for all games or one for each.
-        sampling: As in other protocols. Nothing is drawn before B's turn, so it changes nothing.
+            of another tokenizer are aligned by characters (`Agent.align`). None: B uses them unchanged.
+        order: For several senders. "parallel": each reads only its own prompt. "row": each continues from the keys and
+            values of the senders before it.
+        control: Stand-in that B gets instead of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
+        seed: Random seed for noise: one for all games, or one for each.
+        sampling: As in other protocols. No effect: nothing is sampled before B's turn.
         until: Likewise.
 
     Raises:
-        ValueError: There is no such option; no layer is chosen; thoughts are sent, and there are none.
+        ValueError: An option has an unknown value; no layer is chosen; `sends` is "thoughts" and `steps` is 0.
 
     Example:
         >>> how = protocols.Prefixing(layers=[3, 4, 5])
@@ -127,21 +127,21 @@ def kv(
     sent: Sent | None = None,
     **how: Any,
 ) -> Turn:
-    """A reads its prompts, and its keys and values stand before B's prompts, in some layers (KVComm, arXiv 2510.03346).
+    """A reads its prompts. Its keys and values become a prefix of B's prompts, in some layers (KVComm, arXiv 2510.03346).
 
-    With all layers, and a sender like the receiver, B answers as if it had read both texts.
+    With all layers, and with the same model as sender and receiver, B answers as if it had read both texts.
 
     Args:
-        a: The sender, or a list of several. Then `a` and `prompts_a` are lists with one for each.
+        a: The sender, or a list of several. Then `a` and `prompts_a` are lists with one entry for each sender.
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B reads, one prompt for each game.
-        sent: What `send_prefix` returned for the same prompts, so that many controls read A's prompts once. Default: A
-            reads them now.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts, one for each game.
+        sent: Result of `send_prefix` for the same prompts. With it, many controls need only one reading of A's prompts.
+            Default: A reads them now.
         **how: Options of `Prefixing`.
 
     Returns:
-        B's turn. Details of a `Reply`: the layers that see the prefix, its tokens, and how many steps were thought.
+        B's turn. `Reply.details` holds the layers that see the prefix, its tokens, and the number of thinking steps.
 
     Raises:
         ValueError: The models' keys do not match; prefix and prompt exceed B's positions; a chosen layer's window hides
@@ -163,15 +163,15 @@ def kv(
 def latent(
     a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], prompts_b: Sequence[Prompt], **how: Any
 ) -> Turn:
-    """A reads its prompts and thinks on in latents; B reads behind all of it (LatentMAS, arXiv 2511.20639).
+    """A reads its prompts and thinks in latents. B reads behind prompt and thoughts (LatentMAS, arXiv 2511.20639).
 
-    It is `kv` with 10 `steps`, unless they are given. With 0 steps it is `kv`.
+    This is `kv` with `steps=10` by default. With 0 steps it is `kv`.
 
     Args:
-        a: The sender, or a list of several roles, in a row or in parallel.
+        a: The sender, or a list of several, in a row or in parallel (`Prefixing.order`).
         b: The receiver.
-        prompts_a: What A reads, one prompt for each game; of several senders a list for each.
-        prompts_b: What B reads, one prompt for each game.
+        prompts_a: A's prompts, one for each game; with several senders, one list for each.
+        prompts_b: B's prompts, one for each game.
         **how: Options of `Prefixing`.
 
     Returns:
@@ -199,17 +199,17 @@ def thinking(
     thought: Thought = "aligned",
     **unused: Any,
 ) -> Turn:
-    """B thinks in latents after its own prompt, and answers. Nobody tells it anything.
+    """B thinks in latents after its own prompt, and answers. It receives no message.
 
-    It is what a gain of `latent` over `silent` has to be compared with.
+    Use it as the baseline for `latent`: a gain of `latent` over `silent` may be due to thinking alone.
 
     Args:
         a: The other agent. It does nothing.
-        b: Who answers.
-        prompts_a: What A would read.
-        prompts_b: What B reads, one prompt for each game.
-        steps: Number of steps, m. With 0 it is `silent`.
-        thought: What B reads in place of tokens while it thinks (`latents.Thought`).
+        b: The agent that answers.
+        prompts_a: A's prompts. Not used.
+        prompts_b: B's prompts, one for each game.
+        steps: Number of thinking steps, m. With 0 it is `silent`.
+        thought: How B turns its states into the inputs of its thinking steps (`latents.Thought`).
         **unused: Options of `Prefixing`. They change nothing.
 
     Returns:
@@ -234,16 +234,16 @@ def thinking(
 
 
 def send_prefix(a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], settings: Prefixing) -> Sent:
-    """Lets one sender or several read their prompts, and think, and makes their keys and values a prefix for the receiver.
+    """Lets one or several senders read and think, and makes a prefix for the receiver from their keys and values.
 
     Args:
         a: The sender, or a list of several.
         b: The receiver.
-        prompts_a: What the sender reads, one prompt for each game; of several senders, a list for each.
+        prompts_a: The sender's prompts, one for each game; with several senders, one list for each.
         settings: Layers, steps, order.
 
     Returns:
-        Messages of keys and values, as the receiver's layers see them; or of vectors.
+        Messages of keys and values, as the receiver's layers will see them, or of vectors.
 
     Raises:
         ValueError: The models' keys do not match; the numbers of senders and prompts differ; a prompt is empty or too
@@ -295,9 +295,9 @@ def receive_prefix(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
 
     Args:
         b: The receiver.
-        prompts_b: What it reads, one prompt for each game.
+        prompts_b: Its prompts, one for each game.
         sent: Messages of keys and values, or of vectors, one for each prompt.
-        settings: What the control is called in the details.
+        settings: Options, including the name of the control for the details.
 
     Returns:
         The receiver's turn.
@@ -327,7 +327,7 @@ def receive_prefix(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
     control = None if settings.control is None else settings.control.name  # pyright: ignore
     details = [{**told, "control": control} for told in sent.details]
     before = [x + y for x, y in zip(sent.spent, read, strict=True)]
-    # Checked before anything is compiled; the rest of the turn's fields follow.
+    # Check before anything is compiled. The other fields of the turn are filled in below.
     blank: Any = None
     turn = Turn(b, prompts_b, rows, blank, blank, (), details, before, message, cache.columns_seen.T, begin, ahead)
     turn.check_room([1] * len(rows))
@@ -337,10 +337,10 @@ def receive_prefix(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
 
 
 def places(b: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -> int:
-    """Counts the tokens that stand before the last turn of all prompts, for `Prefixing.place` "turn".
+    """Counts the tokens before the last turn of the prompts, for `Prefixing.place` "turn".
 
     Args:
-        b: Who reads them.
+        b: The agent that reads them.
         prompts: The prompts.
         rows: Their tokens.
 
@@ -348,7 +348,7 @@ def places(b: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -
         The number of tokens.
 
     Raises:
-        ValueError: They are not the same tokens in all prompts; prompts were cut.
+        ValueError: These tokens differ between prompts; prompts were truncated.
     """
     if any(dropped(b, prompts, rows)):
         raise ValueError("a prompt was cut, so its last turn cannot be found: let the prefix stand at the start")
@@ -361,16 +361,16 @@ def places(b: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -
 
 
 def behind(b: Agent, rows: Sequence[Sequence[int]], cache: KVCache, ahead: int) -> tuple[tuple[KVCache, ...], Prompts]:
-    """Lays out prompts behind a prefix, and reads what stands before the prefix.
+    """Lays out prompts behind a prefix, and reads the tokens before the prefix.
 
     Args:
-        b: Who reads.
+        b: The agent that reads.
         rows: Tokens of the prompts.
         cache: Keys and values of the prefix.
         ahead: Number of tokens of each prompt that stand before the prefix, the same in all.
 
     Returns:
-        Caches for `past`, the last of which is the prefix; and the rest of the prompts.
+        Caches for `past` (the prefix is the last one), and the rest of the prompts.
     """
     params, limit, past = b.single, b.params.config.max_positions, ()
     if ahead:
@@ -382,7 +382,7 @@ def behind(b: Agent, rows: Sequence[Sequence[int]], cache: KVCache, ahead: int) 
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """What a sender has read and thought: its cache, its vectors [B, m, D], and what that cost."""
+    """Result of reading and thinking: the sender's cache, its thought vectors [B, m, D], and the cost."""
 
     cache: KVCache
     vectors: AnyArray
@@ -391,7 +391,7 @@ class _Read:
 
 
 def _read(agent: Agent, prompts: Sequence[Prompt], settings: Prefixing, before: Sequence[KVCache]) -> _Read:
-    """Reads and thinks, behind the caches of senders before it."""
+    """Let a sender read and think, behind the caches of the senders before it."""
     rows, params, steps = agent.rows(prompts, settings.steps), agent.single, settings.steps
     behind = sum((np.asarray((cache.positions >= 0).sum(axis=-1)) for cache in before), np.zeros(len(rows), int))
     limit = params.config.max_positions - steps
@@ -407,7 +407,7 @@ def _read(agent: Agent, prompts: Sequence[Prompt], settings: Prefixing, before: 
 
 
 def _keys_behind(config: ModelConfig, tokens: int, before: int) -> int:
-    """FLOPs of a prompt's keys and values, behind other senders' tokens. In the last layer nothing asks."""
+    """FLOPs of a prompt's keys and values, behind other senders' tokens. The last block computes only these."""
     return keys_flops(config, before + tokens) - (keys_flops(config, before) if before else 0)
 
 
@@ -417,14 +417,14 @@ def _think(agent: Agent, prompts: Prompts, settings: Prefixing, past: Sequence[K
 
 
 def _thinking(agent: Agent, prompt: int, settings: Prefixing) -> int:
-    """FLOPs of all steps after so many tokens."""
+    """FLOPs of all thinking steps after a prompt of so many tokens."""
     config = agent.single.config
     said = 2 * head_flops(config) * settings.steps if settings.thought == "soft" else 0
     return said + thinking_flops(config, prompt, settings.steps, settings.thought == "aligned")
 
 
 def _mapped(cache: KVCache, a: Agent, b: Agent, prompts: Sequence[Prompt], settings: Prefixing) -> KVCache:
-    """A sender's keys and values as the receiver's own."""
+    """Map a sender's keys and values to the receiver's."""
     assert settings.maps is not None
     columns = None
     if a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
@@ -437,7 +437,7 @@ def _mapped(cache: KVCache, a: Agent, b: Agent, prompts: Sequence[Prompt], setti
 
 
 def _mapping(settings: Prefixing, b: Agent) -> int:
-    """FLOPs of the map for each token, in the layers that see it."""
+    """FLOPs of the map for one token, in the layers that see it."""
     if settings.maps is None:
         return 0
     chosen, maps = settings.chosen(b.single.config), settings.maps
@@ -445,7 +445,7 @@ def _mapping(settings: Prefixing, b: Agent) -> int:
 
 
 def _check_models(agents: Sequence[Agent], b: Agent, settings: Prefixing) -> None:
-    """Raises ValueError where what is sent means nothing to who gets it."""
+    """Raises ValueError if the receiver cannot use the senders' keys and values or vectors."""
     if settings.maps is not None and (len(agents) > 1 or settings.sends == "thoughts"):
         raise ValueError("maps are of one sender's keys and values: name a single sender, and send no thoughts")
     for agent in agents if settings.maps is None else ():
@@ -463,7 +463,7 @@ def _check_models(agents: Sequence[Agent], b: Agent, settings: Prefixing) -> Non
 
 
 def _as_seen(cache: KVCache, b: Agent, settings: Prefixing) -> Message:
-    """A sender's keys and values as the receiver's layers see them."""
+    """A message of a sender's keys and values, as the receiver's layers see them."""
     config = b.single.config
     cache = stretch(cache, config.layers)
     how = dict(positions=settings.positions, sink=settings.sink, future=settings.future)
@@ -479,9 +479,9 @@ def _replaced(
     prompts_b: Sequence[Prompt],
     settings: Prefixing,
 ) -> Sent:
-    """With what a control puts in the place of what was sent."""
+    """Replace the messages by the control's stand-in."""
     plain, games = dataclasses.replace(settings, control=None), len(prompts_b)
-    home = dataclasses.replace(plain, maps=None)  # what B sends itself needs no map
+    home = dataclasses.replace(plain, maps=None)  # B's own keys and values need no map
     one = functools.partial(send_prefix, b, b)
 
     def unrelated(sentence: str) -> Message:

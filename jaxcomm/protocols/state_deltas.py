@@ -1,10 +1,10 @@
-"""State deltas (Tang et al., EMNLP 2025, arXiv 2506.19209): a written message whose tokens carry how A's state moved.
+"""State deltas (Tang et al., EMNLP 2025, arXiv 2506.19209): a text message together with the changes of A's state.
 
-A writes a message. s_i = h_i - h_(i-1) is the difference of A's states after a layer at the message's i-th token and at
-the one before it (h_0: the last token of A's prompt). The tokens are pasted into B's prompt, and B's state after that
-layer gets s_i added at the i-th of them.
+A generates a message. s_i = h_i - h_(i-1) is the change of A's state after a given layer, from the token before the
+message's i-th token to that token (h_0: the last token of A's prompt). The message's tokens are pasted into B's prompt.
+At the i-th of them, s_i is added to B's state after the same layer.
 
-An independent study found no effect of the deltas' content (docs/channels.md): another question's do as well as A's own.
+An independent study found no effect of the deltas' content (docs/channels.md): another question's deltas help as much.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from jaxcomm.sharding import by_rows, deliver
 from jaxcomm.sites import Site
 
 MARK = "\u27e6message\u27e7"
-"""Stands for the message while a prompt is rendered, so that its tokens are pasted as they were written."""
+"""Placeholder for the message while a prompt is rendered. Afterwards A's own tokens are pasted in its place."""
 
 
 def deltas(
@@ -46,19 +46,19 @@ def deltas(
     sent: Sent | None = None,
     **how: Any,
 ) -> Turn:
-    """A writes a message; B reads its tokens, and at each of them how A's state moved (State Delta Encoding, arXiv 2506.19209).
+    """A writes a message. B reads its tokens, plus the change of A's state at each (State Delta Encoding, arXiv 2506.19209).
 
     Args:
-        a: Who writes.
-        b: Who reads. It has A's vocabulary and width.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B is asked, one prompt for each game.
-        j: The layer of both models after which states are read and added, 0 (embedding) .. L; or several layers.
-        sent: What `send_deltas` returned for the same prompts and layers. Default: A writes now.
-        **how: Options of `Conversation`, with a single turn. A `control` stands in for the deltas; the tokens stay A's.
+        a: The agent that writes.
+        b: The agent that reads. It has A's vocabulary and width.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts (the questions), one for each game.
+        j: Layer of both models after which states are read and added, 0 (embedding) .. L; or several layers.
+        sent: Result of `send_deltas` for the same prompts and layers. Default: A writes now.
+        **how: Options of `Conversation`, with a single turn. A `control` replaces the deltas; the tokens stay A's.
 
     Returns:
-        B's turn. Details of a `Reply`: the message, and the mean norm of its deltas.
+        B's turn. `Reply.details` holds the message and the mean norm of its deltas.
 
     Raises:
         ValueError: The vocabularies or widths differ; a layer is out of range; an option is invalid.
@@ -94,16 +94,16 @@ def deltas(
 
 
 def send_deltas(a: Agent, prompts: Sequence[Prompt], talk: Conversation, *, layers: Sequence[int]) -> Sent:
-    """Lets an agent write messages, and reads how its state moved at each of their tokens.
+    """Lets an agent generate messages, and computes the change of its state at each of their tokens.
 
     Args:
-        a: Who writes.
-        prompts: What it reads, one prompt for each game.
+        a: The agent that writes.
+        prompts: Its prompts, one for each game.
         talk: How it writes.
-        layers: The layers after which its states are read.
+        layers: Layers after which its states are read.
 
     Returns:
-        Messages of text and of states: deltas [B, n, M, D] of n tokens after M layers. Details hold each text's tokens.
+        Messages of text and states: deltas [B, n, M, D] of n tokens after M layers. The details hold each text's tokens.
 
     Raises:
         ValueError: A prompt is empty, or leaves no room.
@@ -134,14 +134,14 @@ def send_deltas(a: Agent, prompts: Sequence[Prompt], talk: Conversation, *, laye
 def receive_deltas(
     b: Agent, prompts_b: Sequence[Prompt], sent: Sent, talk: Conversation, *, layers: Sequence[int]
 ) -> Turn:
-    """Lets an agent read messages with the deltas of their tokens, and its own prompts.
+    """Lets an agent read messages, with their deltas added, and its own prompts.
 
     Args:
-        b: Who reads.
+        b: The agent that reads.
         prompts_b: Its own prompts, one for each game.
-        sent: What `send_deltas` returned.
-        talk: How the agent is told.
-        layers: The layers after which the deltas are added.
+        sent: Result of `send_deltas`.
+        talk: How the message is put to the agent.
+        layers: Layers after which the deltas are added.
 
     Returns:
         The agent's turn.
@@ -164,7 +164,7 @@ def receive_deltas(
     columns = prompts.shape[1]
     mask = np.stack([np.pad(x, (columns - len(x), 0)) for x in there])
     wrote = np.array([x.any() for x in there])
-    mask[:, -1] |= ~wrote  # a row has a place for a message, and nothing is added there where none was written
+    mask[:, -1] |= ~wrote  # every row needs one position; without a message, zero is added there
     message = deliver(sent.message, b.params)
     moved, valid = jnp.asarray(message.state_array()), jnp.asarray(message.valid) & wrote[:, None]
     edits = []
@@ -184,13 +184,13 @@ def receive_deltas(
 
 
 class DeltaSweep(NamedTuple):
-    """How likely right answers are behind messages with deltas, layer by layer, and behind the text alone.
+    """Scores of the right answers after messages with deltas, for each layer, and after the text alone.
 
     Attributes:
         logprobs: Log-probability of each answer in nats, [orders, B, layers].
-        exact: Whether greedy decoding would write it, likewise.
-        text_logprobs: Log-probability behind the text alone, [B].
-        text_exact: Likewise.
+        exact: Whether greedy decoding would generate it, [orders, B, layers].
+        text_logprobs: Log-probability after the text alone, in nats, [B].
+        text_exact: Whether greedy decoding would generate it after the text alone, [B].
     """
 
     logprobs: np.ndarray
@@ -210,21 +210,21 @@ def sweep_deltas(
     orders: Sequence[Sequence[int] | None] = (None,),
     **how: Any,
 ) -> DeltaSweep:
-    """Scores answers behind messages with deltas after each of many layers. A writes once, and prompts are read once (`patch`).
+    """Scores answers after messages with deltas, for each of many layers. A writes once; prompts are read once (`patch`).
 
     Args:
-        a: Who writes. It has B's shape.
-        b: Who reads.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B is asked, one prompt for each game.
+        a: The agent that writes. It has B's shape.
+        b: The agent that reads.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts (the questions), one for each game.
         answers: The right answers.
-        layers: The layers, each by itself.
-        orders: For each run the game whose deltas each game gets, aligned at the messages' ends; the text stays its own. None:
-            its own.
+        layers: The layers. Deltas are added after one layer at a time.
+        orders: For each run, the index of the game whose deltas each game gets, aligned at the messages' ends. The text
+            stays the game's own. None: its own deltas.
         **how: Options of `Conversation`, with a single turn.
 
     Returns:
-        How likely the answers are.
+        The scores of the answers.
 
     Raises:
         ValueError: As for `deltas`; the models differ in shape.
@@ -255,7 +255,7 @@ def sweep_deltas(
             end = columns - len(after[i])
             mask[i, end - min(len(ids[i]), len(ids[o])) : end] = True
         nothing.append(~mask.any(axis=1))
-        mask[nothing[-1], -1] = True  # any token, since the text alone counts there
+        mask[nothing[-1], -1] = True  # any token will do: these rows are scored with the text alone
         both = left_pad(rows, columns), left_pad(own, columns)
         where = dict(layers=layers, positions=[mask])
         found.append(patch(a.single, b.single, *both, spelled, change=_add, sent=_moved, **where))  # pyright: ignore
@@ -276,7 +276,7 @@ def _add(state: jax.Array, message: jax.Array, context: Any) -> jax.Array:
 
 
 def _moved(states: jax.Array) -> jax.Array:
-    """How the state at each token differs from that at the one before it, [layers, G, P, D]."""
+    """Change of the state at each token from the token before it, [layers, G, P, D]."""
     return jnp.diff(states, axis=2, prepend=states[:, :, :1])
 
 
@@ -284,17 +284,17 @@ def delta_layers(a: Agent, b: Agent, j: int | Sequence[int], talk: Conversation 
     """Checks that two agents can send each other deltas.
 
     Args:
-        a: Who writes.
-        b: Who reads.
+        a: The agent that writes.
+        b: The agent that reads.
         j: A layer, or several.
-        talk: How A writes. None: it is not known yet.
+        talk: How A writes. None: not known yet.
 
     Returns:
         The layers.
 
     Raises:
-        ValueError: The vocabularies or widths differ; a layer is out of range, named twice, or none is named; A would write
-            several times.
+        ValueError: The vocabularies or widths differ; a layer is out of range or named twice; no layer is named; `talk`
+            has several turns.
     """
     if talk is not None and talk.turns > 1:
         raise ValueError(f"turns = {talk.turns}: deltas are sent with a single message")
@@ -315,7 +315,7 @@ def delta_layers(a: Agent, b: Agent, j: int | Sequence[int], talk: Conversation 
 def _read(
     agent: Agent, rows: Sequence[Sequence[int]], counts: Sequence[int], layers: Sequence[int]
 ) -> tuple[Any, np.ndarray]:
-    """States [B, n, M, D] after some layers at the last tokens of each row, and whether there is one, [B, n]."""
+    """States [B, n, M, D] after these layers at the last tokens of each row, and which of them are present, [B, n]."""
     agent.check_room(rows, 0)
     prompts = by_rows(agent.params, left_pad(rows, bucket(max(map(len, rows)), agent.params.config.max_positions)))
     columns, n = prompts.shape[1], max(counts)
@@ -326,14 +326,14 @@ def _read(
 
 
 def _again(a: Agent, reply: Reply, layer: int) -> int:
-    """FLOPs of reading the message once more, as far as the highest layer. (A decoder that kept states would save them.)"""
+    """FLOPs of reading the message again, up to the highest layer. (A decoder that stored states would not need this.)"""
     return blocks_flops(a.params.config, len(reply.ids), context=len(reply.read), blocks=layer)
 
 
 def _pasted(
     b: Agent, prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], talk: Conversation
 ) -> tuple[list[list[int]], list[np.ndarray]]:
-    """B's prompts with the messages' tokens in them, and where those stand."""
+    """B's prompts with the messages' tokens pasted in, and the positions of these tokens."""
     rows, there = [], []
     for prompt, said in zip(prompts, ids, strict=True):
         before, _, after = b.render(put(talk.tell, prompt, message=MARK)).partition(MARK)
@@ -347,7 +347,7 @@ def _pasted(
 
 
 def _own(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, talk: Conversation, layers: Sequence[int]) -> Message:
-    """How B's own state moves over the message's tokens as it reads them."""
+    """The deltas of B's own states when B reads the message's tokens."""
     ids = [told["ids"] for told in sent.details]
     rows, there = _pasted(b, prompts_b, ids, talk)
     until = [row[: int(np.flatnonzero(x)[-1]) + 1] if x.any() else row for row, x in zip(rows, there, strict=True)]
@@ -358,5 +358,5 @@ def _own(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, talk: Conversation, 
 
 
 def _with(message: Message, states: Message) -> Message:
-    """A message's text with other deltas."""
+    """A message with the same text and other deltas."""
     return message.replace(states=states.states, valid=states.valid)

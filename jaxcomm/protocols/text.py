@@ -1,4 +1,4 @@
-"""The baselines that talk in text, or not at all (Ramesh & Li, section 4.1): silent, skyline, message."""
+"""Baselines that communicate in text, or not at all (Ramesh & Li, section 4.1): silent, skyline, message."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def silent(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[
 
     Args:
         a: The other agent. It does nothing.
-        b: Who answers.
-        prompts_a: What A would read. Not used.
-        prompts_b: What B reads, one prompt for each game.
-        **unused: Options of writing (`sampling`, `seed`, ..), as every protocol takes them. Nothing is written before
-            B's turn, so they change nothing.
+        b: The agent that answers.
+        prompts_a: A's prompts. Not used.
+        prompts_b: B's prompts, one for each game.
+        **unused: Options of writing (`sampling`, `seed`, ..), which every protocol accepts. They have no effect, since
+            nothing is generated before B's turn.
 
     Returns:
         B's turn.
@@ -44,12 +44,12 @@ def silent(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[
 
 
 def sender(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **unused: Any) -> Turn:
-    """A answers alone what B is asked.
+    """A answers B's prompts alone.
 
     Args:
-        a: Who answers.
+        a: The agent that answers.
         b: The other agent. It does nothing.
-        prompts_a: What A would read. Not used.
+        prompts_a: A's prompts. Not used.
         prompts_b: What A reads, one prompt for each game.
         **unused: Options of writing, as for `silent`. They change nothing.
 
@@ -70,13 +70,13 @@ def sender(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[
 
 
 def skyline(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **unused: Any) -> Turn:
-    """B answers after reading A's prompt and its own: all there is to know (Ramesh & Li 2025, section 4.1).
+    """B answers after reading A's prompt and its own, so it has all the information (Ramesh & Li 2025, section 4.1).
 
     Args:
         a: The other agent. It does nothing.
-        b: Who answers.
-        prompts_a: What B reads first, one prompt for each game. Where it is the same as B's own, B reads it once.
-        prompts_b: What B reads then, one prompt for each game.
+        b: The agent that answers.
+        prompts_a: A's prompts, one for each game. B reads them first. If A's prompt equals B's, B reads it once.
+        prompts_b: B's prompts, one for each game. B reads them second.
         **unused: Options of writing, as for `silent`. They change nothing.
 
     Returns:
@@ -100,7 +100,7 @@ def together(prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt]) -> list[P
 
     Args:
         prompts_a: A's prompts.
-        prompts_b: B's prompts. One that is the same as A's stays as it is.
+        prompts_b: B's prompts. A prompt that equals A's is returned as it is.
 
     Returns:
         One prompt for each game.
@@ -117,26 +117,26 @@ REPLY = "{message}\n\n{prompt}\n\nAsk your partner what you still need to know."
 
 @dataclasses.dataclass(frozen=True)
 class Conversation(Writing):
-    """Options of `message`: how A tells B.
+    """Options of `message`: how A writes and how B reads it.
 
     Attributes:
         max_message_tokens: Largest number of tokens of a message.
         until: Strings that end a message.
-        sampling: How messages are drawn. None takes the likeliest tokens.
-        seed: Seed of all games, or one for each.
-        ask: Template that A's prompt is put into.
-        tell: Template that A's message and B's prompt are put into.
-        turns: How often A writes. Before the last time, B reads A's message and its own prompt and writes back. Each
-            agent keeps the conversation as it took part in it.
-        reply: Template that A's message and B's prompt are put into, when B is to write back.
-        control: What B gets in place of A's messages: a name in `CONTROLS`, or a `StandIn`. None: the messages.
-        limits: Largest number of tokens of each game's message, if that is fewer than `max_message_tokens`. With 0 nothing
-            is written, read or paid for. None: no other limit.
-        bytes: Largest number of bytes of each game's message, likewise.
+        sampling: How to sample messages. None: greedy decoding.
+        seed: Random seed for all games, or one for each.
+        ask: Template for A's prompt.
+        tell: Template for A's message and B's prompt.
+        turns: How often A writes. After every message but the last, B reads the message and its own prompt and writes
+            back. Each agent keeps the conversation from its own point of view.
+        reply: Template for A's message and B's prompt when B writes back.
+        control: Stand-in that B gets instead of A's messages: a name in `CONTROLS`, or a `StandIn`. None: the messages.
+        limits: Largest number of tokens of each game's message, if smaller than `max_message_tokens`. With 0 nothing is
+            generated, read or counted as cost. None: no other limit.
+        bytes: The same limit in bytes.
 
     Raises:
-        ValueError: A template lacks one of its {places}, or has another; `turns` is below 1; there is no such control;
-            messages of several turns are limited.
+        ValueError: A template lacks one of its {places} or has an unknown one; `turns` is below 1; there is no such
+            control; `limits` or `bytes` is given with several turns.
 
     Example:
         >>> talk = protocols.Conversation(max_message_tokens=8, tell="{prompt} {message}")
@@ -166,18 +166,18 @@ class Conversation(Writing):
 
 
 def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt], **how: Any) -> Turn:
-    """A writes after its prompt, and B reads what A wrote and its own prompt (Ramesh & Li 2025, section 4.1).
+    """A generates a message after its prompt. B reads the message and its own prompt (Ramesh & Li 2025, section 4.1).
 
     Args:
-        a: Who writes.
-        b: Who reads.
-        prompts_a: What A reads, one prompt for each game.
-        prompts_b: What B is asked, one prompt for each game.
+        a: The agent that writes.
+        b: The agent that reads.
+        prompts_a: A's prompts, one for each game.
+        prompts_b: B's prompts (the questions), one for each game.
         **how: Options of `Conversation`.
 
     Returns:
-        B's turn. Details of a `Reply`: A's last message as it arrived, what A read first, and everything that was said
-        if there are several turns.
+        B's turn. `Reply.details` holds A's last message as it arrived, A's first prompt, and, with several turns, all
+        messages.
 
     Raises:
         ValueError: The numbers of prompts differ; a prompt is empty, or leaves no room; an option is invalid.
@@ -194,14 +194,14 @@ def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
     said, spent = [[] for _ in prompts_b], [Spent() for _ in prompts_b]
 
     def note(sent: Sent) -> tuple[str, ...]:
-        """Keeps what was said and spent, and returns what was said."""
+        """Stores the texts and their costs, and returns the texts."""
         for i, (x, cost) in enumerate(zip(texts := sent.message.text or (), sent.spent, strict=True)):
             said[i].append(x)
             spent[i] += cost
         return texts
 
     def told(n: int) -> Sent:
-        """A's n-th text, or what the control makes of it."""
+        """A's n-th text, or the control's stand-in for it."""
         sent = send_text(a, heard_a, talk, n)
         return sent if talk.control is None else _replaced(sent, a, b, prompts_b, talk)
 
@@ -225,7 +225,7 @@ def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
 
 
 def _replaced(sent: Sent, a: Agent, b: Agent, prompts_b: Sequence[Prompt], talk: Conversation) -> Sent:
-    """With what a control puts in the place of A's texts."""
+    """Replace A's texts by the control's stand-in."""
     plain = dataclasses.replace(talk, control=None)
     asked = lambda prompts: [put(talk.ask, prompt) for prompt in prompts]
 
@@ -251,11 +251,11 @@ def likelihoods(turn: Turn, answers: Sequence[str]) -> np.ndarray:
     """Scores the right answer of every game.
 
     Args:
-        turn: The turn of who answers.
+        turn: The turn of the agent that answers.
         answers: The right answers.
 
     Returns:
-        Log-probability of each, in nats.
+        Log-probability of each answer, in nats.
     """
     scored = turn.score([[answer if turn.agent.chat else f" {answer}"] for answer in answers])
     return np.array([each.logprobs[0] for each in scored])
@@ -265,10 +265,10 @@ def send_text(a: Agent, prompts: Sequence[Prompt], talk: Conversation, n: int = 
     """Lets an agent write a message after each of its prompts.
 
     Args:
-        a: Who writes.
-        prompts: What it reads, one prompt for each game.
+        a: The agent that writes.
+        prompts: Its prompts, one for each game.
         talk: How it writes.
-        n: Number of the message in the conversation. Each draws with seeds of its own.
+        n: Number of the message in the conversation. Each message is sampled with its own seeds.
 
     Returns:
         Messages of text.
@@ -292,7 +292,7 @@ def send_text(a: Agent, prompts: Sequence[Prompt], talk: Conversation, n: int = 
 
 
 def _cut(a: Agent, reply: Reply, tokens: int | None, most: int | None) -> tuple[str, Spent]:
-    """The beginning of a message that has no more tokens and bytes than these, and what that much costs."""
+    """Truncate a message to so many tokens and bytes. Returns the text and its cost."""
     ids = reply.ids[: len(reply.ids) if tokens is None else max(tokens, 0)]
     while most is not None and ids and len(a.said(ids).strip().encode()) > most:
         ids = ids[:-1]
@@ -312,11 +312,11 @@ def receive_text(
     """Lets an agent read messages and its own prompts.
 
     Args:
-        b: Who reads.
+        b: The agent that reads.
         prompts_b: Its own prompts, one for each game.
         sent: Messages of text, one for each prompt.
-        talk: How the agent is told.
-        heard: The conversations before, as the agent took part in them.
+        talk: How the message is put to the agent.
+        heard: The conversations so far, from the agent's point of view.
 
     Returns:
         The agent's turn.
@@ -340,7 +340,7 @@ def receive_text(
 
 
 def _told(tell: str, prompt: Prompt, message: str) -> Prompt:
-    """A prompt with a message. Beside an empty one at either end there is no space, which would only change the tokens."""
+    """A prompt with a message. If the message is empty, the space beside it is removed, since it would change the tokens."""
     return put(tell if message else re.sub(r"^\{message\}\s+|\s+\{message\}$", "", tell), prompt, message=message)
 
 
@@ -357,12 +357,12 @@ def check_message(ask: str, tell: str, prefix: str = "") -> None:
     """Checks the templates of a `message`.
 
     Args:
-        ask: Template of what A is asked.
-        tell: Template of what B is told.
-        prefix: What stands before the names of the templates in an error.
+        ask: Template for A's prompt.
+        tell: Template for A's message and B's prompt.
+        prefix: Text to put before the names of the templates in an error.
 
     Raises:
-        ValueError: A template lacks one of its places, or has another.
+        ValueError: A template lacks one of its places or has an unknown one.
     """
     check_words(f"{prefix}ask", ask, {"prompt"}, {"prompt"})
     check_words(f"{prefix}tell", tell, {"message", "prompt"}, {"message", "prompt"})
@@ -382,7 +382,7 @@ def check_words(name: str, words: str, needed: Collection[str], allowed: Collect
     """
     try:
         found = {field for _, field, *_ in string.Formatter().parse(words) if field is not None}
-    except ValueError:  # a brace that stands alone
+    except ValueError:  # an unmatched brace
         found = {"{"}
     if not set(needed) <= found <= set(allowed):
         places = " and ".join(f"{{{place}}}" for place in sorted(needed or allowed))
@@ -394,8 +394,8 @@ def put(template: str, prompt: Prompt, **parts: str) -> Prompt:
 
     Args:
         template: The template.
-        prompt: A text; or a conversation, whose last turn of a user's is put in.
-        **parts: What is put into the other places.
+        prompt: A text, or a conversation. The template is applied to the conversation's last user turn.
+        **parts: Texts for the other places.
 
     Returns:
         The new prompt.
@@ -414,11 +414,11 @@ def text(prompt: Prompt) -> str:
         prompt: A text, or a conversation.
 
     Returns:
-        The text; of a conversation, its last turn of a user's.
+        The text. For a conversation, the text of its last user turn.
     """
     return prompt if isinstance(prompt, str) else prompt[_last(prompt)]["content"]
 
 
 def _last(turns: Sequence[Mapping[str, str]]) -> int:
-    """The last turn that is not one the agent has begun to write itself."""
+    """Index of the last turn that is not an assistant's. (The agent continues an assistant's turn at the end.)"""
     return next(i for i in reversed(range(len(turns))) if turns[i]["role"] != "assistant")
