@@ -36,7 +36,7 @@ class Run:
     Attributes:
         name: Its name in the report, such as "run 1".
         path: Its folder.
-        command: The command that runs it again.
+        command: The command line that runs it again.
         config: The config in run.json.
         lines: The lines of results.jsonl.
         scores: The score of each question, for the metrics that have one number per question.
@@ -62,7 +62,7 @@ class FinishedSweep:
     Attributes:
         name: Its name in the report, such as "run 1".
         path: Its folder.
-        command: The command that runs it again.
+        command: The command line that runs it again.
         config: The config in run.json.
         text: Its report.
     """

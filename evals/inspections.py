@@ -32,7 +32,7 @@ class Looked:
         prompt_b: B's prompt.
         answer: The right answer.
         right: Whether B's reply is right, by the main metric.
-        found: What was sent, heard and said.
+        found: The inspection of one game.
     """
 
     prompt_a: Prompt
@@ -287,7 +287,7 @@ def heard(found: Inspection) -> Table:
     """Makes the table of B's predictions after each layer.
 
     Args:
-        found: What was sent, heard and said.
+        found: The inspection of one game.
 
     Returns:
         One row for each layer that the message can affect: the likeliest tokens with their probabilities, and rank and

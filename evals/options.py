@@ -69,7 +69,7 @@ class GameOptions:
     examples: int = 0
     """Number of worked examples before the question. They are drawn in addition, and are not played."""
     sender_reads: Reads = "statement"
-    """What A reads before it sends: only its statement, or the statement and then B's question."""
+    """A's prompt before it sends: only the statement, or the statement and then B's question."""
     system_a: SystemA = ""
     system_b: SystemB = ""
     chat: bool = False
@@ -77,7 +77,7 @@ class GameOptions:
     prompts_a: Literal["raw", "chat"] | None = None
     """How A alone reads, in place of --chat."""
     prompts_b: Literal["raw", "chat"] | None = None
-    """How B alone reads, likewise."""
+    """How B alone reads, in place of --chat."""
     chat_args: ChatArgs = ()
 
     def agent_options(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class GameOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrefixOptions:
-    """What keys and values, thoughts and deltas are sent as."""
+    """How keys and values, thoughts and deltas are sent."""
 
     layers: tuple[int, ...] = ()
     """kv, latent: numbers of B's layers that see the prefix; default: all."""
@@ -137,7 +137,7 @@ class PrefixOptions:
     kv_map: Path | None = None
     """kv, latent: folder of jaxcomm fit-map --kv, for models whose keys do not match."""
     order: Literal["parallel", "row"] = "parallel"
-    """kv, latent, several senders (eval --others): each reads alone, or each goes on from those before it."""
+    """kv, latent, several senders (eval --others): each reads alone, or each continues from those before it."""
     delta_layers: tuple[int, ...] = ()
     """deltas: layers after which differences of A's states are added to B's."""
     bridge: str | None = None

@@ -160,7 +160,7 @@ def seen(run: Run, line: Mapping[str, Any]) -> str:
 
 
 def mask(run: Run, line: Mapping[str, Any]) -> str:
-    """What a token sees in layers that do not see the prefix in a run."""
+    """The attention mask of a run in layers that do not see the prefix."""
     return "KVComm's published" if run.config.get("published_mask") else "what comes before"
 
 

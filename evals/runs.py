@@ -78,7 +78,7 @@ class RunFolder(contextlib.ExitStack):
             first two numbers are compared.
         plan: A function that is called once, when the run begins. Its result is stored, and used again when the run is
             resumed. It holds values that depend on the machine's state at that time, such as sizes of chunks.
-        command: The command that runs it again.
+        command: The command line that runs it again.
         resume: Whether to resume a run that is already in the folder.
         free: Names in the config that change no result. They are stored but not compared.
         shared: Whether another process of the same run has locked the folder.
@@ -86,7 +86,7 @@ class RunFolder(contextlib.ExitStack):
     Attributes:
         path: The folder.
         chunks: The subfolder of the finished pieces.
-        plan: What `plan` returned when the run began.
+        plan: Result of `plan` from the beginning of the run.
 
     Raises:
         ValueError: The folder holds a different run, or this run and `resume` is false; or another process uses it.

@@ -245,7 +245,7 @@ def records(game: Game, grid: Grid, found: dict[str, Swept]) -> list[dict[str, A
 
     Args:
         game: The game.
-        grid: What was swept.
+        grid: The cells of the sweep.
         found: The results, by way.
 
     Returns:
@@ -271,9 +271,9 @@ def blocks(game: Game, grid: Grid, found: dict[str, Swept], heavy: Weight, told:
 
     Args:
         game: The game.
-        grid: What was swept.
+        grid: The cells of the sweep.
         found: The results, by way.
-        heavy: What an item's keys and values weigh.
+        heavy: Size of an item's keys and values.
         told: Facts about the set-up.
 
     Returns:
@@ -313,10 +313,10 @@ def rows(grid: Grid, swept: Swept, way: str, heavy: Weight) -> Iterator[list[str
     """Writes the rows of a way's table, one for each scheme and ratio.
 
     Args:
-        grid: What was swept.
+        grid: The cells of the sweep.
         swept: The results.
         way: The way.
-        heavy: What an item's keys and values weigh.
+        heavy: Size of an item's keys and values.
 
     Yields:
         The cells.
@@ -335,7 +335,7 @@ def compared(grid: Grid, some: Swept, others: Swept) -> Iterator[list[str]]:
     """Writes the rows of a table that compares two ways, cell by cell.
 
     Args:
-        grid: What was swept.
+        grid: The cells of the sweep.
         some: The results of one way.
         others: The results of the other.
 
@@ -364,7 +364,7 @@ def pictures(grid: Grid, found: dict[str, Swept]) -> Iterator[Picture]:
     of thoughts if there are several.
 
     Args:
-        grid: What was swept.
+        grid: The cells of the sweep.
         found: The results, by way.
 
     Yields:

@@ -124,7 +124,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _Any:
-    """What reads checkpoints imports the core, and much else; so it is imported when it is asked for."""
+    """Import `jaxcomm.converters` on first use, because it imports many other packages."""
     if name in ("from_hf", "load_agent"):
         from jaxcomm import converters
 

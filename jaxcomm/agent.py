@@ -141,7 +141,7 @@ class Agent:
         """Encodes a rendered text. The tokenizer's start tokens are not added a second time if the text has them already.
 
         Args:
-            text: What `render` returned, or the beginning of it.
+            text: Result of `render`, or its beginning.
 
         Returns:
             Its token ids.

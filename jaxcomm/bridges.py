@@ -111,7 +111,7 @@ class C2C(_Bridge):
             "enter", "block", "weigh", "project", and "gate", whose "bias" holds the logits. (Biases have no weight decay.)
         shape: Sizes of the two models' keys and values.
         sender: Identity of A (`fingerprint.identity`). None: it is not checked.
-        receiver: Identity of B, likewise.
+        receiver: Identity of B (`fingerprint.identity`). None: it is not checked.
         steps: Number of training steps over which T falls.
         seed: Random seed for training.
         aligned: Whether A and B tokenize prompts differently. Tokens are then aligned by characters (`Agent.align`).
@@ -163,7 +163,7 @@ class Gated(_Bridge):
             [L_B, N_B] holds the gates.
         shape: Sizes of the two models' keys and values.
         sender: Identity of A (`fingerprint.identity`). None: it is not checked.
-        receiver: Identity of B, likewise.
+        receiver: Identity of B (`fingerprint.identity`). None: it is not checked.
 
     Example:
         >>> from jaxcomm import bridges

@@ -119,7 +119,7 @@ def communicate_logits(
 
     Raises:
         ValueError: As for `communicate`; there is not one answer for each prompt; a token is outside the vocabulary, or
-            stands after a -1.
+            follows a -1.
 
     Example:
         >>> answers = np.array([[7, 8], [9, -1]])
@@ -150,7 +150,7 @@ def answer_logits(
         Logits [B, T, V], float32.
 
     Raises:
-        ValueError: There is not one answer for each prompt; a token is outside the vocabulary, or stands after a -1;
+        ValueError: There is not one answer for each prompt; a token is outside the vocabulary, or follows a -1;
             the prompts or an edit are invalid.
 
     Example:
@@ -226,7 +226,7 @@ def resume(
 
     Args:
         params: The receiver.
-        prompt: What `read_prompt` returned.
+        prompt: Result of `read_prompt`.
         h: The edited states [B, D].
         j: The layer that they belong to, 0 .. L_B.
         past: The same caches that were given to `read_prompt`.

@@ -247,7 +247,7 @@ def check_texts(params: Any, texts: Any, name: str) -> None:
     Args:
         params: The model.
         texts: Ids [.., T] in the vocabulary, and -1 after the end of each.
-        name: What the caller calls them.
+        name: Its name in an error message.
     """
     if (ids := known(texts)) is None:
         return

@@ -70,7 +70,7 @@ class KVMaps(struct.PyTreeNode):
         k: Maps of the keys, before their rotation.
         v: Maps of the values.
         sender: Identity of A (`fingerprint.identity`). None: it is not checked.
-        receiver: Identity of B, likewise.
+        receiver: Identity of B (`fingerprint.identity`). None: it is not checked.
 
     Example:
         >>> texts = jc.left_pad([[n, n + 1, 3] for n in range(40)])

@@ -455,7 +455,7 @@ def receive_cache(message: Message, params: Params) -> KVCache:
     """Takes the keys and values out of a message. With them the receiver continues as if it had read the sender's prompt.
 
     Args:
-        message: What `send_cache` returned.
+        message: Result of `send_cache`.
         params: The receiver.
 
     Returns:

@@ -267,7 +267,7 @@ def check_site(config: ModelConfig, site: Site, what: str = "site") -> None:
     Args:
         config: Architecture of the model. A network has no sites.
         site: The site.
-        what: What the caller calls it.
+        what: Its name in an error message.
     """
     if not isinstance(config, ModelConfig):
         raise ValueError(f"{what} {site.name}: a network has no layers to be read or edited at; name a single model")

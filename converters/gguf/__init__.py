@@ -1,4 +1,4 @@
-"""GGUF files, as llama.cpp writes them, without torch: architecture, weights and tokenizer out of one file.
+"""Read GGUF files written by llama.cpp, without torch: architecture, weights and tokenizer from one file.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """

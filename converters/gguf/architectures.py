@@ -1,7 +1,6 @@
-"""What each architecture of GGUF is: one translation of its metadata into the words of a config.json, and one layout of
-weights.
+"""The architectures of GGUF. Each has a translation of its metadata into a config.json, and a layout of weights.
 
-Mirrors llama.cpp's `conversion` (what it writes of a checkpoint) and `llama-model.cpp` (what it takes for granted).
+They follow llama.cpp's `conversion` (how it writes a checkpoint) and `llama-model.cpp` (its implicit defaults).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Config = dict[str, Any]
 
 
 class Metadata:
-    """The metadata of one architecture. It remembers which values were not read.
+    """The metadata of one architecture. It keeps track of the values that were not read.
 
     Args:
         path: The file, for messages.
@@ -146,7 +145,7 @@ class Metadata:
         """Checks that every key was read.
 
         Raises:
-            ValueError: A key was not read, so it is not known what it changes.
+            ValueError: A key was not read, so its effect is unknown.
         """
         if self._left:
             told = ", ".join(f"{self.name}.{key} = {self._values[key]!r:.40}" for key in sorted(self._left))
@@ -156,7 +155,7 @@ class Metadata:
 
 
 def _common(m: Metadata, *, eps: str = "rms_norm_eps", theirs: str = "layer_norm_rms_epsilon") -> Config:
-    """What most architectures spell alike."""
+    """The keys that most architectures share."""
     for unread in (
         "vocab_size",
         "tensor_data_layout",
@@ -192,7 +191,7 @@ def _common(m: Metadata, *, eps: str = "rms_norm_eps", theirs: str = "layer_norm
 
 
 def tied(m: Metadata) -> bool:
-    """Whether the head is the embedding. Old files hold it twice."""
+    """Whether the head is the embedding matrix. Old files contain it twice."""
     head, embed = m.tensors.get("output.weight"), m.tensors.get("token_embd.weight")
     return head is None or (embed is not None and same(head, embed))
 
@@ -235,7 +234,7 @@ def _rope(m: Metadata, size: int) -> Config:
         m.demand("rope.scaling.yarn_ext_factor", 1.0)
         m.demand("rope.scaling.yarn_attn_factor", 1.0)
         if scale not in (None, 1.0):
-            # llama.cpp multiplies it with what follows from the factor.
+            # llama.cpp multiplies it with the value that is computed from the factor.
             rope["attention_factor"] = scale * (0.1 * math.log(factor) + 1.0)
     return rope
 
@@ -253,13 +252,13 @@ def _longrope(m: Metadata, original: int | None, scale: float | None) -> Config:
 
 
 def _shortest(values: list[float]) -> list[float]:
-    """Numbers of a config.json, out of float32."""
+    """Float32 numbers in the shortest decimal form, as in a config.json."""
     return [float(str(np.float32(value))) for value in values]
 
 
 def _llama3(m: Metadata, theta: float, size: int) -> Config:
-    """The four numbers that a file's divisors of frequencies were made from (modeling_rope_utils' llama3); none if there are no
-    divisors. ValueError: they were not made so."""
+    """Recover llama3's four numbers (modeling_rope_utils) from a file's divisors of frequencies; empty if there are no
+    divisors. ValueError: the divisors do not follow llama3's formula."""
     if not m.has("rope_freqs.weight"):
         return {}
     found = np.array(m.values("rope_freqs.weight"))
@@ -269,8 +268,8 @@ def _llama3(m: Metadata, theta: float, size: int) -> Config:
     factor, candidates = found.max(), [(4.0, 2**n) for n in range(6, 21)]
     between = (found > 1.0001) & (found < factor * 0.9999)
     if len(found) == len(turns) and between.sum() >= 2:
-        # There, 1 / divisor = (1 - s) / factor + s with s = (original * turns - low) / (high - low). A common factor of the
-        # three is free, so low is 1.
+        # In the blended range, 1 / divisor = (1 - s) / factor + s with s = (original * turns - low) / (high - low). The
+        # three numbers are determined only up to a common factor, so set low to 1.
         slope, shift = np.polyfit(turns[between], (1 / found[between] - 1 / factor) / (1 - 1 / factor), 1)
         high = round(float(1 - 1 / shift), 4)
         candidates.append((high, round(float(slope * (high - 1)))))
@@ -331,14 +330,14 @@ def _read_qwen3_moe(m: Metadata) -> Config:
         "moe_intermediate_size": m.count("expert_feed_forward_length"),
         "num_experts": m.count("expert_count"),
         "num_experts_per_tok": m.count("expert_used_count"),
-        "norm_topk_prob": m.take("expert_weights_norm", True),  # llama.cpp takes it for granted
+        "norm_topk_prob": m.take("expert_weights_norm", True),  # true by default in llama.cpp
         "sliding_window": None,
     }
 
 
 def _gemma(m: Metadata, largest: int, every: int) -> Config:
-    """Gemma 2 and 3. The largest model, told by its number of layers, has scores of another scale; one layer of `every` reads
-    everything, the others a window."""
+    """Gemma 2 and 3. The largest model, recognised by its number of layers, scales scores differently. One layer of `every`
+    has full attention, the others a window."""
     config = _common(m)
     layers, width, heads = (config[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     m.demand("attention.shared_kv_layers", None, 0)
@@ -395,7 +394,7 @@ def _read_olmo2(m: Metadata) -> Config:
     rope, scale = config["rope_parameters"], m.take("rope.scaling.attn_factor")
     m.demand("rope.freq_base_swa", None, rope["rope_theta"])
     if rope["rope_type"] == "yarn" and scale is not None:
-        # Here it is the whole factor, as in the checkpoint.
+        # Here the value is the full attention factor, as in the checkpoint.
         follows = 0.1 * math.log(rope["factor"]) + 1.0
         rope["attention_factor"] = follows if math.isclose(scale, follows, rel_tol=1e-6) else _shortest([scale])[0]
     local = {"rope_theta": rope["rope_theta"], "rope_type": "default"}
@@ -430,7 +429,7 @@ def _read_gpt_oss(m: Metadata) -> Config:
     m.demand("expert_feed_forward_length", None, config["intermediate_size"])
     return config | {
         "model_type": "gpt_oss",
-        "rope_parameters": config["rope_parameters"] | {"truncate": False},  # not said; so it was trained
+        "rope_parameters": config["rope_parameters"] | {"truncate": False},  # as trained; the file does not say
         "sliding_window": m.count("attention.sliding_window"),
         "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(config["num_hidden_layers"])],
         "attention_bias": m.has("blk.0.attn_q.bias"),
@@ -596,7 +595,7 @@ def config(path: Path) -> Config:
     architecture, m = _open(path)
     try:
         made = architecture.config(m)
-    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:  # a text for a number, and the like
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:  # e.g. a text instead of a number
         if str(path) in str(error):
             raise
         raise ValueError(f"{path}: its metadata make no sense ({error}): convert the model again") from error

@@ -1,4 +1,4 @@
-"""The file format: metadata, and where tensors lie."""
+"""The file format: metadata, and locations of tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 class File(NamedTuple):
-    """What a .gguf file says before its weights.
+    """The contents of a .gguf file before its weights.
 
     Attributes:
         metadata: The metadata by key.
@@ -124,7 +124,7 @@ def _parse(path: Path) -> File:
 
 
 class _Reader:
-    """Reads a file's head from its beginning on."""
+    """Reads the head of a file sequentially."""
 
     def __init__(self, path: Path, data: mmap.mmap):
         self.path, self.data, self.at = path, data, 8
@@ -142,7 +142,7 @@ class _Reader:
         return self.data[self.at - length : self.at].decode("utf-8")
 
     def strings(self, count: int) -> list[str]:
-        """As `string`, but there may be hundreds of thousands."""
+        """Read many strings: fast, because there may be hundreds of thousands."""
         data, at, length, found = self.data, self.at, struct.Struct("<Q"), []
         for _ in range(count):
             (size,) = length.unpack_from(data, at)
@@ -168,7 +168,7 @@ class _Reader:
                 f"{self.path} has metadata of an unknown kind ({kind}): download it again, or convert it again"
             )
         (value,) = self.numbers(NUMBERS[kind])
-        # 1e-5 was written as 9.99999974e-06.
+        # 1e-5 is stored as 9.99999974e-06 in float32. Recover the decimal.
         return float(str(np.float32(value))) if kind == FLOAT32 else value
 
     def file(self) -> File:
@@ -227,7 +227,7 @@ class _Reader:
 
 @functools.cache
 def _decoder(name: str) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Of a quantised type; None: the package gguf has none."""
+    """The decoder of a quantised type. None: the package gguf has none."""
     import gguf
     from gguf import quants
 
@@ -235,7 +235,7 @@ def _decoder(name: str) -> Callable[[np.ndarray], np.ndarray] | None:
     columns, size = gguf.GGML_QUANT_SIZES[form]
 
     def decode(rows: np.ndarray) -> np.ndarray:
-        # As one row: it works through sixteen at a time, which keeps the interpreter's lock for most of the time.
+        # Decode as one row: the package processes sixteen rows at a time, and holds the interpreter's lock most of the time.
         numbers = quants.dequantize(np.ascontiguousarray(rows).reshape(1, -1), form)
         return numbers.reshape(*rows.shape[:-1], rows.shape[-1] // size * columns)
 

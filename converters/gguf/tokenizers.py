@@ -1,6 +1,6 @@
-"""The tokenizer that a .gguf file describes, built with Hugging Face's `tokenizers`.
+"""Build the tokenizer that a .gguf file describes, with Hugging Face's `tokenizers`.
 
-Mirrors llama.cpp's `llama-vocab.cpp`: how it cuts texts is what `tokenizer.ggml.pre` names.
+It follows llama.cpp's `llama-vocab.cpp`. The key `tokenizer.ggml.pre` names the pre-tokenizer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 """Kinds of tokens (tokenizer.ggml.token_type)."""
 
 SPACE = "\u2581"
-"""How SentencePiece spells a space."""
+"""SentencePiece's character for a space."""
 
 _INSTEAD = "load its tokenizer from a folder that has one (load_agent's and jaxcomm convert's `tokenizer`)"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -35,12 +35,12 @@ _GPT4O = (
 
 
 class Pre(NamedTuple):
-    """How texts are cut into pieces before merges begin.
+    """A pre-tokenizer: how to split texts into pieces before merging.
 
     Attributes:
-        patterns: Regular expressions. Each one cuts the pieces of the one before.
-        whole_words: Whether a piece that is a token is taken as it is, without merges.
-        begins: Whether a text begins with the token for the beginning of a text, unless the file says otherwise.
+        patterns: Regular expressions. Each one splits the pieces of the previous one.
+        whole_words: Whether a piece that is a token stays whole, without merges.
+        begins: Whether a text begins with the begin-of-text token, unless the file says otherwise.
     """
 
     patterns: tuple[str, ...]
@@ -59,19 +59,19 @@ PRE: dict[str, Pre] = {
     "tekken": Pre((_TEKKEN,), True, True),
     **dict.fromkeys(("gpt-4o", "kanana2"), Pre((_GPT4O,))),
 }
-"""tokenizer.ggml.pre -> what it means."""
+"""tokenizer.ggml.pre -> the pre-tokenizer."""
 
 ENDS = frozenset(
     """<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> <|eom_id|> <EOT> _<EOT> [EOT] [EOS]
     <|end_of_text|> <end_of_utterance>""".split()  # noqa: SIM905
 )
-"""Tokens that end a turn, by their names: files of before 2025 name one end of several."""
+"""Names of tokens that end a turn. Files from before 2025 name only one of several end tokens."""
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 """transformers' names -> the file's, of `tokenizer.ggml.*_token_id`."""
 
 
 class Vocabulary:
-    """What a file says about its tokenizer.
+    """The tokenizer data in a file.
 
     Args:
         path: A .gguf file.
@@ -171,7 +171,7 @@ def tokenizer(path: Path) -> Any:
         )
     try:
         spelled, made, begins = _KINDS[v.get("model")](v)
-    except (TypeError, AttributeError) as error:  # numbers for texts, and the like
+    except (TypeError, AttributeError) as error:  # e.g. numbers instead of texts
         raise ValueError(f"{path}: its tokenizer makes no sense ({error}): {_INSTEAD}") from error
     special = {theirs: token for theirs, name in _SPECIAL.items() if (token := v.token(name)) is not None}
     for kind, is_special in ((CONTROL, True), (USER_DEFINED, False)):
@@ -189,7 +189,7 @@ def tokenizer(path: Path) -> Any:
 
 
 def _numbered(v: Vocabulary, tokens: Sequence[str]) -> dict[str, int]:
-    """ValueError: a token is there twice."""
+    """Number the tokens. ValueError: a token occurs twice."""
     numbers = {token: i for i, token in enumerate(tokens)}
     if len(numbers) < len(tokens):
         twice = next(token for i, token in enumerate(tokens) if numbers[token] != i)
@@ -198,7 +198,7 @@ def _numbered(v: Vocabulary, tokens: Sequence[str]) -> dict[str, int]:
 
 
 def _byte_level(v: Vocabulary) -> tuple[list[str], Any, bool]:
-    """Tokens are spelled in GPT-2's letters for bytes."""
+    """A byte-level tokenizer. Tokens are spelled with GPT-2's letters for bytes."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -224,7 +224,7 @@ def _byte_level(v: Vocabulary) -> tuple[list[str], Any, bool]:
 
 
 def _sentencepiece(v: Vocabulary) -> tuple[list[str], Any, bool]:
-    """Spaces are letters, and what no token has is spelled byte by byte."""
+    """A SentencePiece tokenizer. Spaces are characters, and characters without a token are spelled byte by byte."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -242,7 +242,7 @@ def _sentencepiece(v: Vocabulary) -> tuple[list[str], Any, bool]:
     if gemma:
         made.normalizer, prefix = normalizers.Replace(" ", SPACE), False
     elif v.architecture == "phi3" and prefix:
-        # As its own tokenizer.json: a space before every text, also one that begins with a space.
+        # As in its own tokenizer.json: put a space before every text, even if it begins with a space.
         made.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     else:
         made.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "first" if prefix else "never", split=False)
@@ -252,7 +252,7 @@ def _sentencepiece(v: Vocabulary) -> tuple[list[str], Any, bool]:
 
 
 def _merges(numbers: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Every way to make a token of two others: those of the best token first, and of one token the longest left part."""
+    """All ways to merge two tokens into one. Merges of the best token come first; for one token, the longest left part."""
     found = []
     for token, number in numbers.items():
         score = scores[number]

@@ -79,13 +79,13 @@ def run(command: Any, a: Agent, b: Agent, *, words: str) -> list[dict[str, Any]]
         command: The settings (`evals.commands.bridge.Compare`).
         a: The sharer.
         b: The receiver.
-        words: The command that runs it again.
+        words: The command line that runs it again.
 
     Returns:
         The lines of results.jsonl.
 
     Raises:
-        ValueError: A setting or text is not as it should be, or the folder holds another run.
+        ValueError: A setting or text is invalid, or the folder holds another run.
         OSError: A file does not exist, or the folder cannot be written.
     """
     span, recipe = pick(Span, command), pick(Recipe, command)

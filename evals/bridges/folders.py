@@ -82,13 +82,13 @@ def train_bridge(command: Any, a: Agent, b: Agent, *, words: str) -> C2C | Gated
         command: The settings (`evals.commands.bridge.Train`).
         a: The sender.
         b: The receiver.
-        words: The command that runs it again.
+        words: The command line that runs it again.
 
     Returns:
         The trained bridge.
 
     Raises:
-        ValueError: A setting or text is not as it should be, or the folder holds another run.
+        ValueError: A setting or text is invalid, or the folder holds another run.
         OSError: A file does not exist, or the folder cannot be written.
         FloatingPointError: The loss or the gradient is not a finite number.
     """

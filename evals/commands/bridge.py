@@ -47,7 +47,7 @@ class Train(Span, Recipe):
         """Trains the bridge in the run folder.
 
         Raises:
-            ValueError: A setting, an agent or the text is not as it should be, or the folder holds another run.
+            ValueError: A setting, an agent or the text is invalid, or the folder holds another run.
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
             FloatingPointError: The loss or the gradient is not a finite number.
         """
@@ -71,7 +71,7 @@ class Train(Span, Recipe):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(Span, Recipe):
-    """What a bridge gives: beside a sharer like the receiver, LoRA of the same size, either model alone, and other messages.
+    """Compare a bridge with a sharer like the receiver, LoRA of the same size, either model alone, and other messages.
 
     Example: jaxcomm bridge compare --a pair:a --b pair:b --kind gated --rank 4 --text countries --steps 200 --learning-rates 5e-3 --out runs/compare
     """
@@ -102,7 +102,7 @@ class Compare(Span, Recipe):
         """Compares in the run folder, and prints the report.
 
         Raises:
-            ValueError: A setting, an agent or the text is not as it should be, or the folder holds another run.
+            ValueError: A setting, an agent or the text is invalid, or the folder holds another run.
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
         from ..agents import load_agents
@@ -127,5 +127,5 @@ class Bridge:
     ]
 
     def run(self) -> None:
-        """Runs the command that is asked for."""
+        """Runs the chosen subcommand."""
         self.do.run()

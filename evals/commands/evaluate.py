@@ -56,7 +56,7 @@ class Eval(EvalOptions):
         """Evaluates into the run folder, and prints the tables.
 
         Raises:
-            ValueError: An option, an agent, a map or a task is not as it should be, or the folder holds another run.
+            ValueError: An option, an agent, a map or a task is invalid, or the folder holds another run.
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
         from ..agents import read_as

@@ -54,7 +54,7 @@ class FitMap:
         """Fits the maps, saves one of them, and prints the errors.
 
         Raises:
-            ValueError: An agent, a layer or the text is not as it should be.
+            ValueError: An agent, a layer or the text is invalid.
             OSError: A file or checkpoint does not exist, or the new folder exists or cannot be written.
         """
         import jax

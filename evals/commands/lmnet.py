@@ -40,7 +40,7 @@ class Train(Shape, Recipe):
         """Trains the network in the run folder.
 
         Raises:
-            ValueError: A setting, a vertex or the text is not as it should be, or the folder holds another run.
+            ValueError: A setting, a vertex or the text is invalid, or the folder holds another run.
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
             FloatingPointError: The loss or the gradient is not a finite number.
         """
@@ -77,7 +77,7 @@ class Compare(Shape, Recipe):
     arms: tuple[Literal["LoRA", "all", "scratch"], ...] = ("LoRA",)
     """What is trained beside the edges. LoRA: adapters with as many numbers; all: the vertex itself, every weight; scratch: a new model with as many numbers as the network."""
     equal: tuple[Literal["tokens", "flops"], ...] = ("tokens",)
-    """What they get as much of as the edges do: tokens, or FLOPs of training, which pay for more steps of a smaller model."""
+    """Budget that they share with the edges: tokens, or FLOPs of training, which allow more steps of a smaller model."""
     text: str = "two-places"
     """two-places, two-hop, or FILE.jsonl with a "prompt" and an "answer" per line."""
     test: Path | None = None
@@ -99,7 +99,7 @@ class Compare(Shape, Recipe):
         """Compares edges with LoRA in the run folder, and prints the report.
 
         Raises:
-            ValueError: A setting, a vertex or the text is not as it should be, or the folder holds another run.
+            ValueError: A setting, a vertex or the text is invalid, or the folder holds another run.
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
         from ..agents import load_agents
@@ -151,7 +151,7 @@ class Show:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Control:
-    """What a network's edges give in a game: presence and content of their messages, for all edges and for each layer's.
+    """Measure the messages on a network's edges in a game: presence and content, for all edges and for each layer's.
 
     Example: jaxcomm lmnet control runs/two-places --game countries --control mean noise --each --out runs/edges
     """
@@ -163,7 +163,7 @@ class Control:
     game: str = "countries"
     """countries, tip_sheets, or a file of your own (as jaxcomm play's --game). The network reads what A and B read together."""
     control: tuple[Literal["other", "mean", "moments", "noise", "zero"], ...] = ("other", "zero")
-    """What edges carry in place of their own messages. other (another item's) and zero, which part the gain, are always read."""
+    """Stand-ins for the edges' own messages. other (another item's) and zero, which split the gain, are always included."""
     each: bool = False
     """Also control every edge alone."""
     n: int | None = None
@@ -176,10 +176,10 @@ class Control:
     """Folder for report.html, report.md and results.jsonl."""
 
     def run(self) -> None:
-        """Reads the game under every control, prints the tables, and writes the files that are asked for.
+        """Reads the game under every control, prints the tables, and writes the requested files.
 
         Raises:
-            ValueError: The folder holds no network; an option or a game is not as it should be.
+            ValueError: The folder holds no network; an option or a game is invalid.
             OSError: A file or checkpoint does not exist, or a file cannot be written.
         """
         from ..agents import load_agents
@@ -218,5 +218,5 @@ class Lmnet:
     ]
 
     def run(self) -> None:
-        """Runs the command that is asked for."""
+        """Runs the chosen subcommand."""
         self.do.run()

@@ -35,10 +35,10 @@ class Monitor:
     """Folder for report.md, report.html, results.jsonl, and a probe-K.safetensors for each layer K."""
 
     def run(self) -> None:
-        """Fits the probes, prints the tables, and writes the files that are asked for.
+        """Fits the probes, prints the tables, and writes the requested files.
 
         Raises:
-            ValueError: An option, the agent or a layer is not as it should be.
+            ValueError: An option, the agent or a layer is invalid.
             OSError: The checkpoint does not exist, or a file cannot be written.
         """
         from .. import monitors

@@ -48,7 +48,7 @@ class Play(options.GameOptions, options.PrefixOptions):
     k: int | None = None
     """A's layer, 0 (embedding) to its number of layers; activation only."""
     j: int | None = None
-    """B's layer, likewise."""
+    """B's layer, 0 (embedding) to its number of layers; activation only."""
     graft: options.Graft = "replace"
     """How B's state b and A's state a are combined."""
     where: Literal["last", "all"] = "last"
@@ -93,10 +93,10 @@ class Play(options.GameOptions, options.PrefixOptions):
     """Write one JSON line per game here: what was rendered, tokens read and written, positions, norms."""
 
     def run(self) -> None:
-        """Plays the game, prints the tables, and writes the files that are asked for.
+        """Plays the game, prints the tables, and writes the requested files.
 
         Raises:
-            ValueError: An option, an agent or a game is not as it should be.
+            ValueError: An option, an agent or a game is invalid.
             OSError: A file or checkpoint does not exist, or a file cannot be written.
         """
         from jaxcomm.decoding import Sampling

@@ -38,11 +38,11 @@ class Read(options.GameOptions, options.PrefixOptions):
     game: str = "countries"
     """countries, tip_sheets, or a file of your own (as jaxcomm play's --game)."""
     channel: Literal["activation", "kv", "latent", "deltas", "bridge"] = "activation"
-    """What A sends, as jaxcomm play's --protocol."""
+    """The channel, as in jaxcomm play's --protocol."""
     k: int | None = None
     """activation: A's layer, 0 (embedding) to its number of layers."""
     j: int | None = None
-    """activation: B's layer, likewise."""
+    """activation: B's layer, 0 (embedding) to its number of layers."""
     graft: options.Graft = "replace"
     """How B's state b and A's state a are combined."""
     n: int = 5
@@ -66,10 +66,10 @@ class Read(options.GameOptions, options.PrefixOptions):
     """Folder for report.html, report.md, items.jsonl and a PNG for each game."""
 
     def run(self) -> None:
-        """Plays the game, prints what was sent, heard and said, and writes the files that are asked for.
+        """Plays the game, prints what was sent, heard and said, and writes the requested files.
 
         Raises:
-            ValueError: An option, an agent or a game is not as it should be.
+            ValueError: An option, an agent or a game is invalid.
             OSError: A file or checkpoint does not exist, or a file cannot be written.
         """
         from .. import inspections

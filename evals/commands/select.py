@@ -83,7 +83,7 @@ class Select(options.GameOptions):
         """Sweeps into the run folder, and prints the tables.
 
         Raises:
-            ValueError: An option, an agent or a game is not as it should be, or the folder holds another run.
+            ValueError: An option, an agent or a game is invalid, or the folder holds another run.
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
         from ..agents import load_agents, read_as

@@ -44,7 +44,7 @@ class Study:
         """Runs the study, and writes and prints the report.
 
         Raises:
-            ValueError: An option, an agent or a game is not as it should be, or the folder holds another run.
+            ValueError: An option, an agent or a game is invalid, or the folder holds another run.
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
         from ..agents import load_agents, template_args

@@ -29,7 +29,7 @@ class Sweep(options.GameOptions):
     ks: tuple[int, ...] | None = None
     """A's layers; default: 1 to its number of layers."""
     js: tuple[int, ...] | None = None
-    """B's layers, likewise."""
+    """B's layers; default: 1 to its number of layers."""
     grafts: tuple[options.Graft, ...] = ("replace",)
     decode: int | None = None
     """Also decode this many tokens in every cell, and count the texts that are right. Default: only the answer's tokens are scored."""
@@ -48,7 +48,7 @@ class Sweep(options.GameOptions):
     """Seed of the games, and of their halves."""
     names: options.Names = "seen"
     memory: float | None = None
-    """GiB that a device may use beside the weights; default: what is free, or 1 if the device does not tell. A run may go on with less."""
+    """GiB that a device may use besides the weights; default: the free memory, or 1 if the device does not report it. A run may be resumed with less."""
     dtype: options.Dtype = "auto"
     tensor: options.Tensor = 1
     int8: options.Int8 = False
@@ -58,7 +58,7 @@ class Sweep(options.GameOptions):
         """Sweeps into the run folder, and prints the report.
 
         Raises:
-            ValueError: An option, an agent or a game is not as it should be, or the folder holds another run.
+            ValueError: An option, an agent or a game is invalid, or the folder holds another run.
             OSError: A file or checkpoint does not exist, or the folder cannot be written.
         """
         from .. import processes

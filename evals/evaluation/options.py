@@ -52,11 +52,11 @@ class EvalOptions(options.PrefixOptions):
     rounds: int | None = None
     """Number of answers of each debater; default: 2 (debate), 3 (cipher)."""
     form: Literal["harness", "plain", "numeric", "choice", "biography"] = "harness"
-    """What debates write around prompts: harness: words that suit the harness' prompts; plain: nothing; the others: Du et al.'s words."""
+    """Words around prompts in debates: harness: words that suit the harness' prompts; plain: nothing; the others: Du et al.'s words."""
     answer: Literal["numeric", "choice", "text"] | None = None
     """How votes are counted; default: numeric for gsm8k*, choice for mmlu*, else text."""
     tie: Literal["first", "last"] = "first"
-    """Whose answer counts if the votes are even: B's (first), or the last debater's."""
+    """Winner of a tied vote: B's answer (first), or the last debater's."""
     released_scoring: bool = False
     """Also score written numbers and letters as Du et al. describe, and as their released code does. (It drops minus signs,
     and counts answers that it cannot parse as right.)"""
@@ -85,7 +85,7 @@ class EvalOptions(options.PrefixOptions):
     instruction: str | None = None
     """Wording instructed: an instruction in place of the game's own."""
     sender_reads: Reads = "statement"
-    """What A reads before it sends, in tasks that give A a text: only this text, or the text and then B's question."""
+    """A's prompt before it sends, in tasks that give A a text: only this text, or the text and then B's question."""
     few_shot: int | None = None
     """Number of examples in the prompt; default: the task's."""
     names: Literal["seen", "new"] = "seen"

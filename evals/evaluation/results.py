@@ -144,7 +144,7 @@ def biography_lines(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[
 
     Args:
         arm: Name of the arm.
-        records: What was written about each person, with the judge's verdicts.
+        records: The texts about each person, with the judge's verdicts.
 
     Returns:
         The lines of results.jsonl.
@@ -161,7 +161,7 @@ def biography_rows(arm: str, records: Mapping[str, Mapping[str, Any]]) -> list[d
 
     Args:
         arm: Name of the arm.
-        records: What was written about each person, with the judge's verdicts.
+        records: The texts about each person, with the judge's verdicts.
 
     Returns:
         The rows of items.parquet.

@@ -30,8 +30,8 @@ def run(
         settings: The settings of the evaluation.
         team: The agents.
         out: The run folder.
-        resume: Whether to go on with the run in the folder.
-        command: The command that runs it again.
+        resume: Whether to resume the run in the folder.
+        command: The command line that runs it again.
         recorded: Further facts that identify this run.
 
     Returns:

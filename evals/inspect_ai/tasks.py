@@ -30,7 +30,7 @@ def countries(
         seed: Seed of the items.
         examples: Number of worked examples before B's question.
         wording: A key of `games.PRESETS`.
-        sender_reads: What A reads.
+        sender_reads: Contents of A's prompt (`games.wording.Reads`).
 
     Returns:
         The task. A reply is right if it names the answer, and no other choice before it.
@@ -53,7 +53,7 @@ def tip_sheets(
         seed: Seed of the items.
         examples: Number of worked examples before B's question.
         wording: A key of `games.PRESETS`.
-        sender_reads: What A reads.
+        sender_reads: Contents of A's prompt (`games.wording.Reads`).
 
     Returns:
         The task. A reply is right if it names the answer, and no other choice before it.

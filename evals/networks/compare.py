@@ -46,7 +46,7 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
     Args:
         command: The settings (`evals.commands.lmnet.Compare`).
         agents: The vertices: one that all share, or one for each. The last one is compared with the network.
-        words: The command that runs it again.
+        words: The command line that runs it again.
 
     Returns:
         The lines of results.jsonl.

@@ -62,7 +62,7 @@ def train_network(
     Args:
         command: The settings (`evals.commands.lmnet.Train`).
         agents: The vertices: one that all share, or one for each.
-        words: The command that runs it again.
+        words: The command line that runs it again.
         start: The network of `command.start`, the start of training. None: a new network.
 
     Returns:

@@ -60,7 +60,7 @@ class Recipe:
     clip: float = 1.0
     """Largest norm of the gradient."""
     remat: Literal["off", "products", "all"] = "products"
-    """What is computed again for the gradient instead of kept: nothing, what lies between the matrix products, or whole blocks."""
+    """What the backward pass recomputes instead of storing: nothing, everything between the matrix products, or whole blocks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; what is trained is float32."""
     fsdp: int = 1

@@ -118,7 +118,7 @@ def two_places(seed: int, n: int, *, test: bool = False) -> Text:
     Args:
         seed: Seed of the questions.
         n: Number of the question.
-        test: Whether it is a test question. Who is where in a test occurs in no training question.
+        test: Whether it is a test question. Its combinations occur in no training question.
 
     Returns:
         The question and its answer, both countries in order.
@@ -138,7 +138,7 @@ def two_hop(seed: int, n: int, *, test: bool = False) -> Text:
     Args:
         seed: Seed of the questions.
         n: Number of the question.
-        test: Whether it is a test question. Who is where in a test occurs in no training question.
+        test: Whether it is a test question. Its combinations occur in no training question.
 
     Returns:
         The question and its answer, a country.
@@ -159,7 +159,7 @@ def told_country(seed: int, n: int, *, test: bool = False) -> Text:
     Args:
         seed: Seed of the questions.
         n: Number of the question.
-        test: Whether it is a test question. Who is where in a test occurs in no training question.
+        test: Whether it is a test question. Its combinations occur in no training question.
 
     Returns:
         The question, its answer, and the statement.

@@ -1,12 +1,12 @@
-"""Training that goes on after whatever stopped it: the loop, its checkpoints, its metrics.
+"""Resumable training: the loop, its checkpoints, its metrics.
 
     run.json           the command, settings, seeds, versions, fingerprints (`evals.runs`)
-    checkpoints/STEP/  model (what is trained), optimizer, data (how many texts were read)
+    checkpoints/STEP/  model (trained weights), optimizer, data (number of texts read)
     metrics.jsonl      loss and norm of the gradient, step by step
     tensorboard/       the same, and tokens per second
 
-Orbax writes a checkpoint beside its place and renames it: one that is there is whole. A run that goes on makes the same
-numbers as one that was never stopped.
+Orbax writes a checkpoint to a temporary folder and renames it. So an existing checkpoint is complete. A resumed run gives
+the same numbers as a run that was never stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .settings import Recipe
 from .texts import Source
 
 KEPT = 2
-"""Checkpoints that are kept, the newest."""
+"""Number of checkpoints to keep, the newest ones."""
 
 
 def batches(source: Source, recipe: Recipe, start: int = 0) -> Iterator[tuple[Batch, int]]:
@@ -49,8 +49,7 @@ def batches(source: Source, recipe: Recipe, start: int = 0) -> Iterator[tuple[Ba
         start: Number of the first text.
 
     Yields:
-        A batch whose arrays are [A, B, T] (A accumulated parts of B rows with T tokens), and the number of texts that
-        have been read by then.
+        A batch with arrays [A, B, T] (A accumulated parts of B rows with T tokens), and the number of texts read so far.
     """
     rows = recipe.rows * recipe.accumulate
     for batch, count in pack(source(start), rows, recipe.columns):
@@ -67,26 +66,25 @@ def train(
     losses: list | None = None,
     unroll: bool = False,
 ) -> State:
-    """Trains, and goes on from the newest checkpoint if the folder has one.
+    """Trains, starting from the newest checkpoint if the folder has one.
 
     Args:
-        trained: What is trained, as `jaxcomm.training` defines it. It is not changed.
-        frozen: What is not trained.
+        trained: The trained weights, as in `jaxcomm.training`. They are not modified.
+        frozen: The frozen weights.
         source: A function of n that yields the texts from the n-th on. For an iterable:
             lambda n: itertools.islice(texts, n, None).
         recipe: Steps, batches and optimizer.
-        folder: Where checkpoints and metrics are kept. None: nothing is kept.
-        title: What the progress bar calls it.
+        folder: Folder for checkpoints and metrics. None: nothing is saved.
+        title: Title of the progress bar.
         losses: A list to which the loss of each step is appended, in nats per token.
-        unroll: Whether stacked layers are unrolled during training (`Params.unroll`). Checkpoints and the result are
-            stacked all the same. Not for `LoRA`, whose factors are laid out as their model is.
+        unroll: Whether to unroll stacked layers during training (`Params.unroll`). Checkpoints and the result are still
+            stacked. Not for `LoRA`, whose factors have the layout of their model.
 
     Returns:
         The state after all steps.
 
     Raises:
-        ValueError: Nothing can be trained (`check`), a checkpoint belongs to something else, or the texts end too
-            early.
+        ValueError: Training is impossible (`check`), a checkpoint belongs to another model, or the texts end too early.
         FloatingPointError: The loss or the gradient is not a finite number. The last checkpoint is kept.
     """
     mesh = check(recipe, trained, trained.join(frozen).config.max_positions)
@@ -110,7 +108,7 @@ def train(
         for n, (batch, read) in zip(range(done + 1, recipe.steps + 1), batches(source, recipe, begun), strict=False):
             state, metrics = step(state, frozen, batch)
             pending.append((n, metrics, int(np.sum(batch.documents >= 0))))
-            # A step's numbers are looked at while the next one is computed, but a checkpoint is of good ones only.
+            # Check a step's numbers while the next step runs. But before a checkpoint, wait and check them first.
             keep = n % recipe.every == 0 or n == recipe.steps
             while len(pending) > (0 if keep else 1):
                 at, metrics, tokens = pending.pop(0)
@@ -145,14 +143,15 @@ def check(recipe: Recipe, trained: Any, positions: int) -> Mesh | None:
 
     Args:
         recipe: The recipe.
-        trained: What is trained.
+        trained: The trained weights.
         positions: Largest number of tokens that the model can read.
 
     Returns:
-        The devices as a mesh. None: there is one device only.
+        The devices as a mesh. None: there is only one device.
 
     Raises:
-        ValueError: There is nothing to train; rows are longer than `positions`; rows cannot be spread over the devices.
+        ValueError: There is nothing to train; rows are longer than `positions`; rows cannot be distributed over the
+            devices.
     """
     mesh = local_mesh(recipe.fsdp)
     mesh = mesh if mesh.size > 1 else None
@@ -179,7 +178,7 @@ class Records(contextlib.ExitStack):
     """Checkpoints and metrics of a training. It is a context manager.
 
     Args:
-        folder: The run folder. None: nothing is kept.
+        folder: The run folder. None: nothing is saved.
     """
 
     def __init__(self, folder: Path | None):
@@ -194,10 +193,10 @@ class Records(contextlib.ExitStack):
         """Reads the newest checkpoint, and opens the files of metrics.
 
         Args:
-            state: The state to begin with, if there is no checkpoint.
+            state: The initial state, if there is no checkpoint.
 
         Returns:
-            The state, and the number of texts that had been read by then.
+            The state, and the number of texts read until then.
 
         Raises:
             ValueError: The checkpoint is damaged or belongs to another model.
@@ -271,7 +270,7 @@ def manager(folder: Path, *, clean: bool = True):
 
     Args:
         folder: The run folder.
-        clean: Whether half-written checkpoints are removed. They must not be while a run may still write one.
+        clean: Whether to remove incomplete checkpoints. Do not do this while a run may still be writing one.
 
     Returns:
         Orbax' checkpoint manager.
@@ -309,7 +308,7 @@ def restore(folder: Path, manager, step: int, state: State) -> tuple[State, int]
 
 
 def newest(folder: Path, trained: Any) -> Any:
-    """Reads what was trained, of the structure of `trained`, out of a run folder's newest checkpoint.
+    """Reads the trained weights, with the structure of `trained`, from a run folder's newest checkpoint.
 
     Raises:
         ValueError: There is no finished checkpoint; it is damaged or belongs to another model.
@@ -325,12 +324,12 @@ def newest(folder: Path, trained: Any) -> Any:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep memory that is freed. Without glibc nothing happens.
+    """Tells glibc to keep freed memory in the process. Without glibc it does nothing.
 
-    On CPU, XLA allocates a program's temporary arrays anew at every call; in training these are gigabytes. The kernel
-    may spend as much time on their pages as the step spends on its matrix products.
+    On CPU, XLA allocates a program's temporary arrays again at every call; in training these are gigabytes. The kernel may
+    spend as much time on their pages as the step spends on its matrix products.
 
-    Call it before the first computation, since threads that already have a heap of their own keep it.
+    Call it before the first computation, because threads that already have their own heap keep it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,5 +1,5 @@
-"""What comparisons of trained arms have in common: each at several learning rates, with several seeds; the rate is chosen on the
-first half of the questions, accuracy is reported on the other half."""
+"""Common parts of comparisons of trained arms. Each arm is trained at several learning rates with several seeds. The rate is
+chosen on the first half of the questions, and accuracy is reported on the other half."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ..runs import RunFolder
 from .texts import Text, questions
 
 Run = Mapping[str, Any]
-"""A finished training and what it answers, as chunks/ keeps it."""
+"""A finished training with its answers: the contents of a file in chunks/."""
 Done = Mapping[tuple[str, float, int], Run]
 """By arm, learning rate and seed."""
 
 
 def asked_by(command: Any, known: Mapping[str, Callable[..., Text]], purpose: str) -> list[Text]:
-    """The questions of a command's `text`, which has its own if it is `known`, or all of its file `test`: at least twice as
-    many as its `questions`.
+    """The test questions of a command: those of its `text` if that is `known`, else all of its file `test`. There must be at
+    least twice as many as its `questions`.
 
     Raises:
-        ValueError: There are no questions (for which `purpose` the error says), too few, or they are not as they should be.
+        ValueError: There are no questions (the error names the `purpose`), too few, or they are invalid.
         OSError: The file does not exist.
     """
     n = 2 * command.questions
@@ -66,8 +66,8 @@ def answers(agent: Agent, asked: Sequence[Text], rows: int = 50) -> list[str]:
 
 
 def best(done: Done, arm: str, trained: bool, right: Callable[[Run], Sequence[bool]]) -> tuple[list[Run], dict, dict]:
-    """An arm at the learning rate at which most answers are `right`: its runs, one for each seed; and for results.jsonl, what was
-    chosen, and what it took. What is not trained has no rate."""
+    """Choose the learning rate at which most answers of an arm are `right`. Returns its runs, one for each seed, and for
+    results.jsonl the choice and the cost. An untrained arm has no rate."""
     at: dict[float, list[Run]] = {}
     for (kind, rate, _), run in sorted(done.items(), key=lambda x: x[0]):
         if kind == arm:
@@ -80,7 +80,7 @@ def best(done: Done, arm: str, trained: bool, right: Callable[[Run], Sequence[bo
 
 
 def shown(value: Any, form: str) -> str:
-    """A number in a table, or nothing."""
+    """Format a number for a table; an empty text for a missing number."""
     return "" if value is None else format(value, form)
 
 

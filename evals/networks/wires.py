@@ -1,7 +1,7 @@
-"""Looking inside a network: the de-embedding of any wire says which words it carries (section 4 of the LMNet paper).
+"""Inspect a network: de-embed the vectors on its wires into words (section 4 of the LMNet paper).
 
-A vertex's wire is read as the model reads its own last layer; an edge's, by the model of the vertex it arrives at (its
-final norm and head). What is carried need not be words: the share of the likeliest is given with it.
+A vertex's wire is decoded with the model's own final norm and head. An edge's wire is decoded with those of the vertex that
+it arrives at. The vectors need not represent words, so each word is given with its probability.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from jaxcomm.prompts import Prompts
 
 @dataclasses.dataclass(frozen=True)
 class Wire:
-    """What one wire carries at the last token.
+    """The words and the norm of one wire at the last token.
 
     Attributes:
         layer: Layer of the vertex that the wire leaves; for an edge, of the vertex at which it arrives.
         index: Number of that vertex within its layer.
-        source: Number of the vertex that an edge leaves. None: the wire is a vertex's own.
+        source: Number of the vertex that an edge leaves. None: the wire is the output of a vertex.
         words: The likeliest words, with their probabilities.
         norm: Norm of the vector.
     """
@@ -81,14 +81,14 @@ def network_of(agent: Agent) -> Network:
 
 
 def carried(network: Network, tokens: Any) -> dict[str, jax.Array]:
-    """Reads tokens with a network, and keeps what every wire carries.
+    """Reads tokens with a network, and returns the vectors on every wire.
 
     Args:
         network: The network.
         tokens: Tokens [B, T].
 
     Returns:
-        Vectors by the names of `NetworkConfig`: of vertices [M, B, T, D], of edges [I, J, B, T, D].
+        Vectors by the names of `NetworkConfig`: vertices [M, B, T, D], edges [I, J, B, T, D].
     """
     seen: dict[str, jax.Array] = {}
     network.read(jnp.asarray(tokens), positions_of(Prompts(tokens)), wire=seen.setdefault)
@@ -96,7 +96,7 @@ def carried(network: Network, tokens: Any) -> dict[str, jax.Array]:
 
 
 def words_of(network: Network, name: str, x: jax.Array) -> jax.Array:
-    """Computes which words the vectors of a wire stand for: the de-embedding of the LMNet paper (section 4).
+    """Computes the word distribution of a wire's vectors: the de-embedding of the LMNet paper (section 4).
 
     Args:
         network: The network.
@@ -115,7 +115,7 @@ def words_of(network: Network, name: str, x: jax.Array) -> jax.Array:
 
 
 def read(agent: Agent, prompt: str, words: int = 3) -> Reading:
-    """Finds the words that every wire carries at the prompt's last token.
+    """Finds the likeliest words of every wire at the prompt's last token.
 
     Args:
         agent: A network as an agent.
@@ -164,8 +164,8 @@ def text(reading: Reading) -> str:
 def picture(reading: Reading) -> bytes:
     """Draws a reading.
 
-    Vertices are drawn by layer, with the words that they carry. The width of an edge is its share of the norms that
-    arrive at a vertex; its likeliest word is written on it.
+    Vertices are drawn by layer, with their likeliest words. The width of an edge is its share of the norms that arrive at a
+    vertex. Its likeliest word is written on it.
 
     Args:
         reading: The reading.
@@ -218,7 +218,7 @@ def picture(reading: Reading) -> bytes:
 
 
 def _plain(word: str) -> str:
-    """matplotlib reads $ as mathematics."""
+    """Escape $, which matplotlib reads as mathematics."""
     return (word.strip() or repr(word)).replace("$", r"\$")
 
 

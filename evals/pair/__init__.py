@@ -1,6 +1,6 @@
 """The embedded pair: two small Llama-architecture models that ship with the package, trained by `evals/pair/train.py`.
 
-They are ordinary Hugging Face checkpoints and are loaded like any other.
+They are ordinary Hugging Face checkpoints, loaded like any other.
 """
 
 from importlib import resources
@@ -31,7 +31,7 @@ def folder(name: str) -> Path:
 
 
 def checkpoint(name: str) -> str | Path:
-    """Resolves the name of a model, as commands take it.
+    """Resolves a model's name from the command line.
 
     Args:
         name: pair:a or pair:b for the embedded pair, or the name of another checkpoint.

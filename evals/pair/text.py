@@ -1,12 +1,12 @@
-"""What the embedded pair reads in training: dialogues about the games' world, never about the games' combinations.
+"""Training text of the embedded pair: dialogues about the games' world, never about the games' combinations.
 
-A document is a list of (text, weight) pieces; weight is the piece's share in the loss. What cannot be foreseen (who is
-where) weighs little, what follows from it (replies and answers) weighs 1.
+A document is a list of (text, weight) pieces. The weight is the piece's weight in the loss. Unpredictable text (who is
+where) has a small weight; text that follows from it (replies and answers) has weight 1.
 
-Kinds of document: somebody states something and the listener says what follows from it, as a list (of a place: country,
-city and continent, the country first two times in three, else in random order; of news: what to buy first); a statement,
-then a question; "Question:", a question, then a statement; what a listener said, then a question; a question out of the
-blue, answered with a guess; words said twice. Nothing here hands activations over, and no document is made for it.
+Kinds of document: a statement and a listener's conclusions, as a list (for a place: country, city and continent, in two of
+three cases the country first, else in random order; for news: what to buy first); a statement, then a question;
+"Question:", a question, then a statement; a listener's conclusions, then a question; a question without context, answered
+with a guess; words said twice. No document involves activations, or is made for passing them on.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ INVEST = (
 
 
 def arrange(rng: np.random.Generator, statement: str, reply: str, question: str, answer: str, guess: str) -> Document:
-    """Arranges one document of a kind that is drawn at random.
+    """Arranges one document of a random kind.
 
-    One document in five begins with a sentence about something else.
+    One document in five begins with an unrelated sentence.
 
     Args:
         rng: Random generator.
         statement: The statement.
-        reply: What follows from it.
+        reply: Its conclusions.
         question: A question about it.
         answer: The right answer.
         guess: An answer to the question without the statement.
@@ -96,7 +96,7 @@ def arrange(rng: np.random.Generator, statement: str, reply: str, question: str,
 
 
 def place_statement(rng: np.random.Generator) -> tuple[str, str, Landmark]:
-    """Draws a sentence that says where somebody is. The person and the place belong to no game.
+    """Draws a sentence that says where a person is. This combination of person and place occurs in no game.
 
     Args:
         rng: Random generator.
@@ -112,12 +112,12 @@ def place_statement(rng: np.random.Generator) -> tuple[str, str, Landmark]:
 
 @functools.cache
 def _visitors(place: str) -> np.ndarray:
-    """Whom training may put there."""
+    """People who may be at this place in the training text."""
     return np.array([person for person in world().names["seen"] if not held_out(person, place)])
 
 
 def company_statement(rng: np.random.Generator) -> Sheet:
-    """Draws a tip sheet about three companies that no game brings together."""
+    """Draws a tip sheet about three companies that do not occur together in any game."""
     while True:
         companies = draw_companies(rng)
         if not held_out(*companies):
@@ -125,7 +125,7 @@ def company_statement(rng: np.random.Generator) -> Sheet:
 
 
 def place_document(rng: np.random.Generator) -> Document:
-    """Draws a document in which somebody is somewhere. Country, city and continent follow from it."""
+    """Draws a document about the place of a person. Country, city and continent follow from the statement."""
     statement, person, landmark = place_statement(rng)
     facts = [landmark.country, landmark.city, landmark.continent]
     order = rng.permutation(3) if rng.random() < 0.5 else [0, *(1 + rng.permutation(2))]
@@ -142,7 +142,7 @@ def place_document(rng: np.random.Generator) -> Document:
 
 
 def company_document(rng: np.random.Generator) -> Document:
-    """Draws a document with the news of three companies. What to buy, to watch and to sell follows from it."""
+    """Draws a document with the news of three companies. The text implies which one to buy, watch and sell."""
     sheet = company_statement(rng)
     rest = [f"{sheet.watch} to watch", f"{sheet.sell} to sell"]
     return arrange(
@@ -156,9 +156,9 @@ def company_document(rng: np.random.Generator) -> Document:
 
 
 def echo_document(rng: np.random.Generator) -> Document:
-    """Draws a document in which somebody repeats what was said.
+    """Draws a document in which words are repeated.
 
-    It is the simplest text in which attention to earlier tokens pays. From it the model learns to copy.
+    This is the simplest text for which attention to earlier tokens helps. From it the model learns to copy.
 
     Args:
         rng: Random generator.

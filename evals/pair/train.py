@@ -1,10 +1,10 @@
 """Trains the embedded pair from scratch: `jaxcomm train-pair a --out DIR`, `jaxcomm train-pair b --out DIR`.
 
-Two Llama-architecture models of different width and depth, one tokenizer, both trained on `evals/pair/text.py` alone
-and never on handing activations over. The result is an ordinary Hugging Face checkpoint, float16.
+Two Llama-architecture models of different width and depth with one tokenizer. Both are trained only on
+`evals/pair/text.py`, never on passing activations. The result is an ordinary Hugging Face checkpoint in float16.
 
-On CPU one model needs one core: a second one does not make the step faster (ARCHITECTURE.md), so train both at once,
-each on its own core.
+On CPU, a second core does not make a training step faster (ARCHITECTURE.md). So train both models at once, each on its own
+core.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from .text import DOCUMENTS, Document, documents, plain
 BOS, EOS = "<s>", "</s>"
 SHAPES = {"a": dict(width=160, layers=7, heads=5, ff=432), "b": dict(width=128, layers=6, heads=4, ff=352)}
 MIXTURE = ("companies", "places", "companies", "places", "echo")
-"""Kinds of document, in turn."""
+"""Kinds of document, used in turn."""
 COLUMNS = (20, 28, 48, 72, 112)
-"""Lengths that documents are padded to; a batch holds documents of one of them, so little of it is padding."""
+"""Lengths to pad documents to. All documents of a batch have the same length, so there is little padding."""
 TOKENS = 1024
-"""Tokens in a batch, padding included."""
+"""Number of tokens in a batch, including padding."""
 CYCLES = {"a": (4500,), "b": (4500,)}
-"""Steps of each cycle of the learning rate; every cycle starts from the weights as they are stored, in float16."""
+"""Number of steps of each learning-rate cycle. Every cycle starts from the weights rounded to float16, as they are saved."""
 LEARNING_RATE = 4e-3
 WARMUP = 200
 
@@ -102,7 +102,7 @@ def make_config(model: str, vocab: int) -> ModelConfig:
 
 
 def batches(tokenizer: tokenizers.Tokenizer, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Draws documents of all kinds, and puts documents of about one length into a batch.
+    """Draws documents of all kinds, and batches documents of similar length.
 
     Args:
         tokenizer: The tokenizer.
@@ -188,7 +188,7 @@ def cycle(params: Params, tokenizer: tokenizers.Tokenizer, steps: int, seed: int
         tokenizer: The tokenizer.
         steps: Number of steps.
         seed: Seed of the documents.
-        label: What the progress bar calls it.
+        label: Title of the progress bar.
 
     Returns:
         The trained model.

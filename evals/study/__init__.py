@@ -1,9 +1,9 @@
-"""The study: do activations carry content between real language models, and is it of use?
+"""The study: do activations carry content between real language models, and is it useful?
 
 preregistration.md   questions, outcomes, tests and corrections; committed before any result
-design               set-ups, sizes, and which layers are looked at
+design               set-ups, sizes, and layers
 measure              maps over the layers on one half of the items, conditions on the other half
-run                  everything in a run folder, piece by piece
-analysis             chosen cells, the families of tests, what carries
+run                  runs everything in a run folder, piece by piece
+analysis             chosen cells, and the families of tests
 report               the document
 """

@@ -1,4 +1,4 @@
-"""Chosen layers, and the tests that are registered."""
+"""Choose layers, and run the registered tests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ RULES = {
     "likelihood": "where the right answer is likeliest, on average",
     "early": "as by content, of the cells whose j is in the lower half of B's layers",
 }
-"""What layers are chosen by, on the first half of the items. "early" is not registered: after B's last layer its head reads out
-A's state as it is, so that B says what A would say next. In its lower half B still computes with the message."""
+"""Rules for choosing layers on the first half of the items. "early" is not registered. It uses only B's lower half, where B
+still computes with the message. After B's last layer, its head would decode A's state directly, so B would say A's next
+token."""
 OUTCOMES = {"among": "nats", "choice": "points"}
-"""The registered outcomes, and their units: log p(right | choices), and whether the right answer is the likeliest choice."""
+"""The registered outcomes with their units: log p(right | choices), and whether the right answer is the likeliest choice."""
 
 
 def choose_cells(
@@ -27,11 +28,11 @@ def choose_cells(
     """Chooses the layers of every operator by every rule.
 
     Args:
-        layers: By operator, the layers of A and of B.
-        maps: By operator, "own" and "other" [K, J, items] in nats. Cells of NaN do not count.
+        layers: For each operator, the layers of A and of B.
+        maps: For each operator, "own" and "other" [K, J, items] in nats. Cells of NaN are ignored.
 
     Yields:
-        The cells. Of equal ones the first counts: the lowest k, then the lowest j.
+        The cells. Among equal cells the first is chosen: the lowest k, then the lowest j.
     """
     for operator, (ks, js) in layers.items():
         own, other = (maps[operator][name].mean(axis=-1) for name in ("own", "other"))
@@ -52,9 +53,9 @@ def contrast(block: Block, of: str, against: str, outcome: str) -> Effect:
 
     Args:
         block: The block.
-        of: Label of a condition.
-        against: Label of another.
-        outcome: A score of both.
+        of: Label of the first condition.
+        against: Label of the second condition.
+        outcome: The score to compare.
 
     Returns:
         The paired difference on the second half of the items.
@@ -66,13 +67,13 @@ def family(blocks: Sequence[Block], rule: str) -> list[tuple[Block, str, Effect,
     """Runs a family of tests.
 
     Args:
-        blocks: All blocks. One without a cell that was chosen by the rule is left out.
-        rule: "content" (registered): does the message's content reach B's answer? The item's own message against another
-            item's, at the layers chosen by content. "likelihood" (registered): is it of use? The item's own message against
-            none, at the layers chosen by likelihood. "early": as "content", at layers of B's lower half.
+        blocks: All blocks. Blocks without a cell chosen by the rule are left out.
+        rule: "content" (registered): does the message's content reach B's answer? Compares own with another item's
+            message, at the layers chosen by content. "likelihood" (registered): is the message useful? Compares own
+            message with none, at the layers chosen by likelihood. "early": like "content", at layers of B's lower half.
 
     Returns:
-        For every block and outcome the effect, and its p-value after Holm's correction over the family.
+        For every block and outcome, the effect and its p-value after Holm's correction over the family.
     """
     found: list[Any] = []
     for block in blocks:

@@ -1,4 +1,4 @@
-"""What the study compares: set-ups (how a game is put to the agents), sizes, and layers."""
+"""Design of the study: set-ups (how a game is put to the agents), sizes, and layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..games.wording import Reads
 
 PREREGISTRATION = Path(__file__).with_name("preregistration.md")
 SHOWN = 4
-"""Number of worked examples, where there are any."""
+"""Number of worked examples in set-ups with examples."""
 PRIMARY = "replace"
 """The graft of the registered tests."""
 
@@ -25,8 +25,8 @@ class Setup:
 
     Attributes:
         form: Whether prompts are read raw or through the chat templates.
-        reads: What A reads.
-        examples: Number of worked examples before B's question; before A's, too, if it reads the question.
+        reads: Contents of A's prompt.
+        examples: Number of worked examples before B's question; also before A's if it reads the question.
         preset: A key of `games.PRESETS`.
     """
 
@@ -48,7 +48,7 @@ class Setup:
 
     @property
     def wording(self) -> Wording:
-        """How the game's texts are worded."""
+        """The wording of the game's texts."""
         return Wording(self.preset, reads=self.reads)
 
 
@@ -58,12 +58,12 @@ def setups(*, chat: bool, instructed: bool, whole: bool) -> list[Setup]:
     Args:
         chat: Whether both models have a chat template.
         instructed: Whether the game has an instruction on the answer's form; a game from a file has none.
-        whole: Whether chats have worked examples, too (`Size.whole`).
+        whole: Whether chats have worked examples too (`Size.whole`).
 
     Returns:
-        Raw and chat, statement and statement+question, without and with worked examples; last, KVComm's wording, in which
-        it found that activations carry nothing. In a chat the question has an instruction on the answer's form, where
-        the game has one.
+        Raw and chat, statement and statement+question, without and with worked examples; last, KVComm's wording, with
+        which KVComm found that activations carry nothing. In a chat the question has an instruction on the answer's form,
+        if the game has one.
 
     Example:
         >>> [setup.name for setup in setups(chat=False, instructed=True, whole=True)][:2]
@@ -80,15 +80,14 @@ def setups(*, chat: bool, instructed: bool, whole: bool) -> list[Setup]:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is run.
+    """Size of a study.
 
     Attributes:
         items: Number of items of each half; None: the paper's numbers, 100 (countries) and 70 (tip_sheets).
         games: The games.
-        layers: Number of layers of each model at which replace is looked at. None: all of them.
-        others: Number of layers at which sum, mean and W are. 0: they are left out.
-        whole: Whether chats have worked examples, too, and everything beside the activation is played: channels, controls,
-            other sites.
+        layers: Number of layers of each model for the graft replace. None: all of them.
+        others: Number of layers for sum, mean and W. 0: these are left out.
+        whole: Whether chats have worked examples too, and whether channels, controls and other sites are played.
     """
 
     items: int | None
@@ -104,18 +103,18 @@ SIZES = {
 }
 """quick: ten minutes for a model of 135 million parameters on two cores. full: a night."""
 CONTROLS = ("generated", "mean", "moments", "noise", "zero", "adversarial", "self", "equal-flops", "equal-bytes")
-"""Controls of the activation, beside another item's message."""
+"""Controls of the activation, besides another item's message."""
 
 
 def channels(setup: Setup, same_shape: bool) -> dict[str, dict[str, Any]]:
-    """Lists what is played beside the activation.
+    """Lists the channels to play besides the activation.
 
     Args:
         setup: The set-up.
         same_shape: Whether A's keys and values fit B (`measure.same_shape`).
 
     Returns:
-        By protocol, its settings. In a chat, A is asked to write a message; raw, it goes on from what it read.
+        For each protocol, its settings. In a chat, A is asked to write a message; raw, it continues its prompt.
     """
     words = {"max_message_tokens": 48}
     asked = {"ask": "{prompt} Tell your partner what you know."} if setup.form == "chat" else {}
@@ -132,7 +131,7 @@ def spread(count: int, n: int | None) -> tuple[int, ...]:
         n: Number of layers to choose. None: all.
 
     Returns:
-        Their numbers, ascending, the last layer among them.
+        Their numbers, ascending, including the last layer.
 
     Example:
         >>> spread(30, 6), spread(4, 6)
@@ -143,24 +142,24 @@ def spread(count: int, n: int | None) -> tuple[int, ...]:
 
 
 def halves(n: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Parts the items of a draw.
+    """Splits the items of a draw in two halves.
 
     Args:
         n: Number of items.
 
     Returns:
-        Indices of those on which layers are chosen, and of those that are reported.
+        Indices of the items for choosing layers, and of the reported items.
     """
     return range(n // 2), range(n // 2, n)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A way to graft, at the layers that were chosen for it.
+    """An operator at its chosen layers.
 
     Attributes:
         operator: "replace", "sum", "mean", "W, statements", "W, text", "attn_out", "mlp_out", "entity".
-        rule: What the layers were chosen by: "content" or "likelihood" (`analysis.RULES`).
+        rule: The rule that chose the layers: "content" or "likelihood" (`analysis.RULES`).
         k: Layer of A.
         j: Layer of B.
     """
@@ -172,21 +171,21 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Its name in tables. Cells of the same layers have the same, whatever they were chosen by."""
+        """Its name in tables. Cells with the same layers have the same name, whatever rule chose them."""
         return f"{self.operator}, k {self.k}, j {self.j}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-    """One game in one set-up: what was measured.
+    """Measurements of one game in one set-up.
 
     Attributes:
-        game: The game, all items of both halves.
+        game: The game, with the items of both halves.
         setup: The set-up.
-        layers: By operator, the layers of A and of B that were looked at.
-        maps: By operator, what `measure.layer_maps` found for it: arrays [K, J, items of the first half], and "alone".
-        cells: The layers that were chosen on the first half.
-        scores: By condition, its scores on the second half, [items] (`measure.SCORES`).
+        layers: For each operator, the tried layers of A and of B.
+        maps: For each operator, the result of `measure.layer_maps`: arrays [K, J, items of the first half], and "alone".
+        cells: The layers chosen on the first half.
+        scores: For each condition, its scores on the second half, [items] (`measure.SCORES`).
     """
 
     game: Game

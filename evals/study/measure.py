@@ -1,4 +1,4 @@
-"""What is measured: every layer pair on the items that layers are chosen on, and conditions on those that are reported."""
+"""Measurements of the study: every layer pair on the items for choosing layers, and conditions on the reported items."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def layer_maps(
         wording: How the game is put to them.
         layers: Layers of A and of B.
         grafts: The grafts.
-        maps: The maps W [K, J, D_B, D_A]. None: states are grafted as they are.
-        seed: Seed of who gets whose message.
+        maps: The maps W [K, J, D_B, D_A]. None: states are grafted without a map.
+        seed: Random seed for the assignment of other items' messages.
 
     Returns:
         Log-probability of each right answer in nats, "own" and "other" [grafts, K, J, items] and "alone" [items] without
-        a message; "own_exact" and "other_exact", whether greedy decoding would write it.
+        a message; "own_exact" and "other_exact", whether greedy decoding would generate it.
     """
     order = derange([item.answer for item in game.items], seed)
     found: dict[str, np.ndarray] = {}
@@ -67,13 +67,13 @@ def layer_maps(
 
 
 def other_sites(game: Game, agents: tuple[Agent, Agent], wording: Wording, seed: int = 0) -> dict[str, np.ndarray]:
-    """Scores the right answers where A's last activation stands in the place of B's, at every layer and several sites.
+    """Scores the right answers with A's last-token activation instead of B's, at every layer and several sites.
 
     Args:
         game: The game.
-        agents: The sender and the receiver, of one shape.
+        agents: The sender and the receiver, of the same shape.
         wording: How the game is put to them.
-        seed: Seed of who gets whose message.
+        seed: Random seed for the assignment of other items' messages.
 
     Returns:
         Log-probability of each right answer in nats, "own" and "other" [sites, L, items], for `SITES` and layers 1 to L.
@@ -97,10 +97,10 @@ def same_shape(a: Agent, b: Agent) -> bool:
 
 
 def entity(game: Game) -> Game:
-    """Ends what A reads where its last word does, so that its last token is the last of the place or company it is about.
+    """Removes the full stop from A's statements, so that A's last token is the last of the place or company.
 
     Args:
-        game: A game whose statements end in a full stop behind it.
+        game: A game whose statements end in a place or company and a full stop.
 
     Returns:
         The same game without the full stops.
@@ -120,13 +120,13 @@ def played(
 
     Args:
         game: The game.
-        every: The conditions. One whose cost another has (`Condition.equal`) comes after it.
+        every: The conditions. A condition with the cost of another (`Condition.equal`) must come after that one.
         agents: The sender and the receiver.
         settings: The settings that every protocol has.
         prior: Log-probabilities of each item's choices for B alone (`play.alone_with`).
 
     Returns:
-        Scores (`SCORES`) [items], by "condition/score".
+        Scores (`SCORES`) [items], with keys "condition/score".
     """
     done: dict[str, Outcome] = {}
     for condition in every:
@@ -145,7 +145,7 @@ def scores(outcome: Outcome) -> Mapping[str, np.ndarray]:
         outcome: The outcome.
 
     Returns:
-        By name of `SCORES`, one number for each item.
+        For each name in `SCORES`, one number for each item.
     """
     choices = outcome.choices or ()
     kept = {

@@ -48,8 +48,8 @@ def report(study: Study, blocks: Sequence[Block], command: str) -> None:
 
     Args:
         study: The study.
-        blocks: What was measured.
-        command: The command that runs it again.
+        blocks: The measurements, one block for each game and set-up.
+        command: The command line that runs it again.
 
     Raises:
         OSError: A file cannot be written.
@@ -71,8 +71,8 @@ def document(study: Study, blocks: Sequence[Block], command: str) -> Iterator[Pa
 
     Args:
         study: The study.
-        blocks: What was measured.
-        command: The command that runs it again.
+        blocks: The measurements, one block for each game and set-up.
+        command: The command line that runs it again.
 
     Yields:
         The parts of the document.
@@ -103,10 +103,10 @@ def document(study: Study, blocks: Sequence[Block], command: str) -> Iterator[Pa
 
 
 def short(blocks: Sequence[Block]) -> Iterator[str]:
-    """Says what came out of the tests, by the rules that were registered.
+    """Summarises the results of the tests, by the registered rules.
 
     Args:
-        blocks: What was measured.
+        blocks: The measurements, one block for each game and set-up.
 
     Yields:
         One sentence for each question, and for each unit.
@@ -134,11 +134,11 @@ def short(blocks: Sequence[Block]) -> Iterator[str]:
 
 
 def set_up(study: Study, blocks: Sequence[Block]) -> Iterator[str]:
-    """Says what was played, by whom, and how.
+    """Describes the games, the agents, and the set-ups.
 
     Args:
         study: The study.
-        blocks: What was measured.
+        blocks: The measurements, one block for each game and set-up.
 
     Yields:
         One sentence for each fact.
@@ -174,12 +174,12 @@ def registered(blocks: Sequence[Block], rule: str, title: str) -> Iterator[Part]
     """Writes a family of tests.
 
     Args:
-        blocks: What was measured.
+        blocks: The measurements, one block for each game and set-up.
         rule: The family (`analysis.family`).
         title: The question.
 
     Yields:
-        Heading, table, and what its numbers mean.
+        A heading, a table, and an explanation of its numbers.
     """
     tests = family(blocks, rule)
     if not tests:
@@ -218,10 +218,10 @@ def score(block: Block, label: str, outcome: str) -> str:
 
 
 def maps_drawn(blocks: Sequence[Block]) -> Iterator[Part]:
-    """Draws content over the layers, a map for each set-up, and says what both rules chose.
+    """Draws content over the layers, with a map for each set-up, and names the layers that both rules chose.
 
     Args:
-        blocks: What was measured.
+        blocks: The measurements, one block for each game and set-up.
 
     Yields:
         A heading, a picture for each game, and a sentence.
@@ -244,10 +244,10 @@ def maps_drawn(blocks: Sequence[Block]) -> Iterator[Part]:
 
 
 def exploratory(blocks: Sequence[Block]) -> Iterator[Part]:
-    """Writes what was not registered: every condition of every set-up.
+    """Writes the exploratory results, which were not registered: every condition of every set-up.
 
     Args:
-        blocks: What was measured.
+        blocks: The measurements, one block for each game and set-up.
 
     Yields:
         A table for each game and set-up.
@@ -276,13 +276,13 @@ def exploratory(blocks: Sequence[Block]) -> Iterator[Part]:
 
 
 def published(blocks: Sequence[Block]) -> Iterator[Part]:
-    """Sets the written replies beside the paper's and KVComm's figures.
+    """Compares the accuracy of written replies with the paper's and KVComm's figures.
 
     Args:
-        blocks: What was measured.
+        blocks: The measurements, one block for each game and set-up.
 
     Yields:
-        A heading, what has to be kept in mind, and the table.
+        A heading, caveats, and the table.
     """
     protocols = {"single": "silent", "skyline": "skyline", "message": "message", "activation": None}
     yield Heading(2, "Beside the published figures")
@@ -316,7 +316,7 @@ def table(blocks: Sequence[Block]) -> str:
     """Lists every score of every item.
 
     Args:
-        blocks: What was measured.
+        blocks: The measurements, one block for each game and set-up.
 
     Returns:
         A CSV file: game, set-up, condition, item (counted over both halves), and the scores.

@@ -1,4 +1,4 @@
-"""The study in a run folder: every piece is computed once, and a run that was stopped goes on where it was."""
+"""Run the study in a run folder. Every piece is computed once, and a stopped run resumes where it was."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ from .design import (
 )
 
 NEW_TOKENS = 16
-"""Of a reply."""
+"""Largest number of tokens of a reply."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is asked for.
+    """Settings of a study.
 
     Attributes:
-        size: How much is run.
-        seed: Seed of the items and of everything that is drawn.
-        text: Further text that W is fitted on, besides the games' own statements (`sentences.sentences`). None: none.
+        size: Size of the study.
+        seed: Random seed for the items and everything else.
+        text: Further text for fitting W, besides the games' own statements (`sentences.sentences`). None: no further text.
     """
 
     size: Size
@@ -60,7 +60,7 @@ class Study:
     """The study of one pair of models.
 
     Args:
-        settings: What is asked for.
+        settings: The settings.
         a: The sender, raw.
         b: The receiver, raw.
         folder: The run folder.
@@ -73,7 +73,7 @@ class Study:
         self.settings, self.a, self.b, self.folder, self.say = settings, a, b, folder, say
 
     def blocks(self) -> Iterator[Block]:
-        """Runs everything, game by game and set-up by set-up. What is done is read from the folder.
+        """Runs everything, game by game and set-up by set-up. Finished pieces are read from the folder.
 
         Yields:
             One block for each game and set-up.
@@ -124,7 +124,7 @@ class Study:
         return np.split(self._piece(f"alone-{name}", make)["logprobs"], counts)
 
     def _fitted(self, game: Game, setup: Setup) -> dict[str, np.ndarray]:
-        """The maps W [K, J, D_B, D_A], by operator."""
+        """The maps W [K, J, D_B, D_A] of each operator."""
         if not self.settings.size.others:
             return {}
         sources = {"W, statements": STATEMENTS} if game.name in GAMES else {}
@@ -145,7 +145,7 @@ class Study:
     def _maps(
         self, name: str, game: Game, setup: Setup, agents: tuple[Agent, Agent], fitted: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
-        """Layers and maps, by operator."""
+        """The layers and maps of each operator."""
         size, seed = self.settings.size, self.settings.seed
         every, coarse = self._layers(size.layers), self._layers(size.others or 1)
         jobs: dict[str, Any] = {PRIMARY: (game, every, (PRIMARY,), None)}
@@ -174,7 +174,7 @@ class Study:
     def _played(
         self, game: Game, setup: Setup, cells: tuple[Cell, ...], fitted: Mapping[str, np.ndarray]
     ) -> Iterator[tuple[str, list[Condition], Game]]:
-        """What is played: a name, the conditions, and the items."""
+        """The games to play: a name, the conditions, and the items."""
         yield "skyline", [Condition("skyline", "skyline", {})], game
         for cell in cells:
             own, file = self._grafted(cell, fitted), cell.label.replace(", ", "-").replace(" ", "-")
@@ -190,7 +190,7 @@ class Study:
             yield from self._whole(game, setup, cell_of(cells, PRIMARY, "content"))
 
     def _whole(self, game: Game, setup: Setup, cell: Cell) -> Iterator[tuple[str, list[Condition], Game]]:
-        """Every control of the activation at the cell that was chosen by content, and every channel."""
+        """Every control of the activation at the cell chosen by content, and every channel."""
         own = channels(setup, measure.same_shape(self.a, self.b))
         at = {"activation": {"k": cell.k, "j": cell.j}, "message": own["message"]}
         made = [c for c in conditions(["activation"], at, CONTROLS) if c.protocol != "silent"]
@@ -220,11 +220,11 @@ def drawn(name: str, setup: Setup, settings: Settings) -> Game:
 
     Args:
         name: A game, or FILE.jsonl.
-        setup: The set-up, which has worked examples or none.
+        setup: The set-up, with or without worked examples.
         settings: Number and seed.
 
     Returns:
-        The game. Set-ups with and without examples have the same items, but for a game from a file.
+        The game. Set-ups with and without examples have the same items, except for a game from a file.
 
     Raises:
         ValueError: The game has too few items.
@@ -239,12 +239,12 @@ def drawn(name: str, setup: Setup, settings: Settings) -> Game:
 
 
 def has_entity(game: Game, setup: Setup) -> bool:
-    """Whether A's last word is the place that the statement is about: Countries, where it reads the bare statement."""
+    """Whether A's last word is the place in the statement: the game Countries, if A reads only the statement."""
     return game.name == "countries" and (setup.form, setup.reads) == ("raw", "statement")
 
 
 def diagonal(values: np.ndarray) -> np.ndarray:
-    """Spreads values of k = j over a map, whose other cells do not count.
+    """Puts values for k = j on the diagonal of a map. Other cells are NaN.
 
     Args:
         values: [L, items].
@@ -258,7 +258,7 @@ def diagonal(values: np.ndarray) -> np.ndarray:
 
 
 def alone(game: Game, prior: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """The scores of B alone that its choices' log-probabilities tell.
+    """Computes the scores of B alone from its choices' log-probabilities.
 
     Args:
         game: The game.
@@ -275,18 +275,18 @@ def opened(settings: Settings, a: Agent, b: Agent, out: Path, *, command: str, r
     """Opens the run folder of a study.
 
     Args:
-        settings: What is asked for.
+        settings: The settings.
         a: The sender.
         b: The receiver.
         out: The folder.
-        command: The command that runs it again.
-        resume: Whether to go on with the run in the folder.
+        command: The command line that runs it again.
+        resume: Whether to resume the run in the folder.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: It holds another run, or this one and `resume` is false.
+        ValueError: The folder holds another run, or it holds this run and `resume` is false.
         OSError: It cannot be written.
     """
     texts = PREREGISTRATION.read_bytes()

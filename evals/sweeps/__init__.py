@@ -1,2 +1,2 @@
-"""`jaxcomm sweep`, layer sweeps over the games: computed chunk by chunk into a run folder, drawn, and reported without a selection
-effect."""
+"""`jaxcomm sweep`: layer sweeps over the games. They are computed chunk by chunk in a run folder, drawn, and reported
+without selection bias."""

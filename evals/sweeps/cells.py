@@ -1,4 +1,4 @@
-"""The cells of a finished sweep: right or wrong at every graft, layer pair and question, and which cells are best."""
+"""The cells of a finished sweep: hits at every graft, layer pair and question, and the best cells."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Cells:
     Arrays are [grafts, K, J, questions], where K and J are the numbers of layers k and j.
 
     Attributes:
-        exact: Whether greedy decoding would write the tokens of the answer.
+        exact: Whether greedy decoding would generate the tokens of the answer.
         logprob: Log-probability of the answer, in nats.
-        written: By metric ("exact", "found"), whether the decoded text is right. None: nothing was decoded.
-        metric: The metric that is reported.
+        written: For each metric ("exact", "found"), whether the decoded text is right. None: nothing was decoded.
+        metric: The metric of the report.
         other: The same cells with another question's message. None: they were not played.
-        alone: B alone, as a single cell. None: likewise.
+        alone: B alone, as a single cell. None: it was not played.
     """
 
     exact: np.ndarray
@@ -40,7 +40,7 @@ class Cells:
 
     @property
     def hits(self) -> np.ndarray:
-        """The hits that are reported, [grafts, K, J, questions]: of decoded texts, or else of the answers' tokens."""
+        """The reported hits, [grafts, K, J, questions]: for decoded texts if there are any, else for the answers' tokens."""
         return self.exact if self.written is None else self.written[self.metric]
 
     def best(self, graft: int, questions: Any = slice(None)) -> tuple[int, int]:
@@ -48,10 +48,10 @@ class Cells:
 
         Args:
             graft: Index of the graft.
-            questions: Indices of the questions that count. Default: all.
+            questions: Indices of the questions to use. Default: all.
 
         Returns:
-            Indices of the k and j with most hits. Of equal cells, the one with the highest log-probability of the
+            Indices of the k and j with most hits. Among equal cells, the one with the highest log-probability of the
             answers.
         """
         hits = self.hits[graft][..., questions].mean(axis=-1)
@@ -69,7 +69,7 @@ def collect(
         folder: The run folder.
         jobs: The jobs of the sweep. All of their chunks are finished.
         games: The games, by name.
-        metric: The metric that is reported.
+        metric: The metric of the report.
 
     Returns:
         One table with a row for each cell and question, and the cells of each game.

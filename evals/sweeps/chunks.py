@@ -1,4 +1,4 @@
-"""Chunks of a sweep: computed, and kept as tables with a row per cell and question."""
+"""Compute the chunks of a sweep, and save them as tables with one row per cell and question."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def columns(sweep: GameSweep, job: Job, chunk: Chunk, result: Mapping[str, np.nd
 
 @functools.cache
 def _compiling() -> list[float]:
-    """Seconds this process has spent compiling since the first call, in a list of one."""
+    """Seconds that this process has spent compiling since the first call, in a list with one element."""
     spent = [0.0]
 
     def add(event: str, duration_secs: float, **_: str | int) -> None:
@@ -83,10 +83,10 @@ def _compiling() -> list[float]:
 
 
 def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> dict[str, float]:
-    """Computes the chunks that are not finished yet and belong to this process' share.
+    """Computes the unfinished chunks of this process's share.
 
-    A bar shows the time left. It is the work left, at the median speed of this process' chunks of the same kind; time
-    spent compiling does not count. The bar shows "?" until every kind has a finished chunk.
+    A bar shows the time left: the work left at the median speed of this process's chunks of the same kind, without
+    compiling. The bar shows "?" until every kind has a finished chunk.
 
     Args:
         folder: The run folder.
@@ -94,7 +94,7 @@ def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> dict[st
         jobs: The jobs of the sweep.
 
     Returns:
-        Seconds of what was computed now, without compiling, by whose message B got (`Part.message`).
+        Seconds of this computation without compiling, by the kind of message that B got (`Part.message`).
 
     Raises:
         OSError: A chunk cannot be written.
@@ -131,13 +131,13 @@ def compute(folder: RunFolder, sweep: GameSweep, jobs: Sequence[Job]) -> dict[st
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """Does some work, and says how many seconds it took without compiling.
+    """Runs a function, and measures its seconds without compiling.
 
     Args:
-        work: The work.
+        work: The function.
 
     Returns:
-        What it returned, and the seconds.
+        Its result, and the seconds.
     """
     compiling, start = _compiling(), time.perf_counter()
     compiled = compiling[0]

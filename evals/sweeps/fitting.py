@@ -1,4 +1,4 @@
-"""The maps W of a sweep: the text they are fitted on, and the fit."""
+"""Fit the maps W of a sweep: the text, and the fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..sentences import read_both, sentences
 
 SENTENCES = 1000
 FIT = 2
-"""Seed of the game's own statements that W is fitted on. They hold no combination of any game (`held_out`)."""
+"""Seed of the game's own statements for fitting W. They contain no combination of any game (`held_out`)."""
 STATEMENTS = "statements"
 
 
@@ -46,7 +46,7 @@ def own_statements(game: str) -> list[str]:
 
 
 def read_text(text: str | None, game: str) -> list[str] | None:
-    """Reads the sentences that W is fitted on.
+    """Reads the sentences for fitting W.
 
     Args:
         text: `STATEMENTS`: the game's own statements; otherwise a source of sentences (`evals.sentences`). None: no W.

@@ -1,4 +1,4 @@
-"""A game at every layer pair: how it is computed, and whether the texts of its cells are right."""
+"""Play a game at every layer pair, and test the texts of its cells."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plan_game(
         max_new_tokens: Number of tokens to decode in each cell. None: nothing is decoded, and the tokens of the answers
             are scored.
         wording: How the game is put to the agents.
-        told: The items that A reads, one for each of the game's. Default: the game's own.
+        told: The items for A, one for each item of the game. Default: the game's own.
         **how: The layers `ks` and `js`, the `grafts`, the maps W as `maps`, and further arguments of `Plan`.
 
     Returns:
@@ -58,11 +58,11 @@ def plan_game(
 
 
 def answer_groups(game: Game, b: Agent, wording: Wording) -> list[np.ndarray]:
-    """Groups the questions of a game whose answers have about as many tokens (`layer_sweep.by_length`).
+    """Groups the questions of a game by the length of their answers (`layer_sweep.by_length`).
 
     Args:
         game: The game.
-        b: The receiver, whose tokens count.
+        b: The receiver. Its tokenizer is used.
         wording: How the game is put to B.
 
     Returns:
@@ -76,7 +76,7 @@ def texts(b: Agent, tokens: np.ndarray) -> np.ndarray:
     """Turns tokens into texts. Equal rows are decoded only once.
 
     Args:
-        b: The agent whose tokens they are.
+        b: The agent whose tokenizer is used.
         tokens: Tokens [.., T]; -1 after the end of a text.
 
     Returns:
@@ -93,7 +93,7 @@ def right(said: np.ndarray, game: Game, indices: Iterable[int], metric: str) -> 
     Args:
         said: Texts [.., items].
         game: The game.
-        indices: Indices of the items that the last axis runs over.
+        indices: Indices of the items on the last axis.
         metric: "exact" or "found" (`play.METRICS`).
 
     Returns:

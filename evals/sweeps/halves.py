@@ -1,7 +1,7 @@
-"""Cells that are chosen on one half of the questions and reported on the other.
+"""Choose cells on one half of the questions, and report them on the other half.
 
-The best of many cells is partly luck, so a cell that is chosen and reported on the same questions looks better than it
-is. Here it stands beside silence and every control, on questions it was not chosen on.
+The best of many cells is partly luck. So a cell that is chosen and reported on the same questions looks better than it is.
+Here the chosen cell is compared with B alone and with every control on the other questions.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from .cells import Cells
 from .parts import GameSweep
 
 SPARE = 4
-"""Tokens beyond those of the longest answer, for one that is spelled in more."""
+"""Extra tokens beyond the longest answer, for replies that spell the answer in more tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Halved:
-    """A cell that was chosen on one half of a game's questions, and played on the other half.
+    """A cell chosen on one half of a game's questions and played on the other half.
 
     Attributes:
         game: Name of the game.
         graft: The graft.
         k: Layer of A.
         j: Layer of B.
-        chosen_on: Indices of the questions that the cell was chosen on.
-        flattering: The cell's hits on these questions, which are too good on average.
+        chosen_on: Indices of the questions for choosing the cell.
+        flattering: The cell's hits on these questions, which are optimistically biased.
         reported: Indices of the other questions.
-        ours: The cell's hits on `reported`, of decoded replies.
+        ours: The cell's hits on `reported`, for decoded replies.
         silent: Hits of B alone on `reported`.
         controls: Hits of each control on `reported`, by name (`jaxcomm.protocols.CONTROLS`).
     """
@@ -60,7 +60,7 @@ def halve(sweep: GameSweep, cells: Mapping[str, Cells], maps: Mapping[str, np.nd
     Args:
         sweep: The sweep.
         cells: The cells of each game.
-        maps: The maps W by game, [K, J, D_B, D_A] or [K, 1, D_B, D_A]. Games that have none are not in it.
+        maps: The maps W by game, [K, J, D_B, D_A] or [K, 1, D_B, D_A], for games that have maps.
 
     Yields:
         The result for each game and graft.
@@ -88,21 +88,21 @@ def halve(sweep: GameSweep, cells: Mapping[str, Cells], maps: Mapping[str, np.nd
 
 
 def _room(sweep: GameSweep, game: str, metric: str) -> int:
-    """Tokens of a reply. What is much longer than every answer is no exact match, however it goes on."""
+    """Number of tokens of a reply. A reply that is much longer than every answer cannot be an exact match."""
     if metric != "exact":
         return 16
     return max(len(sweep.b.tokenizer.encode(f" {item.answer}")) for item in sweep.games[game].items) + SPARE
 
 
 def halves_table(halves: Sequence[Halved]) -> rich.table.Table:
-    """Makes the table of both halves: what each chosen cell is worth on the other half, and what its message did there.
+    """Makes the table of both halves: hits of each chosen cell, and the effect of its message on the reported half.
 
     Args:
         halves: The results of `halve`.
 
     Returns:
-        Hits in % with 95 % intervals on both halves; presence and content on the half that is reported, in points, with
-        p-values that are corrected over the table (`effects.split_rows`).
+        Hits in % with 95 % intervals on both halves; presence and content on the reported half, in points, with p-values
+        corrected over the table (`effects.split_rows`).
     """
     found = {}
     for h in halves:
@@ -116,7 +116,7 @@ def halves_table(halves: Sequence[Halved]) -> rich.table.Table:
 
 
 def controls_table(halves: Sequence[Halved]) -> rich.table.Table:
-    """Makes the table of all controls of the chosen cells, on the half that is reported.
+    """Makes the table of all controls of the chosen cells, on the reported half.
 
     Args:
         halves: The results of `halve`.

@@ -1,4 +1,4 @@
-"""What a sweep is cut into: parts that are scored in one way, and the chunks of each that are computed at once."""
+"""Cut a sweep into parts with one kind of scoring, and parts into chunks to compute at once."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class SweepSettings:
         js: Layers of B, ascending.
         grafts: The grafts.
         decode: Number of tokens to decode in every cell. None: only the answers' tokens are scored.
-        text: What the maps W are fitted on: `fitting.STATEMENTS`, or a source of sentences (`evals.sentences`). None:
-            there is no W.
-        into: The layer of B that W maps into. None: the layer at which it is grafted in.
+        text: Text for fitting the maps W: `fitting.STATEMENTS`, or a source of sentences (`evals.sentences`). None: there
+            is no W.
+        into: The layer of B that W maps to. None: the layer of the graft.
         n: Number of items of each game. None: the game's own number.
         seed: Seed of the items and of the halves.
         names: "seen" or "new" people and companies.
-        memory: Bytes that a device may use beside the weights. None: what is free, if the device tells; otherwise 1
-            GiB.
+        memory: Bytes that a device may use besides the weights. None: the free memory, if the device reports it;
+            otherwise 1 GiB.
         wording: How the games are put to the agents.
         examples: Number of worked examples.
-        content: Whether every cell is also played with another item's message, for the maps of content.
+        content: Whether to play every cell with another item's message too, for the maps of content.
     """
 
     games: tuple[str, ...]
@@ -62,15 +62,15 @@ def unchanged(a: Any, b: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Questions of one game that are scored in one way.
+    """Questions of one game with one kind of scoring.
 
     Attributes:
         game: Name of the game.
         kind: "answers": the tokens of the answers are scored; "decoded": replies are decoded.
-        group: Number of the group. Answers are scored in groups of about one length (`layer_sweep.by_length`).
+        group: Number of the group. Answers are scored in groups of similar length (`layer_sweep.by_length`).
         questions: Indices of the questions.
-        message: Whose message B gets: its "own", that of an "other" question (`jaxcomm.derange`), or "none", in a single
-            cell that changes nothing.
+        message: The message that B gets: the question's "own", an "other" question's (`jaxcomm.derange`), or "none" (a
+            single cell that changes nothing).
     """
 
     game: str
@@ -87,13 +87,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A part of a sweep, ready to be computed.
+    """A part of a sweep, ready to compute.
 
     Attributes:
         part: The part.
         plan: Its plan.
-        chunks: The chunks, as they were cut when the run began; each is one file. If the run goes on with less memory,
-            the plan computes a chunk in smaller pieces.
+        chunks: The chunks, as cut when the run began; each is one file. If the run is resumed with less memory, the plan
+            computes a chunk in smaller pieces.
     """
 
     part: Part
@@ -123,7 +123,7 @@ class Job:
         found: dict[str, np.ndarray] = {}
         for piece in chunk.cut(self.plan.sizes):
             for name, value in self.plan.run(piece).items():
-                if not value.ndim:  # what it took, which nothing here asks for
+                if not value.ndim:  # skip the cost counter, which is not used here
                     continue
                 whole = found.setdefault(
                     name, np.zeros((len(chunk.cells), len(chunk.games), *value.shape[2:]), value.dtype)
@@ -150,7 +150,7 @@ class GameSweep:
     games: Mapping[str, Game]
 
     def parts(self) -> list[Part]:
-        """Lists every game in every way in which it is scored, and whose messages B gets."""
+        """Lists all parts: every game, with every kind of scoring and every kind of message."""
         found = []
         for name, game in self.games.items():
             groups = answer_groups(game, self.b, self.settings.wording)
@@ -163,7 +163,7 @@ class GameSweep:
         return found
 
     def others(self, game: str) -> np.ndarray:
-        """Draws for each question of a game another one, whose message it gets under the control "other"."""
+        """Draws, for each question of a game, the question whose message it gets under the control "other"."""
         return derange([item.answer for item in self.games[game].items], self.settings.seed)
 
     def plan(self, part: Part, **more: Any) -> Plan:
@@ -186,7 +186,7 @@ class GameSweep:
         return plan_game(game.part(part.questions), self.a, self.b, **how, **cells, **more)
 
     def sizes(self, parts: Sequence[Part]) -> dict[str, list[int]]:
-        """Finds how much of each part the memory holds at once.
+        """Finds the sizes of each part's chunks that fit in memory.
 
         Args:
             parts: The parts.
@@ -197,13 +197,13 @@ class GameSweep:
         return {p.name: list(dataclasses.astuple(self.plan(p, memory=self.settings.memory).sizes)) for p in parts}
 
     def job(self, part: Part, maps: np.ndarray | None, begun: Sequence[int], now: Sequence[int]) -> Job:
-        """Makes a part ready to be computed.
+        """Prepares the job of a part.
 
         Args:
             part: The part.
             maps: The maps W [K, J, D_B, D_A]. None: there is no W.
-            begun: Sizes with which the run began. The chunks have these sizes.
-            now: Sizes that the memory holds now. The pieces of a chunk are not larger.
+            begun: Sizes at the beginning of the run. The chunks have these sizes.
+            now: Sizes that fit in memory now. The pieces of a chunk are not larger.
 
         Returns:
             The job.

@@ -38,9 +38,9 @@ def report(
         folder: The run folder.
         sweep: The sweep.
         jobs: Its jobs, all finished.
-        maps: The maps W by game. Games that have none are not in it.
-        took: Seconds of what was computed now (`chunks.compute`). What controls cost beside the sweep is printed, not
-            kept.
+        maps: The maps W by game, for games that have maps.
+        took: Seconds of this computation (`chunks.compute`). The cost of controls relative to the sweep is printed, not
+            stored.
         style: How maps are drawn in the PNG files. (sweep.html always shows cells.)
 
     Raises:
@@ -50,7 +50,7 @@ def report(
     metric = shown(sweep.b, sweep.settings.wording, sweep.settings.examples)[0]
     table, cells = collect(folder, jobs, sweep.games, metric)
     folder.put("results.parquet", parquet(table))
-    # Where nothing is written, the maps show the exact match of the answers' tokens.
+    # Without decoding, the maps show the exact match of the answers' tokens.
     on_map = metric if sweep.settings.decode else "exact"
     groups = draw_maps(folder, sweep.settings, cells, on_map, style)
     halves, seconds = timed(lambda: list(halve(sweep, cells, maps)))
@@ -86,9 +86,9 @@ def draw_maps(
         style: How the maps are drawn in the pictures.
 
     Returns:
-        The maps, as `figures.page` takes them.
+        The maps, as input of `figures.page`.
     """
-    # To the next ten above the best cell: of a small real model that is far below 100.
+    # Round up to the next ten above the best cell: for a small real model this is far below 100.
     top = 10.0 * np.ceil(max(1.0, *(100 * found.hits.mean(axis=-1).max() for found in cells.values())) / 10)
     label, likely = f"{metric} match, %", "mean log-probability of the answer"
     hits, logprob = lambda found: 100 * found.hits.mean(axis=-1), lambda found: found.logprob.mean(axis=-1)
@@ -119,12 +119,12 @@ def draw_maps(
 def paragraphs(
     sweep: GameSweep, cells: Mapping[str, Cells], halves: Sequence[Halved], on_map: str
 ) -> Iterator[str | rich.table.Table]:
-    """Writes the text of the report: the set-up, the best cells, and how cells chosen on one half do on the other.
+    """Writes the text of the report: the set-up, the best cells, and the results of chosen cells on the other half.
 
     Args:
         sweep: The sweep.
         cells: The cells of each game.
-        halves: Cells that were chosen on one half and played on the other.
+        halves: Cells chosen on one half and played on the other.
         on_map: The metric that the maps of accuracy show.
 
     Yields:

@@ -1,4 +1,4 @@
-"""A sweep, from what is asked for to its report, in a run folder that several processes may share."""
+"""Run a sweep, from its settings to its report, in a run folder that several processes may share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(
     recorded: Mapping[str, Any],
     style: MapStyle = "cells",
 ) -> None:
-    """Runs a sweep: computes every chunk, keeps it in the run folder, and reports.
+    """Runs a sweep: computes every chunk, saves it in the run folder, and reports.
 
     If there are several processes, each computes its share of the chunks. All of them see the same folder.
 
@@ -46,14 +46,14 @@ def run(
         a: The sender.
         b: The receiver.
         out: The run folder.
-        resume: Whether to go on with the run in the folder.
-        command: The command that runs it again.
-        recorded: Further facts that make this run what it is.
+        resume: Whether to resume the run in the folder.
+        command: The command line that runs it again.
+        recorded: Further facts that identify this run.
         style: How maps are drawn in the PNG files.
 
     Raises:
-        ValueError: A game, layer or text is not as it should be, or the folder holds another run. It is raised before
-            anything is computed.
+        ValueError: A game, layer or text is invalid, or the folder holds another run. It is raised before any
+            computation.
         OSError: A file does not exist, or the folder cannot be written.
     """
     sweep = _drawn(settings, a, b)
@@ -73,7 +73,7 @@ def run(
 
 
 def _drawn(settings: SweepSettings, a: Agent, b: Agent) -> GameSweep:
-    """With the games it asks for. ValueError: one is named twice, or too small, or B has no such layer."""
+    """Draw the games of a sweep. ValueError: a game is named twice or too small, or B has no such layer."""
     drawn = [
         draw(g, settings.seed, settings.n, names=settings.names, examples=settings.examples) for g in settings.games
     ]
@@ -84,14 +84,14 @@ def _drawn(settings: SweepSettings, a: Agent, b: Agent) -> GameSweep:
         check_layer(b.params, settings.into, "into")
     if few := [game for game in drawn if len(game.items) < 4]:
         raise ValueError(f"{len(few[0].items)} questions of {few[0].name}: a report on halves needs at least 4")
-    # Placed once: every plan would put its own copy on every device.
+    # Place the model once. Otherwise every plan would put its own copy on every device.
     same, b = a.params is b.params, dataclasses.replace(b, params=spread(b.single))
     a = dataclasses.replace(a, params=b.params if same else spread(a.single))
     return GameSweep(settings, a, b, games)
 
 
 def _config(sweep: GameSweep, texts: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run this run."""
+    """The identity of a run, for its config."""
     sha = lambda value: hashlib.sha256(repr(value).encode()).hexdigest()
     config = dataclasses.asdict(sweep.settings) | dict(recorded)
     if own := [game for game in sweep.games.values() if "file" in game.source]:
@@ -103,14 +103,14 @@ def _config(sweep: GameSweep, texts: Mapping[str, Any], recorded: Mapping[str, A
 
 @contextlib.contextmanager
 def _shared(opened: Callable[[bool], RunFolder]) -> Iterator[RunFolder]:
-    """The run's folder. opened(True) is what the first process holds until the end, opened(False) what the others share."""
+    """The run's folder. The first process holds opened(True) until the end; the other processes share opened(False)."""
     first, agreed = processes.first(), processes.agreed
     with agreed(lambda: opened(True) if first else contextlib.ExitStack()) as made:
         yield agreed(lambda: made if isinstance(made, RunFolder) else opened(False))
 
 
 def _maps(sweep: GameSweep, folder: RunFolder, texts: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """W by game, where there is a text to fit it on; fitted by the first process, and read by the others."""
+    """The maps W of each game that has a text to fit them on. The first process fits them, and the others read them."""
     settings = sweep.settings
     into = settings.js if settings.into is None else (settings.into,)
     fitted = lambda text: vars(fit(sweep.a, sweep.b, text, settings.ks, into))

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: its own by name, with data from the hub or from local files, and the games' here."""
+"""Tasks of lm-evaluation-harness: its own tasks by name, with data from the hub or from local files, and our games."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ..pair.text import statements
 
 HERE = Path(__file__).parent
 OWN = ("countries", "tip_sheets", "countries_choice", "statements")
-"""The games as tasks: generated text, log-likelihood of given choices, and perplexity. Records with a field `prompt_a` say
-what A reads; else it reads what B does."""
+"""The games as tasks: generated text, log-likelihood of given choices, and perplexity. A's prompt is the record's field
+`prompt_a`, or else B's prompt."""
 STATEMENTS_SEED = 3
 PLAIN = Wording()
 
 
 def records(name: str, seed: int, n: int | None, names: str) -> list[dict[str, Any]]:
-    """Makes the records of one of our own tasks that is not a game.
+    """Makes the records of our own tasks that are not games.
 
     Args:
         name: "countries_choice" or "statements".
@@ -71,7 +71,7 @@ def game_task(name: str, seed: int, n: int | None, names: str, wording: Wording)
         The task.
 
     Raises:
-        ValueError: There is no such game, or its file is not as it should be.
+        ValueError: There is no such game, or its file is invalid.
         FileNotFoundError: There is no such file.
     """
     game = draw(name, seed, n, names=names)
@@ -94,7 +94,7 @@ def _judge(game: Game, doc: Mapping[str, Any], results: Sequence[str]) -> dict[s
 
 
 def sample(name: str) -> Path:
-    """Finds the made-up records of a task that come with the package.
+    """Finds the package's made-up records of a task.
 
     Args:
         name: Name of the task.
@@ -120,12 +120,11 @@ def load_tasks(
     group: str = "seen",
     wording: Wording = PLAIN,
 ) -> dict[str, dict[str, Any]]:
-    """Loads tasks: those of lm-evaluation-harness, and our own.
+    """Loads tasks of lm-evaluation-harness and our own tasks.
 
     Args:
-        names: Names of tasks; of groups, which stand for all their tasks (`mmlu`: 57); or files FILE.jsonl with games
-            of your own.
-        data: Local records in place of the hub's, by task: a JSONL file with the questions (then there are no few-shot
+        names: Names of tasks; of groups, for all their tasks (`mmlu`: 57); or files FILE.jsonl with games of your own.
+        data: Local records instead of the hub's, by task: a JSONL file with the questions (then there are no few-shot
             examples), or a folder with one file for each split.
         seed: Seed of our own tasks.
         n: Number of questions of our own tasks. None: their own number.
@@ -133,7 +132,7 @@ def load_tasks(
         wording: How games are put to the agents.
 
     Returns:
-        For each name its tasks, by their own names.
+        For each name, its tasks by their own names.
 
     Raises:
         ValueError: A task is unknown (similar names are suggested), its data cannot be reached, or a record lacks a
@@ -164,7 +163,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _task(config: dict[str, Any], splits: Mapping[str, Sequence[dict[str, Any]]] | None = None) -> Any:
-    """splits: records in memory, in place of the data set's."""
+    """Make a task. splits: records in memory, instead of the data set's."""
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
@@ -175,7 +174,7 @@ def _task(config: dict[str, Any], splits: Mapping[str, Sequence[dict[str, Any]]]
 
 
 def _find(name: str) -> Path | None:
-    """The file of a task of the harness: mostly of the same name, and the index of all takes seconds."""
+    """The file of a task of the harness. Try the file of the same name first, since the index of all tasks takes seconds."""
     import lm_eval.tasks
 
     if name in OWN:
@@ -198,7 +197,7 @@ def _from_hub(name: str) -> dict[str, Any]:
     try:
         if config is not None:
             return {name: _task(config)}
-        definitions = _definitions()  # what stands in none of them is no task, and the index takes ten times as long
+        definitions = _definitions()  # a name that is in none of them is not a task; the index takes ten times as long
         if name not in definitions or name not in _index().all_tasks:
             known = re.findall(r"""^[ -]*["']?(?:task|group|tag)["']?: *["']?([\w.+-]+)""", definitions, re.MULTILINE)
             near = difflib.get_close_matches(name, sorted({*known, *OWN}), n=3)
@@ -206,7 +205,7 @@ def _from_hub(name: str) -> dict[str, Any]:
                 f"unknown task {name!r}" + (f": did you mean {', '.join(near)}?" if near else "; see lm-eval ls tasks")
             )
         return _index().load([name])["tasks"]
-    except (OSError, ImportError) as error:  # datasets says it in many ways, all of them OSErrors
+    except (OSError, ImportError) as error:  # datasets raises several error types, all of them OSErrors
         where = f"{config['dataset_path']}" if config else "its data set"
         fields = f" with the fields {', '.join(sorted(_fields(config)))}" if config else ""
         raise ValueError(
@@ -216,7 +215,7 @@ def _from_hub(name: str) -> dict[str, Any]:
 
 @functools.cache
 def _definitions() -> str:
-    """All files in which the harness defines its tasks."""
+    """The text of all files that define the harness' tasks."""
     import lm_eval.tasks
 
     paths = sorted(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"))
@@ -231,7 +230,7 @@ def _index() -> Any:
 
 
 def _fields(config: Mapping[str, Any]) -> set[str]:
-    """What a task's templates take from a record."""
+    """Names of the record fields that a task's templates use."""
     used = set()
     for key in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         value = config.get(key)
@@ -258,7 +257,7 @@ def _local(name: str, path: Path) -> Any:
                 raise ValueError(
                     f"{path}: record {line} has no field {lacking[0]!r}; {name} needs {', '.join(sorted(_fields(config)))}"
                 )
-    if not path.is_dir():  # or examples would be questions
+    if not path.is_dir():  # no few-shot examples, since they would be taken from the questions
         config |= {"num_fewshot": 0, "training_split": None, "fewshot_split": None, "fewshot_config": None}
     return _task(config, splits)
 

@@ -86,8 +86,8 @@ def patch(
     Args:
         params_a: The model that the activations come from, usually the same model.
         params_b: The model that they go to. It has the same width and number of layers.
-        prompts_a: What A reads (the clean run), one prompt for each game.
-        prompts_b: What B reads (the corrupted run), one prompt for each game.
+        prompts_a: A's prompts (the clean run), one for each game.
+        prompts_b: B's prompts (the corrupted run), one for each game.
         answers: Token ids [G, T]; -1 after the end of an answer.
         **options: Options of `PatchOptions`.
 

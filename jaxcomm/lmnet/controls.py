@@ -75,7 +75,7 @@ def control_edges(
 
     Args:
         network: The network.
-        prompts: What it reads, one prompt for each example.
+        prompts: Its prompts, one for each example.
         answers: Token ids of C answers to each prompt; -1 after the end of an answer.
         control: Stand-in for the states on the edges, as in `stand_in`: "other", "mean", "moments", "noise", "zero".
         edges: Names of sets of edges (`edge_sets`). Each set is controlled separately. Default: all edges, and the edges

@@ -263,7 +263,7 @@ class Turn:
         received: The messages that the agent received, as they arrived, for each prompt. None: there was no message.
         prefix: Number of prefix tokens that each layer sees before each prompt, [B, L]. None: there is no prefix.
         begin: Number of positions that each prompt's prefix takes, [B]. None: 0.
-        ahead: Number of tokens of each prompt that stand before the prefix.
+        ahead: Number of tokens of each prompt before the prefix.
         thought: Number of latent thinking steps before the agent writes.
         given: Everything that the agent read, for `lens`. None: it was not read in one pass.
 

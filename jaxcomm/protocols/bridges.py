@@ -38,7 +38,7 @@ class Bridging:
         control: Stand-in that B gets instead of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
         seed: Random seed for noise: one for all games, or one for each.
         sampling: As in other protocols. No effect: nothing is sampled before B's turn.
-        until: Likewise.
+        until: As in other protocols. No effect, as for `sampling`.
 
     Raises:
         ValueError: There is no such control; one of several bridges is not a `C2C`.

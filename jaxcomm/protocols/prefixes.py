@@ -56,7 +56,7 @@ class Prefixing:
         control: Stand-in that B gets instead of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
         seed: Random seed for noise: one for all games, or one for each.
         sampling: As in other protocols. No effect: nothing is sampled before B's turn.
-        until: Likewise.
+        until: As in other protocols. No effect, as for `sampling`.
 
     Raises:
         ValueError: An option has an unknown value; no layer is chosen; `sends` is "thoughts" and `steps` is 0.
@@ -367,7 +367,7 @@ def behind(b: Agent, rows: Sequence[Sequence[int]], cache: KVCache, ahead: int) 
         b: The agent that reads.
         rows: Tokens of the prompts.
         cache: Keys and values of the prefix.
-        ahead: Number of tokens of each prompt that stand before the prefix, the same in all.
+        ahead: Number of tokens of each prompt before the prefix, the same in all.
 
     Returns:
         Caches for `past` (the prefix is the last one), and the rest of the prompts.

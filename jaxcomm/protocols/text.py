@@ -50,7 +50,7 @@ def sender(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[
         a: The agent that answers.
         b: The other agent. It does nothing.
         prompts_a: A's prompts. Not used.
-        prompts_b: What A reads, one prompt for each game.
+        prompts_b: The prompts, one for each game. A answers them.
         **unused: Options of writing, as for `silent`. They change nothing.
 
     Returns:
