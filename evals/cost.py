@@ -139,7 +139,12 @@ def counts(
     )
     rounds = lambda one: one(a, P, M) + one(b, P, M) + one(a, P + 2 * M, T) + one(b, P + 2 * M, T)
     yield Count("debate", None, rounds(write), xla(lambda: rounds(xla_writing)), 3 * TEXT * M)
-    said = [(a, M), (b, M), (b, M), (b, T)]  # A's vectors use A's and B's matrix, B's only its own: only B reads the last
+    said = [
+        (a, M),
+        (b, M),
+        (b, M),
+        (b, T),
+    ]  # A's vectors use A's and B's matrix, B's only its own: only B reads the last
     speak = lambda one, mix: one(a, P, M) + one(b, P, M) + one(b, P + 2 * M, T) + sum(n * mix(c) for c, n in said)
     yield Count(
         "cipher", None, speak(write, lambda c: 2 * c.width * c.vocab), xla(lambda: speak(xla_writing, xla_mixing)),
