@@ -126,7 +126,7 @@ def made_up(effects, n=40, seed=0):
         scores |= {cell.label: score(own), f"{cell.label}, other": score(other)}
     game = draw("countries", 0, 2 * n)
     values = {name: np.zeros((1, 1, n)) for name in ("own", "other", "alone")}
-    return Block(game, RAW, {"replace": ((4,), (4,))}, {"replace": values}, cells, scores)
+    return Block(game, RAW, {"replace": ((4, 5), (4, 8))}, {"replace": values}, cells, scores)
 
 
 def test_registered_tests_find_known_effects_and_holm_is_over_the_family():
@@ -147,7 +147,9 @@ def test_registered_tests_find_known_effects_and_holm_is_over_the_family():
     assert raw[0] <= scipy.stats.binomtest(wins, wins).pvalue or raw[0] < 1e-3
     lines = list(report.short(blocks))
     assert lines[0].endswith("nats.") and "in 1 of 3 set-ups; most in countries" in lines[0]
-    assert "the opposite in 1" in lines[2]
+    assert "the opposite in 1" in lines[2] and "B's last layer" not in lines[2]
+    last = dataclasses.replace(blocks[0], layers={"replace": ((4, 5), (4,))})
+    assert next(report.short([last])).endswith("in 1 of them j is B's last layer.")
 
 
 def test_nothing_is_found_where_there_is_nothing():
