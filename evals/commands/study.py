@@ -26,7 +26,7 @@ class Study:
     """Run folder: every finished piece, report.html, report.md, pictures, results.csv."""
     resume: options.Resume = False
     size: Literal["quick", "full"] = "quick"
-    """quick: Countries, six layers of each model, ten minutes for SmolLM2 on two cores. full: both games, all layers, every graft, map, site, control and channel: a night."""
+    """quick: Countries, six layers of each model, 34 minutes for SmolLM2 on one busy core. full: both games, all layers, every graft, map, site, control and channel: hours."""
     games: tuple[str, ...] = ()
     """countries, tip_sheets, files of your own (as jaxcomm play's --game); default: the size's."""
     items: int | None = None
