@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcomm.agent import Agent
+from jaxcomm.agent import Agent, Prompt
 from jaxcomm.decoding import Sampling
-from jaxcomm.protocols import PROTOCOLS, Reply, StandIn
+from jaxcomm.protocols import PROTOCOLS, Panel, Reply, StandIn, Turn
 
 from . import processes
 from .choices import Choice, choose, logprobs
@@ -255,12 +255,7 @@ def play(
         [True, True]
     """
     start, how = time.perf_counter(), dict(sampling=settings.sampling, seed=settings.seed)
-    wording, sends = settings.wording, protocol in SENDS
-    b = wording.writer(game, b)
-    a = a if wording.reads == "statement" else wording.writer(game, a)  # with only the statement, A reads no examples
-    prompts_a, prompts_b = wording.prompts_a(game, a, sends=sends), wording.prompts_b(game, b)
-    control = {} if own.get("control") is None else {"control": _stand_in(game, own["control"])}
-    turn = PROTOCOLS[protocol](a, b, prompts_a, prompts_b, **how, **{**own, **control})
+    turn, prompts_a = begin(game, protocol, a, b, settings, **own)
     notes = heard(turn)
     found = logprobs(turn, game, b.chat) if settings.choices else None
     replies = turn.write(settings.max_new_tokens, **how)
@@ -268,10 +263,12 @@ def play(
     scored = None
     if found is not None:
         alone = protocol == "silent"
-        scored = choose(game, found, None if alone else alone_with(game, a, b, wording) if prior is None else prior)
+        scored = choose(
+            game, found, None if alone else alone_with(game, a, b, settings.wording) if prior is None else prior
+        )
     rendered = [
         {
-            "rendered_a": reply.details.get("asked") or (a.render(prompts_a[i]) if sends else ""),
+            "rendered_a": reply.details.get("asked") or (a.render(prompts_a[i]) if protocol in SENDS else ""),
             "rendered": turn.rendered(i),
         }
         for i, reply in enumerate(replies)
@@ -280,9 +277,33 @@ def play(
     return Outcome(game, f"{a.name} -> {b.name}", protocol, kept, replies, rendered, scored, notes, seconds)
 
 
-def _stand_in(game: Game, control: str) -> StandIn:
-    """A control with the right answers."""
-    return StandIn(control, answers=[item.answer for item in game.items])  # pyright: ignore[reportArgumentType]
+def begin(
+    game: Game, protocol: str, a: Agent, b: Agent, settings: PlaySettings, **own: Any
+) -> tuple[Turn | Panel, Sequence[Prompt]]:
+    """Plays every item of a game up to B's answer.
+
+    Args:
+        game: The game.
+        protocol: A key of `jaxcomm.protocols.PROTOCOLS`.
+        a: The sender.
+        b: The receiver.
+        settings: The settings that every protocol has.
+        **own: The protocol's own settings.
+
+    Returns:
+        B's turn, and A's prompts.
+
+    Raises:
+        ValueError: As for `play`.
+    """
+    wording, sends = settings.wording, protocol in SENDS
+    b = wording.writer(game, b)
+    a = a if wording.reads == "statement" else wording.writer(game, a)  # with only the statement, A reads no examples
+    prompts_a, prompts_b = wording.prompts_a(game, a, sends=sends), wording.prompts_b(game, b)
+    if (control := own.get("control")) is not None:
+        own["control"] = StandIn(control, answers=[item.answer for item in game.items])
+    how = dict(sampling=settings.sampling, seed=settings.seed)
+    return PROTOCOLS[protocol](a, b, prompts_a, prompts_b, **how, **own), prompts_a
 
 
 def _kept(

@@ -8,6 +8,8 @@ import re
 import numpy as np
 import pytest
 import scipy.special
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxcomm import forward
 from jaxcomm.agent import Agent
@@ -16,7 +18,7 @@ from jaxcomm.evals.choices import Choice, choose, logprobs
 from jaxcomm.evals.games import PRESETS, Game, Item, Wording, draw
 from jaxcomm.evals.play import Outcome, PlaySettings, play
 from jaxcomm.protocols import activation, silent, skyline
-from jaxcomm.protocols.base import start_turn
+from jaxcomm.protocols.base import PASS, further, passes, start_turn
 
 from command import refused
 from conftest import TEMPLATE
@@ -260,8 +262,30 @@ def test_texts_of_one_token_and_of_several_score_together_as_each_does_alone(b):
     short = turn.score_tokens([[texts[0][:1]] for texts in continuations])
     for one, every in zip(short, together, strict=True):
         assert one.tokens == (1,) and (every.tokens[0] > 1 or one.logprobs[0] == pytest.approx(every.logprobs[0]))
+    many = [texts + [words(2 + i % 3) for i in range(30)] for texts in continuations]
+    assert len(passes([[*map(len, texts)] for texts in many])) > 1
+    for scored, every, texts in zip(turn.score_tokens(many), together, many, strict=True):
+        n = len(every.logprobs)
+        np.testing.assert_allclose(scored.logprobs[:n], every.logprobs, rtol=1e-5)
+        last = start_turn(b, [prompts[many.index(texts)]]).score_tokens([texts[-3:]])[0]
+        np.testing.assert_allclose(scored.logprobs[-3:], last.logprobs, rtol=1e-5)
     nothing = turn.score_tokens([[], continuations[1], []])
     assert nothing[0].logprobs == () and nothing[1].logprobs == pytest.approx(together[1].logprobs, rel=1e-5)
+
+
+@given(st.lists(st.lists(st.integers(1, 12), max_size=8), min_size=1, max_size=4))
+def test_passes_take_every_longer_text_once_and_are_the_cheapest(lengths):
+    made = passes(lengths)
+    longer = sorted({n for texts in lengths for n in texts if n > 1})
+    assert [n for low, high in made for n in longer if low <= n <= high] == longer
+
+    def cost(groups):
+        rows = [max(sum(low <= n <= high for n in texts) for texts in lengths) for low, high in groups]
+        return sum(n * further(high) + PASS for n, (_, high) in zip(rows, groups, strict=True))
+
+    cuts = itertools.chain.from_iterable(itertools.combinations(range(1, len(longer)), n) for n in range(len(longer)))
+    groups = [[(longer[i], longer[j - 1]) for i, j in itertools.pairwise((0, *cut, len(longer)))] for cut in cuts]
+    assert cost(made) == min(map(cost, groups), default=0)
 
 
 # What is kept of a game ---------------------------------------------------------------------------------------------

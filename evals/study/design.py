@@ -87,7 +87,8 @@ class Size:
         games: The games.
         layers: Number of layers of each model for the graft replace. None: all of them.
         others: Number of layers for sum, mean and W. 0: these are left out.
-        whole: Whether chats have worked examples too, and whether channels, controls and other sites are played.
+        whole: Whether chats have worked examples too, whether channels, controls and other sites are played, and whether B
+            writes replies besides the scored choices.
     """
 
     items: int | None
@@ -183,7 +184,7 @@ class Block:
         game: The game, with the items of both halves.
         setup: The set-up.
         layers: For each operator, the tried layers of A and of B.
-        maps: For each operator, the result of `measure.layer_maps`: arrays [K, J, items of the first half], and "alone".
+        maps: For each operator, the result of `measure.layer_maps`: arrays [K, J, items of the first half].
         cells: The layers chosen on the first half.
         scores: For each condition, its scores on the second half, [items] (`measure.SCORES`).
     """

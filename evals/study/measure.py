@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ from jaxcomm.agent import Agent
 from jaxcomm.controls import derange
 from jaxcomm.layer_sweep import patch
 
+from ..choices import Choice, choose, logprobs
 from ..conditions import Condition, limits
 from ..games import Game
 from ..games.wording import Wording
-from ..play import Outcome, PlaySettings, play
+from ..hearing import Heard, heard
+from ..play import Outcome, PlaySettings, begin, play
 from ..sweeps.grid import answer_groups, plan_game
-from ..sweeps.parts import unchanged
 
 SITES = ("resid_post", "attn_out", "mlp_out")
 SCORES = ("among", "choice", "calibrated", "exact", "found", "flops", "sent")
@@ -44,26 +45,19 @@ def layer_maps(
         seed: Random seed for the assignment of other items' messages.
 
     Returns:
-        Log-probability of each right answer in nats, "own" and "other" [grafts, K, J, items] and "alone" [items] without
-        a message; "own_exact" and "other_exact", whether greedy decoding would generate it.
+        Log-probability of each right answer in nats, "own" and "other" [grafts, K, J, items].
     """
     order = derange([item.answer for item in game.items], seed)
-    found: dict[str, np.ndarray] = {}
+    cells: Any = dict(ks=layers[0], js=layers[1], grafts=grafts, maps=maps)
+    shape = len(grafts), *map(len, layers), len(game.items)
+    found = {name: np.zeros(shape, np.float32) for name in ("own", "other")}
     for questions in answer_groups(game, agents[1], wording):
-        every: dict[str, Any] = {
-            "own": (questions, dict(ks=layers[0], js=layers[1], grafts=grafts, maps=maps)),
-            "other": (order[questions], dict(ks=layers[0], js=layers[1], grafts=grafts, maps=maps)),
-            "alone": (questions, dict(ks=layers[0][:1], js=layers[1][-1:], grafts=(unchanged,))),
-        }
-        for name, (sent, cells) in every.items():
-            told, asked = game.part(sent), game.part(questions)
+        for name, senders in (("own", questions), ("other", order[questions])):
+            told, asked = game.part(senders), game.part(questions)
             plan = plan_game(asked, *agents, wording=wording, told=told, max_new_tokens=None, **cells)
             result = plan.gather([plan.run(chunk) for chunk in plan.chunks])
-            values = {name: result["logprobs"].sum(axis=-1), f"{name}_exact": result["exact"]}
-            for key, value in values.items():
-                whole = found.setdefault(key, np.zeros((*value.shape[:-1], len(game.items)), value.dtype))
-                whole[..., questions] = value
-    return {name: value[0, 0, 0] if name.startswith("alone") else value for name, value in found.items()}
+            found[name][..., questions] = result["logprobs"].sum(axis=-1)
+    return found
 
 
 def other_sites(game: Game, agents: tuple[Agent, Agent], wording: Wording, seed: int = 0) -> dict[str, np.ndarray]:
@@ -115,6 +109,7 @@ def played(
     agents: tuple[Agent, Agent],
     settings: PlaySettings,
     prior: Sequence[np.ndarray],
+    replies: bool = True,
 ) -> dict[str, np.ndarray]:
     """Plays a game under several conditions.
 
@@ -124,37 +119,42 @@ def played(
         agents: The sender and the receiver.
         settings: The settings that every protocol has.
         prior: Log-probabilities of each item's choices for B alone (`play.alone_with`).
+        replies: Whether B also writes its answers. The registered outcomes do not need them.
 
     Returns:
-        Scores (`SCORES`) [items], with keys "condition/score".
+        Scores [items], with keys "condition/score": those of `SCORES`, without "exact" and "found" if there are no replies.
     """
     done: dict[str, Outcome] = {}
+    found: dict[str, np.ndarray] = {}
     for condition in every:
         own = dict(condition.settings)
         if condition.equal is not None:
             what, of = condition.equal
             own |= limits(what, done[of], game, *agents, settings.wording, own)
-        done[condition.label] = play(game, condition.protocol, *agents, settings, prior, **own)
-    return {f"{label}/{name}": x for label, outcome in done.items() for name, x in scores(outcome).items()}
+        if replies:
+            outcome = done[condition.label] = play(game, condition.protocol, *agents, settings, prior, **own)
+            values = scores(outcome.choices or (), outcome.heard) | {"exact": outcome.hits, "found": outcome.found_hits}
+        else:
+            turn, _ = begin(game, condition.protocol, *agents, settings, **own)
+            values = scores(choose(game, logprobs(turn, game, agents[1].chat), prior), heard(turn))
+        found |= {f"{condition.label}/{name}": np.asarray(x, float) for name, x in values.items()}
+    return found
 
 
-def scores(outcome: Outcome) -> Mapping[str, np.ndarray]:
-    """Lists the scores of an outcome.
+def scores(choices: Sequence[Choice], notes: Sequence[Heard]) -> dict[str, Sequence[float]]:
+    """Lists the scores of a condition that need no replies.
 
     Args:
-        outcome: The outcome.
+        choices: For each item, the scores of the right answer among the choices.
+        notes: For each item, the message that arrived.
 
     Returns:
-        For each name in `SCORES`, one number for each item.
+        For each name, one number for each item. Costs are counted until B's answer begins.
     """
-    choices = outcome.choices or ()
-    kept = {
+    return {
         "among": [choice.among for choice in choices],
         "choice": [choice.hit for choice in choices],
         "calibrated": [bool(choice.calibrated_hit) for choice in choices],
-        "exact": outcome.hits,
-        "found": outcome.found_hits,
-        "flops": [reply.flops for reply in outcome.replies],
-        "sent": [reply.spent.sent for reply in outcome.replies],
+        "flops": [note.flops for note in notes],
+        "sent": [note.sent for note in notes],
     }
-    return {name: np.asarray(values, float) for name, values in kept.items()}

@@ -255,8 +255,11 @@ def exploratory(blocks: Sequence[Block]) -> Iterator[Part]:
     yield Heading(2, "Everything that was played (exploratory)")
     yield (
         "Each against B alone (total) and, where it was played, against another item's message (content); decisions are %, the "
-        "differences nats of log p(right | choices). p-values, by random signs, are corrected by Holm's method over each table. Exact and found match are of written replies."
+        "differences nats of log p(right | choices). p-values, by random signs, are corrected by Holm's method over each table. GFLOPs and bytes are counted until B's answer begins."
     )
+    written_down = [name for name in ("exact", "found") if any(name in x for b in blocks for x in b.scores.values())]
+    if written_down:
+        yield "Exact and found match are of written replies."
     for block in blocks:
         yield Heading(3, f"{block.game.name}, {block.setup.name}")
         labels = [label for label in block.scores if not label.endswith(", other")]
@@ -265,13 +268,13 @@ def exploratory(blocks: Sequence[Block]) -> Iterator[Part]:
         ps = iter(holm([found.p for x in labels for found in (total.get(x), content.get(x)) if found is not None]))
         rows = []
         for label in labels:
-            row = [label, *(score(block, label, name) for name in ("choice", "exact", "found", "among"))]
+            row = [label, *(score(block, label, name) for name in ("choice", *written_down, "among"))]
             for found in (total.get(label), content.get(label)):
                 row += ["", ""] if found is None else [written(found.value, "nats"), p_written(next(ps))]
             costs = [block.scores[label].get(name) for name in ("flops", "sent")]
             row += ["" if x is None else f"{x.mean() / scale:,.3g}" for x, scale in zip(costs, (1e9, 1), strict=True)]
             rows.append(row)
-        columns = ["condition", "decision", "exact", "found", "log p", "total", "p", "content", "p", "GFLOPs", "bytes"]
+        columns = ["condition", "decision", *written_down, "log p", "total", "p", "content", "p", "GFLOPs", "bytes"]
         yield Table(columns, rows, left=1)
 
 
@@ -322,7 +325,7 @@ def table(blocks: Sequence[Block]) -> str:
         A CSV file: game, set-up, condition, item (counted over both halves), and the scores.
     """
     file = io.StringIO()
-    names = ("among", "choice", "calibrated", "exact", "found", "flops", "sent")
+    names = [name for name in measure.SCORES if any(name in own for block in blocks for own in block.scores.values())]
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["game", "setup", "condition", "item", *names])
     for block in blocks:

@@ -111,7 +111,9 @@ class Study:
         prior = self._prior(name, reported, agents, settings)
         scores: dict[str, dict[str, np.ndarray]] = {"silent": alone(reported, prior)}
         for part, every, of in self._played(reported, setup, cells, fitted):
-            make = lambda every=every, of=of: measure.played(of, every, agents, settings, prior)
+            make = lambda every=every, of=of: measure.played(
+                of, every, agents, settings, prior, self.settings.size.whole
+            )
             for key, values in self._piece(f"play-{name}-{part}", make).items():
                 label, score = key.rsplit("/", 1)
                 scores.setdefault(label, {})[score] = values
@@ -163,12 +165,12 @@ class Study:
             for n, graft in enumerate(grafts):
                 operator = graft if job == "grafts" else job
                 layers[operator] = at
-                maps[operator] = {key: x if key.startswith("alone") else x[n] for key, x in found.items()}
+                maps[operator] = {key: x[n] for key, x in found.items()}
         if size.whole and measure.same_shape(*agents):
             found = self._piece(f"sites-{name}", lambda: measure.other_sites(game, agents, setup.wording, seed))
             for n, site in enumerate(measure.SITES[1:], 1):
                 layers[site] = (tuple(range(1, found["own"].shape[1] + 1)),) * 2
-                maps[site] = {key: diagonal(x[n]) for key, x in found.items()} | {"alone": maps[PRIMARY]["alone"]}
+                maps[site] = {key: diagonal(x[n]) for key, x in found.items()}
         return layers, maps
 
     def _played(

@@ -491,13 +491,13 @@ class Turn:
         self.check_room([max(map(len, texts), default=1) - 1 for texts in continuations])
         logprobs, greedy = self._score_first(continuations)
         # The prompt's logits score each first token. Only texts with further tokens need another pass; short answers do not.
-        longer = [[c for c, text in enumerate(texts) if len(text) > 1] for texts in continuations]
-        if any(longer):
+        for low, high in passes([[len(text) for text in texts] for texts in continuations]):
+            own = [[c for c, text in enumerate(texts) if low <= len(text) <= high] for texts in continuations]
             more, wanted = self._score_longer(
-                [[texts[c] for c in own] for texts, own in zip(continuations, longer, strict=True)]
+                [[texts[c] for c in some] for texts, some in zip(continuations, own, strict=True)]
             )
-            for i, own in enumerate(longer):
-                logprobs[i][own], greedy[i][own] = more[i, : len(own)], wanted[i, : len(own)]
+            for i, some in enumerate(own):
+                logprobs[i][some], greedy[i][some] = more[i, : len(some)], wanted[i, : len(some)]
         scored, lost = [], self.dropped
         for i, (row, texts) in enumerate(zip(self.rows, continuations, strict=True)):
             lengths = tuple(map(len, texts))
@@ -520,12 +520,47 @@ class Turn:
     def _score_longer(self, continuations) -> tuple[np.ndarray, np.ndarray]:
         """The same for whole texts of several tokens: [prompts, largest number of texts per prompt]."""
         C, T = max(map(len, continuations)), max(len(text) for texts in continuations for text in texts)
-        padded = np.full((len(self.rows), C, T if T <= 5 else 1 + bucket(T - 1, T + 32, 4)), -1, np.int32)
+        padded = np.full((len(self.rows), C, 1 + further(T)), -1, np.int32)
         for i, texts in enumerate(continuations):
             for c, text in enumerate(texts):
                 padded[i, c, : len(text)] = text
         logprobs, greedy = jax.device_get(score(self.agent.params, self.logits, self.cache, padded, past=self.past))
         return logprobs.sum(axis=-1, dtype=np.float64), greedy.all(axis=-1)
+
+
+def further(length: int) -> int:
+    """Number of columns for the tokens of a text after its first one, rounded up if there are more than four."""
+    return length - 1 if length <= 5 else bucket(length - 1, length + 32, 4)
+
+
+PASS = 16
+"""Cost of another pass over the model in `passes`, in tokens of each prompt: it reads the weights again."""
+
+
+def passes(lengths: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Splits texts of several tokens into passes of similar length, so that little of a pass is padding.
+
+    In a pass every prompt has as many rows as the prompt with the most texts, and every row is as long as the longest text.
+
+    Args:
+        lengths: Number of tokens of each text after each prompt.
+
+    Returns:
+        The shortest and the longest text of each pass. Texts of one token are in none.
+
+    Example:
+        >>> from jaxcomm.protocols.base import passes
+        >>> passes([[1, 2, 3] * 30]), passes([[1, 2, 2, 3]]), passes([[1, 1]])
+        ([(2, 2), (3, 3)], [(2, 3)], [])
+    """
+    found = sorted({n for texts in lengths for n in texts if n > 1})
+    counts = np.array([[texts.count(n) for n in found] for texts in map(list, lengths)])
+    best: list[tuple[float, list[tuple[int, int]]]] = [(0, [])]  # for the shortest texts, up to each length
+    for end, longest in enumerate(found, 1):
+        cost = lambda start, end=end, longest=longest: counts[:, start:end].sum(axis=1).max() * further(longest) + PASS
+        options = [(best[i][0] + cost(i), [*best[i][1], (found[i], longest)]) for i in range(end)]
+        best.append(min(options, key=lambda option: option[0]))
+    return best[-1][1]
 
 
 def start_turn(
