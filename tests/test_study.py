@@ -190,7 +190,7 @@ def test_the_report_stands_on_scores_that_play_gives(studied, b):
         assert [float(row["found"]) for row in own] == [float(x) for x in outcome.found_hits]
     text = (out / "report.md").read_text()
     assert "content-countries.png" in text and (out / "content-countries.png").exists()
-    for heading in ("In short", "Set-up", "(registered)", "exploratory", "published figures", "Threats", "This again"):
+    for heading in ("In short", "Set-up", "(registered)", "exploratory", "published figures", "Threats", "Command"):
         assert heading in text
     assert "Ramesh & Li 2025, Table 2" in text.replace("&amp;", "&") and "KVComm, Table 1" in text
 

@@ -11,7 +11,7 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Play both games with the embedded pair: table with intervals and controls, transcripts, layer maps.
+    """Play both games with the embedded pair. Print a table with intervals and controls, and transcripts; draw layer maps.
 
     Example: jaxcomm demo --out demo
     """
@@ -32,7 +32,7 @@ class Demo:
 
 @dataclasses.dataclass(frozen=True)
 class TrainPair:
-    """Train one model of the embedded pair again, from the seed. On CPU: one model per core, both at once.
+    """Train one model of the embedded pair again, from the seed. On CPU, train both models at once, each on its own core.
 
     Example: jaxcomm train-pair a --out my-a
     """
