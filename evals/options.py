@@ -122,11 +122,13 @@ class PrefixOptions:
     scheme: Literal["score", "greedy", "first", "last", "random", "every"] | None = None
     """kv, latent: choose the share --ratio of B's layers by this rule, instead of --layers. score: by KVComm's score; greedy: those that make right answers likeliest; every: evenly spaced."""
     ratio: float | None = None
+    """scheme: share of the layers to choose, above 0 and at most 1."""
     alpha: float = 1.0
     """score: weight of the attention; the rest is KVComm's prior (the paper: 1 for Llama, 0.8 for Qwen and Falcon)."""
     calibration: str | None = None
     """score, greedy: a game or FILE.jsonl with the items to score layers on; default: further items of the game. None of them is played."""
     calibration_items: int = 8
+    """score, greedy: number of items to score layers on."""
     place: Literal["start", "turn"] = "start"
     """kv, latent: start: the prefix stands before B's prompt, as published; turn: before its last turn, after worked examples."""
     positions: Literal["after", "own"] = "after"

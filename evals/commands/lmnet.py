@@ -122,11 +122,13 @@ class Show:
     network: Annotated[Path, tyro.conf.Positional]
     """Run folder of jaxcomm lmnet train."""
     prompt: str
+    """The prompt that the network reads."""
     out: Path = Path("wires")
     """Folder for wires.txt and wires.png."""
     words: int = 3
     """Number of words for each wire."""
     chat: bool = False
+    """Put the prompt through the chat template."""
 
     def run(self) -> None:
         """Prints the words on the wires, and writes wires.txt and wires.png.

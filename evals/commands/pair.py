@@ -46,6 +46,7 @@ class TrainPair:
     steps: int | None = None
     """Number of steps; default: as for the shipped model."""
     seed: int = 0
+    """Seed of the weights and of the text."""
 
     def run(self) -> None:
         """Trains the model, and writes its checkpoint."""

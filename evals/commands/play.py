@@ -81,6 +81,7 @@ class Play(options.GameOptions, options.PrefixOptions):
     max_message_tokens: int = 48
     """Largest number of tokens of a message."""
     max_new_tokens: int = 16
+    """Largest number of tokens of a reply."""
     dtype: options.Dtype = "auto"
     tensor: options.Tensor = 1
     int8: options.Int8 = False

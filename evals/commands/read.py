@@ -61,6 +61,7 @@ class Read(options.GameOptions, options.PrefixOptions):
     max_message_tokens: int = 48
     """deltas: largest number of tokens of A's message."""
     max_new_tokens: int = 16
+    """Largest number of tokens of a reply."""
     dtype: options.Dtype = "auto"
     out: Path | None = None
     """Folder for report.html, report.md, items.jsonl and a PNG for each game."""

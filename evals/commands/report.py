@@ -50,7 +50,9 @@ class Cost:
     b: str = "llama-3.1-8b"
     """Receiver, named in the same way."""
     k: int = 26
+    """Layer of A that is sent."""
     j: int = 26
+    """Layer of B after which it is grafted in."""
     tokens: tuple[int, int, int] | None = None
     """Number of tokens of the prompt, of a message, and of the answer; default: four settings."""
 

@@ -42,6 +42,7 @@ class Select(options.GameOptions):
     """Run folder: finished pieces, report.html, report.md, pictures, results.jsonl."""
     resume: options.Resume = False
     channel: Literal["kv", "latent", "deltas"] = "kv"
+    """The channel whose settings are swept."""
     game: str = "countries"
     """countries, tip_sheets, or a file of your own."""
     schemes: tuple[Literal["score", "greedy", "first", "last", "random", "every"], ...] = (
@@ -52,6 +53,7 @@ class Select(options.GameOptions):
     )
     """score: by KVComm's score; greedy: one layer after the other, each time the one that makes right answers likeliest; every: evenly spaced."""
     ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Shares of B's layers that see the prefix."""
     ways: tuple[Literal["plain", "own", "sink", "published"], ...] = ("plain",)
     """plain; own: B's prompt begins at position 0; sink, published: as KVComm's code, without and with its mask."""
     steps: tuple[int, ...] = (0, 1, 2, 5, 10)
@@ -73,8 +75,11 @@ class Select(options.GameOptions):
     calibration: str | None = None
     """score, greedy: a game or a file with the items to score layers on; default: further items of the game."""
     calibration_items: int = 8
+    """score, greedy: number of items to score layers on."""
     n: int | None = None
+    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
+    """Seed of the games and of random choices."""
     names: options.Names = "seen"
     dtype: options.Dtype = "auto"
     tensor: options.Tensor = 1

@@ -31,6 +31,7 @@ class Sweep(options.GameOptions):
     js: tuple[int, ...] | None = None
     """B's layers; default: 1 to its number of layers."""
     grafts: tuple[options.Graft, ...] = ("replace",)
+    """How B's state b and A's state a are combined; one map for each."""
     decode: int | None = None
     """Also decode this many tokens in every cell, and count the right texts. Default: only the answer's tokens are scored."""
     content: bool = True

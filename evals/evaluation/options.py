@@ -43,6 +43,7 @@ class EvalOptions(options.PrefixOptions):
     j_back: int | None = None
     """exchange: A's layer after which it is grafted in, if not j."""
     graft: options.Graft = "replace"
+    """How B's state b and A's state a are combined."""
     where: Literal["last", "all"] = "last"
     """Edit the prompt's last token, or all (graft sum; appendix B.1)."""
     think: int = 0
@@ -71,6 +72,7 @@ class EvalOptions(options.PrefixOptions):
     tell: str = "{message}\n\n{prompt}"
     """message: template of what B reads."""
     max_message_tokens: int = 256
+    """Largest number of tokens of a message."""
     max_new_tokens: int | None = None
     """Default: the task's."""
     temperature: float | None = None
@@ -91,5 +93,6 @@ class EvalOptions(options.PrefixOptions):
     names: Literal["seen", "new"] = "seen"
     """Our own tasks: names of people and companies, seen in the embedded pair's training text, or new."""
     batch_size: int = 16
+    """Number of prompts that are read at once."""
     truncate: bool = False
     """Prompts that do not fit lose their first tokens, and are counted. Without this option they are refused."""

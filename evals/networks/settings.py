@@ -26,6 +26,7 @@ class Shape:
     scale: float | None = 1.0
     """Initial value of an edge's trainable factor; it is divided by the number of edges that are summed. None: no factor, no division."""
     aggregate: Literal["sum", "mean", "concat"] = "sum"
+    """How the outputs of a vertex' incoming edges are combined."""
     norm: bool = True
     """Interior vertices keep their model's final norm."""
     share: bool = True
@@ -46,6 +47,7 @@ class Recipe:
     """How to train. The defaults are for edges and questions."""
 
     steps: int = 300
+    """Number of training steps."""
     rows: int = 8
     """Rows of a batch; each holds as many texts as fit."""
     columns: int = 112
@@ -53,6 +55,7 @@ class Recipe:
     accumulate: int = 1
     """Number of batches whose gradients are summed for one step."""
     learning_rate: float = 1e-3
+    """Largest learning rate, after the warm-up."""
     warmup: float = 0.03
     """Share of the steps in which the rate rises; afterwards it falls as a cosine, to a tenth."""
     weight_decay: float = 0.0
