@@ -68,7 +68,7 @@ def logprobs(turn: Turn | Panel, game: Game, chat: bool) -> list[np.ndarray]:
     b = turn.turns[turn.receiver] if isinstance(turn, Panel) else turn
     if any(map(b.agent.begins_thought, b.rows)):
         raise ValueError(
-            f"{b.agent.name}'s chat template begins a thought, choices are scored as an answer begins: switch thinking off (such as --chat-args enable_thinking=false), or leave choices out (--no-choices)"
+            f"{b.agent.name}'s chat template begins a thought, but choices are scored at the start of an answer: switch thinking off (such as --chat-args enable_thinking=false), or leave choices out (--no-choices)"
         )
     texts = [[choice if chat else f" {choice}" for choice in game.choices(item)] for item in game.items]
     return [np.array(scored.logprobs) for scored in b.score(texts)]

@@ -54,7 +54,7 @@ def prepare(
 
     Args:
         command: What to do.
-        keep_programs: Keep compiled programs for the next command, in the user's cache folder or the one that JAXCOMM_PROGRAMS names (JAXCOMM_PROGRAMS=off: nowhere).
+        keep_programs: Keep compiled programs for later commands, in the user's cache folder or in the folder that JAXCOMM_PROGRAMS names (JAXCOMM_PROGRAMS=off: do not keep them).
     """
     if keep_programs:
         from . import programs

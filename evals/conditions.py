@@ -179,7 +179,7 @@ def blocks(
             else "Choices: each item's own"
         )
         made.append(
-            f"{about}. Rank 1 is the likeliest. Calibrated: after each choice's log-probability without the message is taken off, so of B alone there is none. "
+            f"{about}. Rank 1 is the likeliest. Calibrated: each choice's log-probability without the message is subtracted first. B alone has no calibrated score. "
             "Last column: mean log-probability of the right answer, given that it is one of the choices."
         )
     made.append(costs_drawn(every, outcomes, metric))
@@ -208,8 +208,8 @@ def set_up(first: Outcome, a: Agent, b: Agent, wording: Wording) -> Iterator[str
     form = {True: "through its chat template", False: "raw"}
     yield f"A reads {form[a.chat]}, B {form[b.chat]}; {len(first.game.examples)} worked examples."
     if first.game.examples and not (a.chat and b.chat):
-        yield "Raw worked examples are a line each, so what is written after them ends where a line does."
-    yield f"A reads the {wording.reads.replace('+', ' and B' + chr(39) + 's ')} in protocols in which it sends."
+        yield "Raw worked examples take one line each. So the reply after them ends at the end of a line."
+    yield f"If A sends, it reads the {wording.reads.replace('+', ' and B' + chr(39) + 's ')}."
     for name, told in (("A", a.system), ("B", b.system)):
         if told:
             yield f"System prompt of {name}: {told}"
@@ -329,8 +329,8 @@ def effects_told(
         columns, rows = split_rows(found)
         yield Heading(2, f"Presence and content {told}")
         yield (
-            "Total: B with its own messages above B alone. Presence: with another item's messages above B alone. Content: "
-            "with its own messages above those of another item. " + meaning(3 * len(found))
+            "Total: the item's own messages minus B alone. Presence: another item's messages minus B alone. Content: own "
+            "messages minus another item's. " + meaning(3 * len(found))
         )
         yield overlap_told(game)
         yield Table(["protocol", "metric", *columns], rows, left=2)
@@ -338,20 +338,20 @@ def effects_told(
         yield Picture("effects.png", figures.effects(points, label=f"{metric} match, points"), "Presence and content")
     else:
         yield Heading(2, f"Presence and content {told}")
-        yield "Not known: it takes B alone (silent) and the control other, with at least two items."
+        yield "Not known: this needs B alone (silent), the control other, and at least two items."
     if rows := against(every, by, sent, metric):
         yield Heading(2, f"Against every control {told}")
-        yield f"Points of {metric} match by which the protocol is above each control, paired. " + meaning(
+        yield f"The protocol's {metric} match minus that of each control, in points, paired. " + meaning(
             len(rows), smallest=False
         )
         yield Table(["protocol", "above", "accuracy", "points", "p", "log p(right | choices), nats"], rows, left=2)
         yield Items([f"{name}: {CONTROLS[name]}" for name in CONTROLS if any(f"{c}, {name}" in by for c in sent)])
     yield Heading(2, f"Sent and heard {told}")
     yield (
-        "Sent: a text names the answer; of states, a linear probe that was trained on other items reads the answer out of "
-        "the message (what it finds was sent; a better reader might find more). Heard: KL divergence of B's distribution of "
-        "its next token, in nats, as means over the items: with its own message against none, against another item's message, "
-        "and of that against none."
+        "Sent: whether the message contains the answer. A text contains it if it names it. For states, a linear probe, "
+        "trained on other items, predicts the answer from the message (a better probe might find more). Heard: KL divergence "
+        "of B's distribution of its next token, in nats, mean over the items: with the own message from none, with the own "
+        "from another item's, and with another item's from none."
     )
     yield Table(
         ["protocol", "sent, %", "own from none", "own from other", "other from none"],
@@ -386,8 +386,8 @@ def overlap_told(game: Game) -> str:
     answers = [item.answer for item in game.items]
     share = overlap(answers, derange(answers, 0)) if len(answers) > 1 else 1.0
     if not share:
-        return "Another item is one with another answer."
-    return f"Another item is one with another answer, but in {share:.0%} of the items, since so many have the same."
+        return "The other item always has another answer."
+    return f"The other item has another answer, except for {share:.0%} of the items, because so many items have the same answer."
 
 
 def against(every: Sequence[Condition], by: Mapping[str, Outcome], sent: Sequence[str], metric: str) -> list[list[str]]:

@@ -99,8 +99,8 @@ def blocks(game: Game, layers: Sequence[int], found: DeltaSweep, told: Sequence[
     made: list[Block] = [
         Heading(1, f"{game.name.replace('_', ' ')}: after which layer deltas are added"),
         Items([*told, f"The text alone: {alone}."]),
-        "Total: with the deltas above the text alone. Presence: with another item's deltas above the text alone. Content: own "
-        "above another's. The text is each item's own throughout.",
+        "Total: the item's own deltas minus the text alone. Presence: another item's deltas minus the text alone. Content: own "
+        "deltas minus another item's. The text is always the item's own.",
         Picture("layers.png", picture(layers, found), "Accuracy and log-probability against the layer"),
     ]
     for unit, values, text, show in (

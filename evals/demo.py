@@ -219,7 +219,7 @@ def effects_table(results: Results) -> tuple[rich.table.Table, str]:
             found[cells] = split(own.hits, other.hits, silent.hits), "points"
     columns, rows = split_rows(found)
     table = rich.table.Table(
-        title="What the activation did (replace), exact match, points [95 % interval]", title_justify="left"
+        title="Effect of the activation (replace) on exact match, points [95 % interval]", title_justify="left"
     )
     for n, column in enumerate(("pair", "game", *columns)):
         table.add_column(column, justify="left" if n < 2 else "right", no_wrap=True)
@@ -266,7 +266,7 @@ def run(out: Path, json: Path | None) -> None:
         c = agent.params.config
         console.print(f"Embedded model {agent.name}: Llama architecture, {c.layers} layers, width {c.width}.")
     console.print(
-        f"Greedy decoding on {jax.default_backend()}; b -> b is one model with itself, a -> b goes through W.\n"
+        f"Greedy decoding on {jax.default_backend()}. b -> b: the model with itself; a -> b: a's states go through the map W.\n"
     )
     console.print(accuracy_table("Exact match, % [95 % interval]", results.outcomes))
     console.print(f"Both games: {INFORMATION['private']}. Layers, chosen on other games:")

@@ -22,12 +22,12 @@ PARTS = ("total", "presence", "content")
 LIKELIHOOD = "log p(right | choices)"
 """Metric: log-probability of the right answer among the choices, in nats. It can change when accuracy does not."""
 HOLM = (
-    "p is exact where items are right or wrong, by random signs elsewhere, after Holm's correction over all {n} tests of the "
-    "table."
+    "p is exact for right or wrong answers, and by random signs otherwise. It is corrected by Holm's method over all {n} tests "
+    "of the table."
 )
 SMALLEST = (
-    " Smallest: the effect that a run of this size sees in 80 % of cases at the strictest of Holm's levels, the largest of "
-    "the row's three."
+    " Smallest: the effect that a run of this size detects in 80 % of cases at the strictest of Holm's levels. It is the "
+    "largest of the row's three."
 )
 
 

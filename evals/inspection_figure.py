@@ -124,7 +124,7 @@ def draw_sent(sent: Any, figure: Any) -> None:
         sent: `Inspection.sent`.
         figure: The figure to draw in.
     """
-    raise TypeError(f"{type(sent).__name__} is nothing that is sent")
+    raise TypeError(f"{type(sent).__name__} is not a message")
 
 
 def title(figure: Any, text: str, below: str = "") -> None:
@@ -156,7 +156,7 @@ def _(sent: SentPrefix, figure: Any) -> None:
 
 @draw_sent.register
 def _(sent: SentDeltas, figure: Any) -> None:
-    title(figure, f"how A's state moved, layer {sent.j[-1]}", drawable(f"A writes: {readable(sent.message)}", 150))
+    title(figure, f"how A's state changed, layer {sent.j[-1]}", drawable(f"A writes: {readable(sent.message)}", 150))
     axis, shown = figure.subplots(), slice(0, MOST_TOKENS)
     named = Named((), sent.tokens[shown], sent.norms[-1][shown])
     bars(axis, named, "length of the delta at each token of A's text", most=None)

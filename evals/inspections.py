@@ -117,8 +117,8 @@ def blocks(title: str, looked: Sequence[Looked], metric: str, pictures: Sequence
     """
     made: list[Block] = [
         Heading(1, title),
-        "Logit lens: what B's own final norm and head find in its stream after each layer, where its answer begins. "
-        f"Rank and log-probability are of the right answer's first token. {about(looked[0].found.sent)} {METRICS[metric].capitalize()}.",
+        "Logit lens: what B's final norm and head predict from its stream after each layer, at the position where its answer "
+        f"begins. Rank and log-probability are of the right answer's first token. {about(looked[0].found.sent)} {METRICS[metric].capitalize()}.",
     ]
     for n, x in enumerate(looked):
         told = [f"A reads: {_last(x.prompt_a)!r}", *sent(x.found.sent)]
@@ -153,19 +153,19 @@ def _pairs(pairs: Sequence[tuple[str, float]]) -> str:
 # What was sent ------------------------------------------------------------------------------------------------------
 
 LOOKS = (
-    "Attention: the share that B gives to A's tokens, as a mean over heads; of all tokens of its prompt, and of the last one, "
-    "which answers. What is looked at need not be what is used."
+    "Attention: the share of B's attention on A's tokens, mean over heads: for all tokens of B's prompt, and for the last one, "
+    "which answers. A token with high attention need not affect the answer."
 )
 ABOUT = {
-    SentState: "Patchscope: what A itself writes after a prompt in which its message stands in the place of a word.",
+    SentState: "Patchscope: what A writes after a prompt in which its message replaces one word.",
     SentPrefix: LOOKS,
-    SentDeltas: "Without: B reads A's text, but not how A's state moved. Toward: what A's own head names of a delta's direction.",
-    SentBridge: "Comes in: the length of what the bridge adds to B's keys and values, as a share of theirs.",
+    SentDeltas: "Without: B reads A's text, but not how A's state changed. Toward: tokens that A's head finds in a delta's direction.",
+    SentBridge: "Comes in: the length of what the bridge adds to B's keys and values, as a share of their own length.",
 }
 """Explanations of a channel in a report."""
 GATED = (
-    "Comes in: the mean size of a layer's gates. What they let in is a memory, which has a softmax of its own. Most looked at: the "
-    "shares of that softmax, as a mean over heads. What is looked at need not be what is used."
+    "Comes in: the mean size of a layer's gates. They let in a memory, which has a softmax of its own. Most looked at: the "
+    "shares of that softmax, mean over heads. A token with high attention need not affect the answer."
 )
 
 
@@ -191,7 +191,7 @@ def sent(found: Any) -> Iterator[str]:
     Yields:
         The lines.
     """
-    raise TypeError(f"{type(found).__name__} is nothing that is sent")
+    raise TypeError(f"{type(found).__name__} is not a message")
 
 
 @sent.register
@@ -217,7 +217,7 @@ def _(found: SentPrefix) -> Iterator[str]:
 @sent.register
 def _(found: SentDeltas) -> Iterator[str]:
     yield f"A writes: {found.message!r}"
-    yield f"A sends: how its state moved after layer {', '.join(map(str, found.j))} at each of {len(found.tokens)} tokens"
+    yield f"A sends: how its state changed after layer {', '.join(map(str, found.j))} at each of {len(found.tokens)} tokens"
 
 
 @sent.register

@@ -198,7 +198,7 @@ def _read(folder: Path, a: Agent, b: Agent, kind: type[Fitted | FittedKV]) -> tu
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 return checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**items))
         except (KeyError, OSError, ValueError) as error:
-            raise ValueError(f"{folder} holds no maps, or not whole ones: make them with jaxcomm fit-map") from error
+            raise ValueError(f"{folder} holds no maps, or incomplete ones: make them with jaxcomm fit-map") from error
 
     about = read(about=ocp.args.JsonRestore())["about"]
     if ("stride" in about) != (kind is FittedKV):
@@ -244,7 +244,7 @@ def show(title: str, ks: Sequence[int], js: Sequence[int], fits: Mapping[str, Ma
     console = rich.console.Console(width=None if sys.stdout.isatty() else 112)
     console.print(table)
     console.print(
-        f"error: on every {HELD_OUT}th sentence, by a W fitted without these, as a share of the mean square of h_B[j].",
+        f"error: as a share of the mean square of h_B[j], on every {HELD_OUT}th sentence; W is fitted without these.",
         markup=False,
     )
 
@@ -309,6 +309,6 @@ def show_kv(title: str, maps: KVMaps, cosine: np.ndarray) -> None:
         table.add_row(str(n + 1), *listed, f"{float(maps.k.r2[n]):.3f}", f"{float(maps.v.r2[n]):.3f}", f"{value:.3f}")
     rich.console.Console().print(table)
     print(
-        "R2: on held-out texts. Cosine: of what B's tokens read in that layer alone, with mapped and with its own keys and"
+        "R2: on held-out texts. Cosine: between what B's tokens read in one layer from mapped keys and values, and from B's own."
     )
-    print("values; it says more about answers than R2 does, but another text's keys and values have a high one, too.")
+    print("It predicts right answers better than R2 does. But another text's keys and values also have a high cosine.")

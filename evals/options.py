@@ -17,7 +17,7 @@ _PAIR = "or pair:a / pair:b for the embedded pair."
 Sender = Annotated[str, _told(f"Sender: {_SINGLE}, a network's run folder, {_PAIR}")]
 LayeredSender = Annotated[str, _told(f"Sender: {_SINGLE}, {_PAIR}")]
 """An agent whose layers are named: a single model, not a network."""
-Receiver = Annotated[str, _told("Receiver, likewise.")]
+Receiver = Annotated[str, _told("Receiver, named in the same way.")]
 Preset = Literal["paper", "instructed", "kvcomm"]
 Graft = Literal["sum", "mean", "replace"]
 Control = Literal[
@@ -36,26 +36,31 @@ Control = Literal[
 Controls = Annotated[
     tuple[Control, ...],
     _told(
-        "Also run every protocol that sends with these in place of the messages. other: another item's message, so that the gain is parted into presence and content; generated: B writes the message itself, from its own prompt; mean, moments (noise with mean and covariance of the messages), noise (of the same norm), zero, adversarial; unrelated: after an unrelated sentence; self: B's own state; equal-flops, equal-bytes: a written message that costs as much."
+        "Also run every protocol that sends with these controls in place of its messages. other: another item's message, which splits the gain into presence and content; generated: B writes the message itself, from its own prompt; mean, moments (noise with mean and covariance of the messages), noise (of the same norm), zero, adversarial; unrelated: A's message after an unrelated sentence; self: B's own state; equal-flops, equal-bytes: a written message that costs as much."
     ),
 ]
-SystemA = Annotated[str, _told("System prompt of A; of a raw prompt, its first paragraph.")]
-SystemB = Annotated[str, _told("Likewise, of B.")]
+SystemA = Annotated[str, _told("System prompt of A. In a raw prompt it is the first paragraph.")]
+SystemB = Annotated[str, _told("System prompt of B, used in the same way.")]
 ChatArgs = Annotated[
-    tuple[str, ...], _told("What the chat template is given besides: NAME=VALUE, such as enable_thinking=false.")
+    tuple[str, ...], _told("Further arguments of the chat template: NAME=VALUE, such as enable_thinking=false.")
 ]
-Names = Annotated[Literal["seen", "new"], _told("People and companies the embedded pair has read of, or others.")]
-TopP = Annotated[float, _told("Sample from the most likely tokens that hold this share; needs --temperature.")]
+Names = Annotated[
+    Literal["seen", "new"], _told("Names of people and companies: seen in the embedded pair's training text, or new.")
+]
+TopP = Annotated[float, _told("Sample from the most likely tokens with this total probability; needs --temperature.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    _told("auto: the checkpoint's own; on CPU, where XLA is slow in two bytes, float32."),
+    _told("auto: the checkpoint's own; on CPU float32, because XLA is slow with two-byte dtypes there."),
 ]
-Tensor = Annotated[int, _told("Cut every weight matrix over so many devices; the rest share the questions.")]
+Tensor = Annotated[
+    int, _told("Divide every weight matrix over this many devices. Groups of so many devices share the questions.")
+]
 Int8 = Annotated[bool, _told("Keep weight matrices in 8 bits (needs jaxcomm[int8]).")]
 Cluster = Annotated[
-    str | None, _told("Several processes, each with its share: auto (TPU pods, Slurm), or HOST:PORT,COUNT,INDEX.")
+    str | None,
+    _told("Several processes, each with a share of the work: auto (TPU pods, Slurm), or HOST:PORT,COUNT,INDEX."),
 ]
-Resume = Annotated[bool, _told("Go on with the run in the folder.")]
+Resume = Annotated[bool, _told("Continue the run in the folder.")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,9 +80,9 @@ class GameOptions:
     chat: bool = False
     """Put prompts through each tokenizer's chat template instead of reading them raw."""
     prompts_a: Literal["raw", "chat"] | None = None
-    """How A alone reads, in place of --chat."""
+    """How A reads; overrides --chat for A."""
     prompts_b: Literal["raw", "chat"] | None = None
-    """How B alone reads, in place of --chat."""
+    """How B reads; overrides --chat for B."""
     chat_args: ChatArgs = ()
 
     def agent_options(self) -> dict[str, Any]:
@@ -115,25 +120,27 @@ class PrefixOptions:
     layers: tuple[int, ...] = ()
     """kv, latent: numbers of B's layers that see the prefix; default: all."""
     scheme: Literal["score", "greedy", "first", "last", "random", "every"] | None = None
-    """kv, latent: choose --ratio of B's layers instead. score: KVComm's; greedy: those that make right answers likeliest; every: evenly spaced."""
+    """kv, latent: choose the share --ratio of B's layers by this rule, instead of --layers. score: by KVComm's score; greedy: those that make right answers likeliest; every: evenly spaced."""
     ratio: float | None = None
+    """scheme: share of the layers to choose, above 0 and at most 1."""
     alpha: float = 1.0
     """score: weight of the attention; the rest is KVComm's prior (the paper: 1 for Llama, 0.8 for Qwen and Falcon)."""
     calibration: str | None = None
-    """score, greedy: a game or FILE.jsonl whose items are looked at; default: further items of the game that is played. None of them is played."""
+    """score, greedy: a game or FILE.jsonl with the items to score layers on; default: further items of the game. None of them is played."""
     calibration_items: int = 8
+    """score, greedy: number of items to score layers on."""
     place: Literal["start", "turn"] = "start"
-    """kv, latent: the prefix stands before B's prompt, as published, or before its last turn, behind worked examples."""
+    """kv, latent: start: the prefix stands before B's prompt, as published; turn: before its last turn, after worked examples."""
     positions: Literal["after", "own"] = "after"
-    """kv, latent: B's prompt is numbered on from the prefix, or from 0."""
+    """kv, latent: positions of B's prompt continue from the prefix (after), or begin at 0 (own)."""
     published_mask: bool = False
-    """kv, latent: as KVComm's code: all layers see the first token, the first layer all, and in the others B's prompt sees its own future."""
+    """kv, latent: the mask of KVComm's code. All layers see the prefix's first token, and the first layer sees all of it. In layers that do not see the prefix, B's prompt also sees its own later tokens."""
     steps: int = 10
-    """latent, thinking: steps of thinking in latents."""
+    """latent, thinking: number of thinking steps in latents."""
     thought: Literal["aligned", "identity", "soft"] = "aligned"
-    """latent, thinking: what is read in place of tokens: the last state through W_a (LatentMAS), the state itself, or the expected embedding."""
+    """latent, thinking: what the model reads in place of a token. aligned: its last state through W_a (LatentMAS); identity: the state itself; soft: the expected embedding."""
     sends: Literal["kv", "thoughts"] = "kv"
-    """latent: keys and values of all that A has read and thought, or the vectors it has thought."""
+    """latent: kv: keys and values of all that A has read and thought; thoughts: only the vectors it has thought."""
     kv_map: Path | None = None
     """kv, latent: folder of jaxcomm fit-map --kv, for models whose keys do not match."""
     order: Literal["parallel", "row"] = "parallel"
@@ -238,7 +245,7 @@ class PrefixOptions:
         for told, (users, names) in means.items():
             if not users & {*protocols} and (odd := [name for name in names if getattr(self, name) != default[name]]):
                 raise ValueError(
-                    f"--{odd[0].replace('_', '-')} means nothing to the protocol {', '.join(protocols)}: it is an option of {told}"
+                    f"--{odd[0].replace('_', '-')} does not apply to the protocol {', '.join(protocols)}: it is an option of {told}"
                 )
 
 

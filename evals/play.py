@@ -192,10 +192,10 @@ def shown(b: Agent, wording: Wording, examples: int) -> tuple[str, str]:
     if b.chat:
         return "found", "B answers in a chat, where models write sentences"
     if examples:
-        return "exact", "B goes on with raw text, and worked examples show it the form of an answer"
+        return "exact", "B continues raw text, and worked examples show the form of an answer"
     if "{instruction}" in PRESETS[wording.preset].receiver:
         return "found", "B is told how to answer, and may say more"
-    return "exact", "B goes on with raw text, as in the paper"
+    return "exact", "B continues raw text, as in the paper"
 
 
 @dataclasses.dataclass(frozen=True)

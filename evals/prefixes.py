@@ -52,9 +52,9 @@ class LayerChoice:
 
     def __post_init__(self):
         if self.layers and self.scheme is not None:
-            raise ValueError(f"--layers name what --scheme {self.scheme} would choose: give one of them")
+            raise ValueError(f"--layers and --scheme {self.scheme} both choose layers: give one of them")
         if (self.scheme is None) != (self.ratio is None):
-            raise ValueError("--scheme and --ratio go together: how layers are chosen, and which share of them")
+            raise ValueError("--scheme and --ratio go together: give the rule that chooses layers, and their share")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise ValueError(
                 f"--ratio {self.ratio}: a share of the layers, above 0 and at most 1 (0 is the protocol silent)"
@@ -66,7 +66,7 @@ class LayerChoice:
                 f"--calibration-items {self.items} is for --scheme {' and '.join(CALIBRATED)}: leave it out"
             )
         if self.alpha != 1.0 and self.scheme != "score":
-            raise ValueError(f"--alpha {self.alpha}: it weighs the attention of --scheme score: leave it out")
+            raise ValueError(f"--alpha {self.alpha}: it is for --scheme score: leave it out")
         if self.items < 1:
             raise ValueError(f"--calibration-items {self.items}: it must be at least 1")
 
@@ -117,7 +117,7 @@ class LayerChoice:
             if found is None or not found.items:
                 name = "this task" if game is None else game.name
                 raise ValueError(
-                    f"--scheme {self.scheme} looks at items that are not played, and {name} has no others: name a game or a "
+                    f"--scheme {self.scheme} needs items that are not played, and {name} has no others: name a game or a "
                     "file with --calibration"
                 )
             return found.part(range(min(self.items, len(found.items))))

@@ -220,7 +220,7 @@ def differences(
             found.append(f"{name}: {listed(here)} here, {listed(there)} there")
         if here and told and not there:
             unknown.append(name)
-    return found + ([f"not said there: {', '.join(unknown)}"] if unknown else [])
+    return found + ([f"not stated there: {', '.join(unknown)}"] if unknown else [])
 
 
 def listed(texts: Sequence[str], most: int = 3) -> str:

@@ -33,10 +33,10 @@ VERSIONS = ("jaxcomm", "jax", "jaxlib", "transformers", "lm_eval", "numpy", "pyt
 T = TypeVar("T")
 K = TypeVar("K")
 HOW_TO_READ = (
-    "Values are per cent with 95 % intervals (bootstrap over the questions); log p(right | choices) is in nats. Total, "
-    "presence and content are points or nats, paired question by question, with their intervals: the protocol above B alone "
-    "(single), another question's message above B alone, and the protocol's message above another question's. A row with a "
-    "comma is a control: something stands in for the messages. Unparsed: answers in which the task's filter found nothing; cut: prompts that lost their first tokens. "
+    "Values are in per cent, log p(right | choices) is in nats. Intervals are 95 % (bootstrap over the questions). Total, "
+    "presence and content are differences in points or nats, paired by question. Total: the protocol minus B alone (single). "
+    "Presence: another question's message minus B alone. Content: the protocol's message minus another question's. A row "
+    "with a comma is a control: other messages replace the protocol's own. Unparsed: answers in which the task's filter found nothing. Cut: prompts that lost their first tokens. "
     "FLOPs and tokens (read + written) are means over questions, seconds are sums."
 )
 
@@ -86,7 +86,7 @@ def document(
     Yields:
         The blocks of the document.
     """
-    yield Heading(1, "What was run, and what was published")
+    yield Heading(1, "Measured and published results")
     yield Heading(2, "Runs")
     yield Table(("run", "folder", "models", "device", "versions"), [about_run(run) for run in found], left=5)
     yield Code("\n".join(f"# {run.name}\n{run.command}" for run in found))
@@ -155,7 +155,7 @@ def told_of(task: str, rows: Sequence[Row]) -> Iterator[Block]:
         yield meaning(tests)
     if shared := [row for row in rows if row.line.get("overlap")]:
         most = max(row.line["overlap"] for row in shared)
-        yield f"Under the control other {most:.0%} of the questions get a message with their own answer, since so many have the same."
+        yield f"Under the control other, {most:.0%} of the questions get a message with their own answer, because so many questions have the same answer."
 
 
 def results(rows: Sequence[Row]) -> Table:
@@ -253,7 +253,7 @@ def notes(rows: Sequence[Row]) -> Iterator[Block]:
         yield f"Not every question has a score under every protocol: differences are over {least} to {fewer[0].line['n']} questions."
     means = [(row.line["value"], row.run.scores.get(key(row.line))) for row in rows if interval(row.line) is not None]
     if any(own and abs(x - float(np.mean(list(own.values())))) > 1e-9 for x, own in means):
-        yield "Values are over all that was scored, differences are means over questions: they need not add up."
+        yield "Values are over all scored answers, differences are means over questions. So they need not add up."
 
 
 def published(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[str, str]) -> Iterator[Block]:
@@ -284,7 +284,7 @@ def published(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[st
         )
         source = source if unit == "%" else f"{source} ({unit}s)"
         table.append((source, models, *(said(column) for column in (*columns, *others))))
-    yield "Published on this task, per cent where not said otherwise, beside what was measured here:"
+    yield "Published results on this task and results measured here, in per cent unless noted:"
     yield Table(("source", "models", *columns, *others), table, left=2)
     yield "How the set-ups differ:"
     yield Items(list(set_ups(rows, entries, metrics)))
@@ -306,7 +306,7 @@ def set_ups(rows: Sequence[Row], entries: Sequence[Entry], metrics: Mapping[str,
         said: dict[str, list[str]] = {}
         for name, those in runs.items():
             found = differences(those[0].run, [row.line for row in those], own, metrics)
-            said.setdefault("; ".join(found) or "nothing that is recorded", []).append(name)
+            said.setdefault("; ".join(found) or "no recorded difference", []).append(name)
         parts = [text if len(said) == 1 else f"{', '.join(names)}: {text}" for text, names in said.items()]
         yield f"{source} ({own[0].about}): {'. '.join(parts)}."
 

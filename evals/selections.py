@@ -30,12 +30,15 @@ from .runs import RunFolder
 from .scores import accuracy, percent
 
 WAYS: dict[str, tuple[dict[str, Any], str]] = {
-    "plain": ({}, "only the layers that are chosen see the prefix; B's prompt follows it"),
-    "own": (dict(positions="own"), "the same, but B's prompt begins at position 0"),
-    "sink": (dict(sink=True), "all layers see the first token, the first layer all, as in KVComm's code"),
+    "plain": ({}, "only the chosen layers see the prefix; B's prompt follows it"),
+    "own": (dict(positions="own"), "as plain, but B's prompt begins at position 0"),
+    "sink": (
+        dict(sink=True),
+        "all layers see the first token, and the first layer sees all tokens, as in KVComm's code",
+    ),
     "published": (
         dict(sink=True, future=True),
-        "the same, and in layers that do not see the prefix B's prompt sees its own future: the mask of KVComm's code",
+        "as sink, and in layers that do not see the prefix, B's prompt also sees its own later tokens: the mask of KVComm's code",
     ),
 }
 """Ways to read a selection: options of `jaxcomm.select`, with a description."""
@@ -282,8 +285,8 @@ def blocks(game: Game, grid: Grid, found: dict[str, Swept], heavy: Weight, told:
     made: list[Block] = [
         Heading(1, f"{game.name.replace('_', ' ')}: which layers see the prefix"),
         Items([*told, *(f"Way {way}: {WAYS[way][1]}." for way in grid.ways)]),
-        "Exact match: the right answer is the likeliest, token by token. Content: with the item's own prefix above another "
-        "item's. p is exact for hits and by random signs for nats, after Holm's correction over all selections of a table.",
+        "Exact match: the right answer is the likeliest, token by token. Content: the item's own prefix minus another item's. "
+        "p is exact for hits, and by random signs for nats. It is corrected by Holm's method over all selections of a table.",
         *pictures(grid, found),
     ]
     for way in grid.ways:
@@ -294,7 +297,7 @@ def blocks(game: Game, grid: Grid, found: dict[str, Swept], heavy: Weight, told:
     if "sink" in found and "published" in found:
         made += [
             Heading(2, "What the published mask does"),
-            "Published above sink, the same layers, without and with the mask.",
+            "Way published minus way sink, at the same layers. They differ only in the mask.",
             Table(
                 ["thoughts", "scheme", "ratio", "exact match, points", "p", "log p(right), nats", "p"],
                 list(compared(grid, found["published"], found["sink"])),

@@ -259,8 +259,8 @@ PLAY = ["play", "--a", "pair:a", "--b", "pair:a"]
     [
         (PLAY, "activation needs --k (A's layer) and --j (B's layer)"),
         (["convert", "there", "--out", "there"], "there exists: choose another folder"),
-        ([*PLAY, "--protocol", "silent", "--k", 3], "mean nothing to the protocol silent"),
-        ([*PLAY, "--k", 1, "--j", 1, "--top-p", 0.9], "sampling needs --temperature"),
+        ([*PLAY, "--protocol", "silent", "--k", 3], "do not apply to the protocol silent"),
+        ([*PLAY, "--k", 1, "--j", 1, "--top-p", 0.9], "--top-p needs --temperature"),
         ([*PLAY, "--k", 1, "--j", 1, "--json", "there"], "there is a folder: name a file"),
     ],
 )

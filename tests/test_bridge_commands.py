@@ -145,7 +145,10 @@ def test_what_a_sharer_is_told_is_beside_the_question_and_tests_are_kept_out_of_
     ("words", "message"),
     [
         (("train", "--text", "two-hop", "--out", "x"), "has nothing that only the sharer reads"),
-        (("train", "--kind", "c2c", "--text", "plain.txt", "--out", "x"), "give texts with a prompt and an answer"),
+        (
+            ("train", "--kind", "c2c", "--text", "plain.txt", "--out", "x"),
+            "acts between a prompt and its answer, give texts with both",
+        ),
         (("train", "--rank", 0, "--out", "x"), "rank 0: the maps need at least 1"),
         (("train", "--kind", "c2c", "--hidden", 0, "--out", "x"), "hidden = 0"),
         (("train", "--text", "nothing.jsonl", "--out", "x"), "nothing.jsonl is no file"),
@@ -168,7 +171,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, words, message):
 def test_bridges_of_others_are_refused(trained, tmp_path, capsys):
     play = ("play", "--protocol", "bridge", "--n", 2)
     assert "bridge needs --bridge" in refused(capsys, *play, *PAIR)
-    assert "--bridge means nothing to the protocol silent" in refused(
+    assert "--bridge does not apply to the protocol silent" in refused(
         capsys, "play", *PAIR, "--protocol", "silent", "--bridge", trained
     )
     assert "holds no bridge: make one with jaxcomm bridge train" in refused(capsys, *play, *PAIR, "--bridge", tmp_path)

@@ -80,11 +80,11 @@ def test_layers_are_chosen_on_items_that_are_not_played(tmp_path, b):
         (("--protocol", "kv", "--scheme", "last", "--ratio", 0), "--ratio 0.0: a share of the layers, above 0"),
         (
             ("--protocol", "kv", "--scheme", "last", "--ratio", 0.5, "--layers", 3),
-            "--layers name what --scheme last would",
+            "--layers and --scheme last both choose layers",
         ),
         (("--protocol", "kv", "--layers", 9), "layer 9 cannot see a prefix: this model's layers are 1 to 6"),
-        (("--protocol", "kv", "--steps", 3), "--steps means nothing to the protocol kv"),
-        (("--protocol", "silent", "--layers", 3), "--layers means nothing to the protocol silent"),
+        (("--protocol", "kv", "--steps", 3), "--steps does not apply to the protocol kv"),
+        (("--protocol", "silent", "--layers", 3), "--layers does not apply to the protocol silent"),
         (("--protocol", "deltas"), "deltas needs --delta-layers"),
         (("--protocol", "deltas", "--delta-layers", 9), "j = 9 is out of range"),
         (("--protocol", "latent", "--steps", 0, "--sends", "thoughts"), "--steps 0: it must be at least 1"),
@@ -127,11 +127,11 @@ def test_prefixes_and_thoughts_are_read(tmp_path, capsys, b):
         (("--channel", "latent", "--steps", 2, "--sends", "thoughts"), "what is looked at are A's tokens"),
         (
             ("--channel", "kv", "--tell", "{message}{prompt}"),
-            "--tell means nothing to --channel kv: it is an option of deltas",
+            "--tell does not apply to --channel kv: it is an option of deltas",
         ),
         (
             ("--channel", "latent", "--graft", "sum"),
-            "--graft means nothing to --channel latent: it is an option of activation",
+            "--graft does not apply to --channel latent: it is an option of activation",
         ),
         (("--channel", "kv", "--place", "turn", "--positions", "own"), "leave out positions='own'"),
     ],
@@ -238,7 +238,7 @@ def test_an_evaluation_asks_for_nothing_that_layers_were_chosen_on(b, tmp_path):
     with pytest.raises(ValueError, match="is also a calibration item; layers would be chosen on what is reported"):
         evaluate(asked, team, tmp_path / "run", resume=False, command="", recorded={})
     chosen = dict(scheme="score", ratio=0.5)
-    with pytest.raises(ValueError, match="looks at items that are not reported on: name a game or a file"):
+    with pytest.raises(ValueError, match="needs items that are not reported on: name a game or a file"):
         list(arms(EvalSettings(tasks=("countries",), protocols=("kv",), **chosen), Team(b, b)))
 
 
@@ -330,7 +330,7 @@ def test_a_sweep_over_layers_of_deltas_says_what_each_layer_says(tmp_path, capsy
     jaxcomm(*words, "--out", tmp_path / "run")
     report = (tmp_path / "run" / "report.md").read_text()
     assert "The text alone: 100 [57, 100] exact match" in report and "| presence |" in report
-    assert "Another item is one with another answer." in report
+    assert "The other item always has another answer." in report
     cells, game = records(tmp_path / "run" / "results.jsonl"), draw("countries", 0, 5)
     told, asked, answers = zip(*((i.prompt_a, i.prompt_b, i.answer) for i in game.items), strict=True)
     assert [cell["layer"] for cell in cells] == [5, 1]
@@ -352,15 +352,18 @@ def test_a_sweep_over_layers_of_deltas_says_what_each_layer_says(tmp_path, capsy
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--steps", 0, 1), "--steps means nothing to --channel kv: it is an option of latent"),
-        (("--channel", "deltas", "--ratios", 0.5), "--ratios means nothing to --channel deltas: it is an option of kv"),
+        (("--steps", 0, 1), "--steps does not apply to --channel kv: it is an option of latent"),
+        (
+            ("--channel", "deltas", "--ratios", 0.5),
+            "--ratios does not apply to --channel deltas: it is an option of kv",
+        ),
         (("--channel", "latent", "--steps", -1), "--steps -1: A thinks 0 steps or more"),
         (("--channel", "latent", "--steps", 1, 1), "name at least one, each once"),
         (("--channel", "deltas", "--delta-layers", 7), "j = 7 is out of range"),
         (("--channel", "deltas", "--max-message-tokens", 0), "--max-message-tokens 0"),
         (("--channel", "deltas", "--max-message-tokens", 1000), "1000 tokens are to follow it"),
         (("--channel", "deltas", "--ask", "hello"), "it must have {prompt}"),
-        (("--schemes", "last", "greedy", "--alpha", 0.5), "--alpha 0.5: it weighs the attention of --scheme score"),
+        (("--schemes", "last", "greedy", "--alpha", 0.5), "--alpha 0.5: it is for --scheme score"),
         (("--schemes", "last", "--calibration-items", 3), "--calibration-items 3 is for --scheme score and greedy"),
         (("--channel", "deltas", "--delta-layers", 4, 4), "j names layer 4 twice"),
         (("--channel", "latent", "--steps", 1000, "--schemes", "last"), "1000 tokens are to follow it"),

@@ -448,7 +448,7 @@ def test_unusable_requests_are_one_clear_line(b, splits, tmp_path):
         (dict(protocols=("message",), tasks=("statements",), n=2), "scores texts without a prompt"),
         (dict(controls=("zero",)), "--controls stand in for messages, single sends none"),
         (dict(protocols=("message",), controls=("zero", "zero")), "--controls zero zero: name each once"),
-        (dict(top_p=0.5), "--top-p cuts what is sampled from"),
+        (dict(top_p=0.5), "--top-p needs --temperature above 0"),
         (dict(temperature=-1.0), "--temperature -1.0: it must be 0"),
         (dict(batch_size=0), "--batch-size 0: it must be at least 1"),
         (dict(protocols=("debate",), rounds=0), "--rounds 0: it must be at least 1"),
@@ -457,7 +457,7 @@ def test_unusable_requests_are_one_clear_line(b, splits, tmp_path):
         (dict(protocols=("message",), ask="{prompt} {"), "--ask '{prompt} {': it must have {prompt}"),
         (dict(protocols=("activation",), k=(1,), j=1, where="all"), "--where all needs --graft sum: replace would"),
         (dict(protocols=("exchange",), k=(1,), j=1, where="all", graft="mean"), "--where all needs --graft sum"),
-        (dict(protocols=("cipher",), temperatures=(0.1, 0.2), temperature=0.5), "cipher draws nothing"),
+        (dict(protocols=("cipher",), temperatures=(0.1, 0.2), temperature=0.5), "cipher does not sample"),
         (dict(tasks=("mmlu",), data={"mmlu": SAMPLE / "gsm8k.jsonl"}), "no single task has this name"),
         (dict(tasks=("biographies",)), "biographies needs people and facts"),
     ):  # fmt: skip

@@ -61,7 +61,7 @@ def test_the_second_stage_begins_with_the_first_and_moves_everything(trained, tm
     jaxcomm("lmnet", "train", *words)
     again = ("--edge", "attention", "--steps", 1, "--start", tmp_path / "all", "--out", tmp_path / "x")
     capsys.readouterr()  # a run of edges would forget how the vertices moved
-    assert "go on with --train all" in refused(capsys, "lmnet", "train", *again)
+    assert "use --train all" in refused(capsys, "lmnet", "train", *again)
     (first,), (second,) = load_agents(str(trained)), load_agents(str(tmp_path / "all"))
     (vertex,) = load_agents("pair:b", layers=True)
     same = lambda x, y: [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)]

@@ -146,7 +146,7 @@ def test_a_save_that_was_killed_is_not_taken_for_maps(pair, saved, tmp_path):
     assert done.returncode == -signal.SIGKILL, done.stderr
     (left,) = tmp_path.iterdir()
     for path in (out, left):
-        assert "holds no maps, or not whole ones" in refused(lambda: maps.load(path, *pair))  # noqa: B023
+        assert "holds no maps, or incomplete ones" in refused(lambda: maps.load(path, *pair))  # noqa: B023
     maps.save(out, fitted(pair), *pair)
     assert_same(maps.load(out, *pair), fitted(pair))
 

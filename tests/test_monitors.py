@@ -184,7 +184,7 @@ def test_a_monitor_is_for_one_model_and_one_site(b, tmp_path, unchecked):
     refused(lambda: Monitor.fit(told, told.replace(sender="3e")), "from 3e, the monitor is for")
     by_row = read(b, texts, jc.Site("resid_post", 3, np.array([1, 2])))
     refused(lambda: Monitor.fit(by_row, by_row), "at other positions of each prompt: name 'last', numbers or a slice")
-    refused(lambda: Monitor.load(tmp_path / "message"), "is a message, and no monitor (jaxcomm.monitor.1)")
+    refused(lambda: Monitor.load(tmp_path / "message"), "is a message, not a monitor (jaxcomm.monitor.1)")
 
 
 # The data set -------------------------------------------------------------------------------------------------------

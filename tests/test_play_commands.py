@@ -83,14 +83,14 @@ def test_a_run_leaves_a_report_a_line_for_every_arm_and_one_for_every_answer(pla
         text = (played / name).read_text()
         for part in (
             "activation, other", "calibrated choice", "found match", "Presence and content (private information)",
-            "Against every control", "activation, equal-flops", "Sent and heard", "after Holm", "other from none",
+            "Against every control", "activation, equal-flops", "Sent and heard", "Holm's method", "other from none",
         ):  # fmt: skip
             assert part in text or html.escape(part) in text
         assert text.count("B reads: ") == 2 * len(ARMS), "of the first two items"
 
 
 def test_the_command_that_a_report_prints_gives_the_same_items_again(played, tmp_path):
-    again = (played / "report.md").read_text().split("## This again")[1]
+    again = (played / "report.md").read_text().split("## Command")[1]
     (command,) = re.findall(r"```\n(.*)\n```", again)
     name, *words = shlex.split(command)
     assert name == "jaxcomm" and words[words.index("--out") + 1] == str(played)
@@ -126,19 +126,19 @@ def test_a_printed_command_asks_for_what_was_asked_for(given):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--instruction", "One word."), "an instruction is of the wording instructed, paper has no place for it"),
-        (("--instruction", "A.", "--wording", "kvcomm"), "instructed, kvcomm has no place for it"),
+        (("--instruction", "One word."), "only the wording instructed takes an instruction, paper does not"),
+        (("--instruction", "A.", "--wording", "kvcomm"), "instructed takes an instruction, kvcomm does not"),
         (("--protocol", "silent", "skyline", "silent"), "silent skyline silent: name at least one, each once"),
         (
             ("--protocol", "cipher", "--temperature", 0.7),
-            "cipher draws nothing, its --temperatures soften what it says",
+            "cipher does not sample, it only uses --temperatures",
         ),
         (("--protocol", "cipher", "--temperatures", 0.1, 0.4), "--temperatures 0.1 0.4: B's must be lower"),
         (("--protocol", "cipher", "--temperatures", 0.4, 0.4), "--temperatures 0.4 0.4: B's must be lower"),
-        (("--protocol", "silent", "--control", "zero"), "--control means nothing to the protocol silent, which sends"),
+        (("--protocol", "silent", "--control", "zero"), "--control does not apply to the protocol silent, which sends"),
         (("--protocol", "exchange", "--k", 5), "exchange needs --k (A's layer) and --j (B's layer)"),
         (("--protocol", "activation", "--k", 5, "--j", 2, "--where", "all"), "--where all needs --graft sum: replace"),
-        (("--protocol", "silent", "--where", "all"), "--where mean nothing to the protocol silent"),
+        (("--protocol", "silent", "--where", "all"), "--where do not apply to the protocol silent"),
         (
             ("--protocol", "message", "--turns", 2, "--control", "equal-bytes"),
             "--turns 2: a message of equal cost has one",

@@ -106,7 +106,7 @@ def test_presence_and_content_are_paired_question_by_question(tmp_path):
         assert float(row[f"{column}_p"]) == pytest.approx(np.mean(np.abs(flips) >= abs(apart.mean()) - 1e-12))
         assert [float(row[f"{column}_{end}"]) for end in ("low", "high")] == list(difference(x, y))[1:]
         assert int(row[f"{column}_pairs"]) == 9
-    assert "after Holm" in text and (tmp_path / "out" / "pair1-countries-effects.png").exists()
+    assert "Holm's method" in text and (tmp_path / "out" / "pair1-countries-effects.png").exists()
 
 
 def test_questions_without_a_score_are_left_out_of_a_pair_and_that_is_said(tmp_path):
@@ -136,7 +136,10 @@ def test_published_numbers_are_those_of_the_file(tmp_path):
         for x in filled
     )
     assert ".3 of the layers 0.51<br>.5 0.62<br>.7 0.62<br>random .7 0.63" in text
-    assert "lets B&#x27;s prompt see its own future" in text or "lets B's prompt see its own future" in text
+    assert (
+        "lets B&#x27;s prompt also see its own later tokens" in text
+        or "lets B's prompt also see its own later tokens" in text
+    )
     assert "60.0 ± 2.3" in text and "sum 34.0<br>mean 36.0<br>replace 78.0" in text
 
 
@@ -160,7 +163,7 @@ def test_what_differs_in_the_set_up_is_found(tmp_path):
     like = dict(a="LLaMA-3.1-8B", b="LLaMA-3.1-8B", k=[26], j=26, hits={p: h * 12 for p, h in COUNTRIES.items()})
     like["hits"] = {protocol: own[:100] for protocol, own in like["hits"].items()}
     asked = "prompts: this package's here, the authors' own, not public there"
-    unknown = "not said there: prompt format, few-shot examples"
+    unknown = "not stated there: prompt format, few-shot examples"
     assert set_up(tmp_path, two, **like) == [asked, unknown]
     assert set_up(tmp_path, two, **like | dict(graft="sum")) == [asked, unknown]  # one of the table's three
     for change, said in (

@@ -380,7 +380,7 @@ def test_a_fingerprint_is_of_the_weights_and_not_of_their_layout(pair):
     [
         (["--ks", "0", "9"], "k = 9 is out of range"),
         (["--ks", "2", "2"], "ks names 2 twice"),
-        (["--into", "3"], "--into says where W maps to"),
+        (["--into", "3"], "--into is the layer that W maps into"),
         (["--memory", "0.0001"], "budget of 107374 bytes is too small: one cell of one game needs"),
         (["--text", "nowhere.txt"], "nowhere.txt"),
         (["--text", "statements", "--into", "9"], "into = 9 is out of range"),

@@ -121,7 +121,7 @@ def _questions(command: Any, span: Span) -> list[Text]:
     found = asked_by(command, known, purpose)
     if span.kind == "gated" and not all(text.told for text in found):
         raise ValueError(
-            f'{command.test} has questions without "told": a gated bridge carries what only the sharer reads'
+            f'{command.test} has questions without "told", the text that only the sharer reads: a gated bridge needs it'
         )
     return found[: 2 * command.questions]
 

@@ -64,14 +64,12 @@ def lessons(command: Any, span: Span, a: Agent, b: Agent, seed: int) -> Source:
     """
     alone = span.kind == "gated"
     if not alone and not span.align and a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
-        raise ValueError(f"{a.name} and {b.name} have other tokens: let the fuser align them (--align)")
+        raise ValueError(f"{a.name} and {b.name} have different tokens: let the fuser align them (--align)")
     how: Any = dict(sharer=a if alone or span.align else None, aligned=not alone)
     read = source(command.text, b, command.columns, n=command.examples, seed=seed, **how)
     weights = next(read(0))[1]
     if weights[0] or not any(weights[2:]):
-        raise ValueError(
-            f"{command.text}: a bridge is crossed before an answer, give texts with a prompt and an answer"
-        )
+        raise ValueError(f"{command.text}: a bridge acts between a prompt and its answer, give texts with both")
     return read
 
 
@@ -137,6 +135,6 @@ def load_bridge(path: str | Path, a: Agent, b: Agent) -> C2C | Gated:
         if reads(agent) != read:
             raise ValueError(
                 f"{path} was trained with another tokenizer, chat template or system prompt of {name} than {agent.name} "
-                "has: let it read as then (--chat), or train another"
+                "has: read as in training (--chat), or train another"
             )
     return newest(path, build(Span(**kept), a, b, steps))

@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A bridge to be made."""
+    """Kind and size of a new bridge."""
 
     kind: Literal["c2c", "gated"] = "gated"
-    """c2c: the fuser of Cache-to-Cache, A reads what B reads; gated: a memory of what A alone reads."""
+    """c2c: the fuser of Cache-to-Cache, where A reads what B reads; gated: a memory of what only A reads."""
     hidden: int = 1024
     """c2c: width of the fuser."""
     align: bool = False
@@ -19,4 +19,4 @@ class Span:
     rank: int = 8
     """gated: rank of its maps."""
     bridge_seed: int = 0
-    """Seed of the new bridge, and of what is drawn in training."""
+    """Seed of the new bridge, and of random draws in training."""

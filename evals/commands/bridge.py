@@ -16,14 +16,14 @@ _told = lambda text: tyro.conf.arg(help=text)
 Texts = Annotated[
     str,
     _told(
-        'What is learned. gated: countries (the game\'s questions; A alone reads the statements), or FILE.jsonl with "told", "prompt" and "answer" per line. c2c: two-places, two-hop, or FILE.jsonl with "prompt" and "answer".'
+        'Training texts. gated: countries (the game\'s questions; only A reads the statements), or FILE.jsonl with "told", "prompt" and "answer" per line. c2c: two-places, two-hop, or FILE.jsonl with "prompt" and "answer".'
     ),
 ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Span, Recipe):
-    """Train a bridge from A's keys and values to B's. Both models stay as they are.
+    """Train a bridge from A's keys and values to B's. Both models stay frozen.
 
     Example: jaxcomm bridge train --a pair:a --b pair:b --kind gated --text countries --learning-rate 5e-3 --out runs/bridge
     """
@@ -33,10 +33,10 @@ class Train(Span, Recipe):
     a: options.LayeredSender
     b: options.Receiver
     out: Path
-    """Run folder: checkpoints, metrics.jsonl, tensorboard. It is the bridge to other commands (--bridge OUT)."""
+    """Run folder: checkpoints, metrics.jsonl, tensorboard. Other commands take it as the bridge (--bridge OUT)."""
     text: Texts = "countries"
     examples: int | None = None
-    """Number of texts, which are used again and again; default: all."""
+    """Number of texts; training repeats them. Default: all."""
     seed: int = 0
     """Order of the texts."""
     chat: bool = False
@@ -71,7 +71,7 @@ class Train(Span, Recipe):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(Span, Recipe):
-    """Compare a bridge with a sharer like the receiver, LoRA of the same size, either model alone, and other messages.
+    """Compare a bridge with a bridge whose sharer is like the receiver, LoRA of the same size, either model alone, and other messages.
 
     Example: jaxcomm bridge compare --a pair:a --b pair:b --kind gated --rank 4 --text countries --steps 200 --learning-rates 5e-3 --out runs/compare
     """
@@ -86,14 +86,14 @@ class Compare(Span, Recipe):
     test: Path | None = None
     """FILE.jsonl of test questions; countries, two-places and two-hop have their own."""
     questions: int = 100
-    """Number of questions to choose the learning rate on; as many others are reported."""
+    """Number of questions to choose the learning rate on. Results are reported on as many others."""
     examples: int | None = None
     """Number of texts to learn from; default: all."""
     learning_rates: tuple[float, ...] = ()
-    """All that is trained is trained at each rate with every seed. The rate is chosen on the first questions and reported on the
+    """Every arm is trained at each rate with every seed. The rate is chosen on the first questions and reported on the
     others. Default: --learning-rate."""
     seeds: int = 3
-    """Number of seeds, of what is new and of the order of the texts."""
+    """Number of seeds, for new weights and for the order of the texts."""
     chat: bool = False
     """Put prompts through each agent's chat template."""
     resume: options.Resume = False
@@ -116,7 +116,7 @@ class Compare(Span, Recipe):
 
 @dataclasses.dataclass(frozen=True)
 class Bridge:
-    """Trained bridges between two models' keys and values: train, compare with what they have to beat."""
+    """Bridges between two models' keys and values: train one, or compare it with baselines."""
 
     typed: ClassVar = "bridge"
 

@@ -11,7 +11,7 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Read a checkpoint, check every tensor, and write it again: in JAX' own form (Orbax), which every command takes, or as a
+    """Read a checkpoint, check every tensor, and write it as an Orbax checkpoint, which every command takes, or as a
     Hugging Face folder.
 
     Example: jaxcomm convert meta-llama/Llama-3.2-3B-Instruct --out llama
@@ -28,9 +28,9 @@ class Convert:
     to: Literal["orbax", "hf"] = "orbax"
     """orbax: read in parallel, straight onto the devices; hf: safetensors, for transformers."""
     max_positions: int | None = None
-    """Longest text in tokens; default: what the config says, and for longrope what its short factors cover."""
+    """Longest text in tokens; default: the config's value; for longrope, the length that its short factors cover."""
     tokenizer: str | None = None
-    """A folder or hub id whose tokenizer is written instead of the checkpoint's own."""
+    """A folder or hub id. Its tokenizer is written instead of the checkpoint's own."""
 
     def run(self) -> None:
         """Reads the checkpoint and writes it in the other form.

@@ -26,14 +26,14 @@ class Eval(EvalOptions):
 
     a: options.Sender
     b: str
-    """Receiver, which answers; likewise."""
+    """Receiver, which answers. It is named in the same way."""
     tasks: str
-    """Names of the harness, separated by commas, groups too (mmlu: 57 subjects); here also countries, tip_sheets, games of your own (FILE.jsonl, as jaxcomm play's --game), countries_choice, statements, and biographies (with --data biographies=FILE.json)."""
+    """Tasks and groups of the harness (mmlu: 57 subjects), separated by commas. Also countries, tip_sheets, games of your own (FILE.jsonl, as jaxcomm play's --game), countries_choice, statements, and biographies (with --data biographies=FILE.json)."""
     out: Path
     """Run folder: every finished batch, results.jsonl, items.parquet."""
     resume: options.Resume = False
     others: tuple[str, ...] = ()
-    """More agents: debaters, and senders of activations (whose mean is grafted)."""
+    """More agents: debaters, or senders of activations (the mean of the activations is grafted)."""
     map: Path | None = None
     """activation-w: the folder of jaxcomm fit-map."""
     into: int | None = None

@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # commands load nothing before they run
 
 @dataclasses.dataclass(frozen=True)
 class FitMap:
-    """Fit the map W from A's layers into B's, in closed form and by the paper's gradient descent; keep one, and print both
-    errors on held-out sentences and how alike the two spaces are. With --kv: the map of keys and values, layer by layer.
+    """Fit the map W from A's layers into B's, in closed form and by the paper's gradient descent. Keep one, and print
+    both errors on held-out sentences and the similarity of the two spaces. With --kv: fit maps of keys and values, layer by layer.
 
     Example: jaxcomm fit-map --a meta-llama/Llama-3.2-3B-Instruct --b meta-llama/Llama-3.1-8B-Instruct --ks 26 --js 26 --text hub:allenai/c4:en:train:text --out maps/3b-8b
     """
@@ -36,13 +36,13 @@ class FitMap:
     kv: bool = False
     """Map keys and values of all layers instead, for the protocols kv and latent (jaxcomm play --kv-map)."""
     sources: int = 8
-    """kv: from how many of A's layers each of B's is mapped; those are taken that explain most."""
+    """kv: number of A's layers that each of B's layers is mapped from. The layers that explain most are chosen."""
     stride: int = 4
-    """kv: every how many tokens of a text count."""
+    """kv: distance between the tokens of a text that are used."""
     n: int | None = None
-    """Number of sentences; default: all of a file, the paper's 3072 of the others."""
+    """Number of sentences; default: all of a file, the paper's 3072 of other sources."""
     recipe: Literal["ridge", "gradient"] = "ridge"
-    """Which W is kept."""
+    """The W to keep."""
     seed: int = 0
     """Seed of the sentences, and of the start and the order of gradient descent."""
     chat: bool = False

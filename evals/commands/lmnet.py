@@ -14,7 +14,7 @@ from ..networks.settings import Recipe, Shape
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Shape, Recipe):
-    """Train a network's edges (its vertices stay as they are), or all of it.
+    """Train a network's edges (its vertices stay frozen), or the whole network.
 
     Example: jaxcomm lmnet train --vertices Qwen/Qwen2.5-0.5B --widths 1 4 4 4 1 --text hub:HuggingFaceFW/fineweb-edu:sample-10BT:train:text --columns 1024 --dtype bfloat16 --remat all --out runs/stage-1
     """
@@ -22,16 +22,16 @@ class Train(Shape, Recipe):
     typed: ClassVar = "lmnet train"
 
     out: Path
-    """Run folder: checkpoints, metrics.jsonl, tensorboard. It is the network to every other command (--b OUT)."""
+    """Run folder: checkpoints, metrics.jsonl, tensorboard. Every other command takes it as the network (--b OUT)."""
     text: str = "two-places"
     """two-places or two-hop (questions about the embedded pair's world), a file with texts between empty lines, FILE.jsonl with "text", or
     with "prompt" and "answer", or hub:NAME:CONFIG:SPLIT:FIELD."""
     examples: int | None = None
-    """Number of texts, which are used again and again; default: all."""
+    """Number of texts; training repeats them. Default: all."""
     train: Literal["edges", "all"] = "edges"
-    """The paper's first stage, or its second."""
+    """edges: the paper's first stage; all: its second."""
     start: Path | None = None
-    """Begin from this run's network (the second stage from the first)."""
+    """Begin from this run's network (such as the second stage from the first)."""
     seed: int = 0
     """Order of the texts."""
     resume: options.Resume = False
@@ -65,7 +65,7 @@ class Train(Shape, Recipe):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(Shape, Recipe):
-    """Customisation: a network's edges beside LoRA of the same size, the same model trained on, and a larger model from scratch, on the same questions, for every seed and number of examples.
+    """Compare a network's edges with LoRA of the same size, training of the whole vertex, and a larger model from scratch, on the same questions, for every seed and number of examples.
 
     Example: jaxcomm lmnet compare --arms LoRA all scratch --equal tokens flops --examples 16 64 256 1024 4096 --learning-rates 5e-4 2e-3 --out runs/compare
     """
@@ -75,24 +75,24 @@ class Compare(Shape, Recipe):
     out: Path
     """Run folder: every finished training, results.jsonl, report.txt, curves.png, learning.png."""
     arms: tuple[Literal["LoRA", "all", "scratch"], ...] = ("LoRA",)
-    """What is trained beside the edges. LoRA: adapters with as many numbers; all: the vertex itself, every weight; scratch: a new model with as many numbers as the network."""
+    """Arms to compare the edges with. LoRA: adapters with as many numbers; all: the vertex itself, every weight; scratch: a new model with as many numbers as the network."""
     equal: tuple[Literal["tokens", "flops"], ...] = ("tokens",)
-    """Budget that they share with the edges: tokens, or FLOPs of training, which allow more steps of a smaller model."""
+    """Budget, equal to that of the edges: tokens, or FLOPs of training, which allow a smaller model more steps."""
     text: str = "two-places"
     """two-places, two-hop, or FILE.jsonl with a "prompt" and an "answer" per line."""
     test: Path | None = None
     """FILE.jsonl of test questions; two-places and two-hop have their own."""
     questions: int = 200
-    """Number of questions to choose the learning rate on; as many others are reported."""
+    """Number of questions to choose the learning rate on. Results are reported on as many others."""
     examples: tuple[int, ...] = ()
     """Numbers of texts to learn from, one after the other; default: all."""
     retain: Path | None = None
-    """FILE.jsonl of questions that the vertex can answer already, which are asked again afterwards; two-places and two-hop have their own."""
+    """FILE.jsonl of questions that the vertex can already answer. They are asked again after training. two-places and two-hop have their own."""
     learning_rates: tuple[float, ...] = ()
-    """Both methods are trained at each rate with every seed. The rate is chosen on the first questions and reported on the others.
+    """Every arm is trained at each rate with every seed. The rate is chosen on the first questions and reported on the others.
     Default: --learning-rate."""
     seeds: int = 5
-    """Number of seeds, of the new edges and adapters and of the order of the texts."""
+    """Number of seeds, for new edges and adapters and for the order of the texts."""
     resume: options.Resume = False
 
     def run(self) -> None:
@@ -112,7 +112,7 @@ class Compare(Shape, Recipe):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Show:
-    """Which words a network's wires carry after a prompt: as text, and as a picture of the network.
+    """Show the words on a network's wires after a prompt, as text and as a picture of the network.
 
     Example: jaxcomm lmnet show runs/two-places --prompt "Alice is at the Colosseum. Bob is at Meteora. Which countries are they located in?" --out wires
     """
@@ -122,11 +122,13 @@ class Show:
     network: Annotated[Path, tyro.conf.Positional]
     """Run folder of jaxcomm lmnet train."""
     prompt: str
+    """The prompt that the network reads."""
     out: Path = Path("wires")
     """Folder for wires.txt and wires.png."""
     words: int = 3
     """Number of words for each wire."""
     chat: bool = False
+    """Put the prompt through the chat template."""
 
     def run(self) -> None:
         """Prints the words on the wires, and writes wires.txt and wires.png.
@@ -163,7 +165,7 @@ class Control:
     game: str = "countries"
     """countries, tip_sheets, or a file of your own (as jaxcomm play's --game). The network reads what A and B read together."""
     control: tuple[Literal["other", "mean", "moments", "noise", "zero"], ...] = ("other", "zero")
-    """Stand-ins for the edges' own messages. other (another item's) and zero, which split the gain, are always included."""
+    """Controls in place of the edges' own messages. other (another item's) and zero split the gain, and are always included."""
     each: bool = False
     """Also control every edge alone."""
     n: int | None = None
@@ -196,7 +198,7 @@ class Control:
         blocks = list(controls.blocks(found))
         show(blocks, console(180))
         if self.out is not None:
-            blocks += [Heading(2, "This again"), Code(options.command_line(self))]
+            blocks += [Heading(2, "Command"), Code(options.command_line(self))]
             write_whole(self.out / "report.html", page(f"{game.name}, edges of {agent.name}", blocks).encode())
             write_whole(self.out / "report.md", markdown(blocks).encode())
             write_lines(self.out / "results.jsonl", found.rows())

@@ -11,8 +11,8 @@ from .. import options
 
 @dataclasses.dataclass(frozen=True)
 class Monitor:
-    """Fit linear probes that tell A's messages with a hidden instruction from neutral ones of equal norm, and print how well
-    they do on new statements and new instructions, with controls.
+    """Fit linear probes that separate A's messages with a hidden instruction from neutral ones of equal norm, and print their
+    accuracy on new statements and new instructions, with controls.
 
     Example: jaxcomm monitor --a real:smollm2 --k 8 15 22 30 --out monitors/smollm2
     """
@@ -57,7 +57,7 @@ class Monitor:
         blocks = monitors.blocks(a, texts, [each for _, each in found], self.place)
         show(blocks, console(150))
         if self.out is not None:
-            blocks = [*blocks, Heading(2, "This again"), Code(options.command_line(self))]
+            blocks = [*blocks, Heading(2, "Command"), Code(options.command_line(self))]
             write_whole(self.out / "report.md", markdown(blocks).encode())
             write_whole(self.out / "report.html", page(f"Monitors of {a.name}", blocks).encode())
             write_lines(self.out / "results.jsonl", ({"a": self.a, **each.record()} for _, each in found))

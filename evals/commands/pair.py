@@ -11,7 +11,7 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Play both games with the embedded pair: table with intervals and controls, transcripts, layer maps.
+    """Play both games with the embedded pair. Print a table with intervals and controls, and transcripts; draw layer maps.
 
     Example: jaxcomm demo --out demo
     """
@@ -32,7 +32,7 @@ class Demo:
 
 @dataclasses.dataclass(frozen=True)
 class TrainPair:
-    """Train one model of the embedded pair again, from the seed. On CPU: one model per core, both at once.
+    """Train one model of the embedded pair again, from the seed. On CPU, train both models at once, each on its own core.
 
     Example: jaxcomm train-pair a --out my-a
     """
@@ -46,6 +46,7 @@ class TrainPair:
     steps: int | None = None
     """Number of steps; default: as for the shipped model."""
     seed: int = 0
+    """Seed of the weights and of the text."""
 
     def run(self) -> None:
         """Trains the model, and writes its checkpoint."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # commands load nothing before they run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Play(options.GameOptions, options.PrefixOptions):
-    """Play a game with any pair of checkpoints, under one protocol or several, with controls; a table, and what was said.
+    """Play a game with any pair of checkpoints, under one protocol or several, with controls. Print a table and transcripts.
 
     Example: jaxcomm play --a meta-llama/Llama-3.2-3B-Instruct --b meta-llama/Llama-3.2-3B-Instruct --game countries --protocol silent skyline message activation --k 26 --j 26
     """
@@ -26,7 +26,7 @@ class Play(options.GameOptions, options.PrefixOptions):
     a: options.Sender
     b: options.Receiver
     game: str = "countries"
-    """countries, tip_sheets, or a file of your own: FILE.jsonl, whose lines have prompt_a, prompt_b, answer and, if you like, choices."""
+    """countries, tip_sheets, or a file of your own: FILE.jsonl, with prompt_a, prompt_b, answer and optionally choices in every line."""
     protocol: tuple[
         Literal[
             "silent",
@@ -44,7 +44,7 @@ class Play(options.GameOptions, options.PrefixOptions):
         ],
         ...,
     ] = ("activation",)
-    """kv: A's keys and values before B's prompt; latent: of what A thinks in latents, too; thinking: B thinks alone; deltas: A's message with how its state moved; bridge: A's keys and values through a trained bridge."""
+    """kv: A's keys and values before B's prompt; latent: the same, with those of A's latent thoughts; thinking: B alone thinks in latents; deltas: A's written message, with the changes of A's state; bridge: A's keys and values through a trained bridge."""
     k: int | None = None
     """A's layer, 0 (embedding) to its number of layers; activation only."""
     j: int | None = None
@@ -55,7 +55,7 @@ class Play(options.GameOptions, options.PrefixOptions):
     """activation: edit the prompt's last token, or all (graft sum; appendix B.1)."""
     control: options.Controls = ("other",)
     probe: int = 200
-    """Further items on which the probe is trained that reads the answer out of messages; a game of your own has none."""
+    """Number of further items to train a probe on, which predicts the answer from messages. A game of your own has none."""
     n: int | None = None
     """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
@@ -67,9 +67,9 @@ class Play(options.GameOptions, options.PrefixOptions):
     """0 decodes greedily."""
     top_p: options.TopP = 1.0
     ask: str = "{prompt}"
-    """message: what A reads before it writes. Real models have to be asked, such as: "{prompt} Tell your partner what you know." """
+    """message: template of the prompt after which A writes. Real models have to be asked, such as: "{prompt} Tell your partner what you know." """
     tell: str = "{message} {prompt}"
-    """message: what B reads."""
+    """message: template of what B reads."""
     turns: int = 1
     """message: number of A's messages; after each but the last, B writes back."""
     form: Literal["harness", "plain"] = "plain"
@@ -81,6 +81,7 @@ class Play(options.GameOptions, options.PrefixOptions):
     max_message_tokens: int = 48
     """Largest number of tokens of a message."""
     max_new_tokens: int = 16
+    """Largest number of tokens of a reply."""
     dtype: options.Dtype = "auto"
     tensor: options.Tensor = 1
     int8: options.Int8 = False
@@ -90,7 +91,7 @@ class Play(options.GameOptions, options.PrefixOptions):
     json: Path | None = None
     """Write one JSON line per result here."""
     items: Path | None = None
-    """Write one JSON line per game here: what was rendered, tokens read and written, positions, norms."""
+    """Write one JSON line per game here: rendered prompts, tokens read and written, positions, norms."""
 
     def run(self) -> None:
         """Plays the game, prints the tables, and writes the requested files.
@@ -151,7 +152,7 @@ class Play(options.GameOptions, options.PrefixOptions):
             if path is not None:
                 write_lines(path, lines)
         if self.out is not None:
-            blocks = [*blocks, Heading(2, "This again"), Code(options.command_line(self))]
+            blocks = [*blocks, Heading(2, "Command"), Code(options.command_line(self))]
             title = f"{outcomes[0].game.name}, {outcomes[0].pair}"
             for block in blocks:
                 if isinstance(block, Picture):
@@ -182,9 +183,7 @@ class Play(options.GameOptions, options.PrefixOptions):
         from ..play import SENDS
 
         if self.temperature < 0 or (self.top_p < 1 and not self.temperature):
-            raise ValueError(
-                "sampling needs --temperature above 0; without it decoding is greedy and --top-p means nothing"
-            )
+            raise ValueError("--top-p needs --temperature above 0: without it decoding is greedy")
         for name in ("n", "rounds", "turns", "max_message_tokens", "max_new_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
@@ -194,12 +193,12 @@ class Play(options.GameOptions, options.PrefixOptions):
         grafts = [protocol for protocol in ("activation", "exchange") if protocol in self.protocol]
         if not grafts and (self.k, self.j, self.graft, self.where) != (None, None, "replace", "last"):
             raise ValueError(
-                f"--k, --j, --graft and --where mean nothing to the protocol {', '.join(self.protocol)}: leave them out, or name activation"
+                f"--k, --j, --graft and --where do not apply to the protocol {', '.join(self.protocol)}: leave them out, or name activation"
             )
         self.check_channels(self.protocol)
         if self.control not in ((), ("other",)) and not {*SENDS} & {*self.protocol}:
             raise ValueError(
-                f"--control means nothing to the protocol {', '.join(self.protocol)}, which sends nothing: leave it out"
+                f"--control does not apply to the protocol {', '.join(self.protocol)}, which sends nothing: leave it out"
             )
         if grafts and (self.k is None or self.j is None):
             raise ValueError(f"{grafts[0]} needs --k (A's layer) and --j (B's layer)")
@@ -214,7 +213,7 @@ class Play(options.GameOptions, options.PrefixOptions):
         if "message" in self.protocol:
             check_message(self.ask, self.tell, "--")
         if "cipher" in self.protocol and self.temperature:
-            raise ValueError("cipher draws nothing, its --temperatures soften what it says: leave out --temperature")
+            raise ValueError("cipher does not sample, it only uses --temperatures: leave out --temperature")
         if self.temperatures[1] >= self.temperatures[0]:
             raise ValueError(
                 f"--temperatures {self.temperatures[0]} {self.temperatures[1]}: B's must be lower, since it answers"

@@ -26,7 +26,7 @@ MEANT = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Read(options.GameOptions, options.PrefixOptions):
-    """Read the messages of a game: what was sent, what B heard layer by layer (logit lens), what B said. Of a state: nearest tokens and a patchscope; of keys and values: which tokens each of B's layers looks at, and what A thought; of deltas: how A's state moved at each token; of a bridge: how much comes in at each layer.
+    """Inspect the messages of a game: what was sent, what B predicts after each layer (logit lens), and what B says. For a state: nearest tokens and a patchscope. For keys and values: the tokens that each of B's layers attends to, and A's thoughts. For deltas: how A's state changed at each token. For a bridge: how much comes in at each layer.
 
     Example: jaxcomm read --a pair:b --b pair:b --k 4 --j 1 --out runs/read
     """
@@ -51,7 +51,7 @@ class Read(options.GameOptions, options.PrefixOptions):
     """Seed of the games."""
     names: options.Names = "seen"
     target: str | None = None
-    """activation: what A goes on from with its message in the place of the placeholder (a patchscope); default: "cat -> cat; 1135 -> 1135; hello -> hello; x ->"."""
+    """activation: prompt of the patchscope, which A continues with its message in the place of the placeholder. Default: "cat -> cat; 1135 -> 1135; hello -> hello; x ->"."""
     placeholder: str = "x"
     """A word that occurs in --target once."""
     ask: str = "{prompt}"
@@ -61,6 +61,7 @@ class Read(options.GameOptions, options.PrefixOptions):
     max_message_tokens: int = 48
     """deltas: largest number of tokens of A's message."""
     max_new_tokens: int = 16
+    """Largest number of tokens of a reply."""
     dtype: options.Dtype = "auto"
     out: Path | None = None
     """Folder for report.html, report.md, items.jsonl and a PNG for each game."""
@@ -97,7 +98,7 @@ class Read(options.GameOptions, options.PrefixOptions):
             for n, x in enumerate(looked, 1)
         ]
         blocks = inspections.blocks(title, looked, metric, pictures)
-        blocks += [Heading(2, "This again"), Code(options.command_line(self))]
+        blocks += [Heading(2, "Command"), Code(options.command_line(self))]
         for picture in pictures:
             write_whole(self.out / picture.file, picture.png)
         write_whole(self.out / "report.html", page(title, blocks).encode())
@@ -113,7 +114,7 @@ class Read(options.GameOptions, options.PrefixOptions):
         for channel, names in MEANT.items():
             if self.channel != channel and (odd := [name for name in names if getattr(self, name) != default[name]]):
                 raise ValueError(
-                    f"--{odd[0].replace('_', '-')} means nothing to --channel {self.channel}: it is an option of {channel}"
+                    f"--{odd[0].replace('_', '-')} does not apply to --channel {self.channel}: it is an option of {channel}"
                 )
 
     def _inspection(self, game: Game, a: Agent, b: Agent, wording: Wording) -> Callable[..., list[Inspection]]:

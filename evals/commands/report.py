@@ -11,7 +11,7 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Put finished runs beside each other and beside the published numbers: Markdown, HTML, CSV, accuracy against compute.
+    """Compare finished runs with each other and with published numbers. Write Markdown, HTML, CSV, and pictures of accuracy against compute.
 
     Example: jaxcomm report runs/table-3 runs/table-3-w --out reports/table-3
     """
@@ -38,7 +38,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """FLOPs of every protocol, by the paper's formulas, exactly with a KV cache, and as XLA counts them.
+    """Count the FLOPs of every protocol: by the paper's formulas, exactly with a KV cache, and by XLA.
 
     Example: jaxcomm cost --a llama-3.2-3b --b llama-3.1-8b --k 26 --j 26
     """
@@ -48,9 +48,11 @@ class Cost:
     a: str = "llama-3.2-3b"
     """Sender: llama-3.2-3b, llama-3.1-8b, pair:a, pair:b, or a checkpoint's folder, .gguf file or hub id."""
     b: str = "llama-3.1-8b"
-    """Receiver, likewise."""
+    """Receiver, named in the same way."""
     k: int = 26
+    """Layer of A that is sent."""
     j: int = 26
+    """Layer of B after which it is grafted in."""
     tokens: tuple[int, int, int] | None = None
     """Number of tokens of the prompt, of a message, and of the answer; default: four settings."""
 

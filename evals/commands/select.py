@@ -29,7 +29,7 @@ MEANT = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Select(options.GameOptions):
-    """Sweep the settings of a channel, with content beside every cell. kv: which layers of B see A's keys and values, every scheme at every ratio; latent: also how many of A's thoughts; deltas: after which layer A's deltas are added. (Layers of activations: jaxcomm sweep.)
+    """Sweep the settings of a channel, and measure content in every cell. kv: which layers of B see A's keys and values, for every scheme and ratio. latent: also how many of A's thoughts. deltas: after which layer A's deltas are added. (For layers of activations: jaxcomm sweep.)
 
     Example: jaxcomm select --a pair:b --b pair:b --n 40 --out runs/layers
     """
@@ -42,6 +42,7 @@ class Select(options.GameOptions):
     """Run folder: finished pieces, report.html, report.md, pictures, results.jsonl."""
     resume: options.Resume = False
     channel: Literal["kv", "latent", "deltas"] = "kv"
+    """The channel whose settings are swept."""
     game: str = "countries"
     """countries, tip_sheets, or a file of your own."""
     schemes: tuple[Literal["score", "greedy", "first", "last", "random", "every"], ...] = (
@@ -50,8 +51,9 @@ class Select(options.GameOptions):
         "last",
         "random",
     )
-    """score: KVComm's; greedy: those that make right answers likeliest, one after the other; every: evenly spaced."""
+    """score: by KVComm's score; greedy: one layer after the other, each time the one that makes right answers likeliest; every: evenly spaced."""
     ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Shares of B's layers that see the prefix."""
     ways: tuple[Literal["plain", "own", "sink", "published"], ...] = ("plain",)
     """plain; own: B's prompt begins at position 0; sink, published: as KVComm's code, without and with its mask."""
     steps: tuple[int, ...] = (0, 1, 2, 5, 10)
@@ -67,14 +69,17 @@ class Select(options.GameOptions):
     max_message_tokens: int = 48
     """deltas: largest number of tokens of A's message."""
     place: Literal["start", "turn"] = "start"
-    """The prefix stands before B's prompt, as published, or before its last turn, behind worked examples, which are then read once."""
+    """start: the prefix stands before B's prompt, as published; turn: before its last turn, after worked examples, which are then read once."""
     alpha: float = 1.0
     """score: weight of the attention; the rest is KVComm's prior."""
     calibration: str | None = None
-    """score, greedy: a game or a file whose items are looked at; default: further items of the game."""
+    """score, greedy: a game or a file with the items to score layers on; default: further items of the game."""
     calibration_items: int = 8
+    """score, greedy: number of items to score layers on."""
     n: int | None = None
+    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
+    """Seed of the games and of random choices."""
     names: options.Names = "seen"
     dtype: options.Dtype = "auto"
     tensor: options.Tensor = 1
@@ -108,7 +113,7 @@ class Select(options.GameOptions):
         with RunFolder(self.out, config, plan, command=again, resume=self.resume) as folder:
             blocks, records = sweep(folder, progress)
             show(blocks, out)
-            blocks = [*blocks, Heading(2, "This again"), Code(again)]
+            blocks = [*blocks, Heading(2, "Command"), Code(again)]
             for block in blocks:
                 if isinstance(block, Picture):
                     folder.put(block.file, block.png)
@@ -137,7 +142,7 @@ class Select(options.GameOptions):
         wording, how = self.game_wording(), Prefixing(place=self.place, steps=max(steps), thought=self.thought)
         told = [*self._told(game), overlap_told(game)]
         if items is not None:
-            told.append(f"Layers were scored on {len(items.items)} items of {items.name} that are not among them.")
+            told.append(f"Layers were scored on {len(items.items)} items of {items.name} that are not played.")
 
         def sweep(folder: RunFolder, progress: Callable[[str], None]) -> tuple[list[Block], list[dict[str, Any]]]:
             layers = b.single.config.layers
@@ -173,7 +178,7 @@ class Select(options.GameOptions):
             if getattr(self, name) != default[name]:
                 users = " and ".join(channel for channel, own in MEANT.items() if name in own)
                 raise ValueError(
-                    f"--{name.replace('_', '-')} means nothing to --channel {self.channel}: it is an option of {users}"
+                    f"--{name.replace('_', '-')} does not apply to --channel {self.channel}: it is an option of {users}"
                 )
         for name in ("schemes", "ratios", "ways", "steps"):
             if not (given := getattr(self, name)) or len({*given}) < len(given):

@@ -11,9 +11,9 @@ from .. import options
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """Ask whether activations carry content from A to B, and whether it is of use: games in every set-up (raw and chat, what A
-    reads, worked examples), every layer pair, layers chosen on one half of the items and reported on the other, with controls
-    and registered tests; a report.
+    """Test whether activations carry content from A to B, and whether it helps B. Games are played in every set-up (raw and
+    chat, what A reads, worked examples) at every layer pair. Layers are chosen on one half of the items and reported on the
+    other, with controls and registered tests. Writes a report.
 
     Example: jaxcomm study --out runs/study
     """
@@ -28,15 +28,15 @@ class Study:
     size: Literal["quick", "full"] = "quick"
     """quick: Countries, six layers of each model, 34 minutes for SmolLM2 on one busy core. full: both games, all layers, every graft, map, site, control and channel: hours."""
     games: tuple[str, ...] = ()
-    """countries, tip_sheets, files of your own (as jaxcomm play's --game); default: the size's."""
+    """countries, tip_sheets, files of your own (as jaxcomm play's --game); default: by --size."""
     items: int | None = None
-    """Items of each half; default: the size's."""
+    """Number of items in each half; default: by --size."""
     layers: int | None = None
-    """Number of layers of each model, evenly spaced; default: the size's."""
+    """Number of layers of each model, evenly spaced; default: by --size."""
     text: str | None = None
     """full: also fit W on this text (as jaxcomm fit-map's --text), besides the games' own statements."""
     seed: int = 2026
-    """Seed of the items and of everything that is drawn; the registered one is the default."""
+    """Seed of the items and of all random draws. The default is the registered one."""
     chat_args: options.ChatArgs = ()
     dtype: options.Dtype = "auto"
 

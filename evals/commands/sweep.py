@@ -11,8 +11,8 @@ from .. import options
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep(options.GameOptions):
-    """Play games at every layer pair: maps of accuracy and of the answer's log-probability, and what the best layers are
-    worth on questions they were not chosen on.
+    """Play games at every layer pair. Draw maps of accuracy and of the answer's log-probability, and report the best layers
+    on questions they were not chosen on.
 
     Example: jaxcomm sweep --a pair:b --b pair:b --out runs/b-b
     """
@@ -31,10 +31,11 @@ class Sweep(options.GameOptions):
     js: tuple[int, ...] | None = None
     """B's layers; default: 1 to its number of layers."""
     grafts: tuple[options.Graft, ...] = ("replace",)
+    """How B's state b and A's state a are combined; one map for each."""
     decode: int | None = None
-    """Also decode this many tokens in every cell, and count the texts that are right. Default: only the answer's tokens are scored."""
+    """Also decode this many tokens in every cell, and count the right texts. Default: only the answer's tokens are scored."""
     content: bool = True
-    """Also play every cell with another question's message: maps of content beside the maps of accuracy, at twice the time."""
+    """Also play every cell with another question's message, and draw maps of content. This takes twice the time."""
     pictures: Literal["cells", "contours"] = "cells"
     """How maps are drawn: one colour for each pair of layers, or contours as in the paper, which interpolate between layers."""
     text: str | None = None
@@ -69,7 +70,7 @@ class Sweep(options.GameOptions):
 
         processes.join(self.cluster)
         if self.into is not None and self.text is None:
-            raise ValueError("--into says where W maps to: it needs --text to fit W on")
+            raise ValueError("--into is the layer that W maps into: it needs --text to fit W on")
         if self.decode is not None and self.decode < 1:
             raise ValueError(f"--decode {self.decode}: it must be at least 1")
         reading, wording = self.agent_options(), self.game_wording()

@@ -32,7 +32,7 @@ class EvalOptions(options.PrefixOptions):
     """How agents are evaluated. The agents and the tasks are given elsewhere."""
 
     protocols: tuple[Protocol, ...] = ("single",)
-    """single: B alone; sender: A alone; skyline: B also reads what A reads (the same as single in tasks that give A nothing of its own); exchange: both directions at once; kv: A's keys and values before B's prompt; latent: of what A thinks in latents, too; thinking: B thinks alone; deltas: A's message with how its state moved; bridge: A's keys and values through a trained bridge."""
+    """single: B alone; sender: A alone; skyline: B also reads what A reads (the same as single in tasks that give A nothing of its own); exchange: both directions at once; kv: A's keys and values before B's prompt; latent: the same, with those of A's latent thoughts; thinking: B alone thinks in latents; deltas: A's written message, with the changes of A's state; bridge: A's keys and values through a trained bridge."""
     controls: options.Controls = ("other",)
     k: tuple[int, ...] = ()
     """A's layer, or one for each sender."""
@@ -43,16 +43,17 @@ class EvalOptions(options.PrefixOptions):
     j_back: int | None = None
     """exchange: A's layer after which it is grafted in, if not j."""
     graft: options.Graft = "replace"
+    """How B's state b and A's state a are combined."""
     where: Literal["last", "all"] = "last"
     """Edit the prompt's last token, or all (graft sum; appendix B.1)."""
     think: int = 0
     """A first writes this many tokens; the state at the last one is sent (appendices B.2, B.5)."""
     judge_by: Literal["text", "likelihood"] = "text"
-    """biographies: read what the judge writes, or take the likeliest of its words."""
+    """biographies: use the judge's written verdict (text), or its likeliest verdict (likelihood)."""
     rounds: int | None = None
     """Number of answers of each debater; default: 2 (debate), 3 (cipher)."""
     form: Literal["harness", "plain", "numeric", "choice", "biography"] = "harness"
-    """Words around prompts in debates: harness: words that suit the harness' prompts; plain: nothing; the others: Du et al.'s words."""
+    """Words around prompts in debates. harness: words that suit the harness' prompts; plain: none; the others: Du et al.'s words."""
     answer: Literal["numeric", "choice", "text"] | None = None
     """How votes are counted; default: numeric for gsm8k*, choice for mmlu*, else text."""
     tie: Literal["first", "last"] = "first"
@@ -65,12 +66,13 @@ class EvalOptions(options.PrefixOptions):
     stop: Literal["argmax", "nearest", "none"] = "argmax"
     """cipher: a response ends where the likeliest token (argmax) or the nearest token is a stop token; none: only at its full length."""
     partial: Literal["off", "entropy", "maxprob"] = "off"
-    """cipher: expected embeddings only where the model is unsure."""
+    """cipher: use expected embeddings only where the model is uncertain."""
     ask: str = "{prompt}"
-    """message: what A reads before it writes."""
+    """message: template of the prompt after which A writes."""
     tell: str = "{message}\n\n{prompt}"
-    """message: what B reads."""
+    """message: template of what B reads."""
     max_message_tokens: int = 256
+    """Largest number of tokens of a message."""
     max_new_tokens: int | None = None
     """Default: the task's."""
     temperature: float | None = None
@@ -89,7 +91,8 @@ class EvalOptions(options.PrefixOptions):
     few_shot: int | None = None
     """Number of examples in the prompt; default: the task's."""
     names: Literal["seen", "new"] = "seen"
-    """Our own tasks: people and companies of which the embedded pair has read, or others."""
+    """Our own tasks: names of people and companies, seen in the embedded pair's training text, or new."""
     batch_size: int = 16
+    """Number of prompts that are read at once."""
     truncate: bool = False
-    """Prompts that do not fit lose their first tokens (and are counted) instead of being refused."""
+    """Prompts that do not fit lose their first tokens, and are counted. Without this option they are refused."""

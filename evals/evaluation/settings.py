@@ -73,11 +73,11 @@ def check(settings: EvalSettings, senders: int, mapped: bool) -> None:
     if "activation-w" in settings.protocols and not mapped:
         raise ValueError("activation-w needs --map, a folder that jaxcomm fit-map wrote for this pair")
     if "activation-w" in settings.protocols and senders > 1:
-        raise ValueError("activation-w has a W from A alone: leave out --others")
+        raise ValueError("activation-w has only a W from A: leave out --others")
     if "bridge" in settings.protocols and senders > 1:
-        raise ValueError("bridge has a bridge from A alone: leave out --others")
+        raise ValueError("bridge has only a bridge from A: leave out --others")
     if "exchange" in settings.protocols and senders > 1:
-        raise ValueError("exchange is between two: leave out --others")
+        raise ValueError("exchange is between two agents: leave out --others")
     if "cipher" in settings.protocols and len(settings.temperatures) != senders + 1:
         raise ValueError(f"cipher needs --temperatures, {senders + 1} numbers: of B, of A, and of each of --others")
     if settings.controls not in ((), ("other",)) and not SENDS & {*settings.protocols}:
@@ -89,11 +89,11 @@ def check(settings: EvalSettings, senders: int, mapped: bool) -> None:
     if settings.where == "all" and activates and settings.graft != "sum":
         raise ValueError(f"--where all needs --graft sum: {settings.graft} would overwrite the whole prompt")
     if settings.temperature and "cipher" in settings.protocols:
-        raise ValueError("cipher draws nothing, its --temperatures soften what it says: leave out --temperature")
+        raise ValueError("cipher does not sample, it only uses --temperatures: leave out --temperature")
     if settings.temperature is not None and settings.temperature < 0:
         raise ValueError(f"--temperature {settings.temperature}: it must be 0 (greedy) or above")
     if not settings.temperature and settings.top_p < 1:
-        raise ValueError("--top-p cuts what is sampled from: it needs --temperature above 0")
+        raise ValueError("--top-p needs --temperature above 0: without it decoding is greedy")
     ones = ("n", "rounds", "batch_size", "max_new_tokens", "max_message_tokens")
     for name, smallest in (dict.fromkeys(ones, 1) | {"think": 0, "few_shot": 0}).items():
         value = getattr(settings, name)
@@ -103,7 +103,7 @@ def check(settings: EvalSettings, senders: int, mapped: bool) -> None:
     settings.check_channels(settings.protocols)
     if settings.scheme in ("score", "greedy") and settings.calibration is None:
         raise ValueError(
-            f"--scheme {settings.scheme} looks at items that are not reported on: name a game or a file with --calibration"
+            f"--scheme {settings.scheme} needs items that are not reported on: name a game or a file with --calibration"
         )
 
 

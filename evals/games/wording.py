@@ -77,7 +77,7 @@ class Wording:
         if self.preset not in PRESETS:
             raise ValueError(f"unknown wording {self.preset!r}: choose one of {', '.join(PRESETS)}")
         if self.instruction is not None and "{instruction}" not in PRESETS[self.preset].receiver:
-            raise ValueError(f"an instruction is of the wording instructed, {self.preset} has no place for it")
+            raise ValueError(f"only the wording instructed takes an instruction, {self.preset} does not")
         if self.reads not in get_args(Reads):
             raise ValueError(f"the sender reads {self.reads!r}: choose one of {', '.join(get_args(Reads))}")
 

@@ -242,8 +242,8 @@ def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], done: Every, f
     seeds = max(line["seeds"] for line in lines)
     note = (
         f"Mean and interval over {seeds} seeds (of {ALONE.name}: over the questions), at the learning rate that was best on {n} other "
-        "questions. Edges - LoRA is paired by seed. TFLOPs: of the training, three passes through what is trained, two through what "
-        "is frozen. Still known: questions that the vertex could answer before, exact match."
+        "questions. Edges - LoRA is paired by seed. TFLOPs: of the training, counted as three passes through trained weights and "
+        "two through frozen ones. Still known: exact match on questions that the vertex could answer before."
     )
     print_table(folder, table, note, 150)
     amounts = list(done)

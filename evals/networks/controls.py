@@ -133,9 +133,9 @@ def blocks(found: Controlled) -> Iterator[Block]:
     about = INFORMATION[game.information]
     yield Heading(1, f"{game.name.replace('_', ' ')}, edges of {found.network} {told}")
     yield (
-        f"{about[0].upper()}{about[1:]}. But a network is one agent: it reads A's prompt and B's together, so every edge "
-        "may carry both. The split says what edges bring from vertex to vertex, not from A to B, and another item's "
-        "messages lack this item's question as well as its facts."
+        f"{about[0].upper()}{about[1:]}. But a network is one agent: it reads A's and B's prompts together, so a message on "
+        "an edge may contain both. So presence and content describe what passes between vertices, not from A to B. Another "
+        "item's messages lack this item's question as well as its facts."
     )
     yield "Items: " + ", ".join(f"{key} {value}" for key, value in game.source.items()) + f", n = {len(game.items)}."
     yield Heading(2, f"Choices {told}")
@@ -158,13 +158,13 @@ def blocks(found: Controlled) -> Iterator[Block]:
         splits[edges, "choice"] = split(*(hits for hits, _ in scores)), "points"
         splits[edges, "log p(right | choices)"] = split(*(among for _, among in scores)), "nats"
     yield (
-        "Total: edges with their own messages above the same edges with zeros (no message). Presence: with another "
-        "item's messages above zeros. Content: with their own above another item's. " + meaning(3 * len(splits))
+        "Total: own messages minus zeros (no message) on the same edges. Presence: another item's messages minus zeros. "
+        "Content: own messages minus another item's. " + meaning(3 * len(splits))
     )
     yield (
-        "The edges into one layer are all that passes: those into the last layer are the row of all edges, and the other "
-        "layers differ from it mostly as far as items' prompts differ in length. Single edges (--each) tell vertices apart. "
-        "With zeros on all of them the network knows nothing, not even the language: only a choice's number of tokens counts."
+        "Everything passes through the edges into each layer. So the row of all edges also stands for the edges into the last "
+        "layer. The rows of other layers differ from it mostly because items' prompts differ in length. Single edges (--each) "
+        "show differences between vertices. With zeros on all edges the network knows nothing, not even the language: only a choice's number of tokens counts."
     )
     yield overlap_told(game)
     columns, cells = split_rows(splits)
@@ -191,6 +191,6 @@ def further(found: Controlled) -> Iterator[Block]:
     if rows:
         corrected = [p_written(p) for p in holm(ps)]
         yield Heading(2, f"Against every further control ({found.game.information} information)")
-        yield "By how much the edges' own messages are above each control, paired. " + meaning(len(ps), smallest=False)
+        yield "The edges' own messages minus each control, paired. " + meaning(len(ps), smallest=False)
         cells = [[*row[:3], p, row[3], q] for row, p, q in zip(rows, corrected[::2], corrected[1::2], strict=True)]
         yield Table(["edges", "above", "choice, points", "p", "log p(right | choices), nats", "p"], cells, left=2)

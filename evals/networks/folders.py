@@ -45,7 +45,7 @@ def build(shape: Shape, agents: Sequence[Agent]) -> lmnet.Network:
     for agent in agents:
         if agent.tokenizer.get_vocab() != words:
             raise ValueError(
-                f"{agent.name} has another vocabulary than {agents[0].name}: vertices must share the output's"
+                f"{agent.name} and {agents[0].name} have different vocabularies: all vertices must have the output's"
             )
     models = agents[0].single if len(agents) == 1 else [agent.single for agent in agents]
     if not shape.share:
@@ -87,7 +87,7 @@ def train_network(
             )
         if (begun["train"], command.train) == ("all", "edges"):
             raise ValueError(
-                f"{command.start} was trained whole, and a run of edges keeps edges only: go on with --train all"
+                f"{command.start} was trained as a whole, and a run with --train edges saves only edges: use --train all"
             )
         # If the vertices were not trained, use the ones just loaded: they may have another dtype.
         network = network.replace(edges=start.edges, joints=start.joints) if begun["train"] == "edges" else start

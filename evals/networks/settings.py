@@ -9,27 +9,28 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A network to be made."""
+    """Shape of a new network."""
 
     vertices: tuple[str, ...] = ("pair:b",)
     """The model all vertices share, or one for each, layer by layer: checkpoint folders, .gguf files, hub ids, real:smollm2, pair:a, pair:b."""
     widths: tuple[int, ...] = (1, 2, 1)
     """Vertices per layer; the paper's network is 1 4 4 4 1."""
     edge: Literal["block", "attention", "mlp", "linear", "identity"] = "block"
-    """A whole decoder block, its attention, its MLP, a matrix, or nothing but the factor."""
+    """Form of an edge: a whole decoder block, its attention, its MLP, a matrix, or only the factor."""
     attention: Literal["mha", "gqa"] = "mha"
-    """Edges: as many key heads as query heads, or as the vertex has."""
+    """Key heads of an edge: as many as query heads, or as many as the vertex has."""
     residual: bool = True
-    """Edges add to what they carry, instead of replacing it."""
+    """Edges add their output to their input, instead of replacing it."""
     zero_init: bool = True
-    """Edges begin by passing on what they get."""
+    """New edges pass on their input unchanged."""
     scale: float | None = 1.0
     """Initial value of an edge's trainable factor; it is divided by the number of edges that are summed. None: no factor, no division."""
     aggregate: Literal["sum", "mean", "concat"] = "sum"
+    """How the outputs of a vertex' incoming edges are combined."""
     norm: bool = True
     """Interior vertices keep their model's final norm."""
     share: bool = True
-    """Vertices of one checkpoint share its weights. If not, --train all trains each vertex by itself."""
+    """Vertices of one checkpoint share its weights. If not, --train all trains each vertex separately."""
     network_seed: int = 0
     """Seed of the new edges."""
 
@@ -43,16 +44,18 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train (defaults: of edges, on questions)."""
+    """How to train. The defaults are for edges and questions."""
 
     steps: int = 300
+    """Number of training steps."""
     rows: int = 8
     """Rows of a batch; each holds as many texts as fit."""
     columns: int = 112
     """Tokens of a row."""
     accumulate: int = 1
-    """Batches whose gradients are added up for one step."""
+    """Number of batches whose gradients are summed for one step."""
     learning_rate: float = 1e-3
+    """Largest learning rate, after the warm-up."""
     warmup: float = 0.03
     """Share of the steps in which the rate rises; afterwards it falls as a cosine, to a tenth."""
     weight_decay: float = 0.0
@@ -64,7 +67,7 @@ class Recipe:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; what is trained is float32."""
     fsdp: int = 1
-    """Number of devices that weights and moments are cut over; batches are spread over all devices."""
+    """Number of devices that weights and moments are divided over. Batches are divided over all devices."""
     every: int = 100
     """Steps between checkpoints."""
 

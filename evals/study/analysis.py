@@ -11,9 +11,9 @@ from ..effects import Effect, effect, holm
 from .design import PRIMARY, Block, Cell
 
 RULES = {
-    "content": "where the right answer is likelier with an item's own message than with another item's, on average",
-    "likelihood": "where the right answer is likeliest, on average",
-    "early": "as by content, of the cells whose j is in the lower half of B's layers",
+    "content": "the pair with the largest mean gain of the right answer's log-probability over another item's message",
+    "likelihood": "the pair with the highest mean log-probability of the right answer",
+    "early": "as for content, among the pairs whose j is in the lower half of B's layers",
 }
 """Rules for choosing layers on the first half of the items. "early" is not registered. It uses only B's lower half, where B
 still computes with the message. After B's last layer, its head would decode A's state directly, so B would say A's next

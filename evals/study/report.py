@@ -25,21 +25,21 @@ from .run import Study
 
 OUTCOME = {"among": "log p(right | choices), nats", "choice": "decision, points"}
 QUESTIONS = {
-    "content": "1. Content: does what A read reach B's answer?",
-    "likelihood": "2. Use: does it help B?",
-    "early": "Where B still computes: does content reach the answer from B's lower half?",
+    "content": "1. Content: does B's answer depend on what A read?",
+    "likelihood": "2. Use: does the message help B?",
+    "early": "Lower half: does B's answer depend on what A read if j is in B's lower half?",
 }
 THREATS = (
-    "Size. A result on one pair of models says nothing of larger ones. The skyline says how far these can play the game at all: "
-    "what they cannot answer with the statement before their eyes, no channel can teach them.",
-    "The last layer. A state that arrives after B's last layer is read out by B's head as it is: B then says what A would "
-    "say next, and uses nothing it read. Where j is the last layer, an effect is A's doing.",
-    "Layers. They are chosen on other items of the same game and the same set-up. A user with another game would have to "
-    "choose again.",
-    "Another item's message is a message of the same game. Content is what tells the items apart, not that it is a game of this kind.",
-    "Likelihood may move where no decision does. Both are reported; only decisions are what the published tables count.",
-    "Landmarks of Countries are famous. A model may know the country of a place and not its name in the wording of a game.",
-    "Items of one game share wording. Intervals are over items, not over wordings, models or seeds.",
+    "Size. A result on one pair of models says nothing about larger ones. The skyline shows how well these models can play the "
+    "game at all. If B cannot answer with the statement in its own prompt, no channel can help it.",
+    "The last layer. If j is B's last layer, B's head reads A's state directly. B then says what A would say next, and uses "
+    "nothing of its own prompt. So an effect at the last layer comes from A alone.",
+    "Layers. They are chosen on other items of the same game and the same set-up. For another game they would have to be "
+    "chosen again.",
+    "Another item's message is a message of the same game. So content is what distinguishes the items, not what kind of game it is.",
+    "The likelihood may change where no decision changes. Both are reported. The published tables count decisions only.",
+    "Landmarks of Countries are famous. A model may know the country of a place, but not the place's name in the wording of a game.",
+    "Items of one game share their wording. Intervals are over items, not over wordings, models or seeds.",
 )
 
 
@@ -79,8 +79,8 @@ def document(study: Study, blocks: Sequence[Block], command: str) -> Iterator[Pa
     """
     yield Heading(1, f"Do activations carry content? {study.a.name} -> {study.b.name}")
     yield (
-        "Model A reads a fact. B is paused after layer j, its last-token state is replaced by A's after layer k, and B answers a "
-        "question about the fact, which it has not read. Does the fact reach the answer, and does that help?"
+        "Model A reads a fact. B reads a question about the fact, but not the fact. B is paused after layer j, and its "
+        "last-token state is replaced by A's state after layer k. Does B's answer depend on the fact, and does that help?"
     )
     yield Heading(2, "In short")
     yield Items(list(short(blocks)))
@@ -96,9 +96,9 @@ def document(study: Study, blocks: Sequence[Block], command: str) -> Iterator[Pa
         agent.name for agent in (study.a, study.b) if agent.name.startswith("real:") or agent.name.endswith(".gguf")
     ]
     yield Items([*THREATS, *(f"Weights. {name} is read from a quantised file." for name in dict.fromkeys(quantised))])
-    yield Heading(2, "This again")
+    yield Heading(2, "Command")
     yield Code(command)
-    yield "Seeds and settings are in the command. results.csv has every score of every item. The pre-registration:"
+    yield "The command contains seeds and settings. results.csv contains every score of every item. The pre-registration:"
     yield Code(PREREGISTRATION.read_text(encoding="utf-8"))
 
 
@@ -150,7 +150,7 @@ def set_up(study: Study, blocks: Sequence[Block]) -> Iterator[str]:
         yield "No chats: one of the models has no chat template."
     if not measure.same_shape(study.a, study.b):
         yield (
-            "The models have other shapes. States of unequal width are grafted by the paper's rule where there is no W; single sites, "
+            "The models have different shapes. Without W, states of unequal width are grafted by the paper's rule. Single sites, "
             "keys and values and latent thoughts are left out."
         )
     for name in dict.fromkeys(block.game.name for block in blocks):
@@ -159,9 +159,9 @@ def set_up(study: Study, blocks: Sequence[Block]) -> Iterator[str]:
         answers = [item.answer for item in game.items[half:]]
         same = overlap(answers, derange(answers, study.settings.seed))
         yield (
-            f"{name}: {half} items choose layers, {len(game.items) - half} others are reported, "
-            f"{len(game.choices(game.items[0]))} choices, seed {study.settings.seed}; "
-            f"{same:.0%} of the items get a message with their own answer as another item's."
+            f"{name}: layers are chosen on {half} items, results are reported on {len(game.items) - half} others; "
+            f"{len(game.choices(game.items[0]))} choices, seed {study.settings.seed}. "
+            f"For {same:.0%} of the items, the other item has the same answer."
         )
     ks, js = blocks[0].layers[PRIMARY]
     yield f"Layers k: {', '.join(map(str, ks))}. Layers j: {', '.join(map(str, js))}."
@@ -194,7 +194,7 @@ def registered(blocks: Sequence[Block], rule: str, title: str) -> Iterator[Part]
         told = block.game.name, block.setup.name, OUTCOME[outcome], f"{cell.k}, {cell.j}"
         rows.append([*told, *shown, written(found.value, OUTCOMES[outcome]), p_written(p), f"{smallest:.2g}"])
     yield Heading(2, f"{title} ({'exploratory' if rule == 'early' else 'registered'})")
-    yield f"Layers: {RULES[rule]}, on the first half. The item's own message against {against}, on the second half."
+    yield f"Layers are chosen on the first half: {RULES[rule]}. The second half compares the item's own message with {against}."
     columns = ["game", "set-up", "outcome", "k, j", "own message", against, "difference", "p", "smallest"]
     yield Table(columns, rows, left=3)
     yield meaning(len(tests))
@@ -227,7 +227,7 @@ def maps_drawn(blocks: Sequence[Block]) -> Iterator[Part]:
         A heading, a picture for each game, and a sentence.
     """
     yield Heading(2, "Content at every layer pair (first half)")
-    yield "Mean log-probability of the right answer with an item's own message, less that with another item's, in nats."
+    yield "Mean log-probability of the right answer with an item's own message, minus that with another item's message, in nats."
     for game in dict.fromkeys(block.game.name for block in blocks):
         drawn = []
         for block in blocks:
@@ -252,14 +252,15 @@ def exploratory(blocks: Sequence[Block]) -> Iterator[Part]:
     Yields:
         A table for each game and set-up.
     """
-    yield Heading(2, "Everything that was played (exploratory)")
+    yield Heading(2, "All conditions (exploratory)")
     yield (
-        "Each against B alone (total) and, where it was played, against another item's message (content); decisions are %, the "
-        "differences nats of log p(right | choices). p-values, by random signs, are corrected by Holm's method over each table. GFLOPs and bytes are counted until B's answer begins."
+        "Total: the condition minus B alone. Content: own message minus another item's message, if that was played. Decisions are "
+        "in %, differences in nats of log p(right | choices). p-values are by random signs, corrected by Holm's method over each table. "
+        "GFLOPs and bytes are counted until B's answer begins."
     )
     written_down = [name for name in ("exact", "found") if any(name in x for b in blocks for x in b.scores.values())]
     if written_down:
-        yield "Exact and found match are of written replies."
+        yield "Exact and found match score the written replies."
     for block in blocks:
         yield Heading(3, f"{block.game.name}, {block.setup.name}")
         labels = [label for label in block.scores if not label.endswith(", other")]
@@ -288,11 +289,11 @@ def published(blocks: Sequence[Block]) -> Iterator[Part]:
         A heading, caveats, and the table.
     """
     protocols = {"single": "silent", "skyline": "skyline", "message": "message", "activation": None}
-    yield Heading(2, "Beside the published figures")
+    yield Heading(2, "Comparison with published figures")
     yield (
-        "Shares in %. Theirs: exact string match (Ramesh & Li), token F1 above 0.5 (KVComm), their own items, models of 3 to 8 "
-        "billion parameters, one pair of layers for all. Ours: decisions among the choices at layers chosen by likelihood on other items; "
-        "the replies of small models are seldom an exact match."
+        "Shares in %. Published: exact string match (Ramesh & Li) or token F1 above 0.5 (KVComm), their own items, models of 3 to 8 "
+        "billion parameters, one pair of layers for all. Here: decisions among the choices, at layers chosen by likelihood on other items. "
+        "The replies of small models are seldom an exact match."
     )
     rows = []
     for entry in read_published()[1]:

@@ -84,7 +84,7 @@ class Study:
         chat = all(agent.tokenizer.chat_template for agent in (self.a, self.b))
         if chat and (b := dataclasses.replace(self.b, chat=True)).begins_thought(b.rows(["Hello"])[0]):
             raise ValueError(
-                f"{b.name}'s chat template begins a thought, choices are scored as an answer begins: switch thinking off (such as --chat-args enable_thinking=false)"
+                f"{b.name}'s chat template begins a thought, but choices are scored at the start of an answer: switch thinking off (such as --chat-args enable_thinking=false)"
             )
         for name in self.settings.size.games:
             for setup in setups(chat=chat, instructed=name in GAMES, whole=self.settings.size.whole):

@@ -62,9 +62,7 @@ def read_text(text: str | None, game: str) -> list[str] | None:
     if text is None:
         return None
     if text == STATEMENTS and game.endswith(".jsonl"):
-        raise ValueError(
-            f"--text {STATEMENTS} are of the paper's games, {game} has none of its own: name a file of sentences"
-        )
+        raise ValueError(f"--text {STATEMENTS} is only for the paper's games, not for {game}: name a file of sentences")
     found = own_statements(game) if text == STATEMENTS else sentences(text)
     if len(found) < HELD_OUT:
         raise ValueError(f"{text} has {len(found)} sentences: fitting W needs at least {HELD_OUT}")

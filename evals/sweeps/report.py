@@ -138,13 +138,13 @@ def paragraphs(
         yield f"{name}: {INFORMATION[game.information]}."
     yield f"Hits are of {METRICS[metric]} ({why})."
     if on_map != metric:
-        yield "Maps and best cells: exact match of the answer's tokens, since nothing was written (--decode)."
+        yield "Maps and best cells show the exact match of the answer's tokens, because nothing was decoded (--decode)."
     yield f"A reads: {settings.wording.reads}.\n"
-    yield "Best cells (chosen and scored on the same questions, so too good on average), % [95 % interval]:"
+    yield "Best cells (chosen and scored on the same questions, so biased upwards), % [95 % interval]:"
     yield best_table(settings, cells)
     yield from content_told(sweep, cells)
     if halves:
-        yield "\nLayers chosen on one half of the questions, reported on the other. Total is above B alone, presence another question's message above B alone, content the message above another question's, in points:"
+        yield "\nLayers are chosen on one half of the questions and reported on the other. In points, total: the message minus B alone; presence: another question's message minus B alone; content: the message minus another question's:"
         yield halves_table(halves)
         yield meaning(3 * len(halves))
         yield "\nThe same cells with every control, %:"
