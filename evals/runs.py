@@ -80,7 +80,8 @@ class RunFolder(contextlib.ExitStack):
             resumed. It holds values that depend on the machine's state at that time, such as sizes of chunks.
         command: The command line that runs it again.
         resume: Whether to resume a run that is already in the folder.
-        free: Names in the config that change no result. They are stored but not compared.
+        free: Names in the config that may differ when the run is resumed, since they change no finished piece. The newest
+            values are stored.
         shared: Whether another process of the same run has locked the folder.
 
     Attributes:
@@ -157,6 +158,8 @@ class RunFolder(contextlib.ExitStack):
             if not resume:
                 raise ValueError(f"{path} holds this run already: add --resume to go on, or choose another folder")
             self.plan = kept["plan"]
+            if clean and (kept["config"], kept["command"]) != (config, command):
+                write_whole(record, _record(command, config, self.plan))
             for leftover in [*path.glob(".*.*"), *self.chunks.glob(".*.*")]:  # of a write that was killed
                 if clean and leftover.is_file():
                     leftover.unlink()
@@ -166,8 +169,7 @@ class RunFolder(contextlib.ExitStack):
             raise ValueError(f"{path} is not empty and holds no run: choose another folder")
         self.plan = json.loads(json.dumps(plan()))
         self.began = True
-        kept = {"command": command, "config": config, "plan": self.plan}
-        write_whole(record, (json.dumps(kept, indent=1) + "\n").encode())
+        write_whole(record, _record(command, config, self.plan))
 
     def done(self, name: str) -> bool:
         """Whether a piece is finished."""
@@ -239,6 +241,11 @@ class RunFolder(contextlib.ExitStack):
                 return dict(kept)
         except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove it and add --resume") from error
+
+
+def _record(command: str, config: dict[str, Any], plan: Any) -> bytes:
+    """The text of run.json."""
+    return (json.dumps({"command": command, "config": config, "plan": plan}, indent=1) + "\n").encode()
 
 
 def parquet(table: pa.Table) -> bytes:

@@ -185,6 +185,13 @@ def test_compare_draws_learning_curves_of_every_arm_at_equal_tokens_and_flops(tm
         assert 0.85 < at["larger model, from scratch, equal FLOPs"]["numbers"] / network < 1.15
     assert (tmp_path / "c" / "learning.png").read_bytes().startswith(b"\x89PNG")
     assert "still known" in (tmp_path / "c" / "report.txt").read_text()
+    trained, train = [], compare.train
+    monkeypatch.setattr(compare, "train", lambda *args, **how: trained.append(how["title"]) or train(*args, **how))
+    jaxcomm("lmnet", "compare", *words, *more[:-2], 2, 4, 8, "--resume")
+    assert len(trained) == 6 and all("-4-" in name for name in trained), "only the new number of examples is trained"
+    assert json.loads((tmp_path / "c" / "run.json").read_text())["config"]["examples"] == [2, 4, 8]
+    longer = [json.loads(line) for line in (tmp_path / "c" / "results.jsonl").read_text().splitlines()]
+    assert [line for line in longer if line["examples"] != 4] == lines
 
 
 def rows(folder, arm, amount):

@@ -36,6 +36,8 @@ from .texts import QUESTIONS, Text, questions, source
 from .training import check, train
 from .trials import Done, answers, asked_by, best, print_table, shown
 
+FREE = ("every", "arms", "equal", "examples", "learning_rate", "learning_rates", "seeds")
+"""Settings that may differ when a comparison is resumed: each finished training keeps its own."""
 Every = dict[int | None, Done]
 """Finished trainings, by number of examples (None: all of the text)."""
 
@@ -66,7 +68,7 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
     every = arms(command.arms, command.equal)
     config = identity(command) | {"rank": field.rank, "fingerprints": [agent_fingerprint(a) for a in agents]}
     config |= surroundings("optax")
-    with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=("every",)) as folder:
+    with RunFolder(command.out, config, dict, command=words, resume=command.resume, free=FREE) as folder:
         done: Every = {}
         for amount, arm, rate, seed in itertools.product(amounts, every, rates, range(command.seeds)):
             if arm.kind is None and (rate != rates[0] or amount != amounts[0] or (arm == ALONE and seed)):
