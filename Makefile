@@ -43,7 +43,7 @@ real-channels: .venv/.real
 	.venv/bin/jaxcomm select $(REAL) --sender-reads statement --n 40 --place turn --channel latent --schemes last --ratios 1 --out real-channels/thoughts
 	.venv/bin/jaxcomm select $(REAL) --sender-reads statement --n 40 --channel deltas --delta-layers 5 10 15 20 25 30 --out real-channels/deltas
 
-# Do activations carry content on that model? Registered tests; it took 34 minutes on one busy core; `--size full` takes hours.
+# Do activations carry content on that model? Registered tests; it took 11 minutes on two busy cores; `--size full` takes hours.
 study: .venv/.real
 	.venv/bin/jaxcomm study --out study-quick --resume
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,20 @@ import numpy as np
 
 from jaxcomm.agent import Agent
 from jaxcomm.controls import derange, overlap
-from jaxcomm.protocols import CONTROLS, Bridging, Grafting, Prefixing, send_bridged, send_prefix, send_states
+from jaxcomm.protocols import (
+    CONTROLS,
+    Asked,
+    Bridging,
+    Grafting,
+    Prefixing,
+    Sent,
+    read_receiver,
+    send_bridged,
+    send_prefix,
+    send_states,
+)
 from jaxcomm.protocols.text import put
+from jaxcomm.sites import Site
 
 from . import figures
 from .documents import Block, Code, Heading, Items, Picture, Table
@@ -111,6 +124,42 @@ def play_all(game: Game, every: Sequence[Condition], a: Agent, b: Agent, setting
             outcome = dataclasses.replace(outcome, heard=[note._replace(next=None) for note in outcome.heard])
         played[condition.label] = outcome
         yield outcome
+
+
+class Readings:
+    """Readings that activations share: A's states after each layer k, and B's prompts. Each is computed once.
+
+    Args:
+        game: The game.
+        a: The sender.
+        b: The receiver.
+        wording: How the game is put to the agents.
+    """
+
+    def __init__(self, game: Game, a: Agent, b: Agent, wording: Wording):
+        self.game, self.a, self.b, self.wording = game, a, b, wording
+        self._sent: dict[tuple[Any, int], tuple[Any, Sent]] = {}
+
+    @functools.cached_property
+    def asked(self) -> Asked:
+        """B's prompts, read."""
+        return read_receiver(self.b, self.wording.prompts_b(self.game, self.b))
+
+    def add(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds the readings to settings of the protocol "activation".
+
+        Args:
+            own: The settings: k, j, and possibly W, graft and control.
+
+        Returns:
+            The settings with `sent`, and with `asked` if j is a layer.
+        """
+        W, key = own.get("W"), (own["k"], id(own.get("W")))
+        if key not in self._sent:
+            told = self.wording.prompts_a(self.game, self.a)
+            made = send_states(self.a, self.b, told, Grafting(W=W), k=own["k"], games=len(self.game.items))
+            self._sent[key] = W, made  # W is kept, so that its id stays its own
+        return dict(own) | {"sent": self._sent[key][1]} | ({} if isinstance(own["j"], Site) else {"asked": self.asked})
 
 
 def limits(

@@ -324,7 +324,9 @@ def _kept(
     if sampling := settings.sampling:
         kept |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     kept |= {
-        name: value for name, value in own.items() if name not in ("W", "maps", "sent", "limits", "bytes", "bridge")
+        name: value
+        for name, value in own.items()
+        if name not in ("W", "maps", "sent", "asked", "limits", "bytes", "bridge")
     }
     kept |= {"mapped": own["maps"] is not None} if "maps" in own else {}
     return kept | {"max_new_tokens": settings.max_new_tokens, "seed": settings.seed}

@@ -16,6 +16,7 @@ from jaxcomm.protocols import (
     Grafting,
     activation,
     message,
+    read_receiver,
     receive_states,
     receive_text,
     send_states,
@@ -189,6 +190,19 @@ def test_activation_is_sending_and_receiving(trained):
     assert sent.message.site == jc.Site("resid_post", 4, "last") and len(sent.message) == 2
     changed = dataclasses.replace(sent, message=jc.stand_in(sent.message, "zero"))
     assert receive_states(agent, B_READS, changed, how, j=2).write(4)[0].details["norm_sent"] == 0
+
+
+def test_many_edits_need_one_reading_of_the_receivers_prompts(trained):
+    agent = trained.agent
+    asked = read_receiver(agent, B_READS)
+    for how in ({"k": 4, "j": 2}, {"k": 6, "j": 5, "graft": "mean"}, {"k": 4, "j": 0, "control": "other"}):
+        shared = activation(agent, agent, A_READS, B_READS, asked=asked, **how)
+        assert shared.write(4) == activation(agent, agent, A_READS, B_READS, **how).write(4)
+    for wrong in ({"j": 2, "prompts": ["Where?", "Who?"]}, {"j": jc.Site("mlp_out", 2, "last"), "prompts": B_READS}):
+        with pytest.raises(ValueError, match="asked serves edits of the last token"):
+            activation(
+                agent, agent, A_READS, wrong["prompts"], k=jc.Site("mlp_out", 2, "last"), j=wrong["j"], asked=asked
+            )
 
 
 def test_a_message_may_be_changed_on_its_way(trained, tmp_path):

@@ -26,7 +26,7 @@ class Study:
     """Run folder: every finished piece, report.html, report.md, pictures, results.csv."""
     resume: options.Resume = False
     size: Literal["quick", "full"] = "quick"
-    """quick: Countries, six layers of each model, 34 minutes for SmolLM2 on one busy core. full: both games, all layers, every graft, map, site, control and channel: hours."""
+    """quick: Countries, six layers of each model, 11 minutes for SmolLM2 on two busy cores. full: both games, all layers, every graft, map, site, control and channel: hours."""
     games: tuple[str, ...] = ()
     """countries, tip_sheets, files of your own (as jaxcomm play's --game); default: by --size."""
     items: int | None = None

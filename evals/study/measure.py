@@ -13,7 +13,7 @@ from jaxcomm.controls import derange
 from jaxcomm.layer_sweep import patch
 
 from ..choices import Choice, choose, logprobs
-from ..conditions import Condition, limits
+from ..conditions import Condition, Readings, limits
 from ..games import Game
 from ..games.wording import Wording
 from ..hearing import Heard, heard
@@ -104,9 +104,8 @@ def entity(game: Game) -> Game:
 
 
 def played(
-    game: Game,
+    readings: Readings,
     every: Sequence[Condition],
-    agents: tuple[Agent, Agent],
     settings: PlaySettings,
     prior: Sequence[np.ndarray],
     replies: bool = True,
@@ -114,9 +113,8 @@ def played(
     """Plays a game under several conditions.
 
     Args:
-        game: The game.
+        readings: The game and the agents, with what they have read before.
         every: The conditions. A condition with the cost of another (`Condition.equal`) must come after that one.
-        agents: The sender and the receiver.
         settings: The settings that every protocol has.
         prior: Log-probabilities of each item's choices for B alone (`play.alone_with`).
         replies: Whether B also writes its answers. The registered outcomes do not need them.
@@ -124,10 +122,13 @@ def played(
     Returns:
         Scores [items], with keys "condition/score": those of `SCORES`, without "exact" and "found" if there are no replies.
     """
+    game, agents = readings.game, (readings.a, readings.b)
     done: dict[str, Outcome] = {}
     found: dict[str, np.ndarray] = {}
     for condition in every:
         own = dict(condition.settings)
+        if condition.protocol == "activation":
+            own = readings.add(own)
         if condition.equal is not None:
             what, of = condition.equal
             own |= limits(what, done[of], game, *agents, settings.wording, own)

@@ -15,7 +15,7 @@ from jaxcomm.sites import Site
 
 from ..agents import read_as
 from ..choices import choose
-from ..conditions import Condition, conditions
+from ..conditions import Condition, Readings, conditions
 from ..games import GAMES, Game, draw
 from ..play import PlaySettings, alone_with
 from ..runs import RunFolder, agent_fingerprint, surroundings
@@ -110,10 +110,9 @@ class Study:
         settings = PlaySettings(setup.wording, True, NEW_TOKENS, seed=self.settings.seed)
         prior = self._prior(name, reported, agents, settings)
         scores: dict[str, dict[str, np.ndarray]] = {"silent": alone(reported, prior)}
-        for part, every, of in self._played(reported, setup, cells, fitted):
-            make = lambda every=every, of=of: measure.played(
-                of, every, agents, settings, prior, self.settings.size.whole
-            )
+        whole = self.settings.size.whole
+        for part, every, of in self._played(Readings(reported, *agents, setup.wording), setup, cells, fitted):
+            make = lambda every=every, of=of: measure.played(of, every, settings, prior, whole)
             for key, values in self._piece(f"play-{name}-{part}", make).items():
                 label, score = key.rsplit("/", 1)
                 scores.setdefault(label, {})[score] = values
@@ -174,35 +173,33 @@ class Study:
         return layers, maps
 
     def _played(
-        self, game: Game, setup: Setup, cells: tuple[Cell, ...], fitted: Mapping[str, np.ndarray]
-    ) -> Iterator[tuple[str, list[Condition], Game]]:
-        """The games to play: a name, the conditions, and the items."""
-        yield "skyline", [Condition("skyline", "skyline", {})], game
+        self, own: Readings, setup: Setup, cells: tuple[Cell, ...], fitted: Mapping[str, np.ndarray]
+    ) -> Iterator[tuple[str, list[Condition], Readings]]:
+        """What to play: a name, the conditions, and the items with what the agents have read of them."""
+        entity = Readings(measure.entity(own.game), own.a, own.b, own.wording)
+        yield "skyline", [Condition("skyline", "skyline", {})], own
         for cell in cells:
-            own, file = self._grafted(cell, fitted), cell.label.replace(", ", "-").replace(" ", "-")
-            items = measure.entity(game) if cell.operator == "entity" else game
-            yield file, [Condition(cell.label, "activation", own)], items
+            at, file = self._grafted(cell, fitted), cell.label.replace(", ", "-").replace(" ", "-")
+            of = entity if cell.operator == "entity" else own
+            yield file, [Condition(cell.label, "activation", at)], of
             if cell.rule == "content" or cell.operator == PRIMARY:
-                yield (
-                    f"{file}-other",
-                    [Condition(f"{cell.label}, other", "activation", own | {"control": "other"})],
-                    items,
-                )
+                yield f"{file}-other", [Condition(f"{cell.label}, other", "activation", at | {"control": "other"})], of
         if self.settings.size.whole:
-            yield from self._whole(game, setup, cell_of(cells, PRIMARY, "content"))
+            every = self._whole(setup, cell_of(cells, PRIMARY, "content"))
+            yield from ((name, part, own) for name, part in every)
 
-    def _whole(self, game: Game, setup: Setup, cell: Cell) -> Iterator[tuple[str, list[Condition], Game]]:
+    def _whole(self, setup: Setup, cell: Cell) -> Iterator[tuple[str, list[Condition]]]:
         """Every control of the activation at the cell chosen by content, and every channel."""
         own = channels(setup, measure.same_shape(self.a, self.b))
         at = {"activation": {"k": cell.k, "j": cell.j}, "message": own["message"]}
         made = [c for c in conditions(["activation"], at, CONTROLS) if c.protocol != "silent"]
         name = lambda label: label.replace("activation", cell.label, 1)
         same_cost = lambda equal: None if equal is None else (equal[0], name(equal[1]))
-        yield "controls", [dataclasses.replace(c, label=name(c.label), equal=same_cost(c.equal)) for c in made], game
+        yield "controls", [dataclasses.replace(c, label=name(c.label), equal=same_cost(c.equal)) for c in made]
         for channel, settings in own.items():
             every = [Condition(channel, channel, settings)]
             every.append(Condition(f"{channel}, other", channel, settings | {"control": "other"}))
-            yield channel, every, game
+            yield channel, every
 
     def _grafted(self, cell: Cell, fitted: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Options of the protocol "activation"."""

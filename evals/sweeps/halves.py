@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import rich.table
 
-from jaxcomm.protocols import Control, Grafting, send_states
+from jaxcomm.protocols import Control
 
+from ..conditions import Readings
 from ..effects import split, split_rows
 from ..play import PlaySettings, play, shown
 from ..scores import accuracy, percent
@@ -73,13 +74,12 @@ def halve(sweep: GameSweep, cells: Mapping[str, Cells], maps: Mapping[str, np.nd
         chosen_on, reported = np.split(order, [len(order) // 2])
         half = sweep.games[game].part(reported)
         played = lambda protocol, half=half, how=how, **at: play(half, protocol, a, b, how, **at).scored(metric)
-        silent = played("silent")
+        silent, readings = played("silent"), Readings(half, a, b, settings.wording)
         for g, graft in enumerate(settings.grafts):
             k, j = found.best(g, chosen_on)
             W = None if game not in maps else maps[game][k, j if maps[game].shape[1] > 1 else 0]
-            at: dict[str, Any] = dict(protocol="activation", k=settings.ks[k], j=settings.js[j], graft=graft, W=W)
-            told = settings.wording.prompts_a(half, a)
-            at["sent"] = send_states(a, b, told, Grafting(W=W), k=settings.ks[k], games=len(half.items))
+            at = dict(k=settings.ks[k], j=settings.js[j], graft=graft, W=W)
+            at = readings.add(at) | {"protocol": "activation"}
             controls = {name: played(**at, control=name) for name in get_args(Control)}
             yield Halved(
                 game, graft, settings.ks[k], settings.js[j], chosen_on, found.hits[g, k, j, chosen_on], reported,

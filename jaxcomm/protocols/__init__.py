@@ -16,7 +16,16 @@ have no effect if no such text is generated (silent, sender, skyline, an activat
 vectors only and refuses `sampling`.
 """
 
-from jaxcomm.protocols.activations import Back, Grafting, activation, exchange, receive_states, send_states
+from jaxcomm.protocols.activations import (
+    Asked,
+    Back,
+    Grafting,
+    activation,
+    exchange,
+    read_receiver,
+    receive_states,
+    send_states,
+)
 from jaxcomm.protocols.base import Reply, Scored, Sent, Turn
 from jaxcomm.protocols.bridges import Bridging, Crossing, bridge, receive_bridged, send_bridged
 from jaxcomm.protocols.cipher import cipher_debate
@@ -55,6 +64,7 @@ __all__ = [
     "CONTROLS",
     "FORMS",
     "PROTOCOLS",
+    "Asked",
     "Back",
     "Bridging",
     "Control",
@@ -84,6 +94,7 @@ __all__ = [
     "kv",
     "latent",
     "message",
+    "read_receiver",
     "receive_bridged",
     "receive_deltas",
     "receive_prefix",

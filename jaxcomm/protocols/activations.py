@@ -102,6 +102,7 @@ def activation(
     k: Any,
     j: Any,
     sent: Sent | None = None,
+    asked: Asked | None = None,
     **how: Any,
 ) -> Turn:
     """A reads its prompts up to layer k. B reads its own, with A's states grafted in after layer j.
@@ -118,6 +119,8 @@ def activation(
         j: B is edited after this layer, 0 .. L_B. Or any `Site`.
         sent: Result of `send_states` for the same prompts and k. With it, many controls need only one reading of A's
             prompts. Default: A reads them now.
+        asked: Result of `read_receiver` for the same prompts. With it, many edits need only one reading of B's prompts.
+            It serves edits of the last token's residual stream. Default: B reads them now.
         **how: Options of `Grafting`.
 
     Returns:
@@ -140,7 +143,7 @@ def activation(
         sent = send_states(a, b, prompts_a, settings, k=k, games=len(prompts_b))
     if settings.control is not None:
         sent = _replaced(sent, a, b, prompts_b, settings, k=k, j=j)
-    return receive_states(b, prompts_b, sent, settings, j=j)
+    return receive_states(b, prompts_b, sent, settings, j=j, asked=asked)
 
 
 def send_states(
@@ -186,7 +189,47 @@ def send_states(
     return Sent(message, details, [_cost(senders, heard, b, i) for i in range(games)])
 
 
-def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: Grafting, *, j: Any) -> Turn:
+class Asked(NamedTuple):
+    """A receiver's prompts, read once for many edits of their last tokens.
+
+    Attributes:
+        rows: The tokens of each prompt.
+        given: The prompts as arrays, and the first tokens that they share.
+        prompt: What `resume` continues from.
+    """
+
+    rows: Sequence[Sequence[int]]
+    given: Input
+    prompt: ReadPrompt
+
+
+def read_receiver(b: Agent, prompts_b: Sequence[Prompt]) -> Asked:
+    """Lets the receiver read its prompts, before any message arrives.
+
+    Args:
+        b: The receiver.
+        prompts_b: Its prompts, one for each game.
+
+    Returns:
+        The reading, for the argument `asked` of `activation`.
+
+    Raises:
+        ValueError: A prompt is empty or too long.
+
+    Example:
+        >>> told, prompts = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
+        >>> asked = protocols.read_receiver(agent, prompts)
+        >>> [protocols.activation(agent, agent, told, prompts, k=5, j=j, asked=asked).write(4)[0].text for j in (1, 2)]
+        ['Greece', 'Greece']
+    """
+    rows = b.rows(prompts_b, 1)
+    given = share(b, rows)
+    return Asked(rows, given, read_prompt(b.single, given.prompts, past=given.past))
+
+
+def receive_states(
+    b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: Grafting, *, j: Any, asked: Asked | None = None
+) -> Turn:
     """Lets the receiver read its prompts, with the states grafted in.
 
     Args:
@@ -195,12 +238,14 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
         sent: Messages of states, one for each prompt.
         settings: Graft and tokens.
         j: The receiver is edited after this layer, or at this `Site`.
+        asked: Its reading of these prompts, from `read_receiver`. Default: it reads them now.
 
     Returns:
         The receiver's turn.
 
     Raises:
-        ValueError: States for several tokens have another width than the receiver; a prompt is empty or too long.
+        ValueError: States for several tokens have another width than the receiver; a prompt is empty or too long; `asked`
+            is of other prompts, or another site than the last token's residual stream is edited with it.
 
     Example:
         >>> how = protocols.Grafting()
@@ -208,14 +253,20 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: 
         >>> protocols.receive_states(agent, ["Which country is Alice located in?"], sent, how, j=2).write(4)[0].text
         'Greece'
     """
-    rows, site = b.rows(prompts_b, 1), _site(b, j, settings.where, "j")
-    shared = _lay_out(b, rows, site)
-    message, past = sent.message, shared.past
-    given = shared._replace(edits=(receive(message.anonymous(), site, settings.graft),))
-    states = jnp.asarray(message.state_array())
-    if site.name == "resid_post" and site.last and states.ndim == 2:
+    message, site = sent.message, _site(b, j, settings.where, "j")
+    states, rows = jnp.asarray(message.state_array()), b.rows(prompts_b, 1)
+    resumes = site.name == "resid_post" and site.last and states.ndim == 2
+    if asked is not None and (not resumes or list(asked.rows) != list(rows)):
+        raise ValueError(
+            "asked serves edits of the last token's residual stream, in the prompts that it was read from: leave it out"
+        )
+    if resumes and asked is None:
+        asked = read_receiver(b, prompts_b)
+    shared = _lay_out(b, rows, site) if asked is None else asked.given
+    past, given = shared.past, shared._replace(edits=(receive(message.anonymous(), site, settings.graft),))
+    if asked is not None:
         # The edited state is an argument of the program, so one program serves every f(a, b).
-        prompt = read_prompt(b.single, shared.prompts, past=past)
+        prompt = asked.prompt
         own = prompt.states[site.layer]
         edited = apply_graft(settings.graft, states, own)
         logits, cache = resume(b.single, prompt, edited, site.layer, past=past)
