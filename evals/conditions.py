@@ -579,7 +579,7 @@ def spoken(every: Sequence[Condition], outcomes: Sequence[Outcome], metric: str,
     for i in range(min(most, len(outcomes[0].items))):
         for condition, outcome in zip(every, outcomes, strict=True):
             reply, rendered = outcome.replies[i], outcome.rendered[i]
-            verdict = "right" if outcome.scored(metric)[i] else f"wrong: {outcome.items[i].answer}"
+            verdict = "right" if outcome.scored(metric)[i] else f"wrong; the answer is {outcome.items[i].answer}"
             lines = [f"item {i + 1}, {condition.label} ({verdict})"]
             if rendered["rendered_a"]:
                 lines.append(f"A reads: {rendered['rendered_a']!r}")

@@ -243,7 +243,7 @@ def transcripts(results: Results, each: int = 2) -> Iterator[str]:
             for item, reply, hit in itertools.islice(
                 zip(outcome.items, outcome.replies, outcome.hits, strict=True), each
             ):
-                verdict = "right" if hit else f"wrong: {item.answer}"
+                verdict = "right" if hit else f"wrong; the answer is {item.answer}"
                 yield f"{pair}   A reads: {item.prompt_a}\n         B reads: {item.prompt_b}\n         B says:  {reply.text}   ({verdict})"
 
 

@@ -44,7 +44,7 @@ class Looked:
     @property
     def verdict(self) -> str:
         """Whether the reply is right, in words."""
-        return "right" if self.right else f"wrong: {self.answer}"
+        return "right" if self.right else f"wrong; the answer is {self.answer}"
 
     def picture(self) -> bytes:
         """Draws what was sent, heard and said.

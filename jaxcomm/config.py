@@ -145,7 +145,7 @@ class ModelConfig:
         router_bias: Whether the router has a bias.
         mlp_limit: Limit c of a gated MLP: gate(x) is clipped to at most c, and up(x) to [-c, c]. None: no clipping.
         up_plus_one: Whether 1 is added to up(x) of a gated MLP.
-        attention_scale: Factor on the attention scores. None: head_dim ** -0.5.
+        attention_scale: Factor on the attention scores. None: 1 / sqrt(head_dim).
         attention_softcap: Soft-cap c of the attention scores, c tanh(x / c), or None.
         sinks: Whether every query head has one extra score, a trained weight. It takes part in the softmax but has no
             value.

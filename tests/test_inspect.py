@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from inspect_ai import Task
 from inspect_ai import eval as inspect_eval
 from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.log import list_eval_logs, read_eval_log
 from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, GenerateConfig, get_model
 from inspect_ai.scorer import includes
 from inspect_ai.solver import generate
@@ -16,7 +19,8 @@ from inspect_ai.tool import ToolInfo
 from jaxcomm.evals.agents import load_agents
 from jaxcomm.evals.games import Wording, draw
 from jaxcomm.evals.inspect_ai.model import conversation
-from jaxcomm.evals.inspect_ai.tasks import countries, game_task
+from jaxcomm.evals.inspect_ai.tasks import game as game_of
+from jaxcomm.evals.inspect_ai.tasks import game_task
 from jaxcomm.evals.play import PlaySettings, play
 
 PAIR = dict(a="pair:b", b="pair:b")
@@ -40,7 +44,7 @@ def run(task, name, tmp_path, args, **how):
 )
 def test_a_game_under_inspect_is_the_game_as_it_is_played(name, own, pair, tmp_path):
     game, wording = draw("countries", 0, 10), Wording()
-    log = run(countries(n=10), name, tmp_path, PAIR | own, max_tokens=8, logprobs=True)
+    log = run(game_of(n=10), name, tmp_path, PAIR | own, max_tokens=8, logprobs=True)
     outcome = play(game, name, *pair, PlaySettings(wording, max_new_tokens=8), **own)
     samples = sorted(log.samples, key=lambda sample: int(sample.id))
     assert [s.output.completion for s in samples] == [reply.text for reply in outcome.replies]
@@ -62,6 +66,28 @@ def test_worked_examples_and_the_question_reach_the_agents_as_in_play(pair, tmp_
     outcome = play(game, "activation", *pair, PlaySettings(wording, max_new_tokens=8), k=5, j=2)
     samples = sorted(log.samples, key=lambda sample: int(sample.id))
     assert [s.output.completion for s in samples] == [reply.text for reply in outcome.replies]
+
+
+def test_the_command_plays_a_file(pair, tmp_path):
+    ask = "Which country is {} located in?"
+    names = "Bob", "Alice", "Adam"
+    rows = [dict(prompt_a=f"{name} is at Petra.", prompt_b=ask.format(name), answer="Jordan") for name in names]
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    command = [sys.executable, "-m", "inspect_ai", "eval", "jaxcomm/game", "-T", f"game={file}", "-T", "seed=3"]
+    command += ["--model", "jaxcomm/activation", "-M", "a=pair:b", "-M", "b=pair:b", "-M", "k=4", "-M", "j=1"]
+    command += ["--max-tokens", "8", "--display", "none", "--log-dir", str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (log,) = [read_eval_log(found) for found in list_eval_logs(str(tmp_path))]
+    outcome = play(draw(str(file), 3), "activation", *pair, PlaySettings(Wording(), max_new_tokens=8), k=4, j=1)
+    samples = sorted(log.samples, key=lambda sample: int(sample.id))
+    assert [s.output.completion for s in samples] == [reply.text for reply in outcome.replies]
+    assert [s.target for s in samples] == ["Jordan"] * 3
+
+
+def test_a_game_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="there is no game 'chess': name countries, tip_sheets or a file"):
+        game_of("chess")
 
 
 def test_unmarked_messages_are_read_by_both(tmp_path):
@@ -147,7 +173,7 @@ def test_raw_agents_read_a_question_and_its_answer_as_one_paragraph():
 
 
 def test_what_goes_into_the_log_is_json(tmp_path):
-    log = run(countries(n=2), "activation", tmp_path, PAIR | dict(k=5, j=2), max_tokens=4)
+    log = run(game_of(n=2), "activation", tmp_path, PAIR | dict(k=5, j=2), max_tokens=4)
     told = log.samples[0].output.metadata
     assert json.loads(json.dumps(told)) == told and told["bytes_sent"] == 512
     assert np.isfinite(told["norm_sent"])

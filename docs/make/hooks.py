@@ -85,7 +85,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Marks the cells of tables that hold a number, or a number with its interval: they are not broken into lines.
+    """Marks what must not be broken into lines, and what needs room: cells of tables that hold a number, or a number with
+    its interval; options of commands; cells that hold a long text.
 
     Args:
         content: HTML of the page.
@@ -96,11 +97,13 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
     Returns:
         HTML of the page.
     """
-    return re.sub(
+    content = re.sub(
         r"<td((?: style=\"[^\"]*\")?)>(?=[-+]?[\d.,^]+(?: \[[^\]<]+\])?(?: (?:%|s|GiB|MiB))?</td>)",
         r'<td\1 class="number">',
         content,
     )
+    content = re.sub(r"<code>(?=--[\w-]{1,24}</code>)", '<code class="option">', content)
+    return re.sub(r"<td((?: style=\"[^\"]*\")?)>(?=[^<]{120,}</td>)", r'<td\1 class="long">', content)
 
 
 def made() -> Iterator[tuple[str, str]]:

@@ -16,11 +16,13 @@ subprocess.run([*command.split(), "--out", out], check=True, capture_output=True
 print(*sorted(path.name for path in out.iterdir()))
 
 # %% [markdown]
+# ## The tables
+#
 # `report.md` has what the command also prints. Here are its tables:
 
 # %%
 report = (out / "report.md").read_text().split("What was read and said")[0]
-lines = [line.replace("## ", "#### ") for line in report.splitlines() if not line.startswith(("# ", "!["))]
+lines = [line.replace("## ", "### ") for line in report.splitlines() if not line.startswith(("# ", "!["))]
 Markdown("\n".join(lines).rstrip("\n #"))
 
 # %% [markdown]

@@ -16,17 +16,20 @@ FOR = "agent"
 
 
 @task
-def countries(
+def game(
+    game: str = "countries",
     n: int | None = None,
     seed: int = 0,
     examples: int = 0,
     wording: str = "paper",
     sender_reads: Reads = "statement",
 ) -> Task:
-    """Makes the task Countries (Ramesh & Li 2025, section 4.1): A knows where a person is, B is asked for the country.
+    """Makes a task from a game, in which A knows something that B is asked about.
 
     Args:
-        n: Number of items. None: the paper's 100.
+        game: "countries", "tip_sheets" (both from Ramesh & Li 2025, section 4.1), or a file FILE.jsonl of your own
+            (`games.draw`).
+        n: Number of items. None: the paper's 100 (countries) and 70 (tip_sheets), or all items of the file.
         seed: Seed of the items.
         examples: Number of worked examples before B's question.
         wording: A key of `games.PRESETS`.
@@ -34,31 +37,12 @@ def countries(
 
     Returns:
         The task. A reply is right if it names the answer, and no other choice before it.
+
+    Raises:
+        ValueError: There is no such game or wording; there are too few items; a line of the file is not an item.
+        FileNotFoundError: There is no such file.
     """
-    return game_task(draw("countries", seed, n, examples=examples), Wording(wording, reads=sender_reads))
-
-
-@task
-def tip_sheets(
-    n: int | None = None,
-    seed: int = 0,
-    examples: int = 0,
-    wording: str = "paper",
-    sender_reads: Reads = "statement",
-) -> Task:
-    """Makes the task Tip Sheets (Ramesh & Li 2025, section 4.1): A knows which company does well, B has to invest.
-
-    Args:
-        n: Number of items. None: the paper's 70.
-        seed: Seed of the items.
-        examples: Number of worked examples before B's question.
-        wording: A key of `games.PRESETS`.
-        sender_reads: Contents of A's prompt (`games.wording.Reads`).
-
-    Returns:
-        The task. A reply is right if it names the answer, and no other choice before it.
-    """
-    return game_task(draw("tip_sheets", seed, n, examples=examples), Wording(wording, reads=sender_reads))
+    return game_task(draw(game, seed, n, examples=examples), Wording(wording, reads=sender_reads))
 
 
 def game_task(game: Game, wording: Wording) -> Task:
