@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcomm.config import ModelConfig, Rope
+from jaxcomm.config import Heads, ModelConfig, Rope
 from jaxcomm.fingerprint import fingerprint, fingerprint_of, leaf_digest
 from jaxcomm.int8 import check_not_int8, in_int8
 from jaxcomm.model import Params, layers_apart
@@ -48,7 +48,8 @@ def is_saved(path: str | Path) -> bool:
 def save(params: Params, out: str | Path, *, tokenizer: Any = None, stop_tokens: Sequence[int] = ()) -> Path:
     """Writes a model, and its tokenizer, into a new folder. Orbax writes the weights.
 
-    The folder appears complete or not at all. Unrolled layers are stacked first, which needs memory for a second copy.
+    The folder appears complete or not at all. Unrolled layers are stacked first, which needs memory for a second copy, unless
+    their shapes differ.
 
     Args:
         params: The model.
@@ -110,7 +111,7 @@ def load(
         folder: The folder.
         dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere the dtype of the saved
             weights.
-        unroll: Whether to unroll the layers (`jaxcomm.model`). Default: only on CPU.
+        unroll: Whether to unroll the layers (`jaxcomm.model`). Default: only on CPU. Layers of unlike shapes always are.
         max_positions: Largest number of tokens of a text, as in `from_hf`.
         mesh: Devices to place the weights on, as `jaxcomm.sharding.shard` does. Each process reads only the parts for its
             own devices.
@@ -148,7 +149,7 @@ def load(
             digests[names] = leaf_digest(array)
         array = _finite(array, dtype, ".".join(names))
         array = in_int8(path, array) if int8 else array
-        if unroll and names[0] == "blocks":
+        if unroll and names[0] == "blocks" and config.alike:
             array = _Layers(jax.tree.map(operator.itemgetter(i), array) for i in range(config.layers))
         loaded.append(jax.block_until_ready(array))
     if mesh is None:
@@ -159,7 +160,9 @@ def load(
                 f"{folder} does not hold the weights that were saved (fingerprint {found}, then {record['fingerprint']}): convert it again"
             )
     weights: dict[str, Any] = {"positions": None, "head": None} | jax.tree.unflatten(structure, loaded)
-    if unroll:
+    if not config.alike:
+        weights["blocks"] = tuple(weights["blocks"][name] for name in sorted(weights["blocks"]))
+    elif unroll:
         layer = lambda i: jax.tree.map(
             operator.itemgetter(i), weights["blocks"], is_leaf=lambda x: isinstance(x, _Layers)
         )
@@ -210,6 +213,7 @@ def config_of(record: dict[str, Any], folder: Path) -> ModelConfig:
         values |= {
             "windows": tuple(values["windows"]),
             "rope": tuple(map(fix, rope)) if isinstance(rope, list) else fix(rope),
+            "layer_heads": tuple(Heads(*heads) for heads in values.get("layer_heads", ())),
         }
         return ModelConfig(**values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -217,8 +221,10 @@ def config_of(record: dict[str, Any], folder: Path) -> ModelConfig:
 
 
 def _tree(params: Params) -> dict[str, Any]:
-    """Weights by name, except those that are None."""
+    """Weights by name, except those that are None. Unrolled layers have their number for a name."""
     named = {name: getattr(params, name) for name in ("embed", "positions", "blocks", "norm", "head")}
+    if params.unrolled:  # layers of unlike shapes
+        named["blocks"] = {f"{i:04d}": layer for i, layer in enumerate(params.blocks)}
     return {name: value for name, value in named.items() if value is not None}
 
 

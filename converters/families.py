@@ -7,7 +7,7 @@ add one. The parity tests and the table in docs/families.md run over `FAMILIES`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxcomm.config import ModelConfig, Rope
@@ -19,17 +19,21 @@ from .values import (
     one_rope,
     partial_rope,
     read_common,
+    read_heads,
     read_rope,
     read_ropes,
     read_window,
     read_windows,
     write_common,
+    write_heads,
     write_rope,
     write_ropes,
     write_window,
 )
 from .weights import (
     GEMMA,
+    GEMMA4,
+    GEMMA4_WHOLE,
     GEMMA_VISION,
     GPT2,
     GPT_NEOX,
@@ -188,6 +192,68 @@ def _read_gemma3_vision(v: Values) -> ModelConfig:
         v.take(picture)
     text = v.part("text_config")
     config = _read_gemma3(text)
+    text.finish(config)
+    v.ignored |= {f"text_config.{key}" for key in text.ignored}
+    return config
+
+
+def _read_gemma4(v: Values) -> ModelConfig:
+    if v.take("hidden_size_per_layer_input", 0):
+        raise ValueError(
+            "config key hidden_size_per_layer_input is not 0: per-layer embeddings (Gemma 4 E2B, E4B) give every block the token ids, which a model split at a layer does not have; use Gemma 4 12B, 26B-A4B or 31B, or Gemma 3"
+        )
+    v.demand("num_kv_shared_layers", 0)
+    v.demand("use_bidirectional_attention", None, "vision")  # "vision" is about the tokens of images only
+    for unused in ("vocab_size_per_layer_input", "use_double_wide_mlp"):  # of per-layer embeddings, of shared layers
+        v.take(unused)
+    common, bias = read_common(v, lambda v, positions: None, act="hidden_activation"), v.take("attention_bias")
+    windows = read_windows(v, common["layers"])
+    experts, each, ff = v.take("num_experts"), v.take("top_k_experts"), v.take("moe_intermediate_size")
+    if v.take("enable_moe_block", False):
+        mixed = dict(experts=experts, experts_per_token=each, dense_ff=common["ff"], ff=ff, router_norm=True)
+        common |= mixed
+    return ModelConfig(
+        **common | read_heads(v, common, windows),
+        norm="rms_wide",
+        norms="both",
+        qk_norm="head",
+        v_norm=True,
+        layer_scale=True,
+        qkv_bias=bias,
+        out_bias=bias,
+        attention_scale=1.0,
+        logit_softcap=v.number("final_logit_softcapping"),
+        scale_embedding=True,
+        windows=windows,
+        rope=read_ropes(v, common, windows),
+    )
+
+
+def _write_gemma4(c: ModelConfig) -> dict[str, Any]:
+    experts = dict(enable_moe_block=False)
+    if c.experts:
+        sizes = dict(intermediate_size=c.dense_ff, moe_intermediate_size=c.ff)
+        experts = dict(enable_moe_block=True, num_experts=c.experts, top_k_experts=c.experts_per_token, **sizes)
+    return write_common(c, act="hidden_activation") | dict(
+        head_dim=c.head_dim,
+        attention_bias=c.qkv_bias,
+        final_logit_softcapping=c.logit_softcap,
+        sliding_window=write_window(c),
+        layer_types=layer_types(c),
+        rope_parameters=write_ropes(c),
+        hidden_size_per_layer_input=0,
+        **write_heads(c),
+        **experts,
+    )
+
+
+def _read_gemma4_whole(v: Values) -> ModelConfig:
+    """The text part of a checkpoint that also reads images and sound."""
+    for other in """vision_config audio_config eoa_token_index tie_word_embeddings is_encoder_decoder
+        vision_soft_tokens_per_image""".split():  # noqa: SIM905
+        v.take(other)
+    text = v.part("text_config")
+    config = _read_gemma4(text)
     text.finish(config)
     v.ignored |= {f"text_config.{key}" for key in text.ignored}
     return config
@@ -423,6 +489,7 @@ class Family:
         layout: The names of its tensors, and how our weights are stored in them.
         model_class: Suffix of the name of transformers' model class, after the name of the config class. (transformers'
             own table of these names needs torch.)
+        example: Values of a config that is read, where the config class's defaults are not.
 
     Example:
         >>> from jaxcomm.converters import FAMILIES
@@ -436,7 +503,10 @@ class Family:
     write: Callable[[ModelConfig], dict[str, Any]] | None
     layout: Layout
     model_class: str = "ForCausalLM"
+    example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+
+NO_PLE = {"hidden_size_per_layer_input": 0}
 
 FAMILIES: dict[str, Family] = {
     f.model_type: f
@@ -450,6 +520,10 @@ FAMILIES: dict[str, Family] = {
         Family("gemma2", "Gemma 2", _read_gemma2, _write_gemma2, GEMMA),
         Family("gemma3_text", "Gemma 3 270M, 1B", _read_gemma3, _write_gemma3, GEMMA),
         Family("gemma3", "Gemma 3 4B, 12B, 27B (the text part)", _read_gemma3_vision, None, GEMMA_VISION),
+        Family("gemma4_text", "Gemma 4 (the text part, saved alone)", _read_gemma4, _write_gemma4, GEMMA4, example=NO_PLE),
+        Family("gemma4", "Gemma 4 26B-A4B, 31B (the text part)", _read_gemma4_whole, None, GEMMA4_WHOLE, example=dict(text_config=NO_PLE)),
+        Family("gemma4_unified_text", "Gemma 4 12B (the text part, saved alone)", _read_gemma4, None, GEMMA4),
+        Family("gemma4_unified", "Gemma 4 12B (the text part)", _read_gemma4_whole, None, GEMMA4_WHOLE),
         Family("phi3", "Phi-3, Phi-3.5, Phi-4, Phi-4-mini", _read_phi3, _write_phi3, PHI3),
         Family("olmo2", "OLMo 2", _read_olmo2, _write_olmo2, OLMO2),
         Family("olmo3", "OLMo 3, 3.1", _read_olmo3, _write_olmo3, OLMO2),

@@ -177,7 +177,7 @@ def from_hf(
         dtype: Dtype of the weights. "auto": float32 on CPU, where XLA is slow in 16 bits; elsewhere the checkpoint's
             dtype.
         revision: Branch, tag or commit of the hub's repository.
-        unroll: Whether to unroll the layers (`jaxcomm.model`). Default: only on CPU.
+        unroll: Whether to unroll the layers (`jaxcomm.model`). Default: only on CPU. Layers of unlike shapes always are.
         max_positions: Largest number of tokens of a text. Default: the config's. With longrope the default is the number
             up to which the short factors apply. A larger number selects the long factors, which change every output.
             (transformers selects them when a text is too long for the short factors.)

@@ -21,7 +21,7 @@ TRUE_CONFIGS = Path(__file__).parent.parent / "tests" / "data" / "real_configs.j
 def table() -> str:
     """Makes the table of families in docs/families.md.
 
-    It shows what each family's config class describes by default, and the published checkpoints whose config.json a
+    It shows what each family's config class describes by default (or `Family.example`), and the published checkpoints whose config.json a
     test reads.
 
     Returns:
@@ -33,7 +33,7 @@ def table() -> str:
     columns = ("model_type", "models", "norms", "positions", "attention", "MLP", "biases", "head", "true configs read")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for family in FAMILIES.values():
-        config = family.read(Values(transformers.AutoConfig.for_model(family.model_type)))
+        config = family.read(Values(transformers.AutoConfig.for_model(family.model_type, **family.example)))
         read = ", ".join(name for name, values in true.items() if values["model_type"] == family.model_type)
         lines.append("| " + " | ".join((f"`{family.model_type}`", family.title, *describe(config), read)) + " |")
     return "\n".join(lines)
@@ -59,7 +59,10 @@ def describe(c: ModelConfig) -> tuple[str, ...]:
     if turning and len(turning) < len(c.ropes):
         positions += ", none in some layers"
     attention = ["grouped" if c.kv_heads < c.heads else "multi-head"]
-    attention += {"none": [], "head": ["norms on q, k"], "width": ["norms on q, k of all heads"]}[c.qk_norm]
+    if not c.alike:
+        attention.append("heads of two sizes" if len(set(c.layer_heads)) == 2 else "heads of several sizes")
+    kinds = "q, k, v" if c.v_norm else "q, k"
+    attention += {"none": [], "head": [f"norms on {kinds}"], "width": [f"norms on {kinds} of all heads"]}[c.qk_norm]
     if any(c.windows):
         attention.append("windows" if all(c.windows) else "windows in some layers")
     if c.attention_softcap is not None:
@@ -68,7 +71,7 @@ def describe(c: ModelConfig) -> tuple[str, ...]:
         attention.append("sinks")
     mlp = [("gated " if c.gated else "") + c.activation.replace("_", " ")]
     if c.experts:
-        mlp.append(f"{c.experts_per_token} of {c.experts} experts")
+        mlp.append(f"{c.experts_per_token} of {c.experts} experts" + (" beside it" if c.dense_ff else ""))
     if c.parallel:
         mlp.append("parallel to attention")
     biases = [name for name, has in (("q, k, v", c.qkv_bias), ("o", c.out_bias), ("MLP", c.mlp_bias)) if has]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxcomm.config import FULL, ModelConfig, Rope
+from jaxcomm.config import FULL, Heads, ModelConfig, Rope
 
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
@@ -55,7 +55,7 @@ MEANS: dict[str, Callable[[ModelConfig, Any], bool]] = {
     # Keys that shared code in transformers reads: masks and caches.
     "layer_types": lambda c, value: value == layer_types(c),
     "sliding_window": lambda c, value: value >= c.max_positions,
-    "attention_chunk_size": _never, "per_layer_config": _never,
+    "attention_chunk_size": _never, "per_layer_config": lambda c, value: _layers_agree(c, value),
     "is_causal": lambda c, value: value is True,
     # Keys that other families, other programs or a repository's own code read.
     "attention_bias": lambda c, value: value in (c.qkv_bias, c.out_bias),
@@ -221,6 +221,17 @@ class Values:
         self.ignored |= {k for k in self._left - has - MEANS.keys() if self._values[k] not in SAYS_NOTHING}
 
 
+def _layers_agree(c: ModelConfig, value: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether what a config says of single layers is what the architecture says of them."""
+    own = lambda i: {"head_dim": c.layer(i).head_dim, "num_key_value_heads": c.layer(i).kv_heads}.items()
+    return all(0 <= i < c.layers and each.items() <= own(i) for i, each in _numbered(value).items())
+
+
+def _numbered(layers: Mapping[str, Any]) -> dict[int, Any]:
+    """Values by the number of their layer, which transformers writes as "05"."""
+    return {int(key): value for key, value in layers.items()}
+
+
 def _holds(key: str, config: ModelConfig, value: Any) -> bool:
     try:
         return MEANS[key](config, value)
@@ -247,6 +258,7 @@ ROPE_SETTINGS: dict[str, dict[str, str]] = {
     "llama3": {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor", **_ORIGINAL},
     "yarn": {"factor": "factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow", "truncate": "truncate", **_ORIGINAL},
     "longrope": {"short_factor": "short", "long_factor": "long", **_ORIGINAL},
+    "proportional": {"factor": "factor"},
 }  # fmt: skip
 """rope type -> its settings: transformers' name -> the field of `Rope`. Each type also has rope_theta and
 partial_rotary_factor; yarn and longrope also have attention_factor, or the settings that it is computed from."""
@@ -285,7 +297,9 @@ def read_rope(v: Values, settings: Mapping[str, Any], positions: int, *, partial
             raise ValueError(f"rope setting {name} = {value!r} is not a number above 0")
     theta, kind = settings.pop("rope_theta"), settings.pop("rope_type", "default")
     share = settings.pop("partial_rotary_factor", None) or 1.0
-    if share != 1.0 and not partial:
+    if kind == "proportional":
+        settings.setdefault("factor", 1.0)
+    elif share != 1.0 and not partial:
         raise ValueError(f"rope setting partial_rotary_factor = {share} is not supported in this family")
     if kind not in ROPE_SETTINGS:
         raise ValueError(f"rope type {kind!r} is not supported, only {', '.join(ROPE_SETTINGS)}")
@@ -497,6 +511,51 @@ def write_ropes(c: ModelConfig) -> dict[str, Any]:
         if ropes.setdefault(bool(window), rope) != rope:
             raise ValueError("layers of one kind have different ropes")
     return {LAYERS[window]: write_rope(c.ropes[rope]) for window, rope in ropes.items()}
+
+
+def read_heads(v: Values, common: dict[str, Any], windows: tuple[int, ...]) -> dict[str, Any]:
+    """Reads the key heads of each layer in families whose layers differ in them.
+
+    Args:
+        v: The values of the config.
+        common: Result of `read_common`.
+        windows: The window of each layer, from `read_windows`.
+
+    Returns:
+        Arguments of `ModelConfig`: the heads of each layer, or of all.
+
+    Raises:
+        ValueError: The config says more of a layer than its heads.
+    """
+    given, shared = _numbered(v.take("per_layer_config") or {}), v.take("attention_k_eq_v")
+    known = {"head_dim", "num_key_value_heads"}
+    if not all(isinstance(each, Mapping) and each.keys() <= known for each in given.values()):
+        raise ValueError(
+            f"config key per_layer_config = {given!r:.80} is not supported, only {' and '.join(sorted(known))}"
+        )
+    heads = []
+    for i, window in enumerate(windows or (FULL,) * common["layers"]):
+        own = given.get(i, {})
+        sizes = own.get("num_key_value_heads", common["kv_heads"]), own.get("head_dim", common["head_dim"])
+        heads.append(Heads(*sizes, bool(shared) and window == FULL))
+    return {"layer_heads": tuple(heads)} if len(set(heads)) > 1 else heads[0]._asdict()
+
+
+def write_heads(c: ModelConfig) -> dict[str, Any]:
+    """Writes the key heads of the layers with full attention, in families whose layers differ in them.
+
+    Args:
+        c: The architecture.
+
+    Returns:
+        The keys and values of a config.json. They are wrong if layers of one kind differ.
+    """
+    full = next((c.layer(i) for i in range(c.layers) if not any(c.layer(i).windows)), c)
+    return dict(
+        global_head_dim=full.head_dim,
+        num_global_key_value_heads=full.kv_heads,
+        attention_k_eq_v=full.keys_as_values,
+    )
 
 
 def read_windows(v: Values, layers: int) -> tuple[int, ...]:

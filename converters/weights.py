@@ -256,6 +256,21 @@ _POST_NORMS = alone(
     (("attention_post_norm",), "post_attention_layernorm"), (("mlp_post_norm",), "post_feedforward_layernorm")
 )
 GEMMA_BLOCK = LLAMA_BLOCK | _POST_NORMS | alone((("mlp_norm",), "pre_feedforward_layernorm"))
+_HALVES = (("gate", 0), ("up", 1))
+GEMMA4_BLOCK: Table = (
+    GEMMA_BLOCK
+    | alone(
+        (("dense_post_norm",), "post_feedforward_layernorm_1"),
+        (("experts_norm",), "pre_feedforward_layernorm_2"),
+        (("experts_post_norm",), "post_feedforward_layernorm_2"),
+        (("experts", "router"), "router.proj"),
+    )
+    | {("experts", x, "weight"): Together("experts.gate_up_proj", part) for x, part in _HALVES}
+    | {("experts", "down", "weight"): Together("experts.down_proj")}
+    | {("experts", "router_scale"): Stored("router.scale")}
+    | {("experts", "expert_scale"): Stored("router.per_expert_scale")}
+    | {("layer_scale",): Stored("layer_scalar")}
+)
 OLMO2_BLOCK = ATTENTION | GATED | _POST_NORMS
 PHI3_BLOCK: Table = (
     LLAMA_BLOCK
@@ -274,7 +289,6 @@ QWEN3_MOE_BLOCK = LLAMA_BLOCK | alone(
     (("mlp", "up"), "mlp.experts.{e}.up_proj"),
     (("mlp", "down"), "mlp.experts.{e}.down_proj"),
 )
-_HALVES = (("gate", 0), ("up", 1))
 GRANITE_MOE_BLOCK: Table = (
     LLAMA_BLOCK
     | alone((("mlp", "router"), "block_sparse_moe.router.layer"))
@@ -318,6 +332,11 @@ GEMMA = Layout(GEMMA_BLOCK)
 GEMMA_VISION = Layout(
     GEMMA_BLOCK, roots=("model.language_model.", "language_model.model."),
     ignored=re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.|^(language_model\.)?lm_head\.weight$"),
+)  # fmt: skip
+GEMMA4 = Layout(GEMMA4_BLOCK)
+GEMMA4_WHOLE = Layout(
+    GEMMA4_BLOCK, roots=("model.language_model.",),
+    ignored=re.compile(r"^(model\.)?(vision_tower|audio_tower|vision_embedder|embed_vision|embed_audio)\.|^lm_head\.weight$"),
 )  # fmt: skip
 OLMO2 = Layout(OLMO2_BLOCK)
 PHI3 = Layout(PHI3_BLOCK)

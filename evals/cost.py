@@ -173,10 +173,10 @@ def prefix_counts(a: ModelConfig, b: ModelConfig, P: int, T: int, *, compiled: b
         One count for each protocol.
     """
     seen = min(a.layers, b.layers)
-    one = NUMBER * 2 * a.layers * a.kv_heads * a.head_dim
+    one = NUMBER * 2 * sum(a.kv_sizes)
     told = lambda length: [0] * (b.layers - seen) + [length] * seen
     hear = lambda length: generation_flops(b, P, T) + prefix_flops(b, told(length), P, T)
-    alike = (a.kv_heads, a.head_dim) == (b.kv_heads, b.head_dim)
+    alike = (a.kv_heads, a.head_dim, a.layer_heads) == (b.kv_heads, b.head_dim, b.layer_heads)
     if alike:
         measured = (lambda: xla_keys(a, P) + xla_behind(b, P, P, T)) if compiled else lambda: None
         yield Count("kv", None, keys_flops(a, P) + hear(P), measured(), one * P)

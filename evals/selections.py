@@ -203,11 +203,11 @@ class Weight:
 
     Attributes:
         tokens: Mean number of tokens of an item's prefix.
-        one: Bytes of one token's keys and values in one layer.
+        one: Bytes of one token's keys and values in each layer, [L], or in every layer.
     """
 
     tokens: float
-    one: int
+    one: int | np.ndarray
 
     def of(self, chosen: np.ndarray, way: str, steps: int = 0) -> float:
         """Computes the number of visible bytes of an item's prefix.
@@ -222,9 +222,9 @@ class Weight:
         """
         tokens = self.tokens + steps
         if not WAYS[way][0].get("sink"):
-            return self.one * tokens * float(chosen.sum())
+            return tokens * float((self.one * chosen).sum())
         whole = chosen | (np.arange(len(chosen)) == 0)
-        return self.one * (tokens * float(whole.sum()) + float((~whole).sum()))
+        return tokens * float((self.one * whole).sum()) + float((self.one * ~whole).sum())
 
 
 def weight(game: Game, a: Agent, b: Agent, wording: Wording) -> Weight:
@@ -240,7 +240,7 @@ def weight(game: Game, a: Agent, b: Agent, wording: Wording) -> Weight:
         The size.
     """
     c, tokens = a.single.config, [len(row) for row in a.rows(wording.prompts_a(game, a))]
-    return Weight(float(np.mean(tokens)), 2 * c.kv_heads * c.head_dim * b.params.dtype.itemsize)
+    return Weight(float(np.mean(tokens)), 2 * np.array(c.kv_sizes) * b.params.dtype.itemsize)
 
 
 def records(game: Game, grid: Grid, found: dict[str, Swept]) -> list[dict[str, Any]]:

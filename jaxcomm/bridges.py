@@ -24,7 +24,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxcomm.cache import Attended, KVCache
-from jaxcomm.config import AnyArray, ModelConfig
+from jaxcomm.config import AnyArray, ModelConfig, check_alike
 from jaxcomm.fingerprint import identity
 from jaxcomm.language_model import Training
 from jaxcomm.model import Params
@@ -77,7 +77,12 @@ def shape_of(a: ModelConfig, b: ModelConfig) -> Shape:
 
     Returns:
         Their sizes.
+
+    Raises:
+        ValueError: The layers of one of them differ in their key heads.
     """
+    for config in (a, b):
+        check_alike(config, "bridges")
     return Shape((a.layers, b.layers), (a.kv_heads, b.kv_heads), (a.head_dim, b.head_dim), b.heads)
 
 

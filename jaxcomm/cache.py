@@ -23,8 +23,8 @@ class KVCache(struct.PyTreeNode):
     cache of one entry, not to the whole cache.
 
     Attributes:
-        k: Keys [L, B, K, S, H] for stacked layers, or L arrays [B, K, S, H] for unrolled ones (`jaxcomm.model`). With C
-            branches (`attention.Segment`) the last axes are [.., K, C, S, H].
+        k: Keys [L, B, K, S, H] for stacked layers, or L arrays [B, K, S, H] for unrolled ones (`jaxcomm.model`), whose K and
+            H may differ. With C branches (`attention.Segment`) the last axes are [.., K, C, S, H].
         v: Values, in the same shape.
         positions: Position of the token in each column, [B, S], or [B, C, S] with branches. It is -1 for an empty
             column: left padding, or a column that is not written yet.
@@ -116,11 +116,13 @@ class KVCache(struct.PyTreeNode):
     @property
     def bytes(self) -> np.ndarray:
         """Number of bytes of the keys and values that some layer sees, [R]."""
-        leaves = jax.tree.leaves((self.k, self.v))
-        column = sum(leaf.nbytes for leaf in leaves) // max(1, self.positions.size)  # in all layers together
+        total, size = sum(leaf.nbytes for leaf in jax.tree.leaves((self.k, self.v))), max(1, self.positions.size)
         if self.seen is None:
-            return column * (np.asarray(self.positions) >= 0).sum(axis=-1)
-        return column // len(self.k) * self.columns_seen.sum(axis=0)
+            return total // size * (np.asarray(self.positions) >= 0).sum(axis=-1)
+        column = np.full(len(self.k), total // size // len(self.k))  # in each layer
+        if isinstance(self.k, tuple):
+            column = np.array([(k.nbytes + v.nbytes) // size for k, v in zip(self.k, self.v, strict=True)])
+        return (column[:, None] * self.columns_seen).sum(axis=0)
 
     def take(self, rows: AnyArray) -> KVCache:
         """Selects rows, in any order.

@@ -29,7 +29,7 @@ from jaxcomm.cache import KVCache
 from jaxcomm.config import NEW_TOKENS, ModelConfig
 from jaxcomm.edits import Graft, checked, is_number
 from jaxcomm.prompts import Prompts, as_prompts, known
-from jaxcomm.sites import SITES, Site, as_site, check_positions, check_site
+from jaxcomm.sites import SITES, Site, as_site, check_positions, check_site, differs
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -99,6 +99,10 @@ def compiled(
                 given["past"] = _checked_past(given, new)
             if given.get("edits"):
                 given["edits"] = checked(given["params"], given["edits"], given.get("prompts"))
+                given["edits"] = tuple(e.replace(site=_in_place(given["params"], e.site)) for e in given["edits"])
+            if "sites" in given and not isinstance(given["sites"], str):
+                several = [given["sites"]] if isinstance(given["sites"], Site) else given["sites"]
+                given["sites"] = [x if isinstance(x, str) else _in_place(given["params"], x) for x in several]
             given |= {name: _fixed(given[name]) for name in static if name in given}
             return program(given)
 
@@ -122,8 +126,18 @@ def _checked_site(params: Any, site: Site, prompts: Prompts, untraced: bool) -> 
     """Check a site and prepare it for the program: its layer becomes an array, or stays an int in the caller's program."""
     check_site(params.config, site)
     check_positions(site, prompts)
+    return _in_place(params, site) if untraced else _fixed_site(site)
+
+
+def _in_place(params: Any, site: Site) -> Site:
+    """The site, with a static layer if the activations have other shapes in other layers."""
+    return _fixed_site(site) if differs(params.config, site.name) else site
+
+
+def _fixed_site(site: Site) -> Site:
+    """The site with a static layer, so that it stays an int in the program. A traced layer stays as it is."""
     (layer, positions), fixed = site.tree_flatten()
-    if untraced or layer is None or isinstance(layer, Tracer):
+    if layer is None or isinstance(layer, Tracer | _Static):
         return site
     return Site.tree_unflatten(fixed, (_Static(int(layer)), positions))
 
@@ -233,11 +247,14 @@ def check_cache(params: Any, cache: Any) -> None:
         raise ValueError(f"past holds a {type(cache).__name__}: give caches (of a message, receive_cache makes one)")
     if not isinstance(c := getattr(params, "config", params), ModelConfig):
         return
-    keys = jax.tree.leaves(cache.k)
-    layers, (heads, _, size) = len(keys) if isinstance(cache.k, tuple) else len(keys[0]), keys[0].shape[-3:]
-    if (layers, heads, size) != (c.layers, c.kv_heads, c.head_dim):
+    keys = cache.k if isinstance(cache.k, tuple) else jax.tree.leaves(cache.k)[:1] * len(jax.tree.leaves(cache.k)[0])
+    found = [(leaf.shape[-3], leaf.shape[-1]) for leaf in keys]
+    wanted = [each[:2] for each in c.layer_heads] or [(c.kv_heads, c.head_dim)] * c.layers
+    if found != wanted:
+        n = next((n for n, (x, y) in enumerate(zip(found, wanted, strict=False)) if x != y), 0)
+        (heads, size), (own, own_size) = found[n], wanted[n]
         raise ValueError(
-            f"keys and values are of {layers} layers of {heads} heads of {size}, this model has {c.layers} of {c.kv_heads} of {c.head_dim}: read with the same model"
+            f"keys and values are of {len(found)} layers of {heads} heads of {size}, this model has {c.layers} of {own} of {own_size}: read with the same model"
         )
 
 

@@ -9,9 +9,12 @@ Shape letters, used in every annotation and einsum of the library:
     H head size   F feed-forward width   V vocabulary   L layers   P prompt length   C cells of a sweep
 """
 
+from __future__ import annotations
+
 import dataclasses
+import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +29,8 @@ except the residual stream between blocks."""
 NEW_TOKENS = 16
 """Default number of new tokens."""
 
-LATER = """router_bias mlp_limit up_plus_one sinks embedding_scale residual_scale logit_divisor""".split()  # noqa: SIM905
+LATER = """router_bias mlp_limit up_plus_one sinks embedding_scale residual_scale logit_divisor layer_heads
+    keys_as_values v_norm layer_scale dense_ff router_norm""".split()  # noqa: SIM905
 """Later fields of `ModelConfig`, omitted from its repr at their default. So adding them did not change the hashes of older
 models (`jaxcomm.fingerprint`), which saved messages hold."""
 
@@ -42,10 +46,11 @@ class Rope:
         theta: Base of the frequencies.
         kind: "none" rotates nothing. "default" keeps the frequencies. "linear" divides every frequency by `factor`.
             "llama3" and "yarn" divide the low frequencies, keep the high ones, and blend in between. "longrope" divides
-            each frequency by its own number.
-        share: Share of a head's dimensions that are rotated: the first ones.
+            each frequency by its own number. "proportional" divides every frequency by `factor`, and rotates the pairs of
+            the highest frequencies of a whole head only.
+        share: Share of a head's dimensions that are rotated: the first ones. Of a "proportional" one: the share of pairs.
         scale: Factor on cosines and sines (transformers' `attention_factor`).
-        factor: Divisor of the frequencies (linear, llama3, yarn).
+        factor: Divisor of the frequencies (linear, llama3, yarn, proportional).
         low_freq_factor: A frequency with fewer turns in `original_positions` is divided by the full factor (llama3).
         high_freq_factor: A frequency with more turns in `original_positions` is kept (llama3).
         original_positions: Number of positions in the model's original training.
@@ -65,7 +70,7 @@ class Rope:
     """
 
     theta: float = 10_000.0
-    kind: Literal["none", "default", "linear", "llama3", "yarn", "longrope"] = "default"
+    kind: Literal["none", "default", "linear", "llama3", "yarn", "longrope", "proportional"] = "default"
     share: float = 1.0
     scale: float = 1.0
     factor: float = 1.0
@@ -106,9 +111,24 @@ class Rope:
             head_dim: Number of dimensions of a head, H.
 
         Returns:
-            The number of rotated dimensions, which are the first ones.
+            The number of rotated dimensions, which are the first ones. Of a "proportional" one: all of them, since its
+            pairs are spread over the whole head. Some of them have the frequency 0.
         """
-        return int(head_dim * self.share)
+        return head_dim if self.kind == "proportional" else int(head_dim * self.share)
+
+
+class Heads(NamedTuple):
+    """Key heads of one layer, in a model whose layers differ in them.
+
+    Attributes:
+        kv_heads: Number of key/value heads, K.
+        head_dim: Number of dimensions of a head, H. Query heads have as many.
+        keys_as_values: Whether the layer has no matrix for values, and takes its keys for them.
+    """
+
+    kv_heads: int
+    head_dim: int
+    keys_as_values: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +179,15 @@ class ModelConfig:
         rope: Rotary embedding of all layers, or a tuple with one for each layer.
         windows: For each layer, the number of keys that a query sees, including its own; `FULL` (0) means all. Empty:
             every layer sees all.
+        layer_heads: Key heads of each layer, if layers differ in them. `kv_heads`, `head_dim` and `keys_as_values` are then
+            not used (`layer`). Layers of unlike shapes cannot be stacked (`Params.unrolled`). Empty: all layers are alike.
+        keys_as_values: Whether layers have no matrix for values, and take their keys for them, before any norm or rotation.
+        v_norm: Whether the values of each head are divided by their root mean square.
+        layer_scale: Whether the stream after each block is multiplied by a weight, a single number.
+        dense_ff: Feed-forward width of an MLP that every token goes through beside the experts, with norms of its own. 0:
+            there is none.
+        router_norm: Whether the router reads the stream after attention, divided by its root mean square and multiplied by a
+            weight, instead of the experts' input. The probability of an expert is then multiplied by a weight too.
 
     Raises:
         ValueError: A size is not a whole number from 1 to 2^31 - 1; another number is out of range; the fields
@@ -208,6 +237,12 @@ class ModelConfig:
     learned_positions: bool = False
     rope: Rope | tuple[Rope, ...] = Rope()
     windows: tuple[int, ...] = ()
+    layer_heads: tuple[Heads, ...] = ()
+    keys_as_values: bool = False
+    v_norm: bool = False
+    layer_scale: bool = False
+    dense_ff: int = 0
+    router_norm: bool = False
 
     def __post_init__(self):
         sizes = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ff", "max_positions")
@@ -222,10 +257,30 @@ class ModelConfig:
             raise ValueError(f"norm_eps = {self.norm_eps}: it must be a small number")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.layer_heads and len(self.layer_heads) != self.layers:
+            raise ValueError(f"layer_heads names {len(self.layer_heads)} layers, the model has {self.layers}")
         if self.windows and len(self.windows) != self.layers:
             raise ValueError(f"windows names {len(self.windows)} layers, the model has {self.layers}")
         if isinstance(self.rope, tuple) and len(self.rope) != self.layers:
             raise ValueError(f"rope names {len(self.rope)} layers, the model has {self.layers}")
+        if len(set(self.layer_heads)) == 1:
+            raise ValueError(
+                "layer_heads are the same in all layers: say it with kv_heads, head_dim and keys_as_values"
+            )
+        if self.layer_heads:
+            for i in range(self.layers):
+                self.layer(i)  # checked as a model of one layer
+        else:
+            self._check_ropes()
+        if not 0 <= self.experts_per_token <= self.experts or bool(self.experts) != bool(self.experts_per_token):
+            raise ValueError(f"{self.experts_per_token} of {self.experts} experts per token: choose at least 1 of them")
+        if not self.gated and (self.mlp_limit is not None or self.up_plus_one):
+            raise ValueError("mlp_limit and up_plus_one are of gated MLPs, and this one has no gate")
+        if not self.experts and (self.dense_ff or self.router_norm):
+            raise ValueError("dense_ff and router_norm are of models with experts, and this one has none")
+
+    def _check_ropes(self) -> None:
+        """Raises ValueError unless the rotary embeddings fit the heads, and turn the same dimensions in all layers."""
         turning = {rope.dims(self.head_dim) for rope in self.ropes if rope.kind != "none"}
         if len(turning) > 1 or any(dims % 2 or not 0 < dims <= self.head_dim for dims in turning):
             raise ValueError(
@@ -236,10 +291,6 @@ class ModelConfig:
                 raise ValueError(
                     f"longrope has {len(rope.short)} short and {len(rope.long)} long numbers, {rope.dims(self.head_dim) // 2} frequencies turn"
                 )
-        if not 0 <= self.experts_per_token <= self.experts or bool(self.experts) != bool(self.experts_per_token):
-            raise ValueError(f"{self.experts_per_token} of {self.experts} experts per token: choose at least 1 of them")
-        if not self.gated and (self.mlp_limit is not None or self.up_plus_one):
-            raise ValueError("mlp_limit and up_plus_one are of gated MLPs, and this one has no gate")
 
     def __repr__(self):
         """The fields, except fields in `LATER` that have their default value."""
@@ -257,6 +308,67 @@ class ModelConfig:
         """For each layer, the index into `ropes` of its rotary embedding."""
         ropes = self.rope if isinstance(self.rope, tuple) else (self.rope,) * self.layers
         return tuple(self.ropes.index(rope) for rope in ropes)
+
+    @functools.cached_property
+    def turns(self) -> tuple[tuple[Rope, int], ...]:
+        """The different rotary embeddings of the layers, each with the size of the heads that it rotates."""
+        return tuple(dict.fromkeys(self._turns))
+
+    @functools.cached_property
+    def turn_of(self) -> tuple[int, ...]:
+        """For each layer, the index into `turns` of its rotary embedding."""
+        return tuple(self.turns.index(turn) for turn in self._turns)
+
+    @property
+    def _turns(self) -> list[tuple[Rope, int]]:
+        ropes = self.rope if isinstance(self.rope, tuple) else (self.rope,) * self.layers
+        sizes = [each.head_dim for each in self.layer_heads] or [self.head_dim] * self.layers
+        return list(zip(ropes, sizes, strict=True))
+
+    @property
+    def alike(self) -> bool:
+        """Whether the weights of all layers have the same shapes."""
+        return not self.layer_heads
+
+    def layer(self, i: int) -> ModelConfig:
+        """Describes one layer, as a model that has only this layer.
+
+        Args:
+            i: Number of the layer, from 0.
+
+        Returns:
+            Its architecture, with the layer's heads, window and rotary embedding.
+        """
+        return _layer(self, i)
+
+    @property
+    def kv_sizes(self) -> tuple[int, ...]:
+        """For each layer, the number of entries of one token's keys, K H. Its values have as many."""
+        heads = self.layer_heads or ((self.kv_heads, self.head_dim),) * self.layers
+        return tuple(each[0] * each[1] for each in heads)
+
+
+@functools.lru_cache(maxsize=4096)
+def _layer(config: ModelConfig, i: int) -> ModelConfig:
+    heads = config.layer_heads[i]._asdict() if config.layer_heads else {}
+    windows = (config.windows[i],) if config.windows else ()
+    one = dict(layers=1, layer_heads=(), windows=windows, rope=config.ropes[config.rope_of[i]])
+    return dataclasses.replace(config, **one, **heads)
+
+
+def check_alike(config: Any, what: str) -> None:
+    """Checks that the layers of a model are alike, for what needs keys and values of one shape.
+
+    Args:
+        config: Architecture of the model. A network is not checked.
+        what: What needs it, for the error message.
+
+    Raises:
+        ValueError: The layers differ.
+    """
+    if isinstance(config, ModelConfig) and not config.alike:
+        told = " and ".join(f"{each.kv_heads} key heads of {each.head_dim}" for each in sorted(set(config.layer_heads)))
+        raise ValueError(f"{what} need layers of one shape, and this model's have {told}: send states instead")
 
 
 @dataclasses.dataclass(frozen=True)

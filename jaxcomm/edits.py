@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from jaxcomm.config import AnyArray
 from jaxcomm.layers import Hook
 from jaxcomm.prompts import Prompts, known
-from jaxcomm.sites import SITES, Columns, Layer, Site, check_positions, check_site, columns_of, read_at
+from jaxcomm.sites import SITES, Columns, Layer, Site, check_positions, check_site, columns_of, differs, read_at
 
 if TYPE_CHECKING:
     from jaxcomm.messages import Message
@@ -362,6 +362,12 @@ class Read(NamedTuple):
 def hook_of(params: Any, places: Int[Array, "B T"], edits: Sequence[Edit] = (), reads: Sequence[Read] = ()) -> Hook:
     """The hook of one forward pass over tokens at these places. It applies the edits and stores the activations that
     `reads` names: one array [layers, ...] for each read. A site is edited before it is read."""
+    for x in (*edits, *reads):
+        layers = x.layers if isinstance(x, Read) else [x.site.layer]
+        if differs(params.config, x.site.name) and not all(map(is_number, layers)):
+            raise ValueError(
+                f"{x.site.name} has other shapes in other layers of this model: name its layer by a whole number, not by a traced one"
+            )
     columns = [columns_of(edit.site.positions, places) for edit in edits]
     kept = tuple(_room(params, read, places) for read in reads)
 
@@ -393,6 +399,13 @@ def writing_hook(params: Any, places: Int[Array, "B 1"], edits: Sequence[Edit]) 
 def _room(params: Any, read: Read, places: Int[Array, "B T"]) -> Array:
     """An array of NaN in the shape of the stored activations. The NaN remain where a traced layer is out of range."""
     (B, T), c = places.shape, params.config
+    if differs(c, read.site.name):
+        each = {c.layer(int(n) - 1) for n in read.layers if is_number(n)}  # pyright: ignore[reportArgumentType]
+        if len({(one.kv_heads, one.head_dim) for one in each}) > 1:
+            raise ValueError(
+                f"{read.site.name} has other shapes in other layers of this model: read layers of one shape at a time (layers=[..])"
+            )
+        c = each.pop()
     sizes = {"B": B, "T": T, "S": T, "D": c.width, "N": c.heads, "K": c.kv_heads, "H": c.head_dim, "V": c.vocab}
     shape = [sizes[letter] for letter in SITES[read.site.name].axes.split()]
     dtype = jnp.float32 if read.site.name in ("logits", "pattern") else params.dtype

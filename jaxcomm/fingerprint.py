@@ -40,8 +40,10 @@ def fingerprint(params: LanguageModel) -> str:
         for leaf in jax.tree.leaves((network.edges, network.joints)):
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:16]
-    layers = [jax.tree.leaves(layer) for layer in params.blocks] if params.unrolled else None
-    blocks = [[leaf] for leaf in jax.tree.leaves(params.blocks)] if layers is None else list(zip(*layers, strict=True))
+    if params.unrolled and params.config.alike:
+        blocks = list(zip(*map(jax.tree.leaves, params.blocks), strict=True))
+    else:
+        blocks = [[leaf] for leaf in jax.tree.leaves(params.blocks)]
     others = [[leaf] for leaf in jax.tree.leaves((params.embed, params.positions, params.norm, params.head))]
     return fingerprint_of(params.config, params.dtype, [leaf_digest(*leaf) for leaf in (*blocks, *others)])
 
@@ -110,7 +112,9 @@ def _samples(params: Params) -> jax.Array:
         flat = leaf.reshape(-1)
         return flat[np.linspace(0, flat.size - 1, SAMPLES).astype(int)].astype(jnp.float32)
 
-    if params.unrolled:
+    if not params.config.alike:
+        blocks = jnp.stack(list(map(draw, jax.tree.leaves(params.blocks))))
+    elif params.unrolled:
         blocks = jnp.stack([jnp.stack(list(map(draw, jax.tree.leaves(layer)))) for layer in params.blocks])
     else:
         blocks = jnp.stack([jax.vmap(draw)(leaf) for leaf in jax.tree.leaves(params.blocks)], axis=1)

@@ -13,13 +13,13 @@ def block_weights(config: ModelConfig) -> int:
     """Counts the matrix entries of one block that are used for each token.
 
     Args:
-        config: Architecture of the model.
+        config: Architecture of the model, or of one layer of it (`ModelConfig.layer`), if layers differ.
 
     Returns:
         Entries of the attention matrices, the chosen experts (or the one MLP) and the router.
     """
     c = config
-    return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + mlp_weights(c)
+    return c.width * c.head_dim * (2 * c.heads + (2 - c.keys_as_values) * c.kv_heads) + mlp_weights(c)
 
 
 def mlp_weights(config: ModelConfig) -> int:
@@ -29,10 +29,11 @@ def mlp_weights(config: ModelConfig) -> int:
         config: Architecture of the model.
 
     Returns:
-        Entries of the MLP, or of the experts that a token uses and of the router.
+        Entries of the MLP, or of the experts that a token uses, of the MLP beside them and of the router.
     """
     c = config
-    return (2 + c.gated) * c.width * c.ff * max(1, c.experts_per_token) + c.experts * c.width
+    ff = c.ff * max(1, c.experts_per_token) + c.dense_ff
+    return (2 + c.gated) * c.width * ff + c.experts * c.width
 
 
 Config = ModelConfig | NetworkConfig
@@ -47,8 +48,8 @@ def blocks_flops(config: Config, tokens: int, context: int = 0, blocks: int | No
         config: Architecture of the model, or of a network.
         tokens: Number of tokens that are read.
         context: Number of tokens already in the cache.
-        blocks: Number of blocks of a model; default: all. A network is always counted whole: the blocks of all
-            vertices, and the edges.
+        blocks: Number of blocks of a model, from the first on; default: all. A network is always counted whole: the blocks
+            of all vertices, and the edges.
 
     Returns:
         FLOPs; a multiply-add counts 2.
@@ -56,8 +57,12 @@ def blocks_flops(config: Config, tokens: int, context: int = 0, blocks: int | No
     if isinstance(config, NetworkConfig):
         vertices = sum(g.copies * blocks_flops(config.models[g.model], tokens, context) for g in config.groups.values())
         return vertices + wires_flops(config, tokens, context)
-    layer = 2 * tokens * block_weights(config) + _scores_flops(config, tokens, context)
-    return layer * (config.layers if blocks is None else blocks)
+    layer = lambda one: 2 * tokens * block_weights(one) + _scores_flops(one, tokens, context)
+    return sum(map(layer, _layers(config)[:blocks]))
+
+
+def _layers(config: ModelConfig) -> list[ModelConfig]:
+    return [config.layer(i) for i in range(config.layers)]
 
 
 def _scores_flops(config: ModelConfig, tokens: int, context: int) -> int:
@@ -103,8 +108,9 @@ def prefix_flops(config: Config, prefix: Sequence[int], prompt: int, new: int = 
     if not len(prefix):
         return 0
     assert isinstance(config, ModelConfig)  # networks see no prefix
-    reading = prompt * sum(prefix[:-1]) + (prefix[-1] if prompt else 0)
-    return 4 * config.heads * config.head_dim * int(reading + (new - 1) * sum(prefix))
+    asking = [prompt + new - 1] * (config.layers - 1) + [bool(prompt) + new - 1]  # so many tokens of each layer
+    sizes = [one.head_dim for one in _layers(config)]
+    return 4 * config.heads * sum(int(n) * q * size for n, q, size in zip(prefix, asking, sizes, strict=True))
 
 
 def thinking_flops(config: Config, prompt: int, steps: int, mapped: bool = True) -> int:
@@ -140,9 +146,9 @@ def reading_flops(config: Config, tokens: int) -> int:
     if isinstance(config, NetworkConfig):
         saved = blocks_flops(config.writer, tokens) - reading_flops(config.writer, tokens)
         return blocks_flops(config, tokens) - saved
-    c = config
-    one = blocks_flops(c, 1, context=tokens - 1, blocks=1) - _keys(c, 1)
-    return keys_flops(c, tokens) + one
+    last = config.layer(config.layers - 1)
+    one = blocks_flops(last, 1, context=tokens - 1) - _keys(last, 1)
+    return keys_flops(config, tokens) + one
 
 
 def keys_flops(config: ModelConfig, tokens: int) -> int:
@@ -155,11 +161,11 @@ def keys_flops(config: ModelConfig, tokens: int) -> int:
     Returns:
         FLOPs of all blocks but the last, and of the last block's keys and values; a multiply-add counts 2.
     """
-    return blocks_flops(config, tokens, blocks=config.layers - 1) + _keys(config, tokens)
+    return blocks_flops(config, tokens, blocks=config.layers - 1) + _keys(config.layer(config.layers - 1), tokens)
 
 
-def _keys(config: ModelConfig, tokens: int) -> int:
-    return 2 * tokens * config.width * config.head_dim * 2 * config.kv_heads
+def _keys(layer: ModelConfig, tokens: int) -> int:
+    return 2 * tokens * layer.width * layer.head_dim * (2 - layer.keys_as_values) * layer.kv_heads
 
 
 def head_flops(config: Config) -> int:

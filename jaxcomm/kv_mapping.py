@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from jaxcomm.alignment import PADDING
 from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import check_cache, compiled
-from jaxcomm.config import AnyArray, ModelConfig
+from jaxcomm.config import AnyArray, ModelConfig, check_alike
 from jaxcomm.fingerprint import identity
 from jaxcomm.language_model import check_room, positions_of
 from jaxcomm.layers import Hook, rotary, rotate
@@ -303,7 +303,7 @@ def fit_kv_maps(
         The maps.
 
     Raises:
-        ValueError: A layer is out of range; `ks` or `ridges` is empty; `sources` or `stride` is below 1; there are fewer
+        ValueError: The layers of a model differ in their key heads; a layer is out of range; `ks` or `ridges` is empty; `sources` or `stride` is below 1; there are fewer
             than ten texts, or too few rows; a batch has different numbers of texts for A and B; A and B have different
             numbers of tokens and no columns are given; columns have a wrong shape or are out of range.
 
@@ -313,6 +313,8 @@ def fit_kv_maps(
         >>> maps.v.sources[:, 0].tolist()
         [1, 2, 3, 4]
     """
+    for params in (params_a, params_b):
+        check_alike(params.config, "maps of keys and values")
     layers = tuple(range(1, params_a.config.layers + 1) if ks is None else map(int, ks))
     if not layers or not len(ridges):
         raise ValueError("ks and ridges need at least one value each")
@@ -403,6 +405,8 @@ def _check_models(maps: KVMaps, params_a: Params | ModelConfig, params_b: Params
             continue
         if (found := identity(params)) != expected:
             raise ValueError(f"these maps were fitted for model {expected} as {name}, this one is {found}: fit others")
+    for params in (params_a, params_b):
+        check_alike(getattr(params, "config", params), "maps of keys and values")
     c, (layers, size, _) = params_b.config, maps.v.W.shape
     if (layers, size) != (c.layers, c.kv_heads * c.head_dim):
         raise ValueError(

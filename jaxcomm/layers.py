@@ -153,6 +153,12 @@ class Norm(nn.Module):
         return wide.astype(x.dtype)
 
 
+def unit(x: Float[Array, "*B D"], eps: float) -> Float[Array, "*B D"]:
+    """x divided by its root mean square over the last axis, computed in float32: RMSNorm without a weight."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
 def norm_of(config: ModelConfig, name: str | None = None) -> Norm:
     return Norm(config.norm, config.norm_eps, name=name)
 
@@ -166,8 +172,10 @@ def rope_frequencies(rope: Rope, head_dim: int, max_positions: int) -> np.ndarra
     exponent = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     period = np.power(np.float64(rope.theta), exponent.astype(np.float64)).astype(np.float32)
     frequency = 1 / period
-    if rope.kind == "linear":
+    if rope.kind in ("linear", "proportional"):
         frequency /= np.float32(rope.factor)
+    if rope.kind == "proportional":
+        frequency[int(rope.share * head_dim // 2) :] = 0
     if rope.kind == "longrope":
         chosen = rope.long if max_positions > rope.original_positions else rope.short
         frequency = 1 / (np.asarray(chosen, np.float32) * period)
@@ -188,21 +196,21 @@ def rope_frequencies(rope: Rope, head_dim: int, max_positions: int) -> np.ndarra
 
 
 def rotary(config: ModelConfig, positions: Int[Array, "B T"]) -> tuple[Array, Array] | None:
-    """Cosines and sines [R, B, T, H' / 2] of the positions for each of the model's `ropes`, float32; None if no layer
-    rotates anything."""
+    """Cosines and sines [R, B, T, H' / 2] of the positions for each of the model's `turns`, float32; None if no layer
+    rotates anything. H' is that of the largest heads. `angles_of` cuts the tables for smaller ones."""
     ropes = config.ropes
     if all(rope.kind == "none" for rope in ropes):
         return None
-    turn = lambda rope: (
-        positions[..., None].astype(jnp.float32) * rope_frequencies(rope, config.head_dim, config.max_positions)
-    )
-    angles = jnp.stack([turn(rope) for rope in ropes])
+    every = [rope_frequencies(rope, size, config.max_positions) for rope, size in config.turns]
+    widest = max(map(len, every))
+    every = [np.pad(frequencies, (0, widest - len(frequencies))) for frequencies in every]
+    angles = jnp.stack([positions[..., None].astype(jnp.float32) * frequencies for frequencies in every])
     # Multiply by the identity, so that the tables are computed once. Without the product, XLA on CPU would recompute the
     # cosines in every unrolled layer, for every head.
     eye = jnp.eye(angles.shape[-1], dtype=jnp.float32)
     cos, sin = jnp.matmul(jnp.stack([jnp.cos(angles), jnp.sin(angles)]), eye, precision="highest")
     if any(rope.scale != 1.0 for rope in ropes):
-        scale = jnp.asarray([rope.scale for rope in ropes], jnp.float32)[:, None, None, None]
+        scale = jnp.asarray([rope.scale for rope, _ in config.turns], jnp.float32)[:, None, None, None]
         return cos * scale, sin * scale
     return cos, sin
 
@@ -211,9 +219,12 @@ def angles_of(config: ModelConfig, tables: tuple[Array, Array] | None, i) -> tup
     """The tables of `rotary` for layer i, [B, T, H' / 2]; i counts from 0 and may be traced."""
     if tables is None:
         return None
-    rope = config.rope_of[i] if isinstance(i, int) else jnp.asarray(config.rope_of)[i]
-    cos, sin = tables
-    return cos[rope], sin[rope]
+    turn = config.turn_of[i] if isinstance(i, int) else jnp.asarray(config.turn_of)[i]
+    cos, sin = (table[turn] for table in tables)
+    if not config.alike:  # then i is an int
+        rope, size = config.turns[turn]
+        cos, sin = (table[..., : rope.dims(size) // 2] for table in (cos, sin))
+    return cos, sin
 
 
 def rotate(x: Float[Array, "B T X H"], angles: tuple[Array, Array] | None) -> Float[Array, "B T X H"]:
@@ -260,10 +271,13 @@ class Attention(nn.Module):
     def project(self, x: Float[Array, "B T D"], around: Surroundings) -> tuple[Array, Array, Array]:
         """Queries [B, Q, N, H] of the last Q tokens, keys and values [B, T, K, H] of all tokens, before rotation."""
         c = self.config
-        made = {}
+        made, flat = {}, x
         for name, heads, read in (("q", c.heads, x[:, around.first :]), ("k", c.kv_heads, x), ("v", c.kv_heads, x)):
-            flat = Linear(heads * c.head_dim, c.qkv_bias, name=name)(read)
+            if not (name == "v" and c.keys_as_values):  # else flat still holds the keys
+                flat = Linear(heads * c.head_dim, c.qkv_bias, name=name)(read)
             y = around.at(name, flat.reshape(*flat.shape[:2], heads, c.head_dim))
+            if name == "v" and c.v_norm:
+                y = unit(y, c.norm_eps)
             if name != "v" and c.qk_norm == "width":
                 y = norm_of(c, f"{name}_norm")(y.reshape(flat.shape)).reshape(y.shape)
             if name != "v" and c.qk_norm == "head":
@@ -297,11 +311,12 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
+        ff = c.dense_ff or c.ff
         if c.gated:
-            inner = opened(c, Linear(c.ff, c.mlp_bias, name="gate")(x))
-            inner *= let_through(c, Linear(c.ff, c.mlp_bias, name="up")(x))
+            inner = opened(c, Linear(ff, c.mlp_bias, name="gate")(x))
+            inner *= let_through(c, Linear(ff, c.mlp_bias, name="up")(x))
         else:
-            inner = ACTIVATIONS[c.activation](Linear(c.ff, c.mlp_bias, name="up")(x))
+            inner = ACTIVATIONS[c.activation](Linear(ff, c.mlp_bias, name="up")(x))
         return Linear(c.width, c.mlp_bias, name="down")(inner)
 
 
@@ -317,7 +332,7 @@ class Experts(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], stream: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
         shape = lambda *axes: (c.experts, *axes)
 
@@ -326,7 +341,11 @@ class Experts(nn.Module):
             return self.param(name, lambda key: {"weight": init(key, shape(*axes)), **zero()})
 
         router = draw("router", _init, c.router_bias, c.width)
-        logits = project(router["weight"], x, jnp.float32)
+        asked = x
+        if c.router_norm:
+            factor = self.param("router_scale", nn.initializers.ones, (c.width,))
+            asked = scaled(unit(stream, c.norm_eps) * factor, c.width**-0.5)
+        logits = project(router["weight"], asked, jnp.float32)
         if c.router_bias:
             logits += router["bias"].astype(jnp.float32)
         logits = logits.reshape(-1, c.experts)
@@ -337,6 +356,8 @@ class Experts(nn.Module):
         share, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), c.experts_per_token)
         if c.normalised_experts:
             share /= jnp.sum(share, axis=-1, keepdims=True)
+        if c.router_norm:
+            share *= self.param("expert_scale", nn.initializers.ones, (c.experts,)).astype(jnp.float32)[chosen]
         rows, blocks = block_rows(chosen, c.experts)
         read = x.reshape(-1, c.width)[blocks.tokens]
 
@@ -385,10 +406,6 @@ def block_rows(chosen: Int[Array, "n k"], experts: int) -> tuple[Int[Array, "n k
     return rows.reshape(n, k), Blocks(tokens.reshape(blocks, size), expert, number < ends[-1])
 
 
-def mlp_of(config: ModelConfig, name: str | None = None) -> nn.Module:
-    return Experts(config, name=name) if config.experts else MLP(config, name=name)
-
-
 class Block(nn.Module):
     """One layer: h[i-1] -> h[i], for the tokens that have queries (`Surroundings.first`)."""
 
@@ -405,6 +422,19 @@ class Block(nn.Module):
         attended = h + around.at("attn_out", scaled(after("attention_post_norm", x), c.residual_scale))
         if not c.parallel:
             attended = around.at("resid_mid", attended)
-        x = mlp_of(c, "mlp")(before("mlp_norm", h if c.parallel else attended))
+        x = self.feed(h if c.parallel else attended, before)
         added = around.at("mlp_out", scaled(after("mlp_post_norm", x), c.residual_scale))
-        return around.at("resid_post", attended + added)
+        out = attended + added
+        if c.layer_scale:
+            out *= self.param("layer_scale", nn.initializers.ones, (1,))
+        return around.at("resid_post", out)
+
+    def feed(self, h: Float[Array, "B T D"], before: Callable) -> Float[Array, "B T D"]:
+        """The MLP or the experts of the stream. With both, their outputs are normalised and added."""
+        c = self.config
+        if not c.experts:
+            return MLP(c, name="mlp")(before("mlp_norm", h))
+        if not c.dense_ff:
+            return Experts(c, name="mlp")(before("mlp_norm", h), h)
+        dense = norm_of(c, "dense_post_norm")(MLP(c, name="mlp")(before("mlp_norm", h)))
+        return dense + norm_of(c, "experts_post_norm")(Experts(c, name="experts")(before("experts_norm", h), h))

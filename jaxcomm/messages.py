@@ -207,8 +207,12 @@ class Message(struct.PyTreeNode):
             cache, kept = self.states, slice(None)
             if cache.seen is not None:  # layers that see nothing are not sent
                 kept = np.flatnonzero(np.asarray(cache.seen).any(axis=(1, 2)))
-            k, v = (jnp.asarray(_stacked(x))[kept] for x in (cache.k, cache.v))
-            arrays |= {"k": k, "v": v, "columns": cache.positions}
+            for name, x in (("k", _stacked(cache.k)), ("v", _stacked(cache.v))):
+                if isinstance(x, tuple):  # layers of unlike shapes, of which all are sent
+                    arrays |= {f"{name}.{n}": leaf for n, leaf in enumerate(x)}
+                else:
+                    arrays[name] = jnp.asarray(x)[kept]
+            arrays["columns"] = cache.positions
             arrays |= {"seen": cache.seen, "begin": cache.begin, "back": cache.back, "gate": cache.gate}
         else:
             arrays |= {"states": self.states}
@@ -317,7 +321,7 @@ class Message(struct.PyTreeNode):
                 raise ValueError(header["format"])
             about = json.loads(header["about"])
             states = arrays.get("states")
-            if "k" in arrays:
+            if "columns" in arrays:
                 states = _cache_of(arrays)
             text = None if about["text"] is None else tuple(about["text"])
             site = None if about["site"] is None else _site_of(about["site"], arrays.get("positions"))
@@ -326,13 +330,19 @@ class Message(struct.PyTreeNode):
             raise ValueError(f"{path} is not a message ({FORMAT}): write one with Message.save") from error
 
 
-def _stacked(layers: Any) -> Array:
-    return jnp.stack(layers) if isinstance(layers, tuple) else layers
+def _stacked(layers: Any) -> Any:
+    """Keys or values of all layers as one array, unless their shapes differ."""
+    return jnp.stack(layers) if isinstance(layers, tuple) and len({x.shape for x in layers}) == 1 else layers
 
 
 def _cache_of(arrays: dict[str, Array]) -> KVCache:
     """Rebuild a cache from the arrays that `Message.save` writes. They leave out layers that see nothing."""
-    k, v, seen = arrays["k"], arrays["v"], arrays.get("seen")
+    seen = arrays.get("seen")
+    if "k" not in arrays:  # layers of unlike shapes
+        numbers = range(sum(name.startswith("k.") for name in arrays))
+        k, v = (tuple(arrays[f"{name}.{n}"] for n in numbers) for name in "kv")
+        return KVCache(k, v, arrays["columns"], seen, arrays.get("begin"), arrays.get("back"), arrays.get("gate"))
+    k, v = arrays["k"], arrays["v"]
     if seen is not None:
         kept = np.flatnonzero(np.asarray(seen).any(axis=(1, 2)))
         k, v = (jnp.zeros((len(seen), *x.shape[1:]), x.dtype).at[kept].set(x) for x in (k, v))

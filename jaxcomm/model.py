@@ -8,7 +8,7 @@ Layers count from 1. h[L] is the stream before the final norm (Hugging Face's la
 Blocks have one of two layouts. Stacked: one tree whose leaves have a leading axis L. A loop runs over it, so program size
 and compile time do not depend on L. Unrolled: a tuple of L trees and a Python loop. On CPU, XLA copies a layer out of a
 stack before it multiplies by it, which almost halves decoding speed (ARCHITECTURE.md, decision 4). Both layouts give the
-same numbers, accept the same calls, and allow traced layer bounds.
+same numbers, accept the same calls, and allow traced layer bounds. Layers of unlike shapes are always unrolled.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ class Params(struct.PyTreeNode):
             The cache.
         """
         c = self.config
-        shape = (batch, c.kv_heads, *branches, columns, c.head_dim)
+        shape = lambda one: (batch, one.kv_heads, *branches, columns, one.head_dim)
         if self.unrolled:
-            zeros = lambda: tuple(jnp.zeros(shape, self.dtype) for _ in range(c.layers))
+            zeros = lambda: tuple(jnp.zeros(shape(c.layer(i)), self.dtype) for i in range(c.layers))
         else:
-            zeros = lambda: jnp.zeros((c.layers, *shape), self.dtype)
+            zeros = lambda: jnp.zeros((c.layers, *shape(c.layer(0))), self.dtype)
         return KVCache(zeros(), zeros(), jnp.full((batch, *branches, columns), -1, jnp.int32))
 
     def read(
@@ -130,9 +130,11 @@ class Params(struct.PyTreeNode):
         """Stacks the blocks. A program with stacked blocks compiles faster.
 
         Returns:
-            The same model with stacked blocks.
+            The same model with stacked blocks. Blocks of unlike shapes (`ModelConfig.layer_heads`) stay unrolled.
         """
-        return self.replace(blocks=jax.tree.map(lambda *a: jnp.stack(a), *self.blocks)) if self.unrolled else self
+        if not (self.unrolled and self.config.alike):
+            return self
+        return self.replace(blocks=jax.tree.map(lambda *a: jnp.stack(a), *self.blocks))
 
 
 def layers_apart() -> bool:
@@ -145,7 +147,7 @@ def layers_apart() -> bool:
 
 
 def init_params(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
-    """Draws random weights, with stacked blocks.
+    """Draws random weights, with stacked blocks (unrolled ones if their shapes differ).
 
     Matrices are normal with variance 1 / fan-in. The output matrices of attention and MLP are divided by sqrt(2 L).
     Norms begin as the identity. The usual fixed deviation of 0.02 suits widths in the thousands; at width 128,
@@ -169,12 +171,19 @@ def init_params(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
     keys = jax.random.split(key, 2 + config.layers)
     embed_key, head_key = keys[0], keys[1]
     h, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
-    angles = angles_of(config, rotary(config, positions), 0)
-    alone = lambda: Surroundings(1, angles, positions, None, lambda k, v: (((k, v, positions),), None))
-    draw = lambda key: Block(config).init(key, h, alone())["params"]
-    blocks = jax.vmap(draw)(keys[2:])
-    for module, name in (("attention", "o"), ("mlp", "down")):
-        blocks[module][name]["weight"] /= np.sqrt(2 * config.layers).astype(np.float32)
+    tables = rotary(config, positions)
+
+    def draw(key: Array, i: int = 0) -> PyTree:
+        angles = angles_of(config, tables, i)
+        alone = Surroundings(1, angles, positions, None, lambda k, v: (((k, v, positions),), None))
+        block: Any = Block(config.layer(i)).init(key, h, alone)["params"]
+        for module, name in (("attention", "o"), ("mlp", "down"), ("experts", "down")):
+            if module in block:
+                block[module][name]["weight"] /= np.sqrt(2 * config.layers).astype(np.float32)
+        return block
+
+    each = enumerate(keys[2:])
+    blocks = jax.vmap(draw)(keys[2:]) if config.alike else tuple(draw(key, i) for i, key in each)
     matrix = lambda key, rows: config.width**-0.5 * jax.random.normal(key, (rows, config.width))
     place_key = jax.random.fold_in(embed_key, 1)
     params = Params(
@@ -345,7 +354,6 @@ def run_blocks(
     """
     c = params.config
     start, stop = span[0], c.layers if span[1] is None else span[1]
-    block: Any = Block(c)
     tables = rotary(c, positions)
     places, longest = training.places(positions)
     reach = [min(w if w != FULL else np.iinfo(np.int32).max, longest or np.iinfo(np.int32).max) for w in c.windows]
@@ -358,6 +366,7 @@ def run_blocks(
         around = Surroundings(
             i + 1, angles_of(c, tables, i), places, window, segments, first, hook._replace(state=state)
         )
+        block: Any = Block(c.layer(0 if c.alike else i))
         h = block.apply({"params": weights}, h, around)
         return h, around.kept, around.hook.state
 

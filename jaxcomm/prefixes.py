@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxcomm.attention import rows_for
 from jaxcomm.cache import Attended, KVCache
 from jaxcomm.compiled import check_texts, compiled
-from jaxcomm.config import FULL, AnyArray, ModelConfig
+from jaxcomm.config import FULL, AnyArray, ModelConfig, check_alike
 from jaxcomm.decoding import score
 from jaxcomm.language_model import check_room, positions_of
 from jaxcomm.layers import Hook, angles_of, rotary, rotate
@@ -148,9 +148,9 @@ def join(caches: Sequence[KVCache]) -> KVCache:
     """
     if len(caches) == 1:
         return caches[0]
-    shape = lambda c: (len(c.k), *jax.tree.leaves(c.k)[0].shape[-4:-2], jax.tree.leaves(c.k)[0].shape[-1])
-    if len({shape(c) for c in caches}) > 1:
-        told = " and ".join(sorted({f"[layers, rows, heads, head size] {list(shape(c))}" for c in caches}))
+    shapes = lambda c: [(len(c.k), *leaf.shape[-4:-2], leaf.shape[-1]) for leaf in jax.tree.leaves(c.k)]
+    if any(shapes(c) != shapes(caches[0]) for c in caches):
+        told = " and ".join(sorted({f"[layers, rows, heads, head size] {list(shapes(c)[0])}" for c in caches}))
         raise ValueError(f"the senders' keys and values are {told}: they must be alike")
     beside = lambda *leaves: jnp.concatenate(leaves, axis=-2)
     k, v = jax.tree.map(beside, *[(c.k, c.v) for c in caches])
@@ -238,6 +238,9 @@ def check_prefix(a: ModelConfig, b: ModelConfig) -> None:
         ValueError: Their key heads, head sizes or rotary embeddings differ.
     """
     mend = "give a map of keys and values (fit_kv_maps; jaxcomm fit-map --kv), or send states"
+    if a.layer_heads != b.layer_heads:
+        for config in (a, b):
+            check_alike(config, "keys and values for another model")
     if (a.kv_heads, a.head_dim) != (b.kv_heads, b.head_dim):
         raise ValueError(
             f"A's keys are {a.kv_heads} heads of {a.head_dim} numbers, B's {b.kv_heads} heads of {b.head_dim}: {mend}"

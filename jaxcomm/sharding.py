@@ -10,6 +10,7 @@ Two models may be on different devices. Then only messages move between them (`d
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,8 @@ def logical_axes(params: Params) -> Params:
             own = ("head_dim",) if params.config.qk_norm == "head" else (each,)
         elif kind == "sinks":
             own = ("sinks",)
+        elif kind in ("layer_scale", "expert_scale"):
+            own = (None if kind == "layer_scale" else "experts",)
         else:
             own = ("width",)
         stacked = ["layers"] * (not params.unrolled)
@@ -116,9 +119,11 @@ def shardings(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> P
 
 
 def _units(c: ModelConfig) -> dict[Any, int]:
-    """Number of indivisible pieces of each axis."""
-    sizes = {"heads": c.heads, "kv_heads": c.kv_heads, "ff": c.ff, "vocab": c.vocab, "width": c.width}
-    return sizes | {"head_dim": c.head_dim, "experts": c.experts, "layers": c.layers, "positions": c.max_positions}
+    """Number of indivisible pieces of each axis. If it differs by layer: a number that divides all of them."""
+    kv_heads = math.gcd(*(heads.kv_heads for heads in c.layer_heads)) or c.kv_heads
+    sizes = {"heads": c.heads, "kv_heads": kv_heads, "ff": math.gcd(c.ff, c.dense_ff), "vocab": c.vocab}
+    sizes |= {"width": c.width, "head_dim": c.head_dim, "experts": c.experts, "layers": c.layers}
+    return sizes | {"positions": c.max_positions}
 
 
 def shard(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> Params:

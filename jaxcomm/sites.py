@@ -261,6 +261,19 @@ def read_at(x: Array, site: Site, places: Int[Array, "B T"]) -> Array:
     return found[:, 0] if site.single else found
 
 
+def differs(config: ModelConfig, name: str) -> bool:
+    """Whether the activations at a site have other shapes in other layers of a model.
+
+    Args:
+        config: Architecture of the model.
+        name: Name of the site.
+
+    Returns:
+        Whether they differ. The layer must then be a concrete number, not a traced value.
+    """
+    return isinstance(config, ModelConfig) and not config.alike and bool({"K", "H"} & {*SITES[name].axes.split()})
+
+
 def check_site(config: ModelConfig, site: Site, what: str = "site") -> None:
     """Raises ValueError unless the model has such a site. A traced layer is not checked.
 
@@ -276,7 +289,10 @@ def check_site(config: ModelConfig, site: Site, what: str = "site") -> None:
             "this family has no resid_mid: attention and MLP both read resid_pre; name attn_out, or resid_post"
         )
     if site.heads is not None:
-        heads = config.kv_heads if site.name in ("k", "v") else config.heads
+        heads, number = config.heads, known(site.layer)
+        if site.name in ("k", "v"):
+            layers = range(config.layers) if number is None else [min(max(int(number), 1), config.layers) - 1]
+            heads = min(config.layer(i).kv_heads for i in layers)
         if wrong := [h for h in np.atleast_1d(site.heads) if not 0 <= h < heads]:
             raise ValueError(f"head {wrong[0]} is out of range: {site.name} has heads 0 to {heads - 1}")
     layer = known(site.layer)

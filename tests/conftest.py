@@ -117,6 +117,26 @@ CONFIGS = {
             "full_attention": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 8.0},
         },
     )),
+    "gemma4_text": (transformers.Gemma4TextConfig, dict(
+        hidden_size=40, intermediate_size=64, head_dim=16, global_head_dim=32, num_key_value_heads=4,
+        num_global_key_value_heads=2, attention_k_eq_v=True, sliding_window=9, final_logit_softcapping=2.0, hidden_size_per_layer_input=0,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "proportional", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+        },
+    )),
+    "gemma4_experts": (transformers.Gemma4TextConfig, dict(
+        hidden_size=40, intermediate_size=56, head_dim=16, global_head_dim=24, sliding_window=9, attention_bias=True,
+        hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=6, top_k_experts=3, moe_intermediate_size=24,
+        layer_types=["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {
+                "rope_type": "proportional", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25, "factor": 2.0,
+            },
+        },
+    )),
     "phi3": (transformers.Phi3Config, dict(
         hidden_size=32, intermediate_size=64, tie_word_embeddings=True, max_position_embeddings=4096,
         original_max_position_embeddings=1024,
@@ -180,15 +200,21 @@ def make_checkpoint(folder: Path, name: str, seed: int, **changes) -> Pair:
     config = kind(**{**common, **no_token, **values, **changes})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    if hasattr(config, "num_experts_per_tok"):
+    if getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None):
         model.set_experts_implementation("eager")  # the default knows no float64
     with torch.no_grad():
         for key, weight in model.named_parameters():
-            wide = "norm" in key or key.endswith(("bias", "sinks"))
+            wide = "norm" in key or key.endswith(("bias", "sinks", "scale"))
             weight.add_(torch.randn_like(weight) * (0.3 if wide else 0.1))
-            if name in ("olmo2", "olmo3", "gemma3_text") and "post" in key:
+            if name in ("olmo2", "olmo3", "gemma3_text", "gemma4_text", "gemma4_experts") and "post" in key:
                 # Or the stream is ten times as large as in the other families, and so is all rounding, transformers' too.
                 weight.sub_(0.75)
+            if name.startswith("gemma4") and "q_norm" in key:
+                # Or scores, which nothing divides, are as large as a head, and rounding decides between two keys.
+                weight.sub_(0.7)
+        for key, number in model.named_buffers():
+            if key.endswith("layer_scalar"):
+                number.add_(torch.randn_like(number) * 0.3)
     model.save_pretrained(folder)
     return Pair(name, model, from_hf(folder, unroll=False), folder)
 
@@ -247,8 +273,8 @@ def pair(request, tmp_path_factory) -> Pair:
     return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param, seed=1)
 
 
-KINDS = ("llama", "gemma2", "gemma3_text", "mixtral", "gpt_oss", "gpt2", "gpt_neox")
-"""Between them: every kind of norm placement, position, mask and MLP that a block knows."""
+KINDS = ("llama", "gemma2", "gemma3_text", "gemma4_text", "mixtral", "gpt_oss", "gpt2", "gpt_neox")
+"""Between them: every kind of norm placement, position, mask and MLP that a block knows, and layers of unlike shapes."""
 
 
 @pytest.fixture(scope="session", params=KINDS)

@@ -28,8 +28,11 @@ class Exact:
         self.model = copy.deepcopy(model).double()
         base, c = self.model.base_model, model.config
         self.blocks = base.h if hasattr(base, "h") else base.layers
-        self.heads, self.kv_heads = c.num_attention_heads, getattr(c, "num_key_value_heads", c.num_attention_heads)
-        self.size = getattr(c, "head_dim", None) or c.hidden_size // self.heads
+        each = c.per_layer_config if getattr(c, "per_layer_config", None) else [c] * len(self.blocks)
+        each, self.heads = [each[i] for i in range(len(self.blocks))], c.num_attention_heads
+        self.kv_each = [getattr(one, "num_key_value_heads", self.heads) for one in each]
+        self.size_each = [getattr(one, "head_dim", None) or c.hidden_size // self.heads for one in each]
+        self.kv_heads, self.size = max(self.kv_each), max(self.size_each)
         self.layers, self.width, self.vocab = len(self.blocks), c.hidden_size, c.vocab_size
         self.parallel = getattr(c, "use_parallel_residual", False)
         self.embedding, self.residual = (getattr(c, f"{x}_multiplier", 1.0) for x in ("embedding", "residual"))
@@ -39,11 +42,18 @@ class Exact:
         return [name for name in names if not (name == "resid_mid" and self.parallel)]
 
     def shape(self, name, heads=None):
-        """Of one token's state there."""
+        """Of one token's state there; where layers differ, the largest."""
         if name not in HEADS:
             return (self.vocab if name == "logits" else self.width,)
         every = self.kv_heads if name in ("k", "v") else self.heads
         return (*np.empty(every)[() if heads is None else np.array(heads)].shape, self.size)
+
+    def cut(self, x, site):
+        """As much of an array of that shape as the site's layer has."""
+        if site.name not in HEADS:
+            return x
+        kv, size = self.kv_each[site.layer - 1], self.size_each[site.layer - 1]
+        return x[..., :kv, :size] if site.heads is None and site.name in ("k", "v") else x[..., :size]
 
     def hook(self, name, layer, change):
         """Calls change on what is at the site, [1, T, ...]; what it returns, if anything, takes its place. Returns handles."""
@@ -74,10 +84,13 @@ class Exact:
                 return None if new is None else new - box["h"]
 
             return [entering(block, lambda h: box.update(h=h)), leaving(attn_out, times(self.residual, edit))]
-        split = lambda x, heads: x.unflatten(-1, (heads, self.size))
+        if name in "kv" and (normed := inner("v_norm")):  # behind a matrix of both, perhaps
+            return [entering(normed if name == "v" else attention.k_norm, change)]
+        split = lambda x, heads: x.unflatten(-1, (heads, self.size_each[layer - 1]))
         if name == "z":
             return [entering(inner("o_proj", "c_proj", "dense"), change, lambda x: split(x, self.heads))]
-        heads, n = (self.heads, self.kv_heads, self.kv_heads), "qkv".index(name)
+        kv_heads = self.kv_each[layer - 1]
+        heads, n = (self.heads, kv_heads, kv_heads), "qkv".index(name)
         if inner("query_key_value"):
             return [leaving(attention.query_key_value, change, lambda x: split(x, self.heads * 3)[..., n::3, :])]
         if fused := inner("c_attn", "qkv_proj"):

@@ -70,6 +70,9 @@ MUTANTS = (
     ("jaxcomm/attention.py", "sinking = -jnp.sum(", "sinking = jnp.sum(", "test_attention"),
     ("jaxcomm/layers.py", "return up + 1 if config.up_plus_one else up", "return up", "test_parity"),
     ("converters/tensors.py", "[blocks & 15, blocks >> 4]", "[blocks >> 4, blocks & 15]", "test_families"),
+    ("jaxcomm/layers.py", "y = unit(y, c.norm_eps)", "y = y + 0", "test_parity"),
+    ("jaxcomm/layers.py", "frequency[int(rope.share * head_dim // 2) :] = 0", "frequency[int(rope.share * head_dim) :] = 0", "test_parity"),
+    ("jaxcomm/flops.py", "(2 - c.keys_as_values)", "2", "test_unlike_layers"),
 )  # fmt: skip
 
 

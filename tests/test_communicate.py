@@ -116,7 +116,11 @@ def test_replacing_b_by_itself_is_plain_generation_bit_for_bit(kind):
     want = write(kind.params, padded, max_new_tokens=8)
     for k in range(kind.params.config.layers + 1):
         got = talk(kind.params, kind.params, padded, padded, k=k, j=k, max_new_tokens=8)
-        jax.tree.map(np.testing.assert_array_equal, got, want)
+        if kind.params.config.alike:
+            jax.tree.map(np.testing.assert_array_equal, got, want)
+        else:  # unrolled, as in every family: the last block is compiled for one token here, and there for all of them
+            np.testing.assert_array_equal(got.tokens, want.tokens)
+            assert_close(got.logprobs, want.logprobs, f"k = {k}", 1e-6)
 
 
 def test_vmap_over_games_equals_a_loop(llama, wide):

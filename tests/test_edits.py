@@ -36,6 +36,7 @@ def adding(exact, case, sites, vectors, written=()):
     """
     active = dict(case)
     placed = [at_layer(s, active.get(n, case[0][1] or 2)) for n, s in enumerate(sites)]
+    vectors = [exact.cut(v, s) for v, s in zip(vectors, placed, strict=True)]
     edits = [
         jc.Edit(s, plus, v if n in active else np.zeros_like(v), every_step=n in written)
         for n, (s, v) in enumerate(zip(placed, vectors, strict=True))
@@ -112,6 +113,7 @@ def test_every_change_at_every_site_equals_hooks_that_make_it(pair):
     how = [CHANGES[(n + turn) % 5] for n in range(len(sites))]
     how = ["mean" if s.positions is POSITIONS[1] and h == "replace" else h for s, h in zip(sites, how, strict=True)]
     vectors = vectors_for(exact, sites), vectors_for(exact, sites, 1.0, 1, 3)
+    vectors = [[exact.cut(v, s) for v, s in zip(each, sites, strict=True)] for each in vectors]
     made = [changed(*x) for x in zip(how, sites, *vectors, strict=True)]
     logits = jc.forward(pair.params, PADDED, edits=[edit for edit, _ in made])
     for row, tokens in enumerate(ROWS):

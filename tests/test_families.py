@@ -20,7 +20,7 @@ from jaxcomm.converters.values import CARRIES_NO_ARCHITECTURE
 from jaxcomm.reading import hidden_states
 from jaxcomm.sharding import local_mesh
 
-from conftest import CONFIGS, assert_close, make_checkpoint, prompts, read, refused
+from conftest import CONFIGS, SMALL, assert_close, make_checkpoint, prompts, read, refused
 
 ONE_EACH = [name for name in CONFIGS if name in FAMILIES]
 TOKENS = prompts(1, 24)
@@ -174,6 +174,33 @@ def test_the_text_part_of_a_gemma_3_that_reads_images(tmp_path):
         assert_close(read(from_hf(tmp_path / "gemma3", unroll=False), tokens), want, str(prefix))
     alone = to_hf(from_hf(tmp_path / "gemma3"), tmp_path / "out", family="gemma3_text")
     assert json.loads((alone / "config.json").read_text())["model_type"] == "gemma3_text"
+
+
+@pytest.mark.parametrize("kind", ["gemma4", "gemma4_unified"])
+def test_the_text_part_of_a_gemma_4_that_reads_images_and_sound(kind, tmp_path):
+    name = {"gemma4": "Gemma4", "gemma4_unified": "Gemma4Unified"}[kind]
+    text = SMALL | CONFIGS["gemma4_text"][1] | dict(pad_token_id=0)
+    if kind == "gemma4_unified":
+        del text["hidden_size_per_layer_input"]
+    config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=None, audio_config=None)
+    torch.manual_seed(3)
+    whole = getattr(transformers, f"{name}ForConditionalGeneration")
+    model = whole._from_config(config, attn_implementation="eager").eval()
+    for key, number in model.named_buffers():
+        if key.endswith("layer_scalar"):
+            number.add_(torch.randn_like(number) * 0.3)
+    model.save_pretrained(tmp_path / kind)
+    path, tokens = tmp_path / kind / "model.safetensors", prompts(2, 40)
+    assert all(key.startswith("model.language_model.") for key in load_file(path))
+    other = {"model.vision_tower.x": np.zeros(3, np.float32), "model.embed_vision.y": np.zeros(3, np.float32)}
+    save_file(load_file(path) | other, path)
+    with torch.no_grad():
+        want = model(torch.from_numpy(tokens).long()).logits
+    params = from_hf(tmp_path / kind)
+    assert_close(read(params, tokens), want, kind)
+    alone = to_hf(params, tmp_path / "out")
+    assert json.loads((alone / "config.json").read_text())["model_type"] == "gemma4_text"
+    jax.tree.map(np.testing.assert_array_equal, from_hf(alone), params)
 
 
 def test_gpt2_as_it_lies_on_the_hub(tmp_path):

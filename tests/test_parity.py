@@ -1,6 +1,7 @@
 """The same weights give the same numbers as transformers, at every layer, in every family."""
 
 import copy
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from conftest import ROUNDED, assert_close, prompts, read, write
 
 def load(folder, dtype):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
-    if hasattr(model.config, "num_experts_per_tok"):
+    if getattr(model.config, "num_experts_per_tok", None) or getattr(model.config, "top_k_experts", None):
         model.set_experts_implementation("eager")
     return model
 
@@ -53,6 +54,10 @@ STEPS = {
     "mlp_norm": ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2"),
     "mlp": ("mlp", "block_sparse_moe"),
     "mlp_post_norm": ("post_feedforward_layernorm",),
+    "dense_post_norm": ("post_feedforward_layernorm_1",),
+    "experts_norm": ("pre_feedforward_layernorm_2",),
+    "experts": ("experts",),
+    "experts_post_norm": ("post_feedforward_layernorm_2",),
 }
 """Names of a block's steps, ours and those transformers has for them; the first that a layer of the family has is meant."""
 
@@ -77,22 +82,21 @@ def test_every_norm_attention_and_mlp_equals_transformers_given_the_same_stream(
     alone = lambda k, v: (((k, v, positions),), None)
     around = lambda angles, window: Surroundings(1, angles, positions, window, alone)
 
-    @jax.jit
-    def block(weights, h, angles, positions, window):
+    @functools.partial(jax.jit, static_argnums=0)
+    def block(config, weights, h, angles, positions, window):
         apply = Block(config).apply
         return apply({"params": weights}, h, around(angles, window), capture_intermediates=True)[1]
 
     for i, (weights, want) in enumerate(zip(pair.params.unroll().blocks, said, strict=True)):
         given = jnp.asarray(streams[i].numpy(), jnp.float32), angles_of(config, tables, i), positions
         window = config.windows[i] or None if config.windows else None
-        got = block(weights, *given, window)
+        got = block(config if config.alike else config.layer(i), weights, *given, window)
         steps = [name for name in STEPS if name in got["intermediates"]]
-        assert len(steps) == {"before": 4, "after": 4, "both": 6}[config.norms]
+        assert len(steps) == {"before": 4, "after": 4, "both": 6}[config.norms] + 4 * bool(config.dense_ff)
         for step in steps:
             theirs = next(want[name] for name in STEPS[step] if name in want)
-            assert_close(
-                first(got["intermediates"][step]["__call__"][0]), theirs, f"{pair.name}, layer {i + 1}, {step}"
-            )
+            ours = first(got["intermediates"][step]["__call__"][0])
+            assert_close(ours, theirs.reshape(ours.shape), f"{pair.name}, layer {i + 1}, {step}")
 
 
 @pytest.mark.parametrize("columns", [11, 700])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxcomm.config import ModelConfig
+from jaxcomm.converters import FAMILIES
 from jaxcomm.converters.configs import reaching, read_config
 
 DATA = Path(__file__).parent / "data"
@@ -209,3 +210,81 @@ def test_gemma_3_that_reads_images_says_what_its_text_part_is(tmp_path):
     assert (got.layers, got.kv_heads, got.head_dim, got.attention_scale) == (62, 16, 128, 168**-0.5)
     assert {(rope.kind, rope.factor, rope.theta) for rope in got.ropes} == {("linear", 8, 1e6), ("default", 1, 1e4)}
     assert "text_config.surprise" in warned[0] and len(warned) == 1
+
+
+GEMMA4 = dict(
+    attention_bias=False, attention_k_eq_v=True, final_logit_softcapping=30.0, global_head_dim=512, head_dim=256,
+    hidden_activation="gelu_pytorch_tanh", hidden_size_per_layer_input=0, max_position_embeddings=262144,
+    num_kv_shared_layers=0, rms_norm_eps=1e-6, sliding_window=1024, tie_word_embeddings=True, use_cache=True,
+    use_bidirectional_attention="vision", use_double_wide_mlp=False, vocab_size=262144, vocab_size_per_layer_input=262144,
+    enable_moe_block=False, num_experts=None, top_k_experts=None, moe_intermediate_size=None,
+    rope_parameters={
+        "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional"},
+        "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+    },
+)  # fmt: skip
+GEMMAS = {  # name -> kind, layers, width, MLP, heads, key heads of sliding and of other layers, and what is its own
+    "gemma-4-12B": ("gemma4_unified", 48, 3840, 15360, 16, 8, 1, {}),
+    "gemma-4-26B-A4B": ("gemma4", 30, 2816, 2112, 16, 8, 2, dict(
+        enable_moe_block=True, num_experts=128, top_k_experts=8, moe_intermediate_size=704)),
+    "gemma-4-31B": ("gemma4", 60, 5376, 21504, 32, 16, 4, {}),
+}  # fmt: skip
+
+
+def published_gemma4(name):
+    kind, layers, width, ff, heads, kv, far, more = GEMMAS[name]
+    text = GEMMA4 | more | dict(
+        model_type=f"{kind}_text", num_hidden_layers=layers, hidden_size=width, intermediate_size=ff, num_attention_heads=heads,
+        num_key_value_heads=kv, num_global_key_value_heads=far,
+        layer_types=[*["sliding_attention"] * 5, "full_attention"] * (layers // 6),
+    )  # fmt: skip
+    whole = dict(vision_config=None, audio_config=None, boi_token_id=255999, eoa_token_index=258883, dtype="bfloat16")
+    return dict(model_type=kind, text_config=text, tie_word_embeddings=True, **whole)
+
+
+@pytest.mark.parametrize("name", GEMMAS)
+def test_gemma_4_is_read_as_it_is_published(name, tmp_path):
+    _, layers, width, ff, heads, kv, far, more = GEMMAS[name]
+    got, warned = parse(tmp_path, published_gemma4(name))
+    assert not warned and (got.layers, got.width, got.heads, got.vocab) == (layers, width, heads, 262144)
+    assert got.layer_heads == (*[(kv, 256, False)] * 5, (far, 512, True)) * (layers // 6)
+    assert got.windows == (*[1024] * 5, 0) * (layers // 6)
+    assert [(rope.kind, rope.theta, rope.share) for rope in got.ropes] == [
+        ("default", 1e4, 1.0), ("proportional", 1e6, 0.25)
+    ]  # fmt: skip
+    assert (got.v_norm, got.layer_scale, got.attention_scale, got.logit_softcap) == (True, True, 1.0, 30.0)
+    if more:
+        assert (got.ff, got.dense_ff, got.experts, got.experts_per_token) == (704, 2112, 128, 8)
+    else:
+        assert (got.ff, got.dense_ff, got.experts) == (ff, 0, 0)
+    written = FAMILIES["gemma4_text"].write(got)
+    assert parse(tmp_path, written | {"model_type": "gemma4_text"})[0] == got
+    per_layer = {f"{i:02d}": {"head_dim": 512, "num_key_value_heads": far} for i in range(5, layers, 6)}
+    later = {key: value for key, value in written.items() if "global" not in key} | {"per_layer_config": per_layer}
+    assert parse(tmp_path, later | {"model_type": "gemma4_text"})[0] == got
+
+
+def test_a_gemma_4_whose_layers_are_alike_is_a_stack(tmp_path):
+    config = published_gemma4("gemma-4-12B")
+    config["text_config"] |= dict(layer_types=["full_attention"] * 48)
+    got, _ = parse(tmp_path, config)
+    assert (got.alike, got.kv_heads, got.head_dim, got.keys_as_values, got.windows) == (True, 1, 512, True, ())
+
+
+def test_what_gemma_4_has_and_a_split_model_has_not_is_refused_in_one_line(tmp_path):
+    for change, told in {
+        "hidden_size_per_layer_input": (
+            256,
+            "hidden_size_per_layer_input .* use Gemma 4 12B, 26B-A4B or 31B, or Gemma 3",
+        ),
+        "num_kv_shared_layers": (20, "config key num_kv_shared_layers = 20 is not supported"),
+        "use_bidirectional_attention": ("all", "use_bidirectional_attention = 'all' is not supported"),
+        "per_layer_config": ({"3": {"sliding_window": 5}}, "per_layer_config = .* is not supported"),
+    }.items():
+        config = published_gemma4("gemma-4-31B")
+        config["text_config"][change] = told[0]
+        with pytest.raises(ValueError, match=told[1]) as error:
+            parse(tmp_path, config)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="architecture 'qwen3_5' is not supported; supported are"):
+        parse(tmp_path, {"model_type": "qwen3_5"})

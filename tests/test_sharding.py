@@ -31,13 +31,17 @@ def mesh_of_kind(name):
 
 def test_every_weight_has_a_name_for_each_of_its_axes(kind):
     c = kind.params.config
-    heads, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    sizes = dict(vocab=c.vocab, positions=c.max_positions, width=c.width, heads=heads, kv_heads=keys, ff=c.ff)
-    sizes |= dict(head_dim=c.head_dim, sinks=c.heads, experts=c.experts, layers=c.layers)
+
+    def sizes(path):
+        one = c if c.alike or path[0].name != "blocks" else c.layer(path[1].idx)
+        heads, keys = one.heads * one.head_dim, one.kv_heads * one.head_dim
+        sizes = dict(vocab=c.vocab, positions=c.max_positions, width=c.width, heads=heads, kv_heads=keys, ff=c.ff)
+        return sizes | {"head_dim": one.head_dim, "sinks": c.heads, "experts": c.experts, "layers": c.layers, None: 1}
+
     for params in (kind.params, kind.params.unroll()):
         axes = jax.tree.leaves(logical_axes(params), is_leaf=lambda x: isinstance(x, P))
-        for leaf, names in zip(jax.tree.leaves(params), axes, strict=True):
-            assert leaf.shape == tuple(sizes[name] for name in names)
+        for (path, leaf), names in zip(jax.tree_util.tree_leaves_with_path(params), axes, strict=True):
+            assert leaf.shape == tuple(sizes(path)[name] for name in names)
 
 
 @pytest.fixture(scope="module")

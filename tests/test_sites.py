@@ -8,6 +8,7 @@ import pytest
 
 import jaxcomm as jc
 from jaxcomm.lmnet import init_network
+from jaxcomm.sites import differs
 
 from conftest import ROUNDED, assert_close, prompts, refused
 from hooks import PADDED, REAL, ROWS, exact_of, numbers, ones, sites_at, unchanged
@@ -38,9 +39,13 @@ def test_every_site_of_every_layer_is_what_hooks_see(pair):
     exact = exact_of(pair)
     names = exact.names()
     assert ("resid_mid" in names) == (pair.name != "gpt_neox")
-    logits, cache = jc.run_with_cache(pair.params, PADDED, sites=names)
-    assert sorted(cache) == sorted(names)
-    assert_read(cache, exact, ROWS, names)
+    apart = [name for name in names if differs(pair.params.config, name)]
+    logits, cache = jc.run_with_cache(pair.params, PADDED, sites=[name for name in names if name not in apart])
+    assert sorted([*cache, *apart]) == sorted(names)
+    assert_read(cache, exact, ROWS, [*cache])
+    for sizes in set(zip(exact.kv_each, exact.size_each, strict=True)) if apart else ():
+        layers = [i + 1 for i in range(exact.layers) if (exact.kv_each[i], exact.size_each[i]) == sizes]
+        assert_read(jc.run_with_cache(pair.params, PADDED, sites=apart, layers=layers)[1], exact, ROWS, apart, layers)
     np.testing.assert_array_equal(np.asarray(cache["logits"])[REAL], np.asarray(logits)[REAL])
 
 

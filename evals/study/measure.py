@@ -85,7 +85,8 @@ def other_sites(game: Game, agents: tuple[Agent, Agent], wording: Wording, seed:
 def same_shape(a: Agent, b: Agent) -> bool:
     """Whether two models have the same layers, width and heads, so that any activation of one fits the other."""
     shape = lambda agent: [
-        getattr(agent.single.config, name) for name in ("layers", "width", "heads", "kv_heads", "head_dim")
+        getattr(agent.single.config, name)
+        for name in ("layers", "width", "heads", "kv_heads", "head_dim", "layer_heads")
     ]
     return shape(a) == shape(b)
 

@@ -25,7 +25,7 @@ from jaxcomm.layer_sweep.programs import Cells, Targets, layers_of, read_tail, s
 from jaxcomm.layer_sweep.sizes import SCORED_ROWS
 from jaxcomm.model import Params, enter, run_blocks
 from jaxcomm.prompts import Prompts, as_prompts
-from jaxcomm.sites import SITES, Positions, Site, check_positions, check_site, columns_of
+from jaxcomm.sites import SITES, Positions, Site, check_positions, check_site, columns_of, differs
 
 
 class PatchOptions(TypedDict, total=False):
@@ -206,7 +206,8 @@ def _chosen(positions: Any, prompts: Prompts) -> np.ndarray:
 def _check(params_a: Params, params_b: Params, both: Sequence[Prompts], answers: np.ndarray, grid: tuple) -> None:
     """Raises ValueError for a map that cannot be computed."""
     a, b, (sites, layers, positions) = params_a.config, params_b.config, grid
-    if (a.layers, a.width, a.heads, a.kv_heads, a.head_dim) != (b.layers, b.width, b.heads, b.kv_heads, b.head_dim):
+    shape = lambda c: (c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.layer_heads)
+    if shape(a) != shape(b):
         raise ValueError("patching needs two models of one shape: layers, width and heads; use sweep for others")
     if answers.ndim != 2 or len(answers) != len(both[1]) or not (answers[:, :1] >= 0).all():
         raise ValueError(f"answers are {answers.shape} for {len(both[1])} games: give one row of tokens per game")
@@ -216,6 +217,10 @@ def _check(params_a: Params, params_b: Params, both: Sequence[Prompts], answers:
     for site in sites:
         if site not in SITES or not (SITES[site].layered and SITES[site].writable):
             raise ValueError(f"{site!r} is no site of a layer that can be edited")
+        if differs(b, site):
+            raise ValueError(
+                f"{site} has other shapes in other layers of this model: patch a site of the stream, such as attn_out"
+            )
         for layer in layers:
             check_site(b, Site(site, max(layer, int(site != "resid_post"))))
     check_texts(params_b, answers, "answers")

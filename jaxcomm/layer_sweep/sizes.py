@@ -62,7 +62,7 @@ class Need:
             decoding   G R (2 L K H T s + max(8 N (P + T) + (4 D + 2 F) s, 8 V))          (sampling: 32 V)
             answers    G C max(T (8 N (P + T) + (6 D + 2 F) s), 8 V + 2 T D s)
 
-        (F of all experts a token goes through, and 4 D more for each of them)
+        (F of all experts a token goes through and of the MLP beside them, and 4 D more for each expert)
 
         plus what stays: the prompts' K/V and states 2 L K H G P s + (L + 1) G (D + D_A + T D) s, what is sent, edits and
         results G C ((D + D_A) s + 8 T), and one layer's weights and K/V (XLA on CPU copies them out of their stacks).
@@ -75,20 +75,21 @@ class Need:
         c, a, s, (columns_a, P), T = self.receiver, self.sender, self.itemsize, self.columns, self.new
         G, C = sizes.games // devices[0], sizes.cells
         R = -(-(sizes.slots if self.decoding else C) // devices[1])
-        kv = 2 * c.kv_heads * c.head_dim * s
+        every_kv, kv = 2 * sum(c.kv_sizes) * s, 2 * max(c.kv_sizes) * s  # of all layers, of the largest
 
         # Numbers per token in the MLP.
-        mlp = lambda m: max(1, m.experts_per_token) * 2 * m.ff + m.experts_per_token * 4 * m.width
+        mlp = lambda m: max(1, m.experts_per_token) * 2 * m.ff + m.experts_per_token * 4 * m.width + 2 * m.dense_ff
         reading = lambda m, P: G * P * (4 * m.width + mlp(m)) * s + 8 * G * m.heads * P * P
 
-        every = dataclasses.replace(c, experts_per_token=c.experts)  # a layer's, not a token's
-        stays = c.layers * G * P * kv + G * ((c.layers + 1) * (c.width + T * c.width) + (a.layers + 1) * a.width) * s
-        stays += G * C * ((c.width + a.width) * s + 8 * T) + block_weights(every) * s + G * P * kv
+        whole = dataclasses.replace(c, experts_per_token=c.experts)  # with all experts, not a token's
+        layers = [whole.layer(i) for i in range(c.layers)]
+        stays = G * P * every_kv + G * ((c.layers + 1) * (c.width + T * c.width) + (a.layers + 1) * a.width) * s
+        stays += G * C * ((c.width + a.width) * s + 8 * T) + max(map(block_weights, layers)) * s + G * P * kv
         stays += 4 * c.width * a.width * self.mapped
         scores = 8 * c.heads * (P + T)
         if self.decoding:
             most = max(scores + (4 * c.width + mlp(c)) * s, (32 if self.sampling else 8) * c.vocab)
-            row = (c.layers + 1) * T * kv + most
+            row = T * (every_kv + kv) + most
         else:
             row = max(T * (scores + (6 * c.width + mlp(c)) * s), 8 * c.vocab + 2 * T * c.width * s)
         return stays + max(reading(a, columns_a), reading(c, P), G * R * row)

@@ -23,8 +23,8 @@ _LAST = {"attention": "o", "mlp": "down"}
 def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
     """Derives the architecture of an edge's block from the architecture of the vertex that the edge leaves.
 
-    The block has full attention without windows. It uses the rotary embedding of the vertex's first layer that has full
-    attention and a rotary embedding. It normalises its input, and has one MLP, as wide as one expert of the vertex. Its
+    The block has full attention without windows. It uses the heads and the rotary embedding of the vertex's first layer
+    that has full attention and a rotary embedding. It normalises its input, and has one MLP, as wide as one expert of the vertex. Its
     output is added without a norm or a factor.
 
     Args:
@@ -34,13 +34,14 @@ def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
     Returns:
         Architecture of one block.
     """
-    heads = config.heads if edge.attention == "mha" else config.kv_heads
-    far = [config.ropes[config.rope_of[i]] for i in range(config.layers) if not any(config.windows[i : i + 1])]
-    rope = next((rope for rope in far if rope.kind != "none"), config.ropes[0])
+    layers = [config.layer(i) for i in range(config.layers)]
+    like = next((one for one in layers if not any(one.windows) and one.ropes[0].kind != "none"), None)
+    if like is None:
+        like = dataclasses.replace(layers[0], rope=config.ropes[0])
     norms: Any = "both" if config.norms == "both" else "before"
-    one = dict(layers=1, windows=(), rope=rope, norms=norms, parallel=False, experts=0, experts_per_token=0)
-    one |= dict(router_bias=False, residual_scale=1.0)
-    return dataclasses.replace(config, kv_heads=heads, **one)
+    one = dict(windows=(), norms=norms, parallel=False, experts=0, experts_per_token=0, dense_ff=0, router_norm=False)
+    one |= dict(router_bias=False, residual_scale=1.0, keys_as_values=False)
+    return dataclasses.replace(like, kv_heads=like.heads if edge.attention == "mha" else like.kv_heads, **one)
 
 
 def parts(edge: EdgeConfig) -> tuple[str, ...]:
