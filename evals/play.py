@@ -288,7 +288,7 @@ def begin(
         a: The sender.
         b: The receiver.
         settings: The settings that every protocol has.
-        **own: The protocol's own settings.
+        **own: The protocol's own settings. For "activation" also `asked`, B's reading of its prompts (`read_receiver`).
 
     Returns:
         B's turn, and A's prompts.
@@ -303,7 +303,7 @@ def begin(
     if (control := own.get("control")) is not None:
         own["control"] = StandIn(control, answers=[item.answer for item in game.items])
     how = dict(sampling=settings.sampling, seed=settings.seed)
-    return PROTOCOLS[protocol](a, b, prompts_a, prompts_b, **how, **own), prompts_a
+    return PROTOCOLS[protocol](a, b, prompts_a, own.pop("asked", prompts_b), **how, **own), prompts_a
 
 
 def _kept(

@@ -97,12 +97,11 @@ def activation(
     a: Agent | Sequence[Agent],
     b: Agent,
     prompts_a: Sequence[Any],
-    prompts_b: Sequence[Prompt],
+    prompts_b: Sequence[Prompt] | Asked,
     *,
     k: Any,
     j: Any,
     sent: Sent | None = None,
-    asked: Asked | None = None,
     **how: Any,
 ) -> Turn:
     """A reads its prompts up to layer k. B reads its own, with A's states grafted in after layer j.
@@ -114,13 +113,12 @@ def activation(
             sender, and B gets the mean of their messages.
         b: The receiver.
         prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts, one for each game.
+        prompts_b: B's prompts, one for each game. Or B's reading of them (`read_receiver`): with it, many edits of the last
+            token after a layer need only one reading.
         k: A is read after this layer, 0 .. L_A. Or any `Site`.
         j: B is edited after this layer, 0 .. L_B. Or any `Site`.
         sent: Result of `send_states` for the same prompts and k. With it, many controls need only one reading of A's
             prompts. Default: A reads them now.
-        asked: Result of `read_receiver` for the same prompts. With it, many edits need only one reading of B's prompts.
-            It serves edits of the last token's residual stream. Default: B reads them now.
         **how: Options of `Grafting`.
 
     Returns:
@@ -140,10 +138,10 @@ def activation(
     settings = Grafting(**how)
     _site(b, j, settings.where, "j")
     if sent is None:
-        sent = send_states(a, b, prompts_a, settings, k=k, games=len(prompts_b))
+        sent = send_states(a, b, prompts_a, settings, k=k, games=len(prompts_of(prompts_b)))
     if settings.control is not None:
-        sent = _replaced(sent, a, b, prompts_b, settings, k=k, j=j)
-    return receive_states(b, prompts_b, sent, settings, j=j, asked=asked)
+        sent = _replaced(sent, a, b, prompts_of(prompts_b), settings, k=k, j=j)
+    return receive_states(b, prompts_b, sent, settings, j=j)
 
 
 def send_states(
@@ -193,14 +191,21 @@ class Asked(NamedTuple):
     """A receiver's prompts, read once for many edits of their last tokens.
 
     Attributes:
+        prompts: The prompts.
         rows: The tokens of each prompt.
         given: The prompts as arrays, and the first tokens that they share.
         prompt: What `resume` continues from.
     """
 
+    prompts: Sequence[Prompt]
     rows: Sequence[Sequence[int]]
     given: Input
     prompt: ReadPrompt
+
+
+def prompts_of(asked: Sequence[Prompt] | Asked) -> Sequence[Prompt]:
+    """The prompts of a reading, or the prompts themselves."""
+    return asked.prompts if isinstance(asked, Asked) else asked
 
 
 def read_receiver(b: Agent, prompts_b: Sequence[Prompt]) -> Asked:
@@ -211,41 +216,37 @@ def read_receiver(b: Agent, prompts_b: Sequence[Prompt]) -> Asked:
         prompts_b: Its prompts, one for each game.
 
     Returns:
-        The reading, for the argument `asked` of `activation`.
+        The reading. `activation` and `receive_states` take it in the place of the prompts.
 
     Raises:
         ValueError: A prompt is empty or too long.
 
     Example:
-        >>> told, prompts = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
-        >>> asked = protocols.read_receiver(agent, prompts)
-        >>> [protocols.activation(agent, agent, told, prompts, k=5, j=j, asked=asked).write(4)[0].text for j in (1, 2)]
+        >>> told, asked = ["Alice is at the Acropolis of Athens."], ["Which country is Alice located in?"]
+        >>> asked = protocols.read_receiver(agent, asked)
+        >>> [protocols.activation(agent, agent, told, asked, k=5, j=j).write(4)[0].text for j in (1, 2)]
         ['Greece', 'Greece']
     """
     rows = b.rows(prompts_b, 1)
     given = share(b, rows)
-    return Asked(rows, given, read_prompt(b.single, given.prompts, past=given.past))
+    return Asked(prompts_b, rows, given, read_prompt(b.single, given.prompts, past=given.past))
 
 
-def receive_states(
-    b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: Grafting, *, j: Any, asked: Asked | None = None
-) -> Turn:
+def receive_states(b: Agent, prompts_b: Sequence[Prompt] | Asked, sent: Sent, settings: Grafting, *, j: Any) -> Turn:
     """Lets the receiver read its prompts, with the states grafted in.
 
     Args:
         b: The receiver.
-        prompts_b: Its prompts, one for each game.
+        prompts_b: Its prompts, one for each game, or its reading of them (`read_receiver`).
         sent: Messages of states, one for each prompt.
         settings: Graft and tokens.
         j: The receiver is edited after this layer, or at this `Site`.
-        asked: Its reading of these prompts, from `read_receiver`. Default: it reads them now.
 
     Returns:
         The receiver's turn.
 
     Raises:
-        ValueError: States for several tokens have another width than the receiver; a prompt is empty or too long; `asked`
-            is of other prompts, or another site than the last token's residual stream is edited with it.
+        ValueError: States for several tokens have another width than the receiver; a prompt is empty or too long.
 
     Example:
         >>> how = protocols.Grafting()
@@ -254,14 +255,10 @@ def receive_states(
         'Greece'
     """
     message, site = sent.message, _site(b, j, settings.where, "j")
-    states, rows = jnp.asarray(message.state_array()), b.rows(prompts_b, 1)
-    resumes = site.name == "resid_post" and site.last and states.ndim == 2
-    if asked is not None and (not resumes or list(asked.rows) != list(rows)):
-        raise ValueError(
-            "asked serves edits of the last token's residual stream, in the prompts that it was read from: leave it out"
-        )
-    if resumes and asked is None:
-        asked = read_receiver(b, prompts_b)
+    states, asked, prompts = jnp.asarray(message.state_array()), None, prompts_of(prompts_b)
+    if site.name == "resid_post" and site.last and states.ndim == 2:
+        asked = prompts_b if isinstance(prompts_b, Asked) else read_receiver(b, prompts)
+    rows = b.rows(prompts, 1) if asked is None else asked.rows
     shared = _lay_out(b, rows, site) if asked is None else asked.given
     past, given = shared.past, shared._replace(edits=(receive(message.anonymous(), site, settings.graft),))
     if asked is not None:
@@ -295,7 +292,7 @@ def receive_states(
         }
         for i, (told, row) in enumerate(zip(sent.details, rows, strict=True))
     ]
-    return Turn(b, prompts_b, rows, logits, cache, past, details, sent.spent, message, given=given)
+    return Turn(b, prompts, rows, logits, cache, past, details, sent.spent, message, given=given)
 
 
 def _replaced(
