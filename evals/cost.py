@@ -4,6 +4,7 @@ architecture with a key/value cache (`jaxcomm.flops`), and by XLA for the compil
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -176,17 +177,17 @@ def prefix_counts(a: ModelConfig, b: ModelConfig, P: int, T: int, *, compiled: b
     one = NUMBER * 2 * sum(a.kv_sizes)
     told = lambda length: [0] * (b.layers - seen) + [length] * seen
     hear = lambda length: generation_flops(b, P, T) + prefix_flops(b, told(length), P, T)
-    alike = (a.kv_heads, a.head_dim, a.layer_heads) == (b.kv_heads, b.head_dim, b.layer_heads)
-    if alike:
+    if (a.kv_heads, a.head_dim, a.layer_heads) == (b.kv_heads, b.head_dim, b.layer_heads):
         measured = (lambda: xla_keys(a, P) + xla_behind(b, P, P, T)) if compiled else lambda: None
         yield Count("kv", None, keys_flops(a, P) + hear(P), measured(), one * P)
         thought = blocks_flops(a, P) + thinking_flops(a, P, STEPS)
         yield Count(f"latent, {STEPS} steps", None, thought + hear(P + STEPS), None, one * (P + STEPS))
     write = generation_flops(b, P, T)
-    read = keys_flops(a, P) + write
-    yield Count(f"bridge c2c, {HIDDEN} wide", None, read + c2c_flops(a, b, HIDDEN, P - 1), None, one * (P - 1))
-    memory = gated_flops(a, b, RANK, P) + prefix_flops(b, [P] * b.layers, P, T)
-    yield Count(f"bridge gated, rank {RANK}", None, read + memory, None, one * P)
+    if a.alike and b.alike:  # bridges refuse others
+        read = keys_flops(a, P) + write
+        yield Count(f"bridge c2c, {HIDDEN} wide", None, read + c2c_flops(a, b, HIDDEN, P - 1), None, one * (P - 1))
+        memory = gated_flops(a, b, RANK, P) + prefix_flops(b, [P] * b.layers, P, T)
+        yield Count(f"bridge gated, rank {RANK}", None, read + memory, None, one * P)
     after = blocks_flops(b, T - 1, context=P + STEPS) + (T - 1) * head_flops(b)
     thinking = generation_flops(b, P, 1) + thinking_flops(b, P, STEPS) + after
     yield Count(f"thinking, {STEPS} steps", None, thinking, None)
@@ -268,7 +269,8 @@ def xla_activation(a: ModelConfig, b: ModelConfig, prompt: int, new: int, k: int
         FLOPs.
     """
     W = jax.ShapeDtypeStruct((b.width, a.width), jnp.float32) if mapped else None
-    sent = _layered(a, lambda p: jax.jit(lambda p, t: send(p, t, p.config.layers)).lower(p, _ints(1, prompt)), k)
+    whole = lambda p: jax.jit(lambda p, t: send(p, t, p.config.layers)).lower(p, _ints(1, prompt))
+    sent = _layered(a, whole, slice(k))
     read = _layered(b, lambda p: jax.jit(read_prompt).lower(p, _ints(1, prompt)))
     state = lambda c: jax.ShapeDtypeStruct((1, c.width), jnp.float32)
     edit = jax.jit(lambda x, y, W: apply_graft("replace", x, y, W)).lower(state(a), state(b), W)
@@ -277,7 +279,7 @@ def xla_activation(a: ModelConfig, b: ModelConfig, prompt: int, new: int, k: int
         shaped = jax.eval_shape(read_prompt, p, _ints(1, prompt))
         return jax.jit(lambda p, q, h: resume(p, q, h, 0)).lower(p, shaped, state(b))
 
-    again = _layered(b, edited, b.layers - j)
+    again = _layered(b, edited, slice(j, None))
     return sent + read + _flops(edit) + again + (new - 1) * _step(b, prompt, new)
 
 
@@ -294,11 +296,13 @@ def _step(config: ModelConfig, prompt: int, new: int, before: Callable[[Any], An
     return 0 if new < 2 else _layered(config, lower)
 
 
-def _layered(config: ModelConfig, lower: Callable, layers: int | None = None) -> int:
-    """The count for so many layers (default: all), extrapolated from one and two layers. XLA counts a loop's body only once,
-    so layers must be unrolled, and compiling many of them takes long."""
-    one, two = (_flops(lower(_abstract(dataclasses.replace(config, layers=n, windows=())))) for n in (1, 2))
-    return one + (two - one) * ((config.layers if layers is None else layers) - 1)
+def _layered(config: ModelConfig, lower: Callable, some: slice = slice(None)) -> int:
+    """The count for some layers (default: all), extrapolated from models of one and of two layers of each kind. XLA counts a
+    loop's body only once, so layers must be unrolled, and compiling many of them takes long."""
+    kinds = [dataclasses.replace(config.layer(i), windows=()) for i in range(config.layers)]
+    count = functools.cache(lambda kind, n: _flops(lower(_abstract(dataclasses.replace(kind, layers=n)))))
+    another = lambda kind: count(kind, 2) - count(kind, 1)
+    return count(kinds[-1], 1) - another(kinds[-1]) + sum(map(another, kinds[some]))
 
 
 def _abstract(config: ModelConfig):

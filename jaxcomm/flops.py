@@ -267,7 +267,7 @@ def paper_layer(config: ModelConfig, n: int) -> int:
     number of heads.
 
     Args:
-        config: Architecture of the model.
+        config: Architecture of the model, or of one layer of it (`ModelConfig.layer`), if layers differ.
         n: Number of tokens.
 
     Returns:
@@ -275,6 +275,11 @@ def paper_layer(config: ModelConfig, n: int) -> int:
     """
     D, K, H, F = config.width, config.head_dim, config.heads, config.ff
     return 8 * n * D * K * H + 4 * n * n * K * H + 3 * H * n * n + 4 * n * D * F
+
+
+def _paper_layers(config: ModelConfig, n: int, layers: int | None = None) -> int:
+    """FLOPs of the first layers (default: of all)."""
+    return sum(paper_layer(one, n) for one in _layers(config)[:layers])
 
 
 def paper_message(a: ModelConfig, b: ModelConfig, prompt: int, message: int, answer: int) -> int:
@@ -294,8 +299,8 @@ def paper_message(a: ModelConfig, b: ModelConfig, prompt: int, message: int, ans
         FLOPs.
     """
     told = prompt + message
-    writing = message * (4 * prompt * a.vocab * a.width + a.layers * paper_layer(a, prompt))
-    return writing + answer * (4 * told * b.vocab * b.width + b.layers * paper_layer(b, told))
+    writing = message * (4 * prompt * a.vocab * a.width + _paper_layers(a, prompt))
+    return writing + answer * (4 * told * b.vocab * b.width + _paper_layers(b, told))
 
 
 def paper_activation(a: ModelConfig, b: ModelConfig, prompt: int, answer: int, k: int, mapped: bool) -> int:
@@ -315,6 +320,6 @@ def paper_activation(a: ModelConfig, b: ModelConfig, prompt: int, answer: int, k
     Returns:
         FLOPs.
     """
-    sending = 2 * prompt * a.vocab * a.width + k * paper_layer(a, prompt)
-    answering = answer * (4 * prompt * b.vocab * b.width + b.layers * paper_layer(b, prompt))
+    sending = 2 * prompt * a.vocab * a.width + _paper_layers(a, prompt, k)
+    answering = answer * (4 * prompt * b.vocab * b.width + _paper_layers(b, prompt))
     return sending + answering + graft_flops(a, b, mapped)

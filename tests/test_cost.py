@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from jaxcomm.config import Heads, ModelConfig, Rope
 from jaxcomm.evals import cost
 from jaxcomm.evals.evaluation.settings import EvalSettings
 from jaxcomm.flops import (
@@ -41,6 +42,29 @@ def test_the_exact_count_is_xlas_within_a_few_percent():
     for count in counted:
         assert 0.999 < count.compiled / count.exact < 1.02 or count.protocol.startswith("activation")
         assert count.compiled / count.exact < 1.06, "the edited token goes through B twice"
+
+
+@pytest.mark.parametrize("heads", [(), (*[Heads(4, 128)] * 3, Heads(2, 256, True))])
+def test_layers_of_two_kinds_are_counted_each_by_its_own_size(heads):
+    near, far = Rope(1e4), Rope(1e6, "proportional", 0.25)
+    c = ModelConfig(32000, 1024, 4, 8, 4, 128, 4096, 4096, rope=(near, near, near, far), windows=(512, 512, 512, 0))
+    c = dataclasses.replace(c, layer_heads=heads)
+    found = {count.protocol: count for count in cost.counts(c, c, 48, 32, 6, 2, 3, compiled=False)}
+    assert any(name.startswith("bridge") for name in found) == c.alike, "a bridge needs keys of one shape"
+    assert 0.99 < cost.xla_writing(c, 48, 1) / generation_flops(c, 48, 1) < 1.03
+    if heads:
+        assert (
+            0.99
+            < cost.xla_activation(c, c, 48, 1, 2, 3, False)
+            / (generation_flops(c, 48, 1) + blocks_flops(c, 48, blocks=2))
+            < 1.1
+        )
+    layer = [
+        8 * 48 * 1024 * n + 4 * 48**2 * n + 3 * 8 * 48**2 + 4 * 48 * 1024 * 4096
+        for n in (1024, 2048 if heads else 1024)
+    ]
+    reading = 4 * 48 * 32000 * 1024 + 3 * layer[0] + layer[1]
+    assert found["activation"].paper == 2 * 48 * 32000 * 1024 + 2 * layer[0] + 6 * reading + 1024
 
 
 def test_layers_and_tokens_that_cannot_be_are_not_counted():
