@@ -190,8 +190,13 @@ def _read_gemma3_vision(v: Values) -> ModelConfig:
     for picture in """vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id
         eoi_token_id image_token_id tie_word_embeddings is_encoder_decoder""".split():  # noqa: SIM905
         v.take(picture)
+    return _read_text(v, _read_gemma3)
+
+
+def _read_text(v: Values, read: Callable[[Values], ModelConfig]) -> ModelConfig:
+    """The config under the key text_config."""
     text = v.part("text_config")
-    config = _read_gemma3(text)
+    config = read(text)
     text.finish(config)
     v.ignored |= {f"text_config.{key}" for key in text.ignored}
     return config
@@ -208,10 +213,10 @@ def _read_gemma4(v: Values) -> ModelConfig:
         v.take(unused)
     common, bias = read_common(v, lambda v, positions: None, act="hidden_activation"), v.take("attention_bias")
     windows = read_windows(v, common["layers"])
-    experts, each, ff = v.take("num_experts"), v.take("top_k_experts"), v.take("moe_intermediate_size")
-    if v.take("enable_moe_block", False):
-        mixed = dict(experts=experts, experts_per_token=each, dense_ff=common["ff"], ff=ff, router_norm=True)
-        common |= mixed
+    mixed, of_experts = v.take("enable_moe_block", False), ("num_experts", "top_k_experts", "moe_intermediate_size")
+    experts, each, ff = (v.positive(key) if mixed else v.take(key) for key in of_experts)
+    if mixed:
+        common |= dict(experts=experts, experts_per_token=each, dense_ff=common["ff"], ff=ff, router_norm=True)
     return ModelConfig(
         **common | read_heads(v, common, windows),
         norm="rms_wide",
@@ -252,11 +257,7 @@ def _read_gemma4_whole(v: Values) -> ModelConfig:
     for other in """vision_config audio_config eoa_token_index tie_word_embeddings is_encoder_decoder
         vision_soft_tokens_per_image""".split():  # noqa: SIM905
         v.take(other)
-    text = v.part("text_config")
-    config = _read_gemma4(text)
-    text.finish(config)
-    v.ignored |= {f"text_config.{key}" for key in text.ignored}
-    return config
+    return _read_text(v, _read_gemma4)
 
 
 def _read_phi3(v: Values) -> ModelConfig:

@@ -21,8 +21,8 @@ TRUE_CONFIGS = Path(__file__).parent.parent / "tests" / "data" / "real_configs.j
 def table() -> str:
     """Makes the table of families in docs/families.md.
 
-    It shows what each family's config class describes by default (or `Family.example`), and the published checkpoints whose config.json a
-    test reads.
+    It shows what each family's config class describes by default (or `Family.example`), and the published checkpoints
+    whose config.json a test reads.
 
     Returns:
         The table in Markdown.
@@ -60,7 +60,7 @@ def describe(c: ModelConfig) -> tuple[str, ...]:
         positions += ", none in some layers"
     attention = ["grouped" if c.kv_heads < c.heads else "multi-head"]
     if not c.alike:
-        attention.append("heads of two sizes" if len(set(c.layer_heads)) == 2 else "heads of several sizes")
+        attention.append(f"heads of {len({each.head_dim for each in c.layer_heads})} sizes by layer")
     kinds = "q, k, v" if c.v_norm else "q, k"
     attention += {"none": [], "head": [f"norms on {kinds}"], "width": [f"norms on {kinds} of all heads"]}[c.qk_norm]
     if any(c.windows):

@@ -336,7 +336,7 @@ GEMMA_VISION = Layout(
 GEMMA4 = Layout(GEMMA4_BLOCK)
 GEMMA4_WHOLE = Layout(
     GEMMA4_BLOCK, roots=("model.language_model.",),
-    ignored=re.compile(r"^(model\.)?(vision_tower|audio_tower|vision_embedder|embed_vision|embed_audio)\.|^lm_head\.weight$"),
+    ignored=re.compile(r"^(model\.)?(vision_tower|audio_tower|vision_embedder|embed_vision|embed_audio)\."),
 )  # fmt: skip
 OLMO2 = Layout(OLMO2_BLOCK)
 PHI3 = Layout(PHI3_BLOCK)

@@ -119,10 +119,13 @@ class KVCache(struct.PyTreeNode):
         total, size = sum(leaf.nbytes for leaf in jax.tree.leaves((self.k, self.v))), max(1, self.positions.size)
         if self.seen is None:
             return total // size * (np.asarray(self.positions) >= 0).sum(axis=-1)
-        column = np.full(len(self.k), total // size // len(self.k))  # in each layer
         if isinstance(self.k, tuple):
-            column = np.array([(k.nbytes + v.nbytes) // size for k, v in zip(self.k, self.v, strict=True)])
-        return (column[:, None] * self.columns_seen).sum(axis=0)
+            column = np.array(
+                [[(k.nbytes + v.nbytes) // size] for k, v in zip(self.k, self.v, strict=True)]
+            )  # by layer
+        else:
+            column = total // size // len(self.k)
+        return (column * self.columns_seen).sum(axis=0)
 
     def take(self, rows: AnyArray) -> KVCache:
         """Selects rows, in any order.

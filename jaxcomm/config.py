@@ -306,8 +306,7 @@ class ModelConfig:
     @property
     def rope_of(self) -> tuple[int, ...]:
         """For each layer, the index into `ropes` of its rotary embedding."""
-        ropes = self.rope if isinstance(self.rope, tuple) else (self.rope,) * self.layers
-        return tuple(self.ropes.index(rope) for rope in ropes)
+        return tuple(map(self.ropes.index, self._rope_each))
 
     @functools.cached_property
     def turns(self) -> tuple[tuple[Rope, int], ...]:
@@ -320,10 +319,13 @@ class ModelConfig:
         return tuple(self.turns.index(turn) for turn in self._turns)
 
     @property
+    def _rope_each(self) -> tuple[Rope, ...]:
+        return self.rope if isinstance(self.rope, tuple) else (self.rope,) * self.layers
+
+    @property
     def _turns(self) -> list[tuple[Rope, int]]:
-        ropes = self.rope if isinstance(self.rope, tuple) else (self.rope,) * self.layers
         sizes = [each.head_dim for each in self.layer_heads] or [self.head_dim] * self.layers
-        return list(zip(ropes, sizes, strict=True))
+        return list(zip(self._rope_each, sizes, strict=True))
 
     @property
     def alike(self) -> bool:
@@ -352,8 +354,8 @@ class ModelConfig:
 def _layer(config: ModelConfig, i: int) -> ModelConfig:
     heads = config.layer_heads[i]._asdict() if config.layer_heads else {}
     windows = (config.windows[i],) if config.windows else ()
-    one = dict(layers=1, layer_heads=(), windows=windows, rope=config.ropes[config.rope_of[i]])
-    return dataclasses.replace(config, **one, **heads)
+    rope = config.rope[i] if isinstance(config.rope, tuple) else config.rope
+    return dataclasses.replace(config, layers=1, layer_heads=(), windows=windows, rope=rope, **heads)
 
 
 def check_alike(config: Any, what: str) -> None:

@@ -400,12 +400,12 @@ def _room(params: Any, read: Read, places: Int[Array, "B T"]) -> Array:
     """An array of NaN in the shape of the stored activations. The NaN remain where a traced layer is out of range."""
     (B, T), c = places.shape, params.config
     if differs(c, read.site.name):
-        each = {c.layer(int(n) - 1) for n in read.layers if is_number(n)}  # pyright: ignore[reportArgumentType]
+        each = [c.layer(int(n) - 1) for n in read.layers]  # pyright: ignore[reportArgumentType]
         if len({(one.kv_heads, one.head_dim) for one in each}) > 1:
             raise ValueError(
                 f"{read.site.name} has other shapes in other layers of this model: read layers of one shape at a time (layers=[..])"
             )
-        c = each.pop()
+        c = each[0]
     sizes = {"B": B, "T": T, "S": T, "D": c.width, "N": c.heads, "K": c.kv_heads, "H": c.head_dim, "V": c.vocab}
     shape = [sizes[letter] for letter in SITES[read.site.name].axes.split()]
     dtype = jnp.float32 if read.site.name in ("logits", "pattern") else params.dtype

@@ -3,6 +3,7 @@ cache and without padding. Section 3.2 of Ramesh & Li counts the same operations
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from jaxcomm.config import ModelConfig, NetworkConfig
@@ -61,8 +62,9 @@ def blocks_flops(config: Config, tokens: int, context: int = 0, blocks: int | No
     return sum(map(layer, _layers(config)[:blocks]))
 
 
-def _layers(config: ModelConfig) -> list[ModelConfig]:
-    return [config.layer(i) for i in range(config.layers)]
+@functools.lru_cache
+def _layers(config: ModelConfig) -> tuple[ModelConfig, ...]:
+    return tuple(config.layer(i) for i in range(config.layers))
 
 
 def _scores_flops(config: ModelConfig, tokens: int, context: int) -> int:

@@ -182,8 +182,7 @@ def init_params(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
                 block[module][name]["weight"] /= np.sqrt(2 * config.layers).astype(np.float32)
         return block
 
-    each = enumerate(keys[2:])
-    blocks = jax.vmap(draw)(keys[2:]) if config.alike else tuple(draw(key, i) for i, key in each)
+    blocks = jax.vmap(draw)(keys[2:]) if config.alike else tuple(draw(key, i) for i, key in enumerate(keys[2:]))
     matrix = lambda key, rows: config.width**-0.5 * jax.random.normal(key, (rows, config.width))
     place_key = jax.random.fold_in(embed_key, 1)
     params = Params(

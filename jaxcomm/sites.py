@@ -288,21 +288,21 @@ def check_site(config: ModelConfig, site: Site, what: str = "site") -> None:
         raise ValueError(
             "this family has no resid_mid: attention and MLP both read resid_pre; name attn_out, or resid_post"
         )
-    if site.heads is not None:
-        heads, number = config.heads, known(site.layer)
-        if site.name in ("k", "v"):
-            layers = range(config.layers) if number is None else [min(max(int(number), 1), config.layers) - 1]
-            heads = min(config.layer(i).kv_heads for i in layers)
-        if wrong := [h for h in np.atleast_1d(site.heads) if not 0 <= h < heads]:
-            raise ValueError(f"head {wrong[0]} is out of range: {site.name} has heads 0 to {heads - 1}")
-    layer = known(site.layer)
-    if layer is None:
-        return
-    first = 0 if site.name == "resid_post" else 1
-    if not np.issubdtype(layer.dtype, np.integer) or not np.all((layer >= first) & (layer <= config.layers)):
+    first, layer = 0 if site.name == "resid_post" else 1, known(site.layer)
+    if layer is not None and not (
+        np.issubdtype(layer.dtype, np.integer) and np.all((layer >= first) & (layer <= config.layers))
+    ):
         raise ValueError(
             f"layer {site.layer} is out of range: {site.name} of this model has layers {first} to {config.layers}"
         )
+    if site.heads is None:
+        return
+    heads = config.heads
+    if site.name in ("k", "v"):
+        numbers = range(config.layers) if layer is None else np.ravel(layer) - 1
+        heads = min(config.layer(int(n)).kv_heads for n in numbers)
+    if wrong := [h for h in np.atleast_1d(site.heads) if not 0 <= h < heads]:
+        raise ValueError(f"head {wrong[0]} is out of range: {site.name} has heads 0 to {heads - 1}")
 
 
 def check_positions(site: Site, prompts: Prompts) -> None:

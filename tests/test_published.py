@@ -280,6 +280,7 @@ def test_what_gemma_4_has_and_a_split_model_has_not_is_refused_in_one_line(tmp_p
         "num_kv_shared_layers": (20, "config key num_kv_shared_layers = 20 is not supported"),
         "use_bidirectional_attention": ("all", "use_bidirectional_attention = 'all' is not supported"),
         "per_layer_config": ({"3": {"sliding_window": 5}}, "per_layer_config = .* is not supported"),
+        "enable_moe_block": (True, "config key num_experts = None is not a number above 0"),
     }.items():
         config = published_gemma4("gemma-4-31B")
         config["text_config"][change] = told[0]

@@ -62,11 +62,12 @@ class Need:
             decoding   G R (2 L K H T s + max(8 N (P + T) + (4 D + 2 F) s, 8 V))          (sampling: 32 V)
             answers    G C max(T (8 N (P + T) + (6 D + 2 F) s), 8 V + 2 T D s)
 
-        (F of all experts a token goes through and of the MLP beside them, and 4 D more for each expert)
+        (F of all experts a token goes through and of the MLP beside them, and 4 D more for each expert; L K H is the sum
+        over layers, if they differ)
 
         plus what stays: the prompts' K/V and states 2 L K H G P s + (L + 1) G (D + D_A + T D) s, what is sent, edits and
-        results G C ((D + D_A) s + 8 T), and one layer's weights and K/V (XLA on CPU copies them out of their stacks).
-        With maps also 4 D D_A: one W is on the device at a time.
+        results G C ((D + D_A) s + 8 T), and the largest layer's weights and K/V (XLA on CPU copies them out of their
+        stacks). With maps also 4 D D_A: one W is on the device at a time.
 
         Args:
             sizes: Sizes of the chunk.

@@ -24,8 +24,8 @@ def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
     """Derives the architecture of an edge's block from the architecture of the vertex that the edge leaves.
 
     The block has full attention without windows. It uses the heads and the rotary embedding of the vertex's first layer
-    that has full attention and a rotary embedding. It normalises its input, and has one MLP, as wide as one expert of the vertex. Its
-    output is added without a norm or a factor.
+    that has full attention and a rotary embedding. It normalises its input, and has one MLP, as wide as one expert of the
+    vertex. Its output is added without a norm or a factor.
 
     Args:
         config: Architecture of the vertex.
@@ -35,9 +35,7 @@ def shape(config: ModelConfig, edge: EdgeConfig) -> ModelConfig:
         Architecture of one block.
     """
     layers = [config.layer(i) for i in range(config.layers)]
-    like = next((one for one in layers if not any(one.windows) and one.ropes[0].kind != "none"), None)
-    if like is None:
-        like = dataclasses.replace(layers[0], rope=config.ropes[0])
+    like = next((one for one in layers if not any(one.windows) and one.ropes[0].kind != "none"), layers[0])
     norms: Any = "both" if config.norms == "both" else "before"
     one = dict(windows=(), norms=norms, parallel=False, experts=0, experts_per_token=0, dense_ff=0, router_norm=False)
     one |= dict(router_bias=False, residual_scale=1.0, keys_as_values=False)
