@@ -519,7 +519,7 @@ class Turn:
 
     def _score_longer(self, continuations) -> tuple[np.ndarray, np.ndarray]:
         """The same for whole texts of several tokens: [prompts, largest number of texts per prompt]."""
-        C, T = max(map(len, continuations)), max(len(text) for texts in continuations for text in texts)
+        C, T = texts_of(map(len, continuations)), max(len(text) for texts in continuations for text in texts)
         padded = np.full((len(self.rows), C, 1 + further(T)), -1, np.int32)
         for i, texts in enumerate(continuations):
             for c, text in enumerate(texts):
@@ -531,6 +531,12 @@ class Turn:
 def further(length: int) -> int:
     """Number of columns for the tokens of a text after its first one, rounded up if there are more than four."""
     return length - 1 if length <= 5 else bucket(length - 1, length + 32, 4)
+
+
+def texts_of(counts: Iterable[int]) -> int:
+    """Rows of each prompt for so many texts: beyond 4 a multiple of 4, so that batches share programs."""
+    most = max(counts)
+    return most if most <= 4 else -(-most // 4) * 4
 
 
 PASS = 16
@@ -557,7 +563,9 @@ def passes(lengths: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     counts = np.array([[texts.count(n) for n in found] for texts in map(list, lengths)])
     best: list[tuple[float, list[tuple[int, int]]]] = [(0, [])]  # for the shortest texts, up to each length
     for end, longest in enumerate(found, 1):
-        cost = lambda start, end=end, longest=longest: counts[:, start:end].sum(axis=1).max() * further(longest) + PASS
+        cost = lambda start, end=end, longest=longest: (
+            texts_of(counts[:, start:end].sum(axis=1)) * further(longest) + PASS
+        )
         options = [(best[i][0] + cost(i), [*best[i][1], (found[i], longest)]) for i in range(end)]
         best.append(min(options, key=lambda option: option[0]))
     return best[-1][1]
