@@ -257,10 +257,19 @@ def test_a_game_of_ones_own_is_halved(tmp_path, capsys):
     assert "12 items" in line
 
 
+def test_between_models_of_unlike_shape_a_map_is_fitted_on_a_text(tmp_path):
+    words = ("study", "--a", "pair:a", "--b", "pair:b", "--items", 4, "--layers", 2, "--text", "statements")
+    jaxcomm(*words, "--out", tmp_path / "run")
+    cells = {row["condition"] for row in table_of(tmp_path / "run" / "results.csv")}
+    assert any(cell.startswith("W, text, k") and cell.endswith(", other") for cell in cells)
+    assert not any(cell.startswith(("sum", "mean")) for cell in cells)
+    assert "text_sha256" in json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+
+
 def test_what_is_not_possible_is_said(tmp_path, capsys):
     out = ("--out", tmp_path / "run")
     assert "--items 3: it must be at least 4" in refused(capsys, "study", *out, "--items", 3)
-    assert "--text fits W" in refused(capsys, "study", *out, "--text", "words.txt")
+    assert "words.txt" in refused(capsys, "study", "--a", "pair:b", "--b", "pair:b", *out, "--text", "words.txt")
     assert "no game 'chess'" in refused(capsys, "study", *out, "--games", "chess", "--a", "pair:b", "--b", "pair:b")
     assert not (tmp_path / "run").exists()
 

@@ -34,7 +34,7 @@ class Study:
     layers: int | None = None
     """Number of layers of each model, evenly spaced; default: by --size."""
     text: str | None = None
-    """full: also fit W on this text (as jaxcomm fit-map's --text), besides the games' own statements."""
+    """Also graft through maps W that are fitted on this text (as jaxcomm fit-map --text; statements: the game's own, which --size full always fits)."""
     seed: int = 2026
     """Seed of the items and of all random draws. The default is the registered one."""
     chat_args: options.ChatArgs = ()
@@ -57,8 +57,6 @@ class Study:
         for name in ("items", "layers"):
             if (value := getattr(self, name)) is not None and value < (least := {"items": 4, "layers": 1}[name]):
                 raise ValueError(f"--{name} {value}: it must be at least {least}")
-        if self.text is not None and not size.others:
-            raise ValueError("--text fits W, which is part of --size full: leave it out, or add --size full")
         settings = run.Settings(size, self.seed, self.text)
         told = template_args(self.chat_args)
         a, b = load_agents(self.a, self.b, dtype=self.dtype, chat_args=told, layers=True)

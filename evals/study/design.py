@@ -86,7 +86,8 @@ class Size:
         items: Number of items of each half; None: the paper's numbers, 100 (countries) and 70 (tip_sheets).
         games: The games.
         layers: Number of layers of each model for the graft replace. None: all of them.
-        others: Number of layers for sum, mean and W. 0: these are left out.
+        others: Number of layers for sum, mean and W. 0: sum and mean are left out, and W is fitted only on a given text, at
+            `layers`.
         whole: Whether chats have worked examples too, whether channels, controls and other sites are played, and whether B
             writes replies besides the scored choices.
     """

@@ -48,7 +48,8 @@ class Settings:
     Attributes:
         size: Size of the study.
         seed: Random seed for the items and everything else.
-        text: Further text for fitting W, besides the games' own statements (`sentences.sentences`). None: no further text.
+        text: Text for fitting W (`sentences.sentences`), or "statements", the game's own. None: W is fitted only on the game's
+            own statements, in the full size.
     """
 
     size: Size
@@ -126,11 +127,9 @@ class Study:
 
     def _fitted(self, game: Game, setup: Setup) -> dict[str, np.ndarray]:
         """The maps W [K, J, D_B, D_A] of each operator."""
-        if not self.settings.size.others:
-            return {}
-        sources = {"W, statements": STATEMENTS} if game.name in GAMES else {}
+        sources = {"W, statements": STATEMENTS} if self.settings.size.others and game.name in GAMES else {}
         sources |= {} if self.settings.text is None else {"W, text": self.settings.text}
-        ks, js = self._layers(self.settings.size.others)
+        ks, js = self._coarse
 
         def make(source: str) -> dict[str, np.ndarray]:
             maps = fit(*self._agents(setup), read_text(source, game.name) or [], ks, js)
@@ -143,16 +142,21 @@ class Study:
         ks, js = (spread(agent.single.config.layers, n) for agent in (self.a, self.b))
         return ks, js
 
+    @property
+    def _coarse(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Layers of A and of B for sum, mean and W."""
+        return self._layers(self.settings.size.others or self.settings.size.layers)
+
     def _maps(
         self, name: str, game: Game, setup: Setup, agents: tuple[Agent, Agent], fitted: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         """The layers and maps of each operator."""
         size, seed = self.settings.size, self.settings.seed
-        every, coarse = self._layers(size.layers), self._layers(size.others or 1)
+        every, coarse = self._layers(size.layers), self._coarse
         jobs: dict[str, Any] = {PRIMARY: (game, every, (PRIMARY,), None)}
         if size.others:
             jobs["grafts"] = game, coarse, ("sum", "mean"), None
-            jobs |= {operator: (game, coarse, (PRIMARY,), W) for operator, W in fitted.items()}
+        jobs |= {operator: (game, coarse, (PRIMARY,), W) for operator, W in fitted.items()}
         if size.whole and has_entity(game, setup):
             jobs["entity"] = measure.entity(game), every, (PRIMARY,), None
         layers, maps = {}, {}
@@ -209,7 +213,7 @@ class Study:
         if cell.operator in ("sum", "mean"):
             own["graft"] = cell.operator
         if cell.operator in fitted:
-            ks, js = self._layers(self.settings.size.others)
+            ks, js = self._coarse
             own["W"] = fitted[cell.operator][ks.index(cell.k), js.index(cell.j)]
         return own
 
@@ -285,11 +289,13 @@ def opened(settings: Settings, a: Agent, b: Agent, out: Path, *, command: str, r
         The folder.
 
     Raises:
-        ValueError: The folder holds another run, or it holds this run and `resume` is false.
-        OSError: It cannot be written.
+        ValueError: The folder holds another run, or it holds this run and `resume` is false; the text for W is too short.
+        OSError: It cannot be written, or the text cannot be read.
     """
     texts = PREREGISTRATION.read_bytes()
     config = dataclasses.asdict(settings) | {"preregistration_sha256": hashlib.sha256(texts).hexdigest()}
+    told = [read_text(settings.text, name) for name in settings.size.games] if settings.text else []
+    config |= {"text_sha256": hashlib.sha256(repr(told).encode()).hexdigest()} if told else {}
     own = [drawn(name, Setup("raw", "statement", 0), settings) for name in settings.size.games if name not in GAMES]
     config |= {"games_sha256": hashlib.sha256(repr(own).encode()).hexdigest()} if own else {}
     config |= {"a": a.name, "b": b.name, "agent_a": agent_fingerprint(a), "agent_b": agent_fingerprint(b)}

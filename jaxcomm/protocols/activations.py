@@ -195,6 +195,10 @@ class Asked(NamedTuple):
         rows: The tokens of each prompt.
         given: The prompts as arrays, and the first tokens that they share.
         prompt: What `resume` continues from.
+
+    Example:
+        >>> protocols.read_receiver(agent, ["Which country is Alice located in?"]).prompt.earlier.positions.shape[0]
+        1
     """
 
     prompts: Sequence[Prompt]
