@@ -254,11 +254,11 @@ def play(
         >>> outcome.hits
         [True, True]
     """
-    start, how = time.perf_counter(), dict(sampling=settings.sampling, seed=settings.seed)
+    start = time.perf_counter()
     turn, prompts_a = begin(game, protocol, a, b, settings, **own)
     notes = heard(turn)
     found = logprobs(turn, game, b.chat) if settings.choices else None
-    replies = turn.write(settings.max_new_tokens, **how)
+    replies = turn.write(settings.max_new_tokens, sampling=settings.sampling, seed=settings.seed)
     seconds = time.perf_counter() - start
     scored = None
     if found is not None:

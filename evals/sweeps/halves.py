@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import rich.table
@@ -78,7 +78,7 @@ def halve(sweep: GameSweep, cells: Mapping[str, Cells], maps: Mapping[str, np.nd
         for g, graft in enumerate(settings.grafts):
             k, j = found.best(g, chosen_on)
             W = None if game not in maps else maps[game][k, j if maps[game].shape[1] > 1 else 0]
-            at = dict(k=settings.ks[k], j=settings.js[j], graft=graft, W=W)
+            at: dict[str, Any] = dict(k=settings.ks[k], j=settings.js[j], graft=graft, W=W)
             at = readings.add(at) | {"protocol": "activation"}
             controls = {name: played(**at, control=name) for name in get_args(Control)}
             yield Halved(

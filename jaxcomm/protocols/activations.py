@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomm.agent import Agent, Prompt
-from jaxcomm.communication import read_prompt, resume
+from jaxcomm.communication import ReadPrompt, read_prompt, resume
 from jaxcomm.compiled import check_layer
 from jaxcomm.config import AnyArray
 from jaxcomm.controls import adversary
