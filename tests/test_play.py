@@ -18,7 +18,8 @@ from jaxcomm.evals.choices import Choice, choose, logprobs
 from jaxcomm.evals.games import PRESETS, Game, Item, Wording, draw
 from jaxcomm.evals.play import Outcome, PlaySettings, play
 from jaxcomm.protocols import activation, silent, skyline
-from jaxcomm.protocols.base import PASS, further, passes, start_turn
+from jaxcomm.protocols.base import start_turn
+from jaxcomm.protocols.passes import PASS, further, passes
 
 from command import refused
 from conftest import TEMPLATE

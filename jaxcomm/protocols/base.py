@@ -30,6 +30,7 @@ from jaxcomm.flops import blocks_flops, generation_flops, head_flops, prefix_flo
 from jaxcomm.lenses import Lens, logit_lens
 from jaxcomm.messages import Message
 from jaxcomm.prompts import Prompts, left_pad
+from jaxcomm.protocols.passes import further, passes, texts_of
 from jaxcomm.reading import prefill
 from jaxcomm.seeds import Seed, derive_seed, row_keys
 from jaxcomm.sharding import by_rows
@@ -526,49 +527,6 @@ class Turn:
                 padded[i, c, : len(text)] = text
         logprobs, greedy = jax.device_get(score(self.agent.params, self.logits, self.cache, padded, past=self.past))
         return logprobs.sum(axis=-1, dtype=np.float64), greedy.all(axis=-1)
-
-
-def further(length: int) -> int:
-    """Number of columns for the tokens of a text after its first one, rounded up if there are more than four."""
-    return length - 1 if length <= 5 else bucket(length - 1, length + 32, 4)
-
-
-def texts_of(counts: Iterable[int]) -> int:
-    """Rows of each prompt for so many texts: beyond 4 a multiple of 4, so that batches share programs."""
-    most = max(counts)
-    return most if most <= 4 else -(-most // 4) * 4
-
-
-PASS = 16
-"""Cost of another pass over the model in `passes`, in tokens of each prompt: it reads the weights again."""
-
-
-def passes(lengths: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Splits texts of several tokens into passes of similar length, so that little of a pass is padding.
-
-    In a pass every prompt has as many rows as the prompt with the most texts, and every row is as long as the longest text.
-
-    Args:
-        lengths: Number of tokens of each text after each prompt.
-
-    Returns:
-        The shortest and the longest text of each pass. Texts of one token are in none.
-
-    Example:
-        >>> from jaxcomm.protocols.base import passes
-        >>> passes([[1, 2, 3] * 30]), passes([[1, 2, 2, 3]]), passes([[1, 1]])
-        ([(2, 2), (3, 3)], [(2, 3)], [])
-    """
-    found = sorted({n for texts in lengths for n in texts if n > 1})
-    counts = np.array([[texts.count(n) for n in found] for texts in map(list, lengths)])
-    best: list[tuple[float, list[tuple[int, int]]]] = [(0, [])]  # for the shortest texts, up to each length
-    for end, longest in enumerate(found, 1):
-        cost = lambda start, end=end, longest=longest: (
-            texts_of(counts[:, start:end].sum(axis=1)) * further(longest) + PASS
-        )
-        options = [(best[i][0] + cost(i), [*best[i][1], (found[i], longest)]) for i in range(end)]
-        best.append(min(options, key=lambda option: option[0]))
-    return best[-1][1]
 
 
 def start_turn(
