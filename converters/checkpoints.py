@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcomm.config import Heads, ModelConfig, Rope
+from jaxcomm.config import DeltaRule, Heads, ModelConfig, Rope
 from jaxcomm.fingerprint import fingerprint, fingerprint_of, leaf_digest
 from jaxcomm.int8 import check_not_int8, in_int8
 from jaxcomm.model import Params, layers_apart
@@ -213,11 +213,16 @@ def config_of(record: dict[str, Any], folder: Path) -> ModelConfig:
         values |= {
             "windows": tuple(values["windows"]),
             "rope": tuple(map(fix, rope)) if isinstance(rope, list) else fix(rope),
-            "layer_heads": tuple(Heads(*heads) for heads in values.get("layer_heads", ())),
+            "layer_heads": tuple(map(_heads_of, values.get("layer_heads", ()))),
         }
         return ModelConfig(**values)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{folder / RECORD} describes no model ({error}): convert it again") from error
+
+
+def _heads_of(sizes: list[Any]) -> Heads | DeltaRule:
+    """The heads of a layer from their JSON, which holds a named tuple as a list."""
+    return (Heads if len(sizes) == len(Heads._fields) else DeltaRule)(*sizes)
 
 
 def _tree(params: Params) -> dict[str, Any]:

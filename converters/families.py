@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxcomm.config import ModelConfig, Rope
+from jaxcomm.config import DeltaRule, Heads, ModelConfig, Rope
 
 from .values import (
     ACTIVATIONS,
@@ -20,6 +20,7 @@ from .values import (
     partial_rope,
     read_common,
     read_heads,
+    read_linear,
     read_rope,
     read_ropes,
     read_window,
@@ -43,6 +44,8 @@ from .weights import (
     MIXTRAL,
     OLMO2,
     PHI3,
+    QWEN3_5,
+    QWEN3_5_WHOLE,
     QWEN3_MOE,
     Layout,
 )
@@ -137,6 +140,53 @@ def _write_qwen3_moe(c: ModelConfig) -> dict[str, Any]:
         norm_topk_prob=c.normalised_experts,
         **sliding,
     )
+
+
+def _read_qwen3_5(v: Values) -> ModelConfig:
+    def rope(v: Values, positions: int) -> Rope:
+        settings = dict(v.take("rope_parameters"))
+        for of_images in ("mrope_section", "mrope_interleaved"):  # a text's three positions are the same
+            settings.pop(of_images, None)
+        return read_rope(v, settings, positions, partial=True)
+
+    common, bias = read_common(v, rope), v.take("attention_bias")
+    names = "key_heads num_key_heads value_heads num_value_heads key_dim key_head_dim value_dim value_head_dim".split()  # noqa: SIM905
+    sizes = {ours: v.positive(f"linear_{theirs}") for ours, theirs in zip(names[::2], names[1::2], strict=True)}
+    rule, heads = (
+        DeltaRule(**sizes, kernel=v.positive("linear_conv_kernel_dim")),
+        Heads(common["kv_heads"], common["head_dim"]),
+    )
+    return ModelConfig(
+        **common,
+        norm="rms_plus_one",
+        qk_norm="head",
+        qkv_bias=bias,
+        out_bias=bias,
+        attention_gate=True,
+        layer_heads=read_linear(v, common["layers"], heads, rule),
+    )
+
+
+def _write_qwen3_5(c: ModelConfig) -> dict[str, Any]:
+    (rule,) = {heads for heads in c.layer_heads if isinstance(heads, DeltaRule)}
+    return write_common(c) | dict(
+        head_dim=c.head_dim,
+        attention_bias=c.qkv_bias,
+        rope_parameters=write_rope(c.ropes[0]) | {"partial_rotary_factor": c.ropes[0].share},
+        layer_types=["full_attention" if heads else "linear_attention" for heads in c.key_heads],
+        linear_num_key_heads=rule.key_heads,
+        linear_num_value_heads=rule.value_heads,
+        linear_key_head_dim=rule.key_dim,
+        linear_value_head_dim=rule.value_dim,
+        linear_conv_kernel_dim=rule.kernel,
+    )
+
+
+def _read_qwen3_5_whole(v: Values) -> ModelConfig:
+    """The text part of a checkpoint that also reads images and videos."""
+    for other in "vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id tie_word_embeddings".split():  # noqa: SIM905
+        v.take(other)
+    return _read_text(v, _read_qwen3_5)
 
 
 def _read_gemma(v: Values, read_rope: Callable[[Values, int], Rope | None] = one_rope) -> dict[str, Any]:
@@ -518,6 +568,8 @@ FAMILIES: dict[str, Family] = {
         Family("qwen2", "Qwen 2, Qwen 2.5", _read_qwen2, _write_qwen2, LLAMA),
         Family("qwen3", "Qwen 3", _read_qwen3, _write_qwen3, LLAMA),
         Family("qwen3_moe", "Qwen 3 30B-A3B, 235B-A22B", _read_qwen3_moe, _write_qwen3_moe, QWEN3_MOE),
+        Family("qwen3_5_text", "Qwen 3.5 (the text part, saved alone)", _read_qwen3_5, _write_qwen3_5, QWEN3_5),
+        Family("qwen3_5", "Qwen 3.5 0.8B, 2B, 4B, 9B, 27B (the text part)", _read_qwen3_5_whole, None, QWEN3_5_WHOLE),
         Family("gemma2", "Gemma 2", _read_gemma2, _write_gemma2, GEMMA),
         Family("gemma3_text", "Gemma 3 270M, 1B", _read_gemma3, _write_gemma3, GEMMA),
         Family("gemma3", "Gemma 3 4B, 12B, 27B (the text part)", _read_gemma3_vision, None, GEMMA_VISION),

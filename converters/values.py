@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxcomm.config import FULL, Heads, ModelConfig, Rope
+from jaxcomm.config import FULL, DeltaRule, Heads, ModelConfig, Rope
 
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh",
@@ -539,6 +539,29 @@ def read_heads(v: Values, common: dict[str, Any], windows: tuple[int, ...]) -> d
         sizes = own.get("num_key_value_heads", common["kv_heads"]), own.get("head_dim", common["head_dim"])
         heads.append(Heads(*sizes, bool(shared) and window == FULL))
     return {"layer_heads": tuple(heads)} if len(set(heads)) > 1 else heads[0]._asdict()
+
+
+def read_linear(v: Values, layers: int, heads: Heads, rule: DeltaRule) -> tuple[Heads | DeltaRule, ...]:
+    """Reads which layers have linear attention.
+
+    Args:
+        v: The values of the config.
+        layers: Number of layers.
+        heads: Key heads of a layer with attention.
+        rule: Sizes of a layer with linear attention.
+
+    Returns:
+        The heads of each layer.
+
+    Raises:
+        ValueError: The kinds of layers are not supported.
+    """
+    kinds, table = v.take("layer_types"), {"full_attention": heads, "linear_attention": rule}
+    if len(kinds) != layers or set(kinds) != set(table):
+        raise ValueError(
+            f"config key layer_types = {kinds!r} is not supported: {layers}, of both {' and '.join(table)}"
+        )
+    return tuple(table[kind] for kind in kinds)
 
 
 def write_heads(c: ModelConfig) -> dict[str, Any]:

@@ -94,20 +94,33 @@ class Rows(Stored):
 
 @dataclasses.dataclass(frozen=True)
 class Interleaved(Stored):
-    """Storage of queries, keys and values of each head together, [heads, 3, head_dim, ..].
+    """Storage of several weights of each head together, [heads, parts, head_dim, ..].
 
     Attributes:
         name: Name of the tensor.
-        part: 0 for queries, 1 for keys, 2 for values.
+        part: Number of this weight among them, such as 0 for queries, 1 for keys, 2 for values.
+        parts: Number of weights.
     """
 
     part: int
+    parts: int = 3
 
     def shape(self, leaf, c):
-        return (3 * leaf[0], *leaf[1:])
+        return (self.parts * leaf[0], *leaf[1:])
 
     def view(self, tensor, c):
-        return tensor.reshape(c.heads, 3, c.head_dim, *tensor.shape[1:])[:, self.part]
+        return tensor.reshape(c.heads, self.parts, c.head_dim, *tensor.shape[1:])[:, self.part]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel(Stored):
+    """Storage of a convolution that is separate for each channel, [channels, 1, tokens]."""
+
+    def shape(self, leaf, c):
+        return (leaf[0], 1, leaf[1])
+
+    def view(self, tensor, c):
+        return tensor[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +284,24 @@ GEMMA4_BLOCK: Table = (
     | {("experts", "expert_scale"): Stored("router.per_expert_scale")}
     | {("layer_scale",): Stored("layer_scalar")}
 )
+QWEN3_5_BLOCK: Table = (
+    LLAMA_BLOCK
+    | {
+        ("attention", x, part): Interleaved(f"self_attn.q_proj.{part}", n, 2)
+        for n, x in enumerate(("q", "q_gate"))
+        for part in ("weight", "bias")
+    }
+    | alone(
+        (("delta", "qkv"), "linear_attn.in_proj_qkv"),
+        (("delta", "gate"), "linear_attn.in_proj_z"),
+        (("delta", "strength"), "linear_attn.in_proj_b"),
+        (("delta", "decay"), "linear_attn.in_proj_a"),
+        (("delta", "read_norm"), "linear_attn.norm"),
+        (("delta", "o"), "linear_attn.out_proj"),
+    )
+    | {("delta", "kernel"): Kernel("linear_attn.conv1d.weight")}
+    | {("delta", "log_rate"): Stored("linear_attn.A_log"), ("delta", "decay_bias"): Stored("linear_attn.dt_bias")}
+)
 OLMO2_BLOCK = ATTENTION | GATED | _POST_NORMS
 PHI3_BLOCK: Table = (
     LLAMA_BLOCK
@@ -338,6 +369,8 @@ GEMMA4_WHOLE = Layout(
     GEMMA4_BLOCK, roots=("model.language_model.",),
     ignored=re.compile(r"^(model\.)?(vision_tower|audio_tower|vision_embedder|embed_vision|embed_audio)\."),
 )  # fmt: skip
+QWEN3_5 = Layout(QWEN3_5_BLOCK, ignored=re.compile(r"^mtp\."))
+QWEN3_5_WHOLE = Layout(QWEN3_5_BLOCK, roots=("model.language_model.",), ignored=re.compile(r"^(mtp|model\.visual)\."))
 OLMO2 = Layout(OLMO2_BLOCK)
 PHI3 = Layout(PHI3_BLOCK)
 MIXTRAL = Layout(MIXTRAL_BLOCK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,20 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomm.attention import Aside, Segment, rows_for
 from jaxcomm.config import AnyArray
+
+
+class State(NamedTuple):
+    """What a layer with linear attention keeps of all tokens that it has read (`layers.DeltaNet`).
+
+    With C branches, C is the second axis of both arrays.
+
+    Attributes:
+        inputs: The last tokens before the convolution, [B, kernel - 1, channels]; 0 before the first token.
+        memory: The matrix of each head, [B, heads, X, Y], float32.
+    """
+
+    inputs: Float[Array, "B *C _ _"]
+    memory: Float[Array, "B *C _ _ _"]
 
 
 class KVCache(struct.PyTreeNode):
@@ -36,6 +51,8 @@ class KVCache(struct.PyTreeNode):
         gate: Gates of each layer's query heads, [L, N]. The columns then have their own softmax, and its result times the
             gate is added to the other attention (`attention.Aside`). None: they share one softmax with other columns.
         reach: How far back columns with a gate are seen. None: without limit.
+        states: States of the layers with linear attention, after the cache's last token; None for other layers. Such a layer
+            has 0 key heads of size 0 in k and v. Empty: the model has no such layer.
 
     Example:
         >>> logits, cache = jc.prefill(params, prompts)
@@ -51,6 +68,7 @@ class KVCache(struct.PyTreeNode):
     back: Int[Array, "L _"] | None = None
     gate: Float[Array, "L N"] | None = None
     reach: int | None = struct.field(pytree_node=False, default=None)
+    states: tuple[State | None, ...] = ()
 
     def extend(self, columns: int) -> KVCache:
         """Adds empty columns at the end.
@@ -115,10 +133,11 @@ class KVCache(struct.PyTreeNode):
 
     @property
     def bytes(self) -> np.ndarray:
-        """Number of bytes of the keys and values that some layer sees, [R]."""
+        """Number of bytes of the keys and values that some layer sees, and of the states, [R]."""
         total, size = sum(leaf.nbytes for leaf in jax.tree.leaves((self.k, self.v))), max(1, self.positions.size)
         if self.seen is None:
-            return total // size * (np.asarray(self.positions) >= 0).sum(axis=-1)
+            states = sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(self.states))
+            return total // size * (np.asarray(self.positions) >= 0).sum(axis=-1) + states
         if isinstance(self.k, tuple):
             column = np.array(
                 [[(k.nbytes + v.nbytes) // size] for k, v in zip(self.k, self.v, strict=True)]
@@ -126,6 +145,11 @@ class KVCache(struct.PyTreeNode):
         else:
             column = total // size // len(self.k)
         return (column * self.columns_seen).sum(axis=0)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can only be used whole: layers with linear attention keep one state of all its tokens."""
+        return bool(self.states)
 
     def take(self, rows: AnyArray) -> KVCache:
         """Selects rows, in any order.
@@ -139,7 +163,8 @@ class KVCache(struct.PyTreeNode):
         pick = lambda a, axis: a if a is None or a.shape[axis] == 1 < len(self.positions) else jnp.take(a, rows, axis)
         k, v = jax.tree.map(lambda a: jnp.take(a, rows, axis=-4), (self.k, self.v))
         about = dict(seen=pick(self.seen, 1), begin=pick(self.begin, 0), back=pick(self.back, 1))
-        return self.replace(k=k, v=v, positions=self.positions[rows], **about)
+        states = jax.tree.map(lambda a: jnp.take(a, rows, axis=0), self.states)
+        return self.replace(k=k, v=v, states=states, positions=self.positions[rows], **about)
 
     def write(self, i, k: Array, v: Array, column) -> KVCache:
         """Writes keys and values of one layer. `announce` sets their positions.
@@ -166,6 +191,18 @@ class KVCache(struct.PyTreeNode):
             )
         return self.replace(k=put(self.k, k), v=put(self.v, v))
 
+    def remember(self, i: int, state: State) -> KVCache:
+        """Replaces the state of one layer with linear attention.
+
+        Args:
+            i: Number of the layer, from 0.
+            state: Its state after the tokens that are in the cache now.
+
+        Returns:
+            The cache with this state.
+        """
+        return self.replace(states=(*self.states[:i], state, *self.states[i + 1 :]))
+
 
 class Attended(NamedTuple):
     """The caches that tokens attend to, and the cache for their own keys and values.
@@ -184,33 +221,67 @@ class Attended(NamedTuple):
     column: int | Int[Array, ""] | None = None
     branches: int | None = None
 
-    def segments(self, layer: Any, positions: Int[Array, "B T"]) -> Callable:
-        """Makes the function `Surroundings.segments` for one layer.
+    def segments(
+        self, layer: Any, positions: Int[Array, "B T"], k: Array, v: Array
+    ) -> tuple[tuple[Segment | Aside, ...], KVCache | None]:
+        """Finds what the queries of one layer attend to.
+
+        Args:
+            layer: Number of the layer, from 0. It may be traced if the layers are stacked.
+            positions: Positions [B, T] of the tokens.
+            k: The tokens' own keys [B, K, T, H].
+            v: Their values.
+
+        Returns:
+            The segments, and the cache with these keys and values.
+        """
+        own, kept = (k, v, positions), self.cache
+        for back in (cache.back for cache in self.past if cache.back is not None):
+            # Only the tokens' view of each other changes. (+ 0 makes a copy, since ordered keys are read in blocks.)
+            own = own[0] + 0, v, jnp.where(own[2] < 0, -1, jnp.maximum(own[2] - back[layer][:, None], 0))
+        if self.branches is not None:
+            split = lambda a, axis: a.reshape(*a.shape[:axis], self.branches, -1, *a.shape[axis + 1 :])
+            own = split(k, 2), split(v, 2), split(positions, 1)
+        if self.cache is not None:
+            # Write first, then read. In the other order XLA copies the whole cache at every token.
+            kept = self.cache.write(layer, k, v, 0 if self.column is None else self.column)
+            own = own if self.column is None else kept.layer(layer)
+        return (*(p.layer(layer) for p in self.past), own), kept
+
+    def carry(
+        self, layer: int, positions: Int[Array, "B T"], step: Callable, x: PyTree[Float[Array, "B T ..."]], blank: State
+    ) -> tuple[Float[Array, "B T ..."], KVCache | None]:
+        """Runs a layer with linear attention.
+
+        The layer goes on from the state of the tokens' own cache; or, if that cache holds nothing before them, from the
+        state of the last past cache.
 
         Args:
             layer: Number of the layer, from 0.
             positions: Positions [B, T] of the tokens.
+            step: Function (state, x, positions) -> (result, state). It reads tokens after a state: arrays x [b, t, ..].
+            x: Arrays of all tokens.
+            blank: The state before any token, one row.
 
         Returns:
-            A function of the tokens' own keys and values. It returns the segments, and the cache with these keys and
-            values.
+            The result for each token, and the cache with the new states.
         """
-
-        def gather(k: Array, v: Array) -> tuple[tuple[Segment | Aside, ...], KVCache | None]:
-            own, kept = (k, v, positions), self.cache
-            for back in (cache.back for cache in self.past if cache.back is not None):
-                # Only the tokens' view of each other changes. (+ 0 makes a copy, since ordered keys are read in blocks.)
-                own = own[0] + 0, v, jnp.where(own[2] < 0, -1, jnp.maximum(own[2] - back[layer][:, None], 0))
-            if self.branches is not None:
-                split = lambda a, axis: a.reshape(*a.shape[:axis], self.branches, -1, *a.shape[axis + 1 :])
-                own = split(k, 2), split(v, 2), split(positions, 1)
-            if self.cache is not None:
-                # Write first, then read. In the other order XLA copies the whole cache at every token.
-                kept = self.cache.write(layer, k, v, 0 if self.column is None else self.column)
-                own = own if self.column is None else kept.layer(layer)
-            return (*(p.layer(layer) for p in self.past), own), kept
-
-        return gather
+        rows, own = len(positions), self.cache
+        branches = self.branches or (1 if own is None else math.prod(own.positions.shape[1:-1]))
+        split = lambda a: a.reshape(rows, branches, -1, *a.shape[2:])
+        merge = lambda tree: jax.tree.map(lambda a: a.reshape(rows * branches, *a.shape[2:]), tree)
+        each = lambda a: jnp.broadcast_to(rows_for(a, rows)[:, None], (rows, branches, *a.shape[1:]))
+        state = jax.tree.map(each, self.past[-1].states[layer] if self.past else blank)
+        if own is not None:
+            read, places = split(positions), split(own.positions.reshape(rows, -1))
+            first = jnp.min(jnp.where(read < 0, np.iinfo(np.int32).max, read), axis=-1, keepdims=True)
+            begun = jnp.any((places >= 0) & (places < first), axis=-1)
+            choose = lambda new, old: jnp.where(begun.reshape(rows, branches, *(1,) * (old.ndim - 2)), new, old)
+            state = jax.tree.map(lambda new, old: choose(new.reshape(old.shape), old), own.states[layer], state)
+        out, state = step(merge(state), merge(jax.tree.map(split, x)), merge(split(positions)))
+        if own is not None:
+            own = own.remember(layer, jax.tree.map(lambda a, old: a.reshape(old.shape), state, own.states[layer]))
+        return out.reshape(rows, -1, *out.shape[2:]), own
 
 
 ALONE = Attended()

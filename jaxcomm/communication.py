@@ -208,14 +208,57 @@ def read_prompt(params: Params, prompts: Prompts, *, past: Sequence[KVCache] = (
     """
     check_room(params, prompts)
     positions = positions_of(prompts, past)
-    read = Read(Site("resid_post", 0, "last"), tuple(range(params.config.layers + 1)))
-    h, hook = enter(params, prompts.tokens, positions, hook_of(params, positions, reads=[read]))
-    attended = Attended(past, params.empty_cache(*prompts.shape))
-    _, cache, (states,) = run_blocks(params, h, positions, attended=attended, hook=hook, last=True)
-    column = lambda tree: jax.tree.map(lambda a: a[..., -1:, :], tree)
-    last = KVCache(column(cache.k), column(cache.v), positions[:, -1:])
-    earlier = cache.replace(positions=positions.at[:, -1].set(-1))
-    return ReadPrompt(states, earlier, last, jnp.asarray(prompts.tokens)[:, -1])
+    reads = [Read(Site("resid_post", 0, "last"), tuple(range(params.config.layers + 1)))]
+    tokens = jnp.asarray(prompts.tokens)
+    (states,), earlier, last = read_in_two(params, tokens, positions, reads, tail=1, past=past, last=True)
+    return ReadPrompt(states, earlier, last, tokens[:, -1])
+
+
+def read_in_two(
+    params: Params,
+    tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"],
+    positions: Int[Array, "B T"],
+    reads: Sequence[Read],
+    *,
+    tail: int,
+    past: Sequence[KVCache] = (),
+    last: bool = False,
+) -> tuple[list[Array], KVCache, KVCache]:
+    """Reads tokens, and separates the cache of the last ones, so that only they can be read again.
+
+    Linear attention keeps one state of all tokens. A model that has it therefore reads the two parts one after the other.
+
+    Args:
+        params: The model.
+        tokens: Token ids [B, T], or vectors [B, T, D].
+        positions: Their positions.
+        reads: What to read on the way, at the last token or at all tokens.
+        tail: Number of last tokens in the second cache.
+        past: Key/value caches of the tokens before.
+        last: Whether only the last token's states are needed.
+
+    Returns:
+        What was read, the cache of the earlier tokens, and the cache of the last ones.
+    """
+
+    def run_on(tokens: Array, places: Array, past: Sequence[KVCache]) -> tuple[list[Array], KVCache]:
+        h, hook = enter(params, tokens, places, hook_of(params, places, reads=reads))
+        attended = Attended(past, params.empty_cache(*places.shape))
+        _, cache, found = run_blocks(params, h, places, attended=attended, hook=hook, last=last)
+        return list(found), cache.replace(positions=places)
+
+    if not params.config.recurrent:
+        found, cache = run_on(tokens, positions, past)
+        end = lambda tree: jax.tree.map(lambda a: a[..., -tail:, :], tree)
+        rest = KVCache(end(cache.k), end(cache.v), positions[:, -tail:])
+        return found, cache.replace(positions=positions.at[:, -tail:].set(-1)), rest
+    # One column of padding, in case that there is no token before the last ones.
+    tokens = jnp.pad(tokens, [(0, 0), (1, 0), *[(0, 0)] * (tokens.ndim - 2)])
+    positions = jnp.pad(positions, [(0, 0), (1, 0)], constant_values=-1)
+    before, earlier = run_on(tokens[:, :-tail], positions[:, :-tail], past)
+    found, rest = run_on(tokens[:, -tail:], positions[:, -tail:], (*past, earlier))
+    whole = lambda read, x, y: y if read.site.single else jnp.concatenate([x[:, :, 1:], y], axis=2)
+    return [whole(*three) for three in zip(reads, before, found, strict=True)], earlier, rest
 
 
 @compiled(prompts={}, layers={"j": "params"})

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -217,6 +218,10 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
     """
     for cache in past:
         check_cache(params, cache)
+    if any(cache.whole for cache in past) and any(not continues(*both) for both in itertools.pairwise(past)):
+        raise ValueError(
+            "linear attention goes on from one state, so each cache must follow the one before it: read the next with past=[...]"
+        )
     rows = len(prompts) if prompts is not None else max((len(cache.positions) for cache in past), default=1)
     for cache in past:
         if rows % len(cache.positions) or (cache.seen is not None and cache.seen.shape[1] not in (1, rows)):
@@ -241,6 +246,17 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
         )
 
 
+def continues(first: KVCache, second: KVCache) -> bool:
+    """Whether a cache begins after another. Traced positions are not checked."""
+    places = [known(cache.positions) for cache in (first, second)]
+    if any(x is None for x in places):
+        return True
+    late = np.iinfo(np.int32).max
+    ends, begins = places[0].max(axis=-1, initial=-1), np.where(places[1] < 0, late, places[1]).min(axis=-1, initial=late)
+    rows = max(len(ends), len(begins))
+    return bool((np.repeat(ends, rows // len(ends)) < np.repeat(begins, rows // len(begins))).all())
+
+
 def check_cache(params: Any, cache: Any) -> None:
     """Raises ValueError unless the cache fits the model. For a network, checks only that it is a network's cache."""
     if not isinstance(cache, KVCache):
@@ -249,12 +265,12 @@ def check_cache(params: Any, cache: Any) -> None:
         return
     keys = cache.k if isinstance(cache.k, tuple) else jax.tree.leaves(cache.k)[:1] * len(jax.tree.leaves(cache.k)[0])
     found = [(leaf.shape[-3], leaf.shape[-1]) for leaf in keys]
-    wanted = [each[:2] for each in c.layer_heads] or [(c.kv_heads, c.head_dim)] * c.layers
+    wanted = [heads[:2] if heads else (0, 0) for heads in c.key_heads]
     if found != wanted:
         n = next((n for n, (x, y) in enumerate(zip(found, wanted, strict=False)) if x != y), 0)
         (heads, size), (own, own_size) = found[n], wanted[n]
         raise ValueError(
-            f"keys and values are of {len(found)} layers of {heads} heads of {size}, this model has {c.layers} of {own} of {own_size}: read with the same model"
+            f"keys and values are of {len(found)} layers, layer {n + 1} of {heads} heads of {size}; this model has {c.layers}, layer {n + 1} of {own} of {own_size}: read with the same model"
         )
 
 

@@ -30,7 +30,7 @@ NEW_TOKENS = 16
 """Default number of new tokens."""
 
 LATER = """router_bias mlp_limit up_plus_one sinks embedding_scale residual_scale logit_divisor layer_heads
-    keys_as_values v_norm layer_scale dense_ff router_norm""".split()  # noqa: SIM905
+    keys_as_values v_norm layer_scale dense_ff router_norm attention_gate delta_rule""".split()  # noqa: SIM905
 """Later fields of `ModelConfig`, omitted from its repr at their default. So adding them did not change the hashes of older
 models (`jaxcomm.fingerprint`), which saved messages hold."""
 
@@ -131,6 +131,36 @@ class Heads(NamedTuple):
     keys_as_values: bool = False
 
 
+class DeltaRule(NamedTuple):
+    """Linear attention of one layer: the gated delta rule (Yang et al. 2024, arXiv 2412.06464, equation 10).
+
+    The layer keeps one matrix for each head, [X, Y], instead of keys and values of every token.
+
+    Attributes:
+        key_heads: Number of heads of queries and keys. It divides the number of value heads.
+        value_heads: Number of heads of values.
+        key_dim: Number of dimensions of a query or key, X.
+        value_dim: Number of dimensions of a value, Y.
+        kernel: Number of tokens that the causal convolution before the rule covers.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int = 4
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the convolution: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    @property
+    def numbers(self) -> int:
+        """Number of entries of the state: the matrices, and the tokens that the next convolution needs."""
+        return self.value_heads * self.key_dim * self.value_dim + (self.kernel - 1) * self.channels
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The architecture of a model: everything that `jaxcomm.model` needs besides the weights.
@@ -179,8 +209,9 @@ class ModelConfig:
         rope: Rotary embedding of all layers, or a tuple with one for each layer.
         windows: For each layer, the number of keys that a query sees, including its own; `FULL` (0) means all. Empty:
             every layer sees all.
-        layer_heads: Key heads of each layer, if layers differ in them. `kv_heads`, `head_dim` and `keys_as_values` are then
-            not used (`layer`). Layers of unlike shapes cannot be stacked (`Params.unrolled`). Empty: all layers are alike.
+        layer_heads: Key heads of each layer, or its `DeltaRule`, if layers differ. `kv_heads`, `head_dim` and
+            `keys_as_values` are then used only by layers with linear attention, which have none (`layer`). Layers of unlike
+            shapes cannot be stacked (`Params.unrolled`). Empty: all layers are alike.
         keys_as_values: Whether layers have no matrix for values, and take their keys for them, before any norm or rotation.
         v_norm: Whether the values of each head are divided by their root mean square.
         layer_scale: Whether the stream after each block is multiplied by a weight, a single number.
@@ -188,6 +219,9 @@ class ModelConfig:
             there is none.
         router_norm: Whether the router reads the stream after attention, divided by its root mean square and multiplied by a
             weight, instead of the experts' input. The probability of an expert is then multiplied by a weight too.
+        attention_gate: Whether what a query head reads is multiplied by sigmoid(g), where g is a linear function of the
+            layer's input, as large as the queries.
+        delta_rule: Of a config of one layer (`layer`): its linear attention. None: it has attention.
 
     Raises:
         ValueError: A size is not a whole number from 1 to 2^31 - 1; another number is out of range; the fields
@@ -237,12 +271,14 @@ class ModelConfig:
     learned_positions: bool = False
     rope: Rope | tuple[Rope, ...] = Rope()
     windows: tuple[int, ...] = ()
-    layer_heads: tuple[Heads, ...] = ()
+    layer_heads: tuple[Heads | DeltaRule, ...] = ()
     keys_as_values: bool = False
     v_norm: bool = False
     layer_scale: bool = False
     dense_ff: int = 0
     router_norm: bool = False
+    attention_gate: bool = False
+    delta_rule: DeltaRule | None = None
 
     def __post_init__(self):
         sizes = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "ff", "max_positions")
@@ -272,12 +308,24 @@ class ModelConfig:
                 self.layer(i)  # checked as a model of one layer
         else:
             self._check_ropes()
+            self._check_delta_rule()
         if not 0 <= self.experts_per_token <= self.experts or bool(self.experts) != bool(self.experts_per_token):
             raise ValueError(f"{self.experts_per_token} of {self.experts} experts per token: choose at least 1 of them")
         if not self.gated and (self.mlp_limit is not None or self.up_plus_one):
             raise ValueError("mlp_limit and up_plus_one are of gated MLPs, and this one has no gate")
         if not self.experts and (self.dense_ff or self.router_norm):
             raise ValueError("dense_ff and router_norm are of models with experts, and this one has none")
+
+    def _check_delta_rule(self) -> None:
+        """Raises ValueError unless the linear attention has sizes that fit each other."""
+        if (rule := self.delta_rule) is None:
+            return
+        if self.layers > 1:
+            raise ValueError("delta_rule is of one layer: name the layers that have it in layer_heads")
+        if not all(isinstance(size, int) and size >= 1 for size in rule):
+            raise ValueError(f"{rule}: its sizes must be whole numbers from 1 on")
+        if rule.value_heads % rule.key_heads:
+            raise ValueError(f"value_heads {rule.value_heads} is not a multiple of key_heads {rule.key_heads}")
 
     def _check_ropes(self) -> None:
         """Raises ValueError unless the rotary embeddings fit the heads, and turn the same dimensions in all layers."""
@@ -324,7 +372,7 @@ class ModelConfig:
 
     @property
     def _turns(self) -> list[tuple[Rope, int]]:
-        sizes = [each.head_dim for each in self.layer_heads] or [self.head_dim] * self.layers
+        sizes = [getattr(each, "head_dim", self.head_dim) for each in self.layer_heads] or [self.head_dim] * self.layers
         return list(zip(self._rope_each, sizes, strict=True))
 
     @property
@@ -345,14 +393,25 @@ class ModelConfig:
 
     @property
     def kv_sizes(self) -> tuple[int, ...]:
-        """For each layer, the number of entries of one token's keys, K H. Its values have as many."""
-        heads = self.layer_heads or ((self.kv_heads, self.head_dim),) * self.layers
-        return tuple(each[0] * each[1] for each in heads)
+        """For each layer, the number of entries of one token's keys, K H. Its values have as many. 0 without keys."""
+        return tuple(heads.kv_heads * heads.head_dim if heads else 0 for heads in self.key_heads)
+
+    @property
+    def key_heads(self) -> tuple[Heads | None, ...]:
+        """The key heads of each layer. None: the layer has linear attention, without keys."""
+        each = self.layer_heads or (Heads(self.kv_heads, self.head_dim, self.keys_as_values),) * self.layers
+        return tuple(heads if isinstance(heads, Heads) else None for heads in each)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layer has linear attention."""
+        return self.delta_rule is not None or None in self.key_heads
 
 
 @functools.lru_cache(maxsize=4096)
 def _layer(config: ModelConfig, i: int) -> ModelConfig:
-    heads = config.layer_heads[i]._asdict() if config.layer_heads else {}
+    own = config.layer_heads[i] if config.layer_heads else None
+    heads = own._asdict() if isinstance(own, Heads) else {"delta_rule": own or config.delta_rule}
     windows = (config.windows[i],) if config.windows else ()
     rope = config.rope[i] if isinstance(config.rope, tuple) else config.rope
     return dataclasses.replace(config, layers=1, layer_heads=(), windows=windows, rope=rope, **heads)
@@ -369,8 +428,15 @@ def check_alike(config: Any, what: str) -> None:
         ValueError: The layers differ.
     """
     if isinstance(config, ModelConfig) and not config.alike:
-        told = " and ".join(f"{each.kv_heads} key heads of {each.head_dim}" for each in sorted(set(config.layer_heads)))
-        raise ValueError(f"{what} need layers of one shape, and this model's have {told}: send states instead")
+        told = dict.fromkeys(
+            f"{each.kv_heads} key heads of {each.head_dim}" + " that are also values" * each.keys_as_values
+            if each
+            else "linear attention without keys"
+            for each in config.key_heads
+        )
+        raise ValueError(
+            f"{what} need layers of one shape, and this model's have {' and '.join(sorted(told))}: send states instead"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -473,6 +539,10 @@ class NetworkConfig:
 
     def __post_init__(self):
         check_widths(self.widths)
+        if any(m.recurrent for m in self.models):
+            raise ValueError(
+                "linear attention keeps a state, which the cache of a network has no place for: choose a model with attention in every layer"
+            )
         if len({m.vocab for m in self.models}) > 1:
             raise ValueError(
                 f"the vertices have vocabularies of {', '.join(str(m.vocab) for m in self.models)} tokens: all must have the output's"

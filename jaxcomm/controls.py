@@ -152,7 +152,13 @@ def _over(message: Message, make: Any, keys: Key[Array, "B"]) -> Any:
 
         leaves, tree = jax.tree.flatten((states.k, states.v))
         k, v = jax.tree.unflatten(tree, [each(leaf, n) for n, leaf in enumerate(leaves)])
-        return states.replace(k=k, v=v)
+
+        def whole(leaf: Array, n: int) -> Array:  # the state of a row is like one token
+            drawn = jax.vmap(lambda key: jax.random.fold_in(key, len(leaves) + n))(keys)
+            return make(leaf[:, None], jnp.ones((len(leaf), 1), bool), drawn)[:, 0].astype(leaf.dtype)
+
+        kept, shape = jax.tree.flatten(states.states)
+        return states.replace(k=k, v=v, states=jax.tree.unflatten(shape, [whole(a, n) for n, a in enumerate(kept)]))
     x = jnp.asarray(message.state_array())
     rows = x[:, None] if message.single else x
     valid = jnp.ones(rows.shape[:2], bool) if message.valid is None else jnp.asarray(message.valid)

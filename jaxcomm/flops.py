@@ -17,10 +17,15 @@ def block_weights(config: ModelConfig) -> int:
         config: Architecture of the model, or of one layer of it (`ModelConfig.layer`), if layers differ.
 
     Returns:
-        Entries of the attention matrices, the chosen experts (or the one MLP) and the router.
+        Entries of the attention matrices (or those of linear attention, with its convolution), the chosen experts (or the one
+        MLP) and the router.
     """
-    c = config
-    return c.width * c.head_dim * (2 * c.heads + (2 - c.keys_as_values) * c.kv_heads) + mlp_weights(c)
+    c, rule = config, config.delta_rule
+    if rule is not None:
+        outputs = rule.channels + rule.value_heads * (2 * rule.value_dim + 2)
+        return c.width * outputs + rule.channels * rule.kernel + mlp_weights(c)
+    queries = (2 + c.attention_gate) * c.heads
+    return c.width * c.head_dim * (queries + (2 - c.keys_as_values) * c.kv_heads) + mlp_weights(c)
 
 
 def mlp_weights(config: ModelConfig) -> int:
@@ -43,7 +48,8 @@ Config = ModelConfig | NetworkConfig
 def blocks_flops(config: Config, tokens: int, context: int = 0, blocks: int | None = None) -> int:
     """FLOPs of the blocks over tokens that follow a cached context.
 
-    Attention is counted over the whole context in every layer, even if a sliding window is shorter.
+    Attention is counted over the whole context in every layer, even if a sliding window is shorter. Linear attention counts
+    as if read token by token, whatever the context.
 
     Args:
         config: Architecture of the model, or of a network.
@@ -68,6 +74,8 @@ def _layers(config: ModelConfig) -> tuple[ModelConfig, ...]:
 
 
 def _scores_flops(config: ModelConfig, tokens: int, context: int) -> int:
+    if (rule := config.delta_rule) is not None:  # a product with S each for reading, writing, and what is written
+        return 6 * rule.value_heads * rule.key_dim * rule.value_dim * tokens
     pairs = tokens * context + tokens * (tokens + 1) // 2
     return 4 * config.heads * config.head_dim * pairs
 
@@ -111,7 +119,7 @@ def prefix_flops(config: Config, prefix: Sequence[int], prompt: int, new: int = 
         return 0
     assert isinstance(config, ModelConfig)  # networks see no prefix
     asking = [prompt + new - 1] * (config.layers - 1) + [bool(prompt) + new - 1]  # so many tokens of each layer
-    sizes = [one.head_dim for one in _layers(config)]
+    sizes = [one.head_dim if one.delta_rule is None else 0 for one in _layers(config)]
     return 4 * config.heads * sum(int(n) * q * size for n, q, size in zip(prefix, asking, sizes, strict=True))
 
 
@@ -167,6 +175,9 @@ def keys_flops(config: ModelConfig, tokens: int) -> int:
 
 
 def _keys(layer: ModelConfig, tokens: int) -> int:
+    if (rule := layer.delta_rule) is not None:
+        entries = layer.width * (rule.channels + 2 * rule.value_heads) + rule.channels * rule.kernel
+        return 2 * tokens * entries + _scores_flops(layer, tokens, 0)
     return 2 * tokens * layer.width * layer.head_dim * (2 - layer.keys_as_values) * layer.kv_heads
 
 

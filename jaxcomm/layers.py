@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomm.attention import Aside, Scoring, Segment, attend, beside, pattern
-from jaxcomm.config import ModelConfig, Rope
+from jaxcomm.cache import ALONE, Attended, State
+from jaxcomm.config import DeltaRule, ModelConfig, Rope
 
 
 class Hook(NamedTuple):
@@ -62,16 +63,15 @@ class Surroundings:
         angles: Angles of its rotary embedding (`angles_of`).
         positions: [B, T], positions of the tokens.
         window: How far back a query sees; None: to the first token.
-        segments: Function (k, v) -> (segments, kept). k, v: the tokens' own keys and values [B, K, T, H]. Returns the
-            segments that queries attend to, and the data to store, such as a cache.
+        attended: The caches that the tokens attend to, and the one that they fill.
         first: Only tokens from this one on have queries: Q = T - first.
         hook: The hook to call at sites. After the call of the block it has its new state.
-        kept: The data that `segments` returned to store; set by the call of the block.
+        kept: The cache with this layer's part, None without one; set by the call of the block.
     """
 
-    def __init__(self, layer, angles, positions, window, segments, first=0, hook: Hook = NO_HOOK):
+    def __init__(self, layer, angles, positions, window, attended: Attended = ALONE, first=0, hook: Hook = NO_HOOK):
         self.layer, self.angles, self.positions, self.window = layer, angles, positions, window
-        self.segments, self.first, self.hook, self.kept = segments, first, hook, None
+        self.attended, self.first, self.hook, self.kept = attended, first, hook, None
 
     def wants(self, site: str) -> bool:
         """Whether the hook is called at a site."""
@@ -82,10 +82,15 @@ class Surroundings:
         x, self.hook = self.hook(site, self.layer, x)
         return x
 
-    def attended(self, k: Array, v: Array) -> tuple[Segment | Aside, ...]:
-        """The segments that queries attend to. The tokens' own segment is the last one."""
-        found, self.kept = self.segments(k, v)
+    def segments(self, k: Array, v: Array) -> tuple[Segment | Aside, ...]:
+        """The segments that queries attend to. The tokens' own segment is the last one. k, v: [B, K, T, H]."""
+        found, self.kept = self.attended.segments(self.layer - 1, self.positions, k, v)
         return found
+
+    def carry(self, step: Callable, x: Any, blank: State) -> Array:
+        """Run linear attention over the tokens, from the state before them (`Attended.carry`)."""
+        out, self.kept = self.attended.carry(self.layer - 1, self.positions, step, x, blank)
+        return out
 
 
 FEW = 128
@@ -248,14 +253,14 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], around: Surroundings) -> Float[Array, "B Q D"]:
         c, first = self.config, around.first
         B, T, _ = x.shape
-        q, k, v = self.project(x, around)
+        q, k, v, gate = self.project(x, around)
         q = rotate(q, around.angles and tuple(table[:, first:] for table in around.angles))
         q = q.reshape(B, T - first, c.kv_heads, -1, c.head_dim).transpose(0, 2, 3, 1, 4)
         k, v = rotate(k, around.angles).transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
         scale = c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale
         sinks = self.param("sinks", nn.initializers.zeros, (c.heads,)) if c.sinks else None
-        found, how = around.attended(k, v), Scoring(scale, c.attention_softcap, around.window, sinks)
+        found, how = around.segments(k, v), Scoring(scale, c.attention_softcap, around.window, sinks)
         segments = [part for part in found if not isinstance(part, Aside)]
         asked = around.positions[:, first:]
         ordered = segments[-1][0] is k
@@ -265,11 +270,13 @@ class Attention(nn.Module):
         for part in found:
             if isinstance(part, Aside):
                 out += beside(q, asked, part, how).astype(out.dtype)
-        z = around.at("z", out.transpose(0, 3, 1, 2, 4).reshape(B, T - first, c.heads, c.head_dim))
+        z = out.transpose(0, 3, 1, 2, 4).reshape(B, T - first, c.heads, c.head_dim)
+        z = around.at("z", z if gate is None else z * jax.nn.sigmoid(gate))
         return Linear(c.width, c.out_bias, name="o")(z.reshape(B, T - first, c.heads * c.head_dim))
 
-    def project(self, x: Float[Array, "B T D"], around: Surroundings) -> tuple[Array, Array, Array]:
-        """Queries [B, Q, N, H] of the last Q tokens, keys and values [B, T, K, H] of all tokens, before rotation."""
+    def project(self, x: Float[Array, "B T D"], around: Surroundings) -> tuple[Array, Array, Array, Array | None]:
+        """Queries [B, Q, N, H] of the last Q tokens, keys and values [B, T, K, H] of all tokens, before rotation; and the
+        gates [B, Q, N, H] of what the queries read, before the sigmoid."""
         c = self.config
         made, flat = {}, x
         for name, heads, read in (("q", c.heads, x[:, around.first :]), ("k", c.kv_heads, x), ("v", c.kv_heads, x)):
@@ -283,7 +290,138 @@ class Attention(nn.Module):
             if name != "v" and c.qk_norm == "head":
                 y = norm_of(c, f"{name}_norm")(y)
             made[name] = y
-        return made["q"], made["k"], made["v"]
+        gate = None
+        if c.attention_gate:
+            flat = Linear(c.heads * c.head_dim, c.qkv_bias, name="q_gate")(x[:, around.first :])
+            gate = flat.reshape(made["q"].shape)
+        return made["q"], made["k"], made["v"], gate
+
+
+class DeltaNet(nn.Module):
+    """Linear attention: a short causal convolution, then the gated delta rule (transformers' qwen3_5,
+    `Qwen3_5GatedDeltaNet`). All earlier tokens are in its state (`cache.State`). Padding on the left changes no state."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], around: Surroundings) -> Float[Array, "B Q D"]:
+        c, rule, first = self.config, self.config.delta_rule, around.first
+        assert rule is not None
+        N, Y = rule.value_heads, rule.value_dim
+        each = lambda name, start: self.param(name, start, (N,)).astype(jnp.float32)
+        real = around.positions[..., None] >= 0
+        channels = Linear(rule.channels, name="qkv")(jnp.where(real, x, 0))
+        strength = jax.nn.sigmoid(Linear(N, name="strength")(x))
+        rate, bias = -jnp.exp(each("log_rate", nn.initializers.zeros)), each("decay_bias", nn.initializers.ones)
+        decay = rate * jax.nn.softplus(Linear(N, name="decay")(x).astype(jnp.float32) + bias)
+        kernel = self.param("kernel", _init, (rule.channels, rule.kernel))
+        blank = blank_state(rule, x.dtype, 1)
+
+        def step(state: State, given: tuple[Array, ...], positions: Array) -> tuple[Array, State]:
+            channels, decay, strength = given
+            mixed, inputs = convolve(kernel, state.inputs, channels, positions)
+            q, k, v = heads_of(rule, ACTIVATIONS[c.activation](mixed))
+            out, memory = delta_rule(state.memory, q, k, v, decay, strength)
+            return out, State(inputs, memory)
+
+        decay, strength = jnp.where(real, decay, 0), jnp.where(real, strength.astype(jnp.float32), 0)
+        read = around.carry(step, (channels, decay, strength), blank)[:, first:].astype(x.dtype)
+        read = Norm("rms", c.norm_eps, name="read_norm")(read)
+        gate = Linear(N * Y, name="gate")(x[:, first:]).reshape(read.shape).astype(jnp.float32)
+        read = (read.astype(jnp.float32) * jax.nn.silu(gate)).astype(x.dtype)
+        return Linear(c.width, name="o")(read.reshape(*read.shape[:2], N * Y))
+
+
+def blank_state(rule: DeltaRule, dtype: Any, *rows: int) -> State:
+    """The state before any token, with these leading axes."""
+    return State(
+        jnp.zeros((*rows, rule.kernel - 1, rule.channels), dtype),
+        jnp.zeros((*rows, rule.value_heads, rule.key_dim, rule.value_dim), jnp.float32),
+    )
+
+
+def convolve(
+    kernel: Float[Array, "E W"], before: Float[Array, "B _ E"], x: Float[Array, "B T E"], positions: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T E"], Float[Array, "B _ E"]]:
+    """A causal convolution of each channel, over W tokens. before: the W - 1 tokens before x. Padding on the left of x, which
+    is 0, is left out. Returns the result, and the W - 1 tokens before the next call."""
+    T, W = x.shape[1], kernel.shape[1]
+    padding = jnp.sum(jnp.cumprod(positions < 0, axis=1, dtype=jnp.int32), axis=1)[:, None, None]
+    whole = jnp.pad(x, [(0, 0), (W - 1, 0), (0, 0)])
+    column = (
+        jnp.arange(T + W - 1, dtype=jnp.int32)[None, :, None] - padding
+    )  # of the tokens before x, after the padding
+    for n in range(W - 1):
+        whole = jnp.where(column == n, before[:, n : n + 1].astype(x.dtype), whole)
+    taps = [kernel[:, n].astype(jnp.float32) * whole[:, n : n + T].astype(jnp.float32) for n in range(W)]
+    return functools.reduce(jnp.add, taps).astype(x.dtype), whole[:, T:]
+
+
+def heads_of(rule: DeltaRule, x: Float[Array, "B T E"]) -> tuple[Array, Array, Array]:
+    """Queries and keys [B, T, N, X], of length 1 (queries: 1 / sqrt(X)), and values [B, T, N, Y], all float32. Each query
+    and key head serves consecutive value heads."""
+    wide, keys = x.astype(jnp.float32), rule.key_heads * rule.key_dim
+    of = lambda part, heads: part.reshape(*x.shape[:2], heads, -1)
+    q, k = (of(wide[..., n * keys :][..., :keys], rule.key_heads) for n in range(2))
+    q, k = (a * jax.lax.rsqrt(jnp.sum(a * a, axis=-1, keepdims=True) + 1e-6) for a in (q, k))
+    q, k = (jnp.repeat(a, rule.value_heads // rule.key_heads, axis=2) for a in (q * rule.key_dim**-0.5, k))
+    return q, k, of(wide[..., 2 * keys :], rule.value_heads)
+
+
+CHUNK = 64
+"""Number of tokens that `delta_rule` reads at once."""
+
+
+def delta_rule(
+    memory: Float[Array, "B N X Y"],
+    q: Float[Array, "B T N X"],
+    k: Float[Array, "B T N X"],
+    v: Float[Array, "B T N Y"],
+    decay: Float[Array, "B T N"],
+    strength: Float[Array, "B T N"],
+) -> tuple[Float[Array, "B T N Y"], Float[Array, "B N X Y"]]:
+    """The gated delta rule over tokens t, for each head (Yang et al. 2024, arXiv 2412.06464, equation 10):
+
+        S_t = exp(decay_t) S_(t-1) + strength_t k_t (v_t - exp(decay_t) S_(t-1)^T k_t)^T,   o_t = S_t^T q_t
+
+    Tokens are read in chunks. Within a chunk the writes u of all tokens solve a triangular system (section 3.3 there); from
+    chunk to chunk only S is carried. A token of strength 0 and decay 0 changes nothing.
+
+    Args:
+        memory: S before the first token.
+        q: Queries.
+        k: Keys.
+        v: Values.
+        decay: Logarithm of the factor on S, at most 0.
+        strength: How much of the difference is written, 0 to 1.
+
+    Returns:
+        The o of each token, and S after the last one, float32.
+    """
+    T = q.shape[1]
+    size = min(CHUNK, T)
+    count = -(-T // size)
+
+    def chunked(a: Array) -> Array:  # [chunks, B, N, size, ..]
+        a = jnp.pad(a, [(0, 0), (0, count * size - T), *[(0, 0)] * (a.ndim - 2)])
+        return jnp.moveaxis(a.reshape(len(a), count, size, *a.shape[2:]), (1, 3), (0, 2))
+
+    def read(S: Array, given: tuple[Array, ...]) -> tuple[Array, Array]:
+        q, k, v, decay, strength = given
+        total = jnp.cumsum(decay, axis=-1)
+        # Sums from j to i, each on its own: a difference of two totals would lose digits where the decay is fast.
+        after = jnp.tril(jnp.broadcast_to(decay[..., :, None], (*decay.shape, size)), -1)
+        between = jnp.tril(jnp.exp(jnp.cumsum(after, axis=-2)))
+        since, left = jnp.exp(total)[..., None], between[..., -1, :, None]
+        system = jnp.einsum("bnix,bnjx->bnij", k * strength[..., None], k) * between
+        asked = (v - since * jnp.einsum("bnix,bnxy->bniy", k, S)) * strength[..., None]
+        u = jax.lax.linalg.triangular_solve(system, asked, left_side=True, lower=True, unit_diagonal=True)
+        out = since * jnp.einsum("bnix,bnxy->bniy", q, S)
+        out += jnp.einsum("bnij,bnjy->bniy", jnp.einsum("bnix,bnjx->bnij", q, k) * between, u)
+        return since[..., -1:, :] * S + jnp.einsum("bnix,bniy->bnxy", k * left, u), out
+
+    memory, out = jax.lax.scan(read, memory, tuple(map(chunked, (q, k, v, decay, strength))))
+    return jnp.moveaxis(out, (0, 2), (1, 3)).reshape(len(q), count * size, *v.shape[2:])[:, :T], memory
 
 
 def opened(config: ModelConfig, gate: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
@@ -417,7 +555,8 @@ class Block(nn.Module):
         before = lambda name, x: x if c.norms == "after" else norm_of(c, name)(x)
         after = lambda name, x: x if c.norms == "before" else norm_of(c, name)(x)
         h = around.at("resid_pre", h)
-        x = Attention(c, name="attention")(before("attention_norm", h), around)
+        mixer = Attention(c, name="attention") if c.delta_rule is None else DeltaNet(c, name="delta")
+        x = mixer(before("attention_norm", h), around)
         h = h[:, around.first :]
         attended = h + around.at("attn_out", scaled(after("attention_post_norm", x), c.residual_scale))
         if not c.parallel:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxcomm.int8 import check_not_int8
 from jaxcomm.model import Params
 
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+TARGETS = ("q", "q_gate", "k", "v", "qkv", "o", "gate", "up", "down")
 
 
 class LoRA(struct.PyTreeNode):

@@ -29,7 +29,7 @@ from flax import struct
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from jaxcomm.cache import Attended, KVCache
+from jaxcomm.cache import Attended, KVCache, State
 from jaxcomm.compiled import UNTRACED, check_cache, compiled, trace_state
 from jaxcomm.config import AnyArray
 from jaxcomm.edits import Edit, Graft, Read, as_graft, hook_of, is_number
@@ -126,6 +126,8 @@ class Message(struct.PyTreeNode):
         if isinstance(self.states, KVCache):
             leaf = jax.tree.leaves(self.states.k)[0]
             told.append(f"keys and values, {leaf.dtype}{list(leaf.shape)} each")
+            if count := sum(state is not None for state in self.states.states):
+                told.append(f"states of {count} layers with linear attention")
         elif self.states is not None:
             told.append(f"{self.states.dtype}{list(self.states.shape)}")
             if known(self.states) is not None and (norms := known(self.norms)) is not None and norms.size:
@@ -212,6 +214,12 @@ class Message(struct.PyTreeNode):
                     arrays |= {f"{name}.{n}": leaf for n, leaf in enumerate(x)}
                 else:
                     arrays[name] = jnp.asarray(x)[kept]
+            arrays |= {
+                f"state.{n}.{name}": leaf
+                for n, one in enumerate(cache.states)
+                if one
+                for name, leaf in one._asdict().items()
+            }
             arrays["columns"] = cache.positions
             arrays |= {"seen": cache.seen, "begin": cache.begin, "back": cache.back, "gate": cache.gate}
         else:
@@ -341,7 +349,12 @@ def _cache_of(arrays: dict[str, Array]) -> KVCache:
     if "k" not in arrays:  # layers of unlike shapes
         numbers = range(sum(name.startswith("k.") for name in arrays))
         k, v = (tuple(arrays[f"{name}.{n}"] for n in numbers) for name in "kv")
-        return KVCache(k, v, arrays["columns"], seen, arrays.get("begin"), arrays.get("back"), arrays.get("gate"))
+        about = seen, arrays.get("begin"), arrays.get("back"), arrays.get("gate")
+        states = tuple(
+            State(*(arrays[f"state.{n}.{name}"] for name in State._fields)) if f"state.{n}.memory" in arrays else None
+            for n in numbers
+        )
+        return KVCache(k, v, arrays["columns"], *about, states=states if any(states) else ())
     k, v = arrays["k"], arrays["v"]
     if seen is not None:
         kept = np.flatnonzero(np.asarray(seen).any(axis=(1, 2)))

@@ -28,7 +28,18 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxcomm.cache import ALONE, Attended, KVCache
 from jaxcomm.config import FULL, AnyArray, ModelConfig
 from jaxcomm.language_model import INVALID, PLAIN, LanguageModel, Training
-from jaxcomm.layers import NO_HOOK, Block, Hook, Surroundings, angles_of, norm_of, project, rotary, scaled
+from jaxcomm.layers import (
+    NO_HOOK,
+    Block,
+    Hook,
+    Surroundings,
+    angles_of,
+    blank_state,
+    norm_of,
+    project,
+    rotary,
+    scaled,
+)
 
 
 class Params(struct.PyTreeNode):
@@ -75,13 +86,18 @@ class Params(struct.PyTreeNode):
         Returns:
             The cache.
         """
-        c = self.config
-        shape = lambda one: (batch, one.kv_heads, *branches, columns, one.head_dim)
+        c, states = self.config, ()
+        shape = lambda heads, size: (batch, heads, *branches, columns, size)
+        shapes = [shape(heads.kv_heads, heads.head_dim) if heads else shape(0, 0) for heads in c.key_heads]
         if self.unrolled:
-            zeros = lambda: tuple(jnp.zeros(shape(c.layer(i)), self.dtype) for i in range(c.layers))
+            zeros = lambda: tuple(jnp.zeros(one, self.dtype) for one in shapes)
         else:
-            zeros = lambda: jnp.zeros((c.layers, *shape(c.layer(0))), self.dtype)
-        return KVCache(zeros(), zeros(), jnp.full((batch, *branches, columns), -1, jnp.int32))
+            zeros = lambda: jnp.zeros((c.layers, *shapes[0]), self.dtype)
+        if c.recurrent:
+            rules = [c.layer(i).delta_rule for i in range(c.layers)]
+            states = tuple(rule and blank_state(rule, self.dtype, batch, *branches) for rule in rules)
+        positions = jnp.full((batch, *branches, columns), -1, jnp.int32)
+        return KVCache(zeros(), zeros(), positions, states=states)
 
     def read(
         self, tokens: Int[AnyArray, "B T"] | Float[AnyArray, "B T D"], positions: Int[Array, "B T"], **how: Any
@@ -175,9 +191,9 @@ def init_params(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
 
     def draw(key: Array, i: int = 0) -> PyTree:
         angles = angles_of(config, tables, i)
-        alone = Surroundings(1, angles, positions, None, lambda k, v: (((k, v, positions),), None))
+        alone = Surroundings(1, angles, positions, None)
         block: Any = Block(config.layer(i)).init(key, h, alone)["params"]
-        for module, name in (("attention", "o"), ("mlp", "down"), ("experts", "down")):
+        for module, name in (("attention", "o"), ("delta", "o"), ("mlp", "down"), ("experts", "down")):
             if module in block:
                 block[module][name]["weight"] /= np.sqrt(2 * config.layers).astype(np.float32)
         return block
@@ -353,6 +369,10 @@ def run_blocks(
     """
     c = params.config
     start, stop = span[0], c.layers if span[1] is None else span[1]
+    if c.recurrent and training.documents is not None:
+        raise ValueError(
+            "linear attention would carry its state from one text of a packed row to the next: train with one text in a row, or another model"
+        )
     tables = rotary(c, positions)
     places, longest = training.places(positions)
     reach = [min(w if w != FULL else np.iinfo(np.int32).max, longest or np.iinfo(np.int32).max) for w in c.windows]
@@ -361,10 +381,8 @@ def run_blocks(
         h, cache, state = carry
         h, weights = training.fetched(h, weights)
         window = jnp.asarray(reach, jnp.int32)[i] if any(c.windows) else longest
-        segments = attended._replace(cache=cache).segments(i, places)
-        around = Surroundings(
-            i + 1, angles_of(c, tables, i), places, window, segments, first, hook._replace(state=state)
-        )
+        caches, own = attended._replace(cache=cache), hook._replace(state=state)
+        around = Surroundings(i + 1, angles_of(c, tables, i), places, window, caches, first, own)
         block: Any = Block(c.layer(0 if c.alike else i))
         h = block.apply({"params": weights}, h, around)
         return h, around.kept, around.hook.state

@@ -74,6 +74,7 @@ def select(
         raise ValueError("a network has no layers to choose from: name a single model")
     if future and (not sink or positions == "own"):
         raise ValueError("the published mask belongs to sink=True and to positions after the prefix")
+    check_columns(cache, "layers cannot be chosen from it")
     count = depth(cache)
     chosen = as_layers(layers, count)
     seen = jnp.moveaxis(jnp.atleast_2d(jnp.asarray(chosen)), -1, 0)[..., None]  # [L, R, 1]
@@ -89,6 +90,22 @@ def select(
         begin = jnp.zeros(1, jnp.int32)
         return cache.replace(seen=seen, positions=jnp.where(real, 0, -1), begin=begin)
     return cache.replace(seen=seen, back=back)
+
+
+def check_columns(cache: KVCache, what: str) -> None:
+    """Checks that every layer of a cache holds keys and values of single tokens, which can be hidden, moved or joined.
+
+    Args:
+        cache: The cache.
+        what: What cannot be done otherwise, for the error message.
+
+    Raises:
+        ValueError: Some layers have linear attention, and hold one state of all tokens.
+    """
+    if cache.whole:
+        raise ValueError(
+            f"layers with linear attention hold one state of all tokens, so {what}: send the whole cache (send_cache), or states (send)"
+        )
 
 
 def depth(cache: KVCache) -> int:
@@ -148,6 +165,8 @@ def join(caches: Sequence[KVCache]) -> KVCache:
     """
     if len(caches) == 1:
         return caches[0]
+    for cache in caches:
+        check_columns(cache, "several cannot be joined")
     shapes = lambda c: [(len(c.k), *leaf.shape[-4:-2], leaf.shape[-1]) for leaf in jax.tree.leaves(c.k)]
     if any(shapes(c) != shapes(caches[0]) for c in caches):
         told = " and ".join(sorted({f"[layers, rows, heads, head size] {list(shapes(c)[0])}" for c in caches}))
@@ -172,6 +191,7 @@ def move(cache: KVCache, config: ModelConfig, by: int) -> KVCache:
     Returns:
         The cache at its new positions.
     """
+    check_columns(cache, "it cannot be moved")
     tables = rotary(config, jnp.full((1, 1), by, jnp.int32))
     positions = jnp.where(cache.positions < 0, -1, cache.positions + by)
     begin = None if cache.begin is None else cache.begin + by
@@ -195,6 +215,7 @@ def hide_last(cache: KVCache, count: int) -> KVCache:
     Returns:
         The cache without them. It keeps its columns, so no program has to be compiled again.
     """
+    check_columns(cache, "its last tokens cannot be hidden")
     columns = cache.positions.shape[-1]
     return cache.replace(positions=jnp.where(jnp.arange(columns) < columns - count, cache.positions, -1))
 

@@ -31,7 +31,7 @@ RULES: Mapping[str, str] = {
 """Logical axis -> axis of a mesh. Axes that are not named here are whole on every device."""
 
 _MATRICES = {
-    "q": ("heads", "width"), "k": ("kv_heads", "width"), "v": ("kv_heads", "width"), "o": ("width", "heads"),
+    "q": ("heads", "width"), "q_gate": ("heads", "width"), "k": ("kv_heads", "width"), "v": ("kv_heads", "width"), "o": ("width", "heads"),
     "gate": ("ff", "width"), "up": ("ff", "width"), "down": ("width", "ff"), "router": ("experts", "width"),
 }  # fmt: skip
 """Names of the axes of linear weights [out, in]."""
@@ -40,8 +40,9 @@ _MATRICES = {
 def logical_axes(params: Params) -> Params:
     """Names the axes of every weight.
 
-    The names are layers, experts, vocab, positions, width, heads, kv_heads, head_dim, sinks and ff. An axis called heads or
-    kv_heads counts all dimensions of all heads (N H or K H).
+    The names are layers, experts, vocab, positions, width, heads, kv_heads, head_dim, sinks, ff, delta and kernel. An axis called
+    heads or kv_heads counts all dimensions of all heads (N H or K H). delta is any axis inside of linear attention, kernel
+    the tokens of its convolution.
 
     Args:
         params: The model, or the shapes of its weights. Its layers may be stacked or unrolled.
@@ -64,7 +65,10 @@ def logical_axes(params: Params) -> Params:
             first = {"embed": ["vocab"], "head": ["vocab"], "positions": ["positions"], "norm": []}[keys[0]]
             return P(*first, None if scales else "width")
         module, kind = keys[-2:]
-        if module in _MATRICES:
+        if "delta" in keys:  # linear attention: heads are not cut
+            own = ("width", "delta") if module == "o" else ("delta", "width") if leaf.ndim > 1 else ("delta",)
+            own = ("delta", "kernel") if kind == "kernel" else (own[0], None) if scales else own
+        elif module in _MATRICES:
             own = _MATRICES[module] if kind == "weight" else _MATRICES[module][:1]
             own = (own[0], None) if scales else own
         elif module in ("q_norm", "k_norm"):
@@ -120,10 +124,10 @@ def shardings(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> P
 
 def _units(c: ModelConfig) -> dict[Any, int]:
     """Number of indivisible pieces of each axis. If it differs by layer: a number that divides all of them."""
-    kv_heads = math.gcd(*(heads.kv_heads for heads in c.layer_heads)) or c.kv_heads
+    kv_heads = math.gcd(*(heads.kv_heads for heads in c.key_heads if heads))
     sizes = {"heads": c.heads, "kv_heads": kv_heads, "ff": math.gcd(c.ff, c.dense_ff), "vocab": c.vocab}
     sizes |= {"width": c.width, "head_dim": c.head_dim, "experts": c.experts, "layers": c.layers}
-    return sizes | {"positions": c.max_positions}
+    return sizes | {"positions": c.max_positions, "delta": 1, "kernel": 1}
 
 
 def shard(params: Params, mesh: Mesh, rules: Mapping[str, str] = RULES) -> Params:

@@ -50,7 +50,10 @@ SITES: dict[str, Kind] = {
     "q": Kind("B T N H", "queries as their matrix makes them: before their norm and rotation"),
     "k": Kind("B T K H", "keys, likewise"),
     "v": Kind("B T K H", "values"),
-    "z": Kind("B T N H", "what each head reads: weighted values, before the output matrix"),
+    "z": Kind(
+        "B T N H",
+        "what each head reads: weighted values (times its gate, where there is one), before the output matrix",
+    ),
     "pattern": Kind("B N T S", "attention weights, after the softmax", writable=False),
     "logits": Kind("B T V", "logits, after the soft-cap", layered=False),
 }
@@ -262,7 +265,7 @@ def read_at(x: Array, site: Site, places: Int[Array, "B T"]) -> Array:
 
 
 def differs(config: ModelConfig, name: str) -> bool:
-    """Whether the activations at a site have other shapes in other layers of a model.
+    """Whether the activations at a site have other shapes in other layers of a model, or some layer has no such site.
 
     Args:
         config: Architecture of the model.
@@ -271,7 +274,9 @@ def differs(config: ModelConfig, name: str) -> bool:
     Returns:
         Whether they differ. The layer must then be a concrete number, not a traced value.
     """
-    return isinstance(config, ModelConfig) and not config.alike and bool({"K", "H"} & {*SITES[name].axes.split()})
+    if not isinstance(config, ModelConfig) or config.alike:
+        return False
+    return name in HEADS if config.recurrent else bool({"K", "H"} & {*SITES[name].axes.split()})
 
 
 def check_site(config: ModelConfig, site: Site, what: str = "site") -> None:
@@ -294,6 +299,10 @@ def check_site(config: ModelConfig, site: Site, what: str = "site") -> None:
     ):
         raise ValueError(
             f"layer {site.layer} is out of range: {site.name} of this model has layers {first} to {config.layers}"
+        )
+    if layer is not None and site.name in HEADS and config.key_heads[int(layer) - 1] is None:
+        raise ValueError(
+            f"layer {site.layer} has linear attention, so it has no {site.name}: name attn_out, or a layer with attention ({', '.join(str(n + 1) for n, heads in enumerate(config.key_heads) if heads)})"
         )
     if site.heads is None:
         return

@@ -137,6 +137,12 @@ CONFIGS = {
             },
         },
     )),
+    "qwen3_5_text": (transformers.Qwen3_5TextConfig, dict(
+        hidden_size=40, intermediate_size=64, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
+        linear_key_head_dim=12, linear_value_head_dim=8, linear_conv_kernel_dim=3,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+    )),
     "phi3": (transformers.Phi3Config, dict(
         hidden_size=32, intermediate_size=64, tie_word_embeddings=True, max_position_embeddings=4096,
         original_max_position_embeddings=1024,
@@ -273,13 +279,20 @@ def pair(request, tmp_path_factory) -> Pair:
     return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param, seed=1)
 
 
-KINDS = ("llama", "gemma2", "gemma3_text", "gemma4_text", "mixtral", "gpt_oss", "gpt2", "gpt_neox")
-"""Between them: every kind of norm placement, position, mask and MLP that a block knows, and layers of unlike shapes."""
+KINDS = ("llama", "gemma2", "gemma3_text", "gemma4_text", "qwen3_5_text", "mixtral", "gpt_oss", "gpt2", "gpt_neox")
+"""Between them: every kind of norm placement, position, mask and MLP that a block knows, linear attention, and layers of
+unlike shapes."""
 
 
 @pytest.fixture(scope="session", params=KINDS)
 def kind(request, tmp_path_factory) -> Pair:
     """One of every kind of block, for what is not about families."""
+    return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param, seed=1)
+
+
+@pytest.fixture(scope="session", params=[name for name in KINDS if name != "qwen3_5_text"])
+def attending(request, tmp_path_factory) -> Pair:
+    """One of every kind with attention in all layers, for what linear attention does not have."""
     return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param, seed=1)
 
 
@@ -366,6 +379,8 @@ def assert_close(got, want, what: str, tolerance: float = 1e-5) -> None:
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert got.shape == want.shape, f"{what}: shape {got.shape} instead of {want.shape}"
     error = np.abs(got - want) / np.maximum(1.0, np.abs(want))
+    if not error.size:  # such as the keys of linear attention
+        return
     worst = np.unravel_index(np.argmax(error), error.shape)
     assert error[worst] <= tolerance, (
         f"{what}: {got[worst]:.7g} instead of {want[worst]:.7g} at {tuple(map(int, worst))}; RMS error "

@@ -34,12 +34,18 @@ class Exact:
         self.size_each = [getattr(one, "head_dim", None) or c.hidden_size // self.heads for one in each]
         self.kv_heads, self.size = max(self.kv_each), max(self.size_each)
         self.layers, self.width, self.vocab = len(self.blocks), c.hidden_size, c.vocab_size
+        self.gated = c.model_type == "qwen3_5_text"
+        self.attends = [n + 1 for n, block in enumerate(self.blocks) if not hasattr(block, "linear_attn")]
         self.parallel = getattr(c, "use_parallel_residual", False)
         self.embedding, self.residual = (getattr(c, f"{x}_multiplier", 1.0) for x in ("embedding", "residual"))
 
     def names(self, names=tuple(jc.SITES)):
         """The sites that this family has."""
         return [name for name in names if not (name == "resid_mid" and self.parallel)]
+
+    def layer(self, name, layer):
+        """The layer, or the next one that has heads, if the site has an axis of them."""
+        return layer if name not in HEADS else next(n for n in self.attends if n >= layer)
 
     def shape(self, name, heads=None):
         """Of one token's state there; where layers differ, the largest."""
@@ -65,7 +71,7 @@ class Exact:
             name, layer = "resid_pre", 1
         block = self.blocks[layer - 1]
         part = lambda *names: next(getattr(block, n) for n in names if hasattr(block, n))
-        attention = part("self_attn", "attn", "attention")
+        attention = part("self_attn", "attn", "attention", "linear_attn")
         inner = lambda *names: next((getattr(attention, n) for n in names if hasattr(attention, n)), None)
         after = hasattr(block, "post_feedforward_layernorm")
         attn_out = block.post_attention_layernorm if after else attention
@@ -96,6 +102,8 @@ class Exact:
         if fused := inner("c_attn", "qkv_proj"):
             begin = sum(heads[:n])
             return [leaving(fused, change, lambda x: split(x, sum(heads))[..., begin : begin + heads[n], :])]
+        if self.gated and name == "q":  # a head's queries, then its gates
+            return [leaving(attention.q_proj, change, lambda x: x.unflatten(-1, (self.heads, 2, -1))[..., 0, :])]
         return [leaving(inner(f"{name}_proj"), change, lambda x: split(x, heads[n]))]
 
     def run(self, row, edits=(), grad=False, **how):
@@ -114,13 +122,15 @@ class Exact:
     def read(self, row, names):
         """(name, layer) -> [T, ...] of every site of these names; of a pattern [N, T, T]."""
         found = {}
-        places = [(n, i) for n in names for i in (range(1, self.layers + 1) if jc.SITES[n].layered else [None])]
+        layers = lambda n: self.attends if n in HEADS else range(1, self.layers + 1) if jc.SITES[n].layered else [None]
+        places = [(n, i) for n in names for i in layers(n)]
         keep = lambda place, x: found.update({place: x[0].clone()})
         places = [p for p in places if p[0] != "pattern"] + [("resid_post", 0)]
         edits = [(*place, functools.partial(keep, place)) for place in places]
         out = self.run(row, edits, **({"output_attentions": True} if "pattern" in names else {}))
-        for i in range(self.layers if "pattern" in names else 0):
-            found["pattern", i + 1] = out.attentions[i][0]
+        if "pattern" in names:
+            seen = [a for a in out.attentions if a is not None]
+            found |= {("pattern", i): a[0] for i, a in zip(self.attends, seen, strict=True)}
         return {place: x.numpy() for place, x in found.items()}
 
 
@@ -213,7 +223,7 @@ def sites_at(exact, turn, names=WRITABLE, layer=2):
     return [
         jc.Site(
             name,
-            (layer(n) if callable(layer) else layer) if jc.SITES[name].layered else None,
+            exact.layer(name, layer(n) if callable(layer) else layer) if jc.SITES[name].layered else None,
             POSITIONS[(n + turn) % len(POSITIONS)],
             heads[(n + turn) % 3] if name in HEADS else None,
         )

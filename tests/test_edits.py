@@ -35,7 +35,7 @@ def adding(exact, case, sites, vectors, written=()):
     written: numbers of the sites of which every token that is written is edited, too.
     """
     active = dict(case)
-    placed = [at_layer(s, active.get(n, case[0][1] or 2)) for n, s in enumerate(sites)]
+    placed = [at_layer(s, exact.layer(s.name, active.get(n, case[0][1] or 2))) for n, s in enumerate(sites)]
     vectors = [exact.cut(v, s) for v, s in zip(vectors, placed, strict=True)]
     edits = [
         jc.Edit(s, plus, v if n in active else np.zeros_like(v), every_step=n in written)

@@ -33,7 +33,7 @@ def test_it_is_the_model_with_its_matrices_rounded_and_nothing_else(kind):
     tokens, small = prompts(2, 24), quantise(kind.params)
     for params in (small, small.unroll()):
         off = jnp.abs(read(params, tokens) - read(rounded(kind.params.replace(head=kind.params.head)), tokens))
-        assert float(off.max()) < 0.1, "steps of a 127th instead of a 127.5th, and heads that were rounded"
+        assert float(off.max()) < 0.15, "steps of a 127th instead of a 127.5th, and heads that were rounded"
     kinds = {a.dtype.name for a in jax.tree.leaves(small.blocks)}
     assert kinds == {"int8", "float32"}
     size = lambda tree: sum(a.nbytes for a in jax.tree.leaves(tree))

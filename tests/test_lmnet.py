@@ -49,21 +49,25 @@ def networks(llama, **how) -> lmnet.Network:
     return perturbed(lmnet.init_network(jax.random.key(0), llama.params, **{"widths": (1, 2, 1), **how}))
 
 
-def test_a_network_of_one_vertex_is_the_model(kind):
+def test_a_network_of_one_vertex_is_the_model(attending):
     tokens = prompts(2, 11)
-    network = lmnet.init_network(jax.random.key(0), kind.params, (1,))
-    assert_close(read(network, tokens), read(kind.params, tokens), kind.name, 1e-6)
+    network = lmnet.init_network(jax.random.key(0), attending.params, (1,))
+    assert_close(read(network, tokens), read(attending.params, tokens), attending.name, 1e-6)
     assert not jax.tree.leaves((network.edges, network.joints))
 
 
 @pytest.mark.parametrize(("norm", "scale"), [(True, 1.0), (False, None)])
-def test_two_vertices_and_an_identity_edge_are_the_stack_twice(kind, norm, scale):
+def test_two_vertices_and_an_identity_edge_are_the_stack_twice(attending, norm, scale):
     tokens, edge = prompts(2, 11), EdgeConfig("identity", scale=scale)
-    network = lmnet.init_network(jax.random.key(0), kind.params, (1, 1), edge=edge, norm=norm)
+    network = lmnet.init_network(jax.random.key(0), attending.params, (1, 1), edge=edge, norm=norm)
     positions = positions_of(Prompts(tokens))
-    once = run_blocks(kind.params, embed(kind.params, tokens, positions), positions)[0]
-    once = final_norm(kind.params, once) if norm else once
-    assert_close(read(network, tokens), unembed(kind.params, run_blocks(kind.params, once, positions)[0]), kind.name)
+    once = run_blocks(attending.params, embed(attending.params, tokens, positions), positions)[0]
+    once = final_norm(attending.params, once) if norm else once
+    assert_close(
+        read(network, tokens),
+        unembed(attending.params, run_blocks(attending.params, once, positions)[0]),
+        attending.name,
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

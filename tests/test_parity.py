@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,18 @@ def load(folder, dtype):
     return model
 
 
+def wide_delta_rule(monkeypatch, model_type):
+    """transformers computes the gated delta rule in float32 in every model: let its own code do it in float64."""
+    if model_type != "qwen3_5_text":
+        return
+    module = transformers.models.qwen3_5.modeling_qwen3_5
+    name = "torch_chunk_gated_delta_rule"
+    source = inspect.getsource(getattr(module, name)).replace("torch.float32", "torch.float64")
+    scope = {**vars(module)}
+    exec(source[source.index("def ") :], scope)
+    monkeypatch.setattr(module, name, scope[name])
+
+
 def reference(pair, tokens):
     """Every hidden state (the last one before the final norm, as a hook sees it) and the logits, by transformers.
 
@@ -50,6 +63,7 @@ head = jax.jit(unembed)
 STEPS = {
     "attention_norm": ("input_layernorm", "ln_1"),
     "attention": ("self_attn", "attn", "attention"),
+    "delta": ("linear_attn",),
     "attention_post_norm": ("post_attention_layernorm",),
     "mlp_norm": ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2"),
     "mlp": ("mlp", "block_sparse_moe"),
@@ -79,8 +93,7 @@ def test_every_norm_attention_and_mlp_equals_transformers_given_the_same_stream(
 
     positions = positions_of(Prompts(tokens))
     tables = rotary(config, positions)
-    alone = lambda k, v: (((k, v, positions),), None)
-    around = lambda angles, window: Surroundings(1, angles, positions, window, alone)
+    around = lambda angles, window: Surroundings(1, angles, positions, window)
 
     @functools.partial(jax.jit, static_argnums=0)
     def block(config, weights, h, angles, positions, window):
@@ -100,7 +113,8 @@ def test_every_norm_attention_and_mlp_equals_transformers_given_the_same_stream(
 
 
 @pytest.mark.parametrize("columns", [11, 700])
-def test_every_hidden_state_and_the_logits_equal_transformers(pair, columns):
+def test_every_hidden_state_and_the_logits_equal_transformers(pair, columns, monkeypatch):
+    wide_delta_rule(monkeypatch, pair.torch.config.model_type)
     tokens = prompts(2, columns)
     states, logits = reference(pair, tokens)
     ours = hidden_states(pair.params, tokens)

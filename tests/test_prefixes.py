@@ -83,17 +83,17 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def masked(kind):
-    return Masked(kind)
+def masked(attending):
+    return Masked(attending)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_layers_that_are_not_chosen_do_not_see_the_prefix(kind, masked, way):
+def test_layers_that_are_not_chosen_do_not_see_the_prefix(attending, masked, way):
     how = WAYS[way]
-    told = jc.receive_cache(jc.send_cache(kind.params, WRITES), kind.params)
+    told = jc.receive_cache(jc.send_cache(attending.params, WRITES), attending.params)
     names = dict(own=how.get("positions") == "own", sink=how.get("sink", False), future=how.get("future", False))
     for chosen in ([False, True, False, True], [True, True, False, False], [False] * 4):
-        logits, _ = jc.prefill(kind.params, READS, past=[jc.select(told, np.array(chosen), **how)])
+        logits, _ = jc.prefill(attending.params, READS, past=[jc.select(told, np.array(chosen), **how)])
         for row, (x, y) in enumerate(zip(TOLD, ASKED, strict=True)):
             if names["future"] and any(0 < window < len(x) for window in masked.windows):
                 continue  # a token does not even see itself
@@ -101,11 +101,11 @@ def test_layers_that_are_not_chosen_do_not_see_the_prefix(kind, masked, way):
             assert_close(logits[row], want, f"{way}, {chosen}, row {row}", 1e-4)
 
 
-def test_what_is_written_behind_a_selection_is_what_transformers_writes(kind, masked):
-    told = jc.receive_cache(jc.send_cache(kind.params, WRITES), kind.params)
+def test_what_is_written_behind_a_selection_is_what_transformers_writes(attending, masked):
+    told = jc.receive_cache(jc.send_cache(attending.params, WRITES), attending.params)
     for how, names in (({}, {}), (dict(positions="own"), dict(own=True))):
         cache = jc.select(told, [1, 4], **how)
-        wrote = jc.generate(kind.params, READS, past=[cache], max_new_tokens=4)
+        wrote = jc.generate(attending.params, READS, past=[cache], max_new_tokens=4)
         for row, (x, y) in enumerate(zip(TOLD, ASKED, strict=True)):
             said = list(y)
             for _ in range(4):
@@ -113,9 +113,9 @@ def test_what_is_written_behind_a_selection_is_what_transformers_writes(kind, ma
             assert np.asarray(wrote.tokens[row]).tolist() == said[len(y) :]
 
 
-def test_all_layers_are_the_whole_prefix_bit_for_bit_and_none_is_none(kind):
+def test_all_layers_are_the_whole_prefix_bit_for_bit_and_none_is_none(attending):
     """None but for rounding: XLA may add up in another order beside a segment that nobody sees."""
-    params = kind.params
+    params = attending.params
     told = jc.receive_cache(jc.send_cache(params, WRITES), params)
     whole, _ = jc.prefill(params, READS, past=[told])
     every, _ = jc.prefill(params, READS, past=[jc.select(told, np.ones(4, bool))])
@@ -125,16 +125,16 @@ def test_all_layers_are_the_whole_prefix_bit_for_bit_and_none_is_none(kind):
     assert_close(none, silent, "no layer", 2e-6)
 
 
-def test_attention_on_the_prefix_is_transformers(kind, masked):
-    told = jc.receive_cache(jc.send_cache(kind.params, WRITES), kind.params)
+def test_attention_on_the_prefix_is_transformers(attending, masked):
+    told = jc.receive_cache(jc.send_cache(attending.params, WRITES), attending.params)
     for sink in (False, True):
-        mass = attention_mass(kind.params, READS, past=[told], sink=sink)
+        mass = attention_mass(attending.params, READS, past=[told], sink=sink)
         for row, (x, y) in enumerate(zip(TOLD, ASKED, strict=True)):
             weights = masked.behind(x, y, [True] * 4)[1]
             want = [w[..., int(sink) :].sum(axis=-1).mean() for w in weights]
             assert_close(mass[:, row], np.array(want), f"row {row}", 1e-5)
     some = jc.select(told, [2, 4])
-    onto = attention_onto(kind.params, READS, past=[some], last=True)
+    onto = attention_onto(attending.params, READS, past=[some], last=True)
     for row, (x, y) in enumerate(zip(TOLD, ASKED, strict=True)):
         weights = masked.behind(x, y, [False, True, False, True])[1]
         want = np.stack([np.pad(w[:, -1].mean(axis=0), (16 - len(x), 0)) for w in weights])
@@ -231,11 +231,11 @@ def test_several_senders_lie_side_by_side(llama):
         assert_close(logits[row], want, f"row {row}", 1e-4)
 
 
-def test_a_prefix_moves_behind_what_the_receiver_has_read(kind, masked):
+def test_a_prefix_moves_behind_what_the_receiver_has_read(attending, masked):
     """Worked examples, then A's text, which has not read them, then the question."""
-    params, shown = kind.params, prompts(1, 5, seed=7)[0].tolist()
+    params, shown = attending.params, prompts(1, 5, seed=7)[0].tolist()
     told = jc.receive_cache(jc.send_cache(params, WRITES), params)
-    if kind.name == "gpt2":  # learned positions do not move
+    if attending.name == "gpt2":  # learned positions do not move
         assert np.array_equal(move(told, params.config, 5).k, told.k)
         return
     before = jc.prefill(params, jc.left_pad([shown], 8))[1]

@@ -36,6 +36,11 @@ def test_every_weight_has_a_name_for_each_of_its_axes(kind):
         one = c if c.alike or path[0].name != "blocks" else c.layer(path[1].idx)
         heads, keys = one.heads * one.head_dim, one.kv_heads * one.head_dim
         sizes = dict(vocab=c.vocab, positions=c.max_positions, width=c.width, heads=heads, kv_heads=keys, ff=c.ff)
+        if rule := one.delta_rule:
+            inner = {"qkv": rule.channels, "kernel": rule.channels, "read_norm": rule.value_dim}
+            inner |= dict.fromkeys(("gate", "o"), rule.value_heads * rule.value_dim)
+            name = "kernel" if path[-1].key == "kernel" else path[-2].key
+            sizes |= {"delta": inner.get(name, rule.value_heads), "kernel": rule.kernel}
         return sizes | {"head_dim": one.head_dim, "sinks": c.heads, "experts": c.experts, "layers": c.layers, None: 1}
 
     for params in (kind.params, kind.params.unroll()):

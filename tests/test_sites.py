@@ -44,7 +44,7 @@ def test_every_site_of_every_layer_is_what_hooks_see(pair):
     assert sorted([*cache, *apart]) == sorted(names)
     assert_read(cache, exact, ROWS, [*cache])
     for sizes in set(zip(exact.kv_each, exact.size_each, strict=True)) if apart else ():
-        layers = [i + 1 for i in range(exact.layers) if (exact.kv_each[i], exact.size_each[i]) == sizes]
+        layers = [i for i in exact.attends if (exact.kv_each[i - 1], exact.size_each[i - 1]) == sizes]
         assert_read(jc.run_with_cache(pair.params, PADDED, sites=apart, layers=layers)[1], exact, ROWS, apart, layers)
     np.testing.assert_array_equal(np.asarray(cache["logits"])[REAL], np.asarray(logits)[REAL])
 

@@ -92,7 +92,8 @@ def test_messages_of_keys_and_values_survive_a_file_and_are_read_on(two, tmp_pat
     found = jc.Message.load(tmp_path / "some").states
     assert_close(jc.prefill(params, asked, past=[found])[0], jc.prefill(params, asked, past=[some])[0], "some", 1e-6)
     refused(
-        lambda: jc.receive_cache(again.anonymous(), two[1].params), "this model has 4 of 2 of 16: read with the same"
+        lambda: jc.receive_cache(again.anonymous(), two[1].params),
+        "this model has 4, layer 1 of 2 of 16: read with the same",
     )
 
 
@@ -130,7 +131,8 @@ def test_what_is_counted_is_what_the_layers_have(two):
 def test_what_needs_keys_of_one_shape_says_so(two, llama):
     unlike, other = two[0].params, llama.params
     needs = (
-        "need layers of one shape, and this model's have 2 key heads of 32 and 4 key heads of 16: send states instead"
+        "need layers of one shape, and this model's have 2 key heads of 32 that are also values and 4 key heads of 16: "
+        "send states instead"
     )
     texts = jc.left_pad([[n, n + 1, 3] for n in range(40)])
     refused(lambda: shape_of(unlike.config, other.config), needs)

@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxcomm.cache import Attended, KVCache
-from jaxcomm.communication import ReadPrompt
+from jaxcomm.communication import ReadPrompt, read_in_two
 from jaxcomm.decoding import Sampling, choose, top_and_total
 from jaxcomm.edits import Read, apply_graft, hook_of, through_map
 from jaxcomm.language_model import positions_of
@@ -254,11 +254,8 @@ def read_tail(params, prompts: Prompts, answers, *, site: str, length: int):
     following = places[:, -1:] + 1 + jnp.arange(answers.shape[1] - 1, dtype=jnp.int32)
     positions = jnp.concatenate([places, following], axis=1)
     reads = [Read(Site("resid_post", 0), tuple(range(params.config.layers + 1))), layers_of(site, params.config.layers)]
-    h, hook = enter(params, tokens, positions, hook_of(params, positions, reads=reads))
-    attended = Attended(cache=params.empty_cache(*tokens.shape))
-    _, cache, (states, own) = run_blocks(params, h, positions, attended=attended, hook=hook)
     begin = prompts.shape[1] - length
-    earlier = cache.replace(positions=jnp.where(jnp.arange(tokens.shape[1]) < begin, positions, -1))
+    (states, own), earlier, _ = read_in_two(params, tokens, positions, reads, tail=tokens.shape[1] - begin)
     return Tail(states[:, :, begin:], earlier, positions[:, begin:]), own[:, :, : prompts.shape[1]]
 
 

@@ -63,7 +63,7 @@ class Need:
             answers    G C max(T (8 N (P + T) + (6 D + 2 F) s), 8 V + 2 T D s)
 
         (F of all experts a token goes through and of the MLP beside them, and 4 D more for each expert; L K H is the sum
-        over layers, if they differ)
+        over layers, if they differ; the states of linear attention once more for each row)
 
         plus what stays: the prompts' K/V and states 2 L K H G P s + (L + 1) G (D + D_A + T D) s, what is sent, edits and
         results G C ((D + D_A) s + 8 T), and the largest layer's weights and K/V (XLA on CPU copies them out of their
@@ -77,6 +77,7 @@ class Need:
         G, C = sizes.games // devices[0], sizes.cells
         R = -(-(sizes.slots if self.decoding else C) // devices[1])
         every_kv, kv = 2 * sum(c.kv_sizes) * s, 2 * max(c.kv_sizes) * s  # of all layers, of the largest
+        states = sum(4 * rule.numbers for i in range(c.layers) if (rule := c.layer(i).delta_rule))
 
         # Numbers per token in the MLP.
         mlp = lambda m: max(1, m.experts_per_token) * 2 * m.ff + m.experts_per_token * 4 * m.width + 2 * m.dense_ff
@@ -84,13 +85,17 @@ class Need:
 
         whole = dataclasses.replace(c, experts_per_token=c.experts)  # with all experts, not a token's
         layers = [whole.layer(i) for i in range(c.layers)]
-        stays = G * P * every_kv + G * ((c.layers + 1) * (c.width + T * c.width) + (a.layers + 1) * a.width) * s
+        stays = (
+            G * states
+            + G * P * every_kv
+            + G * ((c.layers + 1) * (c.width + T * c.width) + (a.layers + 1) * a.width) * s
+        )
         stays += G * C * ((c.width + a.width) * s + 8 * T) + max(map(block_weights, layers)) * s + G * P * kv
         stays += 4 * c.width * a.width * self.mapped
         scores = 8 * c.heads * (P + T)
         if self.decoding:
             most = max(scores + (4 * c.width + mlp(c)) * s, (32 if self.sampling else 8) * c.vocab)
-            row = T * (every_kv + kv) + most
+            row = states + T * (every_kv + kv) + most
         else:
             row = max(T * (scores + (6 * c.width + mlp(c)) * s), 8 * c.vocab + 2 * T * c.width * s)
         return stays + max(reading(a, columns_a), reading(c, P), G * R * row)

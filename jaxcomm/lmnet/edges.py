@@ -102,7 +102,7 @@ def init_edge(key: Array, config: ModelConfig, edge: EdgeConfig, out: int) -> An
     """
     x, positions = jnp.zeros((1, 1, config.width), jnp.float32), jnp.zeros((1, 1), jnp.int32)
     angles = angles_of(shape(config, edge), rotary(shape(config, edge), positions), 0)
-    alone = Surroundings(1, angles, positions, None, lambda k, v: (((k, v, positions),), None))
+    alone = Surroundings(1, angles, positions, None)
     made: Any = Edge(config, edge, out).init(key, x, alone)
     weights = dict(made.get("params", {}))
     if not edge.zero_init:

@@ -210,7 +210,7 @@ class Network(struct.PyTreeNode):
         def run(weights, x, past, cache):
             single = lambda cache: cache.replace(k=(cache.k,), v=(cache.v,))
             own = attended._replace(past=tuple(map(single, past)), cache=cache and single(cache))
-            around = Surroundings(1, angles, places, window, own.segments(0, places))
+            around = Surroundings(1, angles, places, window, own)
             x, weights = training.fetched(x, jax.tree.map(lambda w: w.astype(x.dtype), weights))
             y: Any = edge.apply({"params": weights}, x, around)
             return y, around.kept and around.kept.k[0], around.kept and around.kept.v[0]
