@@ -184,7 +184,7 @@ def _write_qwen3_5(c: ModelConfig) -> dict[str, Any]:
 
 def _read_qwen3_5_whole(v: Values) -> ModelConfig:
     """The text part of a checkpoint that also reads images and videos."""
-    for other in "vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id tie_word_embeddings".split():  # noqa: SIM905
+    for other in "vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id tie_word_embeddings is_encoder_decoder".split():  # noqa: SIM905
         v.take(other)
     return _read_text(v, _read_qwen3_5)
 

@@ -59,8 +59,12 @@ def describe(c: ModelConfig) -> tuple[str, ...]:
     if turning and len(turning) < len(c.ropes):
         positions += ", none in some layers"
     attention = ["grouped" if c.kv_heads < c.heads else "multi-head"]
-    if not c.alike:
-        attention.append(f"heads of {len({each.head_dim for each in c.layer_heads})} sizes by layer")
+    if len(sizes := {heads.head_dim for heads in c.key_heads if heads}) > 1:
+        attention.append(f"heads of {len(sizes)} sizes by layer")
+    if c.attention_gate:
+        attention.append("gated")
+    if c.recurrent:
+        attention.append(f"linear in {c.key_heads.count(None)} of {c.layers} layers")
     kinds = "q, k, v" if c.v_norm else "q, k"
     attention += {"none": [], "head": [f"norms on {kinds}"], "width": [f"norms on {kinds} of all heads"]}[c.qk_norm]
     if any(c.windows):

@@ -23,7 +23,7 @@ ACTIVATIONS = {
 CARRIES_NO_ARCHITECTURE = frozenset(
     """architectures attention_dropout attention_probs_dropout_prob attn_implementation attn_pdrop auto_map
     cache_implementation chunk_size_feed_forward classifier_dropout cross_attention_hidden_size custom_pipelines dtype
-    embd_pdrop finetuning_task gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_llama_config label2id
+    mtp_num_hidden_layers mtp_use_dedicated_embeddings embd_pdrop finetuning_task gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_llama_config label2id
     max_sequence_length model_max_length model_type n_special output_attentions output_hidden_states output_past
     output_router_logits predict_special_tokens prefix pretraining_tp problem_type resid_pdrop return_dict
     router_aux_loss_coef router_jitter_noise task_specific_params tf_legacy_loss tie_encoder_decoder tie_last_hidden_states
@@ -61,6 +61,10 @@ MEANS: dict[str, Callable[[ModelConfig, Any], bool]] = {
     "attention_bias": lambda c, value: value in (c.qkv_bias, c.out_bias),
     "qkv_bias": lambda c, value: value == c.qkv_bias,
     "mlp_bias": lambda c, value: value == c.mlp_bias,
+    "attn_output_gate": lambda c, value: value == c.attention_gate,
+    "output_gate_type": lambda c, value: value in ("swish", "silu"), "mamba_ssm_dtype": lambda c, value: value == "float32",
+    "full_attention_interval": lambda c, value: all(bool(heads) == (i % value == 0) for i, heads in enumerate(c.key_heads, 1)),
+    "mlp_only_layers": lambda c, value: value == [], "language_model_only": lambda c, value: True,
     "lm_head_bias": _off, "rope_interleaved": _off, "alibi": _off, "qk_layernorm": _off, "use_bidirectional_attention": _off,
     "use_qk_norm": lambda c, value: value == (c.qk_norm != "none"),
     "shared_expert_intermediate_size": lambda c, value: value == 0,

@@ -252,7 +252,10 @@ def continues(first: KVCache, second: KVCache) -> bool:
     if any(x is None for x in places):
         return True
     late = np.iinfo(np.int32).max
-    ends, begins = places[0].max(axis=-1, initial=-1), np.where(places[1] < 0, late, places[1]).min(axis=-1, initial=late)
+    ends, begins = (
+        places[0].max(axis=-1, initial=-1),
+        np.where(places[1] < 0, late, places[1]).min(axis=-1, initial=late),
+    )
     rows = max(len(ends), len(begins))
     return bool((np.repeat(ends, rows // len(ends)) < np.repeat(begins, rows // len(begins))).all())
 

@@ -62,7 +62,8 @@ def select(
         The prefix as these layers see it. Keys and values are not copied.
 
     Raises:
-        ValueError: A layer is out of range; the cache is a network's; `future` without `sink`, or with positions "own".
+        ValueError: A layer is out of range; the cache is a network's; `future` without `sink`, or with positions "own"; not
+            all layers, or other positions, and some layers have linear attention.
 
     Example:
         >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
@@ -74,9 +75,12 @@ def select(
         raise ValueError("a network has no layers to choose from: name a single model")
     if future and (not sink or positions == "own"):
         raise ValueError("the published mask belongs to sink=True and to positions after the prefix")
-    check_columns(cache, "layers cannot be chosen from it")
     count = depth(cache)
     chosen = as_layers(layers, count)
+    if cache.whole:
+        if positions == "own" or not (isinstance(chosen, np.ndarray) and chosen.all()):
+            check_columns(cache, "layers cannot be chosen from it")
+        return cache
     seen = jnp.moveaxis(jnp.atleast_2d(jnp.asarray(chosen)), -1, 0)[..., None]  # [L, R, 1]
     real, back = cache.positions >= 0, None
     if sink:

@@ -203,6 +203,29 @@ def test_the_text_part_of_a_gemma_4_that_reads_images_and_sound(kind, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, from_hf(alone), params)
 
 
+def test_the_text_part_of_a_qwen_3_5_that_reads_images(tmp_path):
+    text = SMALL | CONFIGS["qwen3_5_text"][1] | dict(pad_token_id=0)
+    config = transformers.Qwen3_5Config(
+        text_config=text,
+        vision_config=dict(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=40),
+    )
+    torch.manual_seed(3)
+    model = transformers.Qwen3_5ForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    model.save_pretrained(tmp_path / "whole")
+    path, tokens = tmp_path / "whole" / "model.safetensors", prompts(2, 40)
+    names = load_file(path)
+    assert any(key.startswith("model.visual.") for key in names)
+    assert all(key.startswith(("model.language_model.", "model.visual.", "lm_head.")) for key in names)
+    save_file(names | {"mtp.fc.weight": np.zeros((3, 3), np.float32)}, path)
+    with torch.no_grad():
+        want = model(torch.from_numpy(tokens).long()).logits
+    params = from_hf(tmp_path / "whole")
+    assert_close(read(params, tokens), want, "text part")
+    alone = to_hf(params, tmp_path / "out")
+    assert json.loads((alone / "config.json").read_text())["model_type"] == "qwen3_5_text"
+    jax.tree.map(np.testing.assert_array_equal, from_hf(alone), params)
+
+
 def test_gpt2_as_it_lies_on_the_hub(tmp_path):
     """Without the prefix transformers writes today, with the buffers of masks it once wrote."""
     pair = make_checkpoint(tmp_path / "gpt2", "gpt2", seed=9)

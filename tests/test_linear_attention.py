@@ -273,6 +273,8 @@ def test_what_needs_keys_in_every_layer_says_so(model, llama):
     refused(
         lambda: jc.select(told, [2, 4]), f"{one} layers cannot be chosen from it: send the whole cache (send_cache)"
     )
+    refused(lambda: jc.select(told, [1, 2, 3, 4], positions="own"), one)
+    assert jc.select(told, [1, 2, 3, 4], sink=True) is told
     refused(lambda: prefixes.join([told, told]), f"{one} several cannot be joined")
     refused(lambda: prefixes.move(told, params.config, 3), f"{one} it cannot be moved")
     refused(lambda: prefixes.hide_last(told, 1), f"{one} its last tokens cannot be hidden")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxcomm.config import ModelConfig
+from jaxcomm.config import DeltaRule, Heads, ModelConfig
 from jaxcomm.converters import FAMILIES
 from jaxcomm.converters.configs import reaching, read_config
 
@@ -287,5 +287,60 @@ def test_what_gemma_4_has_and_a_split_model_has_not_is_refused_in_one_line(tmp_p
         with pytest.raises(ValueError, match=told[1]) as error:
             parse(tmp_path, config)
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="architecture 'qwen3_5' is not supported; supported are"):
-        parse(tmp_path, {"model_type": "qwen3_5"})
+
+
+def published_qwen3_5(width, ff):
+    """The config.json of Qwen 3.5 0.8B and 2B."""
+    text = dict(
+        attention_bias=False, attention_dropout=0.0, attn_output_gate=True, dtype="bfloat16", eos_token_id=248044,
+        full_attention_interval=4, head_dim=256, hidden_act="silu", hidden_size=width, initializer_range=0.02,
+        intermediate_size=ff, layer_types=[*["linear_attention"] * 3, "full_attention"] * 6, linear_conv_kernel_dim=4,
+        linear_key_head_dim=128, linear_num_key_heads=16, linear_num_value_heads=16, linear_value_head_dim=128,
+        max_position_embeddings=262144, mlp_only_layers=[], model_type="qwen3_5_text", mtp_num_hidden_layers=1,
+        mtp_use_dedicated_embeddings=False, num_attention_heads=8, num_hidden_layers=24, num_key_value_heads=2,
+        rms_norm_eps=1e-6, tie_word_embeddings=True, use_cache=True, vocab_size=248320, mamba_ssm_dtype="float32",
+        rope_parameters=dict(
+            mrope_interleaved=True, mrope_section=[11, 11, 10], rope_type="default", rope_theta=10000000,
+            partial_rotary_factor=0.25,
+        ),
+    )  # fmt: skip
+    vision = dict(
+        deepstack_visual_indexes=[], depth=12, hidden_act="gelu_pytorch_tanh", hidden_size=768, in_channels=3,
+        initializer_range=0.02, intermediate_size=3072, model_type="qwen3_5", num_heads=12, num_position_embeddings=2304,
+        out_hidden_size=width, patch_size=16, spatial_merge_size=2, temporal_patch_size=2,
+    )  # fmt: skip
+    return dict(
+        architectures=["Qwen3_5ForConditionalGeneration"], image_token_id=248056, model_type="qwen3_5", text_config=text,
+        tie_word_embeddings=True, transformers_version="4.57.0.dev0", video_token_id=248057, vision_config=vision,
+        vision_end_token_id=248054, vision_start_token_id=248053,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "ff"), [(1024, 3584), (2048, 6144)])
+def test_qwen_3_5_is_read_as_it_is_published(width, ff, tmp_path):
+    got, warned = parse(tmp_path, published_qwen3_5(width, ff))
+    assert not warned and (got.layers, got.width, got.ff, got.heads, got.vocab) == (24, width, ff, 8, 248320)
+    assert got.layer_heads == (*[DeltaRule(16, 16, 128, 128, 4)] * 3, Heads(2, 256)) * 6
+    assert (got.norm, got.qk_norm, got.attention_gate, got.tied_head) == ("rms_plus_one", "head", True, True)
+    assert (got.rope.theta, got.rope.dims(256), got.max_positions) == (1e7, 64, 262144)
+    written = FAMILIES["qwen3_5_text"].write(got)
+    assert parse(tmp_path, written | {"model_type": "qwen3_5_text"})[0] == got
+
+
+def test_what_qwen_3_5_has_and_we_have_not_is_refused_in_one_line(tmp_path):
+    for key, value, told in (
+        ("attn_output_gate", False, "attn_output_gate"),
+        ("full_attention_interval", 3, "full_attention_interval"),
+        ("output_gate_type", "sigmoid", "output_gate_type"),
+        ("mlp_only_layers", [3], "mlp_only_layers"),
+        ("linear_num_value_heads", 24, "value_heads 24 is not a multiple of key_heads 16"),
+        ("layer_types", ["linear_attention"] * 24, "layer_types = .* is not supported: 24, of both"),
+        ("layer_types", ["sliding_attention", *["full_attention"] * 23], "layer_types"),
+    ):
+        config = published_qwen3_5(1024, 3584)
+        config["text_config"][key] = value
+        with pytest.raises(ValueError, match=told) as error:
+            parse(tmp_path, config)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="architecture 'qwen3_5_moe' is not supported; supported are"):
+        parse(tmp_path, {"model_type": "qwen3_5_moe"})
