@@ -241,6 +241,8 @@ def read_in_two(
         What was read, the cache of the earlier tokens, and the cache of the last ones.
     """
 
+    tokens = jnp.asarray(tokens)
+
     def run_on(tokens: Array, places: Array, past: Sequence[KVCache]) -> tuple[list[Array], KVCache]:
         h, hook = enter(params, tokens, places, hook_of(params, places, reads=reads))
         attended = Attended(past, params.empty_cache(*places.shape))

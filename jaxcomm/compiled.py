@@ -248,14 +248,11 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
 
 def continues(first: KVCache, second: KVCache) -> bool:
     """Whether a cache begins after another. Traced positions are not checked."""
-    places = [known(cache.positions) for cache in (first, second)]
-    if any(x is None for x in places):
+    one, two = known(first.positions), known(second.positions)
+    if one is None or two is None:
         return True
     late = np.iinfo(np.int32).max
-    ends, begins = (
-        places[0].max(axis=-1, initial=-1),
-        np.where(places[1] < 0, late, places[1]).min(axis=-1, initial=late),
-    )
+    ends, begins = one.max(axis=-1, initial=-1), np.where(two < 0, late, two).min(axis=-1, initial=late)
     rows = max(len(ends), len(begins))
     return bool((np.repeat(ends, rows // len(ends)) < np.repeat(begins, rows // len(begins))).all())
 

@@ -28,18 +28,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxcomm.cache import ALONE, Attended, KVCache
 from jaxcomm.config import FULL, AnyArray, ModelConfig
 from jaxcomm.language_model import INVALID, PLAIN, LanguageModel, Training
-from jaxcomm.layers import (
-    NO_HOOK,
-    Block,
-    Hook,
-    Surroundings,
-    angles_of,
-    blank_state,
-    norm_of,
-    project,
-    rotary,
-    scaled,
-)
+from jaxcomm.layers import NO_HOOK, Block, Hook, Surroundings, angles_of, norm_of, project, rotary, scaled
+from jaxcomm.linear_attention import blank_state
 
 
 class Params(struct.PyTreeNode):

@@ -21,7 +21,7 @@ from jaxcomm.converters import from_hf, load, save
 from jaxcomm.fingerprint import fingerprint, identity
 from jaxcomm.flops import block_weights, blocks_flops, keys_flops, reading_flops
 from jaxcomm.int8 import quantise
-from jaxcomm.layers import CHUNK, convolve, delta_rule
+from jaxcomm.linear_attention import CHUNK, convolve, delta_rule
 from jaxcomm.lmnet import init_network
 from jaxcomm.sharding import local_mesh
 
