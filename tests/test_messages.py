@@ -204,6 +204,11 @@ def test_many_edits_need_one_reading_of_the_receivers_prompts(trained):
     ):
         shared = activation(agent, agent, A_READS, asked, **how)
         assert shared.write(4) == activation(agent, agent, A_READS, B_READS, **how).write(4)
+    other = dataclasses.replace(agent, params=agent.params.unroll(), name="other")
+    refused(
+        lambda: activation(agent, other, A_READS, asked, k=4, j=2),
+        "b has read the prompts, the receiver is other: let it",
+    )
 
 
 def test_a_message_may_be_changed_on_its_way(trained, tmp_path):

@@ -195,6 +195,7 @@ class Asked(NamedTuple):
         rows: The tokens of each prompt.
         given: The prompts as arrays, and the first tokens that they share.
         prompt: What `resume` continues from.
+        reader: The receiver.
 
     Example:
         >>> protocols.read_receiver(agent, ["Which country is Alice located in?"]).prompt.earlier.positions.shape[0]
@@ -205,6 +206,7 @@ class Asked(NamedTuple):
     rows: Sequence[Sequence[int]]
     given: Input
     prompt: ReadPrompt
+    reader: Agent
 
 
 def prompts_of(asked: Sequence[Prompt] | Asked) -> Sequence[Prompt]:
@@ -233,7 +235,7 @@ def read_receiver(b: Agent, prompts_b: Sequence[Prompt]) -> Asked:
     """
     rows = b.rows(prompts_b, 1)
     given = share(b, rows)
-    return Asked(prompts_b, rows, given, read_prompt(b.single, given.prompts, past=given.past))
+    return Asked(prompts_b, rows, given, read_prompt(b.single, given.prompts, past=given.past), b)
 
 
 def receive_states(b: Agent, prompts_b: Sequence[Prompt] | Asked, sent: Sent, settings: Grafting, *, j: Any) -> Turn:
@@ -250,7 +252,8 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt] | Asked, sent: Sent, se
         The receiver's turn.
 
     Raises:
-        ValueError: States for several tokens have another width than the receiver; a prompt is empty or too long.
+        ValueError: States for several tokens have another width than the receiver; a prompt is empty or too long; another
+            model has read the prompts.
 
     Example:
         >>> how = protocols.Grafting()
@@ -258,6 +261,8 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt] | Asked, sent: Sent, se
         >>> protocols.receive_states(agent, ["Which country is Alice located in?"], sent, how, j=2).write(4)[0].text
         'Greece'
     """
+    if isinstance(prompts_b, Asked) and prompts_b.reader.params is not b.params:
+        raise ValueError(f"{prompts_b.reader.name} has read the prompts, the receiver is {b.name}: let it read them")
     message, site = sent.message, _site(b, j, settings.where, "j")
     states, asked, prompts = jnp.asarray(message.state_array()), None, prompts_of(prompts_b)
     if site.name == "resid_post" and site.last and states.ndim == 2:
