@@ -213,6 +213,7 @@ def config_of(record: dict[str, Any], folder: Path) -> ModelConfig:
         values |= {
             "windows": tuple(values["windows"]),
             "rope": tuple(map(fix, rope)) if isinstance(rope, list) else fix(rope),
+            "delta_rule": None if values.get("delta_rule") is None else DeltaRule(*values["delta_rule"]),
             "layer_heads": tuple(map(_heads_of, values.get("layer_heads", ()))),
         }
         return ModelConfig(**values)

@@ -142,6 +142,16 @@ def _write_qwen3_moe(c: ModelConfig) -> dict[str, Any]:
     )
 
 
+DELTA_RULE = {
+    "key_heads": "linear_num_key_heads",
+    "value_heads": "linear_num_value_heads",
+    "key_dim": "linear_key_head_dim",
+    "value_dim": "linear_value_head_dim",
+    "kernel": "linear_conv_kernel_dim",
+}
+"""Fields of `DeltaRule` -> keys of a config.json."""
+
+
 def _read_qwen3_5(v: Values) -> ModelConfig:
     def rope(v: Values, positions: int) -> Rope:
         settings = dict(v.take("rope_parameters"))
@@ -150,12 +160,8 @@ def _read_qwen3_5(v: Values) -> ModelConfig:
         return read_rope(v, settings, positions, partial=True)
 
     common, bias = read_common(v, rope), v.take("attention_bias")
-    names = "key_heads num_key_heads value_heads num_value_heads key_dim key_head_dim value_dim value_head_dim".split()  # noqa: SIM905
-    sizes = {ours: v.positive(f"linear_{theirs}") for ours, theirs in zip(names[::2], names[1::2], strict=True)}
-    rule, heads = (
-        DeltaRule(**sizes, kernel=v.positive("linear_conv_kernel_dim")),
-        Heads(common["kv_heads"], common["head_dim"]),
-    )
+    rule = DeltaRule(**{field: v.positive(key) for field, key in DELTA_RULE.items()})
+    heads = Heads(common["kv_heads"], common["head_dim"])
     return ModelConfig(
         **common,
         norm="rms_plus_one",
@@ -168,17 +174,13 @@ def _read_qwen3_5(v: Values) -> ModelConfig:
 
 
 def _write_qwen3_5(c: ModelConfig) -> dict[str, Any]:
-    (rule,) = {heads for heads in c.layer_heads if isinstance(heads, DeltaRule)}
+    (rule,) = {rule for rule in c.rules if rule}
     return write_common(c) | dict(
         head_dim=c.head_dim,
         attention_bias=c.qkv_bias,
         rope_parameters=write_rope(c.ropes[0]) | {"partial_rotary_factor": c.ropes[0].share},
         layer_types=["full_attention" if heads else "linear_attention" for heads in c.key_heads],
-        linear_num_key_heads=rule.key_heads,
-        linear_num_value_heads=rule.value_heads,
-        linear_key_head_dim=rule.key_dim,
-        linear_value_head_dim=rule.value_dim,
-        linear_conv_kernel_dim=rule.kernel,
+        **{key: getattr(rule, field) for field, key in DELTA_RULE.items()},
     )
 
 

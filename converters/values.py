@@ -239,7 +239,7 @@ def _numbered(layers: Mapping[str, Any]) -> dict[int, Any]:
 def _holds(key: str, config: ModelConfig, value: Any) -> bool:
     try:
         return MEANS[key](config, value)
-    except (AttributeError, TypeError):  # a value of a meaningless type
+    except (AttributeError, TypeError, ZeroDivisionError):  # a value of a meaningless type, or 0
         return False
 
 

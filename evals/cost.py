@@ -109,7 +109,8 @@ def counts(
         T: Number of tokens of the answer.
         k: A's state after this layer is sent.
         j: It is grafted into B after this layer.
-        compiled: Whether to count with XLA too. It has to compile the programs, which takes seconds.
+        compiled: Whether to count with XLA too. It has to compile the programs, which takes seconds. Not for models with linear
+            attention.
 
     Yields:
         One count for each protocol.
@@ -128,6 +129,8 @@ def counts(
             raise ValueError(f"{name} = {layer} is out of range: this model's layers are 0 to {config.layers}")
     if min(P, M, T) < 1:
         raise ValueError(f"{P} prompt, {M} message and {T} answer tokens: give at least one of each")
+    # XLA counts the loop over chunks of linear attention once, however long it is.
+    compiled = compiled and not (a.recurrent or b.recurrent)
     xla = lambda count: count() if compiled else None
     write = lambda c, p, t: generation_flops(c, p, t)
     yield Count("single", None, write(b, P, T), xla(lambda: xla_writing(b, P, T)))
@@ -175,13 +178,16 @@ def prefix_counts(a: ModelConfig, b: ModelConfig, P: int, T: int, *, compiled: b
     """
     seen = min(a.layers, b.layers)
     one = NUMBER * 2 * sum(a.kv_sizes)
+    states = sum(
+        NUMBER * rule.numbers + (4 - NUMBER) * rule.matrices for rule in a.rules if rule
+    )  # matrices are float32
     told = lambda length: [0] * (b.layers - seen) + [length] * seen
     hear = lambda length: generation_flops(b, P, T) + prefix_flops(b, told(length), P, T)
     if (a.kv_heads, a.head_dim, a.layer_heads) == (b.kv_heads, b.head_dim, b.layer_heads):
         measured = (lambda: xla_keys(a, P) + xla_behind(b, P, P, T)) if compiled else lambda: None
-        yield Count("kv", None, keys_flops(a, P) + hear(P), measured(), one * P)
+        yield Count("kv", None, keys_flops(a, P) + hear(P), measured(), states + one * P)
         thought = blocks_flops(a, P) + thinking_flops(a, P, STEPS)
-        yield Count(f"latent, {STEPS} steps", None, thought + hear(P + STEPS), None, one * (P + STEPS))
+        yield Count(f"latent, {STEPS} steps", None, thought + hear(P + STEPS), None, states + one * (P + STEPS))
     write = generation_flops(b, P, T)
     if a.alike and b.alike:  # bridges refuse others
         read = keys_flops(a, P) + write

@@ -61,7 +61,11 @@ def heard(turn: Turn | Panel) -> list[Heard]:
     b, every = (turn.turns[turn.receiver], turn.turns) if isinstance(turn, Panel) else (turn, [turn])
     likely = scipy.special.log_softmax(np.asarray(b.logits, np.float32), axis=-1)
     message, notes = b.received, []
-    there = message is not None and message.states is not None and jax.tree.leaves(message.states)[0].size > 0
+    there = (
+        message is not None
+        and message.states is not None
+        and any(leaf.size for leaf in jax.tree.leaves(message.states))
+    )
     states = features(message) if there else None  # pyright: ignore[reportArgumentType]
     for i in range(len(likely)):
         spent = total(each.before[i] for each in every)
@@ -107,7 +111,8 @@ def features(message: Message) -> np.ndarray:
     """Makes one vector from a message: from several states, their mean and the last one.
 
     Args:
-        message: A message of states; or of keys and values, whose values are used, in all layers that see any.
+        message: A message of states; or of keys and values, whose values are used, in all layers that see any. (The
+            states of linear attention are too large for a probe, and are left out.)
 
     Returns:
         Vectors [items, F], float32.

@@ -195,8 +195,10 @@ def attention(axis: Axes, figure: Any, looks: Looks) -> None:
         figure: The panel, for the colour bar.
         looks: Attention of each layer to the tokens.
     """
-    shares = 100 * np.array(looks.last)
-    shown = np.sort(np.argsort(-shares.max(axis=0), kind="stable")[:MOST_TOKENS])
+    blank = [np.nan] * len(looks.tokens)  # a layer with linear attention
+    shares = 100 * np.array([blank if row is None else row for row in looks.last])
+    most = np.nan_to_num(shares).max(axis=0)
+    shown = np.sort(np.argsort(-most, kind="stable")[:MOST_TOKENS])
     image = axis.imshow(shares[:, shown], cmap="Blues", vmin=0, aspect="auto", origin="lower")
     tokens = [drawable(readable(looks.tokens[n]), LETTERS) for n in shown]
     axis.set_xticks(range(len(shown)), tokens, rotation=60, ha="right", fontsize=8, parse_math=False)

@@ -276,7 +276,9 @@ def _layers(each: Sequence[Any]) -> range:
 
 
 def _looked(looks: Looks, n: int) -> list[str]:
-    shares = looks.prompt[n - 1], sum(looks.last[n - 1])
+    if (last := looks.last[n - 1]) is None or (prompt := looks.prompt[n - 1]) is None:
+        return ["", "", "linear attention, no weights"]
+    shares = prompt, sum(last)
     return [*(f"{100 * x:.1f}" for x in shares), _pairs(looks.most(n, NAMED)) if shares[1] else ""]
 
 

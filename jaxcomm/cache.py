@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from jaxcomm.attention import Aside, Segment, rows_for
 from jaxcomm.config import AnyArray
 
 
-class State(NamedTuple):
+class DeltaState(NamedTuple):
     """What a layer with linear attention keeps of all tokens that it has read (`layers.DeltaNet`).
 
     With C branches, C is the second axis of both arrays.
@@ -68,7 +69,7 @@ class KVCache(struct.PyTreeNode):
     back: Int[Array, "L _"] | None = None
     gate: Float[Array, "L N"] | None = None
     reach: int | None = struct.field(pytree_node=False, default=None)
-    states: tuple[State | None, ...] = ()
+    states: tuple[DeltaState | None, ...] = ()
 
     def extend(self, columns: int) -> KVCache:
         """Adds empty columns at the end.
@@ -147,8 +148,8 @@ class KVCache(struct.PyTreeNode):
         return (column * self.columns_seen).sum(axis=0)
 
     @property
-    def whole(self) -> bool:
-        """Whether it can only be used whole: layers with linear attention keep one state of all its tokens."""
+    def indivisible(self) -> bool:
+        """Whether it can only be used whole, because layers with linear attention hold one state of all its tokens."""
         return bool(self.states)
 
     def take(self, rows: AnyArray) -> KVCache:
@@ -191,7 +192,7 @@ class KVCache(struct.PyTreeNode):
             )
         return self.replace(k=put(self.k, k), v=put(self.v, v))
 
-    def remember(self, i: int, state: State) -> KVCache:
+    def remember(self, i: int, state: DeltaState) -> KVCache:
         """Replaces the state of one layer with linear attention.
 
         Args:
@@ -249,7 +250,12 @@ class Attended(NamedTuple):
         return (*(p.layer(layer) for p in self.past), own), kept
 
     def carry(
-        self, layer: int, positions: Int[Array, "B T"], step: Callable, x: PyTree[Float[Array, "B T ..."]], blank: State
+        self,
+        layer: int,
+        positions: Int[Array, "B T"],
+        step: Callable,
+        x: PyTree[Float[Array, "B T ..."]],
+        blank: DeltaState,
     ) -> tuple[Float[Array, "B T ..."], KVCache | None]:
         """Runs a layer with linear attention.
 
@@ -268,20 +274,37 @@ class Attended(NamedTuple):
         """
         rows, own = len(positions), self.cache
         branches = self.branches or (1 if own is None else math.prod(own.positions.shape[1:-1]))
-        split = lambda a: a.reshape(rows, branches, -1, *a.shape[2:])
-        merge = lambda tree: jax.tree.map(lambda a: a.reshape(rows * branches, *a.shape[2:]), tree)
-        each = lambda a: jnp.broadcast_to(rows_for(a, rows)[:, None], (rows, branches, *a.shape[1:]))
-        state = jax.tree.map(each, self.past[-1].states[layer] if self.past else blank)
+        split = lambda a: a.reshape(rows * branches, -1, *a.shape[2:])
+        flat = lambda a, axes: a.reshape(rows * branches, *a.shape[-axes:])
+        each = lambda a: jnp.repeat(jnp.broadcast_to(rows_for(a, rows), (rows, *a.shape[1:])), branches, axis=0)
+        state, read = jax.tree.map(each, self.past[-1].states[layer] if self.past else blank), split(positions)
         if own is not None:
-            read, places = split(positions), split(own.positions.reshape(rows, -1))
+            places = flat(own.positions, 1)
             first = jnp.min(jnp.where(read < 0, np.iinfo(np.int32).max, read), axis=-1, keepdims=True)
             begun = jnp.any((places >= 0) & (places < first), axis=-1)
-            choose = lambda new, old: jnp.where(begun.reshape(rows, branches, *(1,) * (old.ndim - 2)), new, old)
-            state = jax.tree.map(lambda new, old: choose(new.reshape(old.shape), old), own.states[layer], state)
-        out, state = step(merge(state), merge(jax.tree.map(split, x)), merge(split(positions)))
+            choose = lambda new, old: jnp.where(begun.reshape(-1, *(1,) * (old.ndim - 1)), flat(new, old.ndim - 1), old)
+            state = jax.tree.map(choose, own.states[layer], state)
+        out, state = step(state, jax.tree.map(split, x), read)
         if own is not None:
             own = own.remember(layer, jax.tree.map(lambda a, old: a.reshape(old.shape), state, own.states[layer]))
         return out.reshape(rows, -1, *out.shape[2:]), own
+
+
+def in_order(past: Sequence[KVCache], rows: int) -> Bool[Array, "B"]:
+    """Finds rows whose caches follow each other, as linear attention needs them.
+
+    Args:
+        past: The caches.
+        rows: Number of prompts that follow them.
+
+    Returns:
+        Whether each cache begins after the end of the one before it.
+    """
+    late = np.iinfo(np.int32).max
+    ends = [rows_for(cache.positions.max(axis=-1), rows) for cache in past[:-1]]
+    begins = [rows_for(jnp.where(c.positions < 0, late, c.positions).min(axis=-1), rows) for c in past[1:]]
+    follow = [end < begin for end, begin in zip(ends, begins, strict=True)]
+    return functools.reduce(jnp.logical_and, follow, jnp.ones(rows, bool))
 
 
 ALONE = Attended()

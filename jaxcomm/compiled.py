@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -26,7 +25,7 @@ import numpy as np
 from flax import struct
 from jax.core import Tracer
 
-from jaxcomm.cache import KVCache
+from jaxcomm.cache import KVCache, in_order
 from jaxcomm.config import NEW_TOKENS, ModelConfig
 from jaxcomm.edits import Graft, checked, is_number
 from jaxcomm.prompts import Prompts, as_prompts, known
@@ -176,7 +175,8 @@ def _check_read(given: Mapping[str, Any], site: str | Site) -> None:
     elif site in SITES and not SITES[site].layered:
         check_site(config, Site(site))
     else:
-        for layer in (1,) if given.get("layers") is None else given["layers"]:
+        every = range(1, config.layers + 1) if differs(config, site) else (1,)
+        for layer in every if given.get("layers") is None else given["layers"]:
             check_site(config, Site(site, layer))
 
 
@@ -218,10 +218,6 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
     """
     for cache in past:
         check_cache(params, cache)
-    if any(cache.whole for cache in past) and any(not continues(*both) for both in itertools.pairwise(past)):
-        raise ValueError(
-            "linear attention goes on from one state, so each cache must follow the one before it: read the next with past=[...]"
-        )
     rows = len(prompts) if prompts is not None else max((len(cache.positions) for cache in past), default=1)
     for cache in past:
         if rows % len(cache.positions) or (cache.seen is not None and cache.seen.shape[1] not in (1, rows)):
@@ -229,6 +225,11 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
             raise ValueError(
                 f"a cache has {told} rows for {rows} prompts: give one row for each, for every few, or for all"
             )
+    concrete = not any(known(cache.positions) is None for cache in past)
+    if any(cache.indivisible for cache in past) and concrete and not in_order(past, rows).all():
+        raise ValueError(
+            "linear attention goes on from one state, so each cache must follow the one before it: read the next with past=[...]"
+        )
     limit, columns = params.config.max_positions, prompts.shape[1] if prompts is not None else 0
     real = np.ones((rows, 0), bool) if prompts is None else prompts.real
     held, numbered = sum(cache.positions.shape[-1] for cache in past), any(cache.begin is not None for cache in past)
@@ -246,17 +247,6 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
         )
 
 
-def continues(first: KVCache, second: KVCache) -> bool:
-    """Whether a cache begins after another. Traced positions are not checked."""
-    one, two = known(first.positions), known(second.positions)
-    if one is None or two is None:
-        return True
-    late = np.iinfo(np.int32).max
-    ends, begins = one.max(axis=-1, initial=-1), np.where(two < 0, late, two).min(axis=-1, initial=late)
-    rows = max(len(ends), len(begins))
-    return bool((np.repeat(ends, rows // len(ends)) < np.repeat(begins, rows // len(begins))).all())
-
-
 def check_cache(params: Any, cache: Any) -> None:
     """Raises ValueError unless the cache fits the model. For a network, checks only that it is a network's cache."""
     if not isinstance(cache, KVCache):
@@ -266,6 +256,9 @@ def check_cache(params: Any, cache: Any) -> None:
     keys = cache.k if isinstance(cache.k, tuple) else jax.tree.leaves(cache.k)[:1] * len(jax.tree.leaves(cache.k)[0])
     found = [(leaf.shape[-3], leaf.shape[-1]) for leaf in keys]
     wanted = [heads[:2] if heads else (0, 0) for heads in c.key_heads]
+    rules = [one and one.memory.shape[-3:] for one in cache.states] or [None] * c.layers
+    if found == wanted and rules != [rule and (rule.value_heads, rule.key_dim, rule.value_dim) for rule in c.rules]:
+        raise ValueError("the states of linear attention are missing, or of other sizes: read with the same model")
     if found != wanted:
         n = next((n for n, (x, y) in enumerate(zip(found, wanted, strict=False)) if x != y), 0)
         (heads, size), (own, own_size) = found[n], wanted[n]

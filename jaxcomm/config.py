@@ -156,9 +156,14 @@ class DeltaRule(NamedTuple):
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
     @property
+    def matrices(self) -> int:
+        """Number of entries of the matrices of all heads."""
+        return self.value_heads * self.key_dim * self.value_dim
+
+    @property
     def numbers(self) -> int:
         """Number of entries of the state: the matrices, and the tokens that the next convolution needs."""
-        return self.value_heads * self.key_dim * self.value_dim + (self.kernel - 1) * self.channels
+        return self.matrices + (self.kernel - 1) * self.channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +215,8 @@ class ModelConfig:
         windows: For each layer, the number of keys that a query sees, including its own; `FULL` (0) means all. Empty:
             every layer sees all.
         layer_heads: Key heads of each layer, or its `DeltaRule`, if layers differ. `kv_heads`, `head_dim` and
-            `keys_as_values` are then used only by layers with linear attention, which have none (`layer`). Layers of unlike
-            shapes cannot be stacked (`Params.unrolled`). Empty: all layers are alike.
+            `keys_as_values` are then not used (`layer`). Layers of unlike shapes cannot be stacked (`Params.unrolled`).
+            Empty: all layers are alike.
         keys_as_values: Whether layers have no matrix for values, and take their keys for them, before any norm or rotation.
         v_norm: Whether the values of each head are divided by their root mean square.
         layer_scale: Whether the stream after each block is multiplied by a weight, a single number.
@@ -399,13 +404,22 @@ class ModelConfig:
     @property
     def key_heads(self) -> tuple[Heads | None, ...]:
         """The key heads of each layer. None: the layer has linear attention, without keys."""
-        each = self.layer_heads or (Heads(self.kv_heads, self.head_dim, self.keys_as_values),) * self.layers
+        each = (
+            self.layer_heads
+            or (self.delta_rule or Heads(self.kv_heads, self.head_dim, self.keys_as_values),) * self.layers
+        )
         return tuple(heads if isinstance(heads, Heads) else None for heads in each)
+
+    @property
+    def rules(self) -> tuple[DeltaRule | None, ...]:
+        """The linear attention of each layer. None: the layer has attention."""
+        each = self.layer_heads or (self.delta_rule,) * self.layers
+        return tuple(rule if isinstance(rule, DeltaRule) else None for rule in each)
 
     @property
     def recurrent(self) -> bool:
         """Whether some layer has linear attention."""
-        return self.delta_rule is not None or None in self.key_heads
+        return None in self.key_heads
 
 
 @functools.lru_cache(maxsize=4096)

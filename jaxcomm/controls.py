@@ -103,13 +103,14 @@ def stand_in(
 
     Means and covariances are computed from the other examples' messages, so no part of an example's own message reaches
     it. If messages hold several tokens, statistics are computed for each token, aligned at the messages' ends. For keys
-    and values they are computed for each layer and head, as stored (keys are rotated).
+    and values they are computed for each layer and head, as stored (keys are rotated). The state of a layer with linear
+    attention counts as one token.
 
     Args:
         message: The messages of B examples.
         control: "other": the message of another example (`derange`). "mean": the mean of the others. "moments": Gaussian
             noise with the mean and the covariance of the others. "noise": Gaussian noise of the same norm, state by
-            state (head by head, where there are heads). "zero": zeros.
+            state (head by head, where there are heads; row by row of a matrix of linear attention). "zero": zeros.
         answers: The right answer of each example, for "other". None: all differ.
         keys: A random key for each example. Default: split from `seed`.
         seed: Seed of "other", "moments" and "noise".
@@ -153,12 +154,12 @@ def _over(message: Message, make: Any, keys: Key[Array, "B"]) -> Any:
         leaves, tree = jax.tree.flatten((states.k, states.v))
         k, v = jax.tree.unflatten(tree, [each(leaf, n) for n, leaf in enumerate(leaves)])
 
-        def whole(leaf: Array, n: int) -> Array:  # the state of a row is like one token
+        def state(leaf: Array, n: int) -> Array:  # the state of a row is like one token
             drawn = jax.vmap(lambda key: jax.random.fold_in(key, len(leaves) + n))(keys)
             return make(leaf[:, None], jnp.ones((len(leaf), 1), bool), drawn)[:, 0].astype(leaf.dtype)
 
         kept, shape = jax.tree.flatten(states.states)
-        return states.replace(k=k, v=v, states=jax.tree.unflatten(shape, [whole(a, n) for n, a in enumerate(kept)]))
+        return states.replace(k=k, v=v, states=jax.tree.unflatten(shape, [state(a, n) for n, a in enumerate(kept)]))
     x = jnp.asarray(message.state_array())
     rows = x[:, None] if message.single else x
     valid = jnp.ones(rows.shape[:2], bool) if message.valid is None else jnp.asarray(message.valid)

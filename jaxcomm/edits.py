@@ -366,7 +366,7 @@ def hook_of(params: Any, places: Int[Array, "B T"], edits: Sequence[Edit] = (), 
         layers = x.layers if isinstance(x, Read) else [x.site.layer]
         if differs(params.config, x.site.name) and not all(map(is_number, layers)):
             raise ValueError(
-                f"{x.site.name} has other shapes in other layers of this model: name its layer by a whole number, not by a traced one"
+                f"{x.site.name} is not the same in all layers of this model: name its layer by a whole number, not by a traced one"
             )
     columns = [columns_of(edit.site.positions, places) for edit in edits]
     kept = tuple(_room(params, read, places) for read in reads)
@@ -403,7 +403,7 @@ def _room(params: Any, read: Read, places: Int[Array, "B T"]) -> Array:
         each = [c.layer(int(n) - 1) for n in read.layers]  # pyright: ignore[reportArgumentType]
         if len({(one.kv_heads, one.head_dim) for one in each}) > 1:
             raise ValueError(
-                f"{read.site.name} has other shapes in other layers of this model: read layers of one shape at a time (layers=[..])"
+                f"{read.site.name} is not the same in all layers of this model: read layers of one shape at a time (layers=[..])"
             )
         c = each[0]
     sizes = {"B": B, "T": T, "S": T, "D": c.width, "N": c.heads, "K": c.kv_heads, "H": c.head_dim, "V": c.vocab}

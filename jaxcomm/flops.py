@@ -74,7 +74,7 @@ def _layers(config: ModelConfig) -> tuple[ModelConfig, ...]:
 
 
 def _scores_flops(config: ModelConfig, tokens: int, context: int) -> int:
-    if (rule := config.delta_rule) is not None:  # a product with S each for reading, writing, and what is written
+    if (rule := config.delta_rule) is not None:  # three products with S: S^T k, k u^T, S^T q
         return 6 * rule.value_heads * rule.key_dim * rule.value_dim * tokens
     pairs = tokens * context + tokens * (tokens + 1) // 2
     return 4 * config.heads * config.head_dim * pairs

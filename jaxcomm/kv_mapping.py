@@ -473,6 +473,7 @@ def attention_cosine(params_b: Params, context: Prompts, question: Prompts, mapp
         >>> jc.attention_cosine(params, prompts, prompts, own).round(3).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
+    check_alike(params_b.config, "maps of keys and values")
     check_cache(params_b, mapped)
     if not len(context) == len(question) == len(mapped.positions):
         raise ValueError(

@@ -15,13 +15,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcomm.attention import rows_for
-from jaxcomm.cache import Attended, KVCache
+from jaxcomm.cache import Attended, KVCache, in_order
 from jaxcomm.config import AnyArray, ModelConfig, NetworkConfig, Remat
 from jaxcomm.prompts import Prompts
 
 INVALID = -2
-"""Position of every token in a row that ends in padding, if the row was traced and could not be refused
-(`jaxcomm.compiled`)."""
+"""Position of every token in a row that is invalid, such as one that ends in padding, if the row was traced and could not be
+refused (`jaxcomm.compiled`)."""
 
 
 @runtime_checkable
@@ -91,13 +91,18 @@ def positions_of(prompts: Prompts, past: Sequence[KVCache] = ()) -> Int[Array, "
 
     Returns:
         Positions [B, P]: consecutive over the real tokens of each row, from the position that follows `past`; -1 on
-        padding. All are `INVALID` in a row that ends in padding.
+        padding. All are `INVALID` in a row that ends in padding, or whose caches do not follow each other as linear
+        attention needs them.
     """
     begin, mask = after(past, len(prompts)), prompts.mask
     if mask is None:
-        return jnp.broadcast_to(begin + jnp.arange(prompts.shape[1], dtype=jnp.int32), prompts.shape)
-    places = jnp.where(mask, begin + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
-    return jnp.where(mask[:, -1:], places, INVALID)
+        places = jnp.broadcast_to(begin + jnp.arange(prompts.shape[1], dtype=jnp.int32), prompts.shape)
+    else:
+        places = jnp.where(mask, begin + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
+        places = jnp.where(mask[:, -1:], places, INVALID)
+    if len(past) > 1 and past[-1].indivisible:
+        places = jnp.where(in_order(past, len(prompts))[:, None], places, INVALID)
+    return places
 
 
 def after(caches: Sequence[KVCache], rows: int) -> Int[Array, "_ 1"] | int:

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcomm.attention import Aside, Scoring, Segment, attend, beside, pattern
-from jaxcomm.cache import ALONE, Attended, State
+from jaxcomm.cache import ALONE, Attended, DeltaState
 from jaxcomm.config import ModelConfig, Rope
-from jaxcomm.linear_attention import blank_state, convolve, delta_rule, heads_of
+from jaxcomm.linear_attention import blank_state, convolve, delta_rule, split_heads
 
 
 class Hook(NamedTuple):
@@ -88,7 +88,7 @@ class Surroundings:
         found, self.kept = self.attended.segments(self.layer - 1, self.positions, k, v)
         return found
 
-    def carry(self, step: Callable, x: Any, blank: State) -> Array:
+    def carry(self, step: Callable, x: Any, blank: DeltaState) -> Array:
         """Run linear attention over the tokens, from the state before them (`Attended.carry`)."""
         out, self.kept = self.attended.carry(self.layer - 1, self.positions, step, x, blank)
         return out
@@ -300,7 +300,7 @@ class Attention(nn.Module):
 
 class DeltaNet(nn.Module):
     """Linear attention: a short causal convolution, then the gated delta rule (transformers' qwen3_5,
-    `Qwen3_5GatedDeltaNet`). All earlier tokens are in its state (`cache.State`). Padding on the left changes no state."""
+    `Qwen3_5GatedDeltaNet`). Its state holds all earlier tokens (`cache.DeltaState`). Padding on the left changes no state."""
 
     config: ModelConfig
 
@@ -318,12 +318,12 @@ class DeltaNet(nn.Module):
         kernel = self.param("kernel", _init, (rule.channels, rule.kernel))
         blank = blank_state(rule, x.dtype, 1)
 
-        def step(state: State, given: tuple[Array, ...], positions: Array) -> tuple[Array, State]:
+        def step(state: DeltaState, given: tuple[Array, ...], positions: Array) -> tuple[Array, DeltaState]:
             channels, decay, strength = given
             mixed, inputs = convolve(kernel, state.inputs, channels, positions)
-            q, k, v = heads_of(rule, ACTIVATIONS[c.activation](mixed))
+            q, k, v = split_heads(rule, ACTIVATIONS[c.activation](mixed))
             out, memory = delta_rule(state.memory, q, k, v, decay, strength)
-            return out, State(inputs, memory)
+            return out, DeltaState(inputs, memory)
 
         decay, strength = jnp.where(real, decay, 0), jnp.where(real, strength.astype(jnp.float32), 0)
         read = around.carry(step, (channels, decay, strength), blank)[:, first:].astype(x.dtype)

@@ -1,6 +1,6 @@
 """Linear attention by the gated delta rule (Yang et al. 2024, arXiv 2412.06464), with the short convolution before it.
 
-Pure functions of queries, keys, values and a state. `layers.DeltaNet` is the layer, `cache.State` the state between calls.
+Pure functions of queries, keys, values and a state. `layers.DeltaNet` is the layer, `cache.DeltaState` the state between calls.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxcomm.cache import State
+from jaxcomm.cache import DeltaState
 from jaxcomm.config import DeltaRule
 
 CHUNK = 64
 """Number of tokens that `delta_rule` reads at once."""
 
 
-def blank_state(rule: DeltaRule, dtype: Any, *rows: int) -> State:
+def blank_state(rule: DeltaRule, dtype: Any, *rows: int) -> DeltaState:
     """The state before any token, with these leading axes."""
-    return State(
+    return DeltaState(
         jnp.zeros((*rows, rule.kernel - 1, rule.channels), dtype),
         jnp.zeros((*rows, rule.value_heads, rule.key_dim, rule.value_dim), jnp.float32),
     )
@@ -35,16 +35,14 @@ def convolve(
     T, W = x.shape[1], kernel.shape[1]
     padding = jnp.sum(jnp.cumprod(positions < 0, axis=1, dtype=jnp.int32), axis=1)[:, None, None]
     whole = jnp.pad(x, [(0, 0), (W - 1, 0), (0, 0)])
-    column = (
-        jnp.arange(T + W - 1, dtype=jnp.int32)[None, :, None] - padding
-    )  # of the tokens before x, after the padding
+    column = jnp.arange(T + W - 1, dtype=jnp.int32)[None, :, None] - padding  # counted from the end of the padding
     for n in range(W - 1):
         whole = jnp.where(column == n, before[:, n : n + 1].astype(x.dtype), whole)
     taps = [kernel[:, n].astype(jnp.float32) * whole[:, n : n + T].astype(jnp.float32) for n in range(W)]
     return functools.reduce(jnp.add, taps).astype(x.dtype), whole[:, T:]
 
 
-def heads_of(rule: DeltaRule, x: Float[Array, "B T E"]) -> tuple[Array, Array, Array]:
+def split_heads(rule: DeltaRule, x: Float[Array, "B T E"]) -> tuple[Array, Array, Array]:
     """Queries and keys [B, T, N, X], of length 1 (queries: 1 / sqrt(X)), and values [B, T, N, Y], all float32. Each query
     and key head serves consecutive value heads."""
     wide, keys = x.astype(jnp.float32), rule.key_heads * rule.key_dim
@@ -81,7 +79,10 @@ def delta_rule(
     Returns:
         The o of each token, and S after the last one, float32.
     """
-    T = q.shape[1]
+    T, product = (
+        q.shape[1],
+        functools.partial(jnp.einsum, precision="highest"),
+    )  # S carries errors on to all later tokens
     size = min(CHUNK, T)
     count = -(-T // size)
 
@@ -96,12 +97,12 @@ def delta_rule(
         after = jnp.tril(jnp.broadcast_to(decay[..., :, None], (*decay.shape, size)), -1)
         between = jnp.tril(jnp.exp(jnp.cumsum(after, axis=-2)))
         since, left = jnp.exp(total)[..., None], between[..., -1, :, None]
-        system = jnp.einsum("bnix,bnjx->bnij", k * strength[..., None], k) * between
-        asked = (v - since * jnp.einsum("bnix,bnxy->bniy", k, S)) * strength[..., None]
+        system = product("bnix,bnjx->bnij", k * strength[..., None], k) * between
+        asked = (v - since * product("bnix,bnxy->bniy", k, S)) * strength[..., None]
         u = jax.lax.linalg.triangular_solve(system, asked, left_side=True, lower=True, unit_diagonal=True)
-        out = since * jnp.einsum("bnix,bnxy->bniy", q, S)
-        out += jnp.einsum("bnij,bnjy->bniy", jnp.einsum("bnix,bnjx->bnij", q, k) * between, u)
-        return since[..., -1:, :] * S + jnp.einsum("bnix,bniy->bnxy", k * left, u), out
+        out = since * product("bnix,bnxy->bniy", q, S)
+        out += product("bnij,bnjy->bniy", product("bnix,bnjx->bnij", q, k) * between, u)
+        return since[..., -1:, :] * S + product("bnix,bniy->bnxy", k * left, u), out
 
     memory, out = jax.lax.scan(read, memory, tuple(map(chunked, (q, k, v, decay, strength))))
     return jnp.moveaxis(out, (0, 2), (1, 3)).reshape(len(q), count * size, *v.shape[2:])[:, :T], memory

@@ -29,7 +29,7 @@ from flax import struct
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from jaxcomm.cache import Attended, KVCache, State
+from jaxcomm.cache import Attended, DeltaState, KVCache
 from jaxcomm.compiled import UNTRACED, check_cache, compiled, trace_state
 from jaxcomm.config import AnyArray
 from jaxcomm.edits import Edit, Graft, Read, as_graft, hook_of, is_number
@@ -124,7 +124,7 @@ class Message(struct.PyTreeNode):
             layer = "" if self.site.layer is None else f" {self.site.layer}"
             told.append(f"{self.site.name}{layer} at {self.site.positions}")
         if isinstance(self.states, KVCache):
-            leaf = jax.tree.leaves(self.states.k)[0]
+            leaf = next((leaf for leaf in jax.tree.leaves(self.states.k) if leaf.size), jnp.zeros(0))
             told.append(f"keys and values, {leaf.dtype}{list(leaf.shape)} each")
             if count := sum(state is not None for state in self.states.states):
                 told.append(f"states of {count} layers with linear attention")
@@ -351,7 +351,9 @@ def _cache_of(arrays: dict[str, Array]) -> KVCache:
         k, v = (tuple(arrays[f"{name}.{n}"] for n in numbers) for name in "kv")
         about = seen, arrays.get("begin"), arrays.get("back"), arrays.get("gate")
         states = tuple(
-            State(*(arrays[f"state.{n}.{name}"] for name in State._fields)) if f"state.{n}.memory" in arrays else None
+            DeltaState(*(arrays[f"state.{n}.{name}"] for name in DeltaState._fields))
+            if f"state.{n}.memory" in arrays
+            else None
             for n in numbers
         )
         return KVCache(k, v, arrays["columns"], *about, states=states if any(states) else ())

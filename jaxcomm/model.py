@@ -84,8 +84,7 @@ class Params(struct.PyTreeNode):
         else:
             zeros = lambda: jnp.zeros((c.layers, *shapes[0]), self.dtype)
         if c.recurrent:
-            rules = [c.layer(i).delta_rule for i in range(c.layers)]
-            states = tuple(rule and blank_state(rule, self.dtype, batch, *branches) for rule in rules)
+            states = tuple(rule and blank_state(rule, self.dtype, batch, *branches) for rule in c.rules)
         positions = jnp.full((batch, *branches, columns), -1, jnp.int32)
         return KVCache(zeros(), zeros(), positions, states=states)
 
@@ -361,7 +360,7 @@ def run_blocks(
     start, stop = span[0], c.layers if span[1] is None else span[1]
     if c.recurrent and training.documents is not None:
         raise ValueError(
-            "linear attention would carry its state from one text of a packed row to the next: train with one text in a row, or another model"
+            "a model with linear attention cannot be trained on packed rows, where its state would go from one text to the next: train another model"
         )
     tables = rotary(c, positions)
     places, longest = training.places(positions)

@@ -29,7 +29,7 @@ from jaxcomm.decoding import score
 from jaxcomm.language_model import check_room, positions_of
 from jaxcomm.layers import Hook, angles_of, rotary, rotate
 from jaxcomm.model import Params, enter, run_blocks
-from jaxcomm.prompts import Prompts, as_prompts
+from jaxcomm.prompts import Prompts, as_prompts, known
 from jaxcomm.reading import prefill
 
 Scheme = Literal["score", "greedy", "first", "last", "random", "every"]
@@ -77,8 +77,9 @@ def select(
         raise ValueError("the published mask belongs to sink=True and to positions after the prefix")
     count = depth(cache)
     chosen = as_layers(layers, count)
-    if cache.whole:
-        if positions == "own" or not (isinstance(chosen, np.ndarray) and chosen.all()):
+    if cache.indivisible:
+        whole = known(chosen)
+        if positions == "own" or whole is None or not whole.all():
             check_columns(cache, "layers cannot be chosen from it")
         return cache
     seen = jnp.moveaxis(jnp.atleast_2d(jnp.asarray(chosen)), -1, 0)[..., None]  # [L, R, 1]
@@ -106,9 +107,9 @@ def check_columns(cache: KVCache, what: str) -> None:
     Raises:
         ValueError: Some layers have linear attention, and hold one state of all tokens.
     """
-    if cache.whole:
+    if cache.indivisible:
         raise ValueError(
-            f"layers with linear attention hold one state of all tokens, so {what}: send the whole cache (send_cache), or states (send)"
+            f"layers with linear attention hold one state of all tokens, so {what}: send it whole (all layers, one sender, at the start), or send states (activation)"
         )
 
 
@@ -219,6 +220,8 @@ def hide_last(cache: KVCache, count: int) -> KVCache:
     Returns:
         The cache without them. It keeps its columns, so no program has to be compiled again.
     """
+    if not count:
+        return cache
     check_columns(cache, "its last tokens cannot be hidden")
     columns = cache.positions.shape[-1]
     return cache.replace(positions=jnp.where(jnp.arange(columns) < columns - count, cache.positions, -1))
@@ -240,6 +243,7 @@ def stretch(cache: KVCache, layers: int) -> KVCache:
     count = depth(cache)
     if count == layers:
         return cache
+    check_columns(cache, "it does not fit another depth")
     source = np.full(layers, -1)
     for n in range(count):
         source[min(max(round((n + 0.5) * layers / count - 0.5), 0), layers - 1)] = n
@@ -290,7 +294,8 @@ def attention_onto(
         last: Whether to measure only the prompt's last token.
 
     Returns:
-        Shares of attention, 0 to 1: the mean over heads and prompt tokens, or for the last token only. 0 on padding.
+        Shares of attention, 0 to 1: the mean over heads and prompt tokens, or for the last token only. 0 on padding. NaN in
+        layers with linear attention, which have no weights.
 
     Raises:
         ValueError: The prompts are invalid; the prefix is of another model.
@@ -313,7 +318,8 @@ def attention_onto(
         found = jnp.einsum("bnqs,bq->bs", x[..., :columns], weight) / x.shape[1]
         return x, state.at[layer - 1].set(found)
 
-    state = jnp.zeros((params.config.layers, prompts.shape[0], columns), jnp.float32)
+    has = jnp.asarray([heads is not None for heads in params.config.key_heads])[:, None, None]
+    state = jnp.broadcast_to(jnp.where(has, 0.0, jnp.nan), (len(has), prompts.shape[0], columns))
     h, hook = enter(params, prompts.tokens, positions, Hook(at, state, frozenset(["pattern"])))
     return run_blocks(params, h, positions, attended=Attended(past), hook=hook)[2]
 

@@ -15,12 +15,15 @@ import jaxcomm as jc
 from jaxcomm import prefixes
 from jaxcomm.bridges import shape_of
 from jaxcomm.communication import communicate_logits, read_prompt, resume
-from jaxcomm.config import DeltaRule
+from jaxcomm.config import DeltaRule, Heads
 from jaxcomm.controls import stand_in
 from jaxcomm.converters import from_hf, load, save
+from jaxcomm.evals import cost
 from jaxcomm.fingerprint import fingerprint, identity
 from jaxcomm.flops import block_weights, blocks_flops, keys_flops, reading_flops
 from jaxcomm.int8 import quantise
+from jaxcomm.layer_sweep.programs import Cells, Drawing, Targets, decode_cells, read_answers, score_cells
+from jaxcomm.layer_sweep.sizes import Need, Sizes
 from jaxcomm.linear_attention import CHUNK, convolve, delta_rule
 from jaxcomm.lmnet import init_network
 from jaxcomm.sharding import local_mesh
@@ -147,6 +150,13 @@ def test_messages_of_caches_survive_a_file_and_are_read_on(model, tmp_path):
     three = jc.left_pad([a + b for a, b in zip(rows_of(whole), rows_of(ASKED), strict=True)])
     assert_close(jc.prefill(params, ASKED, past=third)[0], jc.prefill(params, three)[0], "a third part", 1e-5)
     refused(lambda: jc.prefill(params, ASKED, past=past * 2), "each cache must follow the one before it")
+    unrelated = jax.jit(lambda x, y: jc.prefill(params, ASKED, past=[x, y])[0])
+    assert np.isnan(unrelated(*past * 2)).all() and not np.isnan(unrelated(past[0], own)).any()
+    two = jc.receive_cache(message.take([0, 1]), params)
+    refused(lambda: jc.prefill(params, ASKED, past=[*past, two]), "a cache has 2 rows for 3 prompts")
+    refused(
+        lambda: jc.prefill(params, ASKED, past=[past[0].replace(states=())]), "states of linear attention are missing"
+    )
 
 
 def test_continuations_are_scored_from_one_state(model):
@@ -270,11 +280,13 @@ def test_what_needs_keys_in_every_layer_says_so(model, llama):
     refused(lambda: shape_of(params.config, other.config), shapes)
     refused(lambda: prefixes.check_prefix(params.config, other.config), shapes)
     told, one = jc.receive_cache(jc.send_cache(params, PADDED), params), "hold one state of all tokens, so"
-    refused(
-        lambda: jc.select(told, [2, 4]), f"{one} layers cannot be chosen from it: send the whole cache (send_cache)"
-    )
+    refused(lambda: jc.select(told, [2, 4]), f"{one} layers cannot be chosen from it: send it whole")
     refused(lambda: jc.select(told, [1, 2, 3, 4], positions="own"), one)
-    assert jc.select(told, [1, 2, 3, 4], sink=True) is told
+    assert jc.select(told, jnp.ones(4, bool), sink=True) is told and prefixes.hide_last(told, 0) is told
+    refused(lambda: prefixes.stretch(told, 8), f"{one} it does not fit another depth")
+    refused(
+        lambda: jc.attention_cosine(params, PADDED, ASKED, told), "maps of keys and values need layers of one shape"
+    )
     refused(lambda: prefixes.join([told, told]), f"{one} several cannot be joined")
     refused(lambda: prefixes.move(told, params.config, 3), f"{one} it cannot be moved")
     refused(lambda: prefixes.hide_last(told, 1), f"{one} its last tokens cannot be hidden")
@@ -286,6 +298,41 @@ def test_what_needs_keys_in_every_layer_says_so(model, llama):
     refused(lambda: jc.run_with_cache(params, PADDED, sites="pattern"), "pattern")
     refused(lambda: jax.jit(lambda n: jc.send(params, PADDED, jc.Site("z", n)).states)(2), "by a whole number")
     assert jc.run_with_cache(params, PADDED, sites="z", layers=[2, 4])[1]["z"].shape == (2, 3, 24, 4, 16)
+    other_way = dataclasses.replace(params.config, layer_heads=params.config.layer_heads[::-1])
+    turned = params.replace(blocks=params.blocks[::-1], config=other_way)
+    refused(lambda: jc.run_with_cache(turned, PADDED, sites="z"), "layer 2 has linear attention, so it has no z")
+    onto = prefixes.attention_onto(params, ASKED, past=[told])
+    assert np.isnan(onto[[0, 2]]).all() and np.all(np.asarray(onto[[1, 3]]).sum(axis=-1) > 0)
+
+
+def test_a_chunk_of_a_sweep_fits_in_what_is_counted():
+    """What XLA allocates for a program, beside the estimate that chunks are made by."""
+    heads = (*[DeltaRule(8, 8, 64, 64)] * 3, Heads(2, 16))
+    config = jc.ModelConfig(
+        vocab=97, width=64, layers=4, heads=4, kv_heads=2, head_dim=16, ff=64, max_positions=512, layer_heads=heads,
+        attention_gate=True,
+    )  # fmt: skip
+    params = jax.eval_shape(lambda: jc.init_params(jax.random.key(0), config))
+    need = Need(config, config, 4, (256, 256), 2, decoding=False)
+    read = jax.jit(read_prompt).lower(params, jax.ShapeDtypeStruct((8, 256), jnp.int32)).compile().memory_analysis()
+    assert read.temp_size_in_bytes + read.output_size_in_bytes < need.bytes(Sizes(8, 1, 1))
+    game = jax.eval_shape(read_prompt, params, jax.ShapeDtypeStruct((1, 256), jnp.int32))
+    cells = Cells(jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.float32), None, jax.ShapeDtypeStruct((64,), jnp.int32))
+    count, drawing = jax.ShapeDtypeStruct((1,), jnp.int32), Drawing(jnp.zeros(0, jnp.int32))
+    write = decode_cells.lower(params, game, cells, count, drawing, slots=64, max_new_tokens=2, mesh=None)
+    need = Need(config, config, 4, (256, 256), 2, decoding=True)
+    assert write.compile().memory_analysis().temp_size_in_bytes < need.bytes(Sizes(1, 64, 64))
+    targets = Targets(jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2), bool), jnp.zeros(0, jnp.int32))
+    tail = jax.eval_shape(lambda p, g: read_answers(p, g, targets.tokens), params, game)
+    score = score_cells.lower(params, tail, cells, targets).compile().memory_analysis()
+    assert score.temp_size_in_bytes < Need(config, config, 4, (256, 256), 2, False).bytes(Sizes(1, 64, 64))
+
+
+def test_what_is_sent_is_what_is_counted(model):
+    c = model.params.config
+    found = {each.protocol: each for each in cost.counts(c, c, 8, 4, 2, 2, 2, compiled=True)}
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.params)
+    assert found["kv"].sent == jc.prefill(half, prompts(1, 8))[1].bytes[0] and found["kv"].compiled is None
 
 
 def test_sizes_that_do_not_fit_are_refused(model):

@@ -109,7 +109,7 @@ def test_every_cell_of_a_sweep_is_its_communicate_call(two):
         for y, j in enumerate((0, 2, 4)):
             one = talk(a, b, told, asked, k=k, j=j, max_new_tokens=3).tokens
             np.testing.assert_array_equal(cells.tokens[0, x, y], one)
-    with pytest.raises(ValueError, match="z has other shapes in other layers"):
+    with pytest.raises(ValueError, match="z is not the same in all layers"):
         jc.patch(b, b, told, asked, np.array([[1], [2]]), sites=["z"], layers=[1, 2], positions=[-1])
 
 
@@ -140,7 +140,7 @@ def test_what_needs_keys_of_one_shape_says_so(two, llama):
     refused(lambda: jc.fit_kv_maps(unlike, other, [(texts, texts)], stride=1), needs)
     refused(lambda: check_prefix(unlike.config, other.config), needs)
     check_prefix(unlike.config, unlike.config)
-    refused(lambda: jc.run_with_cache(unlike, PADDED, sites="k"), "k has other shapes in other layers")
+    refused(lambda: jc.run_with_cache(unlike, PADDED, sites="k"), "k is not the same in all layers")
     refused(lambda: jc.run_with_cache(unlike, PADDED, sites=jc.Site("v", 2, heads=3)), "v has heads 0 to 1")
     vectors = jnp.ones((3, 2, 32))
     at = lambda layer: jc.forward(unlike, PADDED, edits=[jc.Edit(jc.Site("v", layer), jc.add(vectors[0]))])

@@ -219,7 +219,7 @@ def _check(params_a: Params, params_b: Params, both: Sequence[Prompts], answers:
             raise ValueError(f"{site!r} is no site of a layer that can be edited")
         if differs(b, site):
             raise ValueError(
-                f"{site} has other shapes in other layers of this model: patch a site of the stream, such as attn_out"
+                f"{site} is not the same in all layers of this model: patch a site of the stream, such as attn_out"
             )
         for layer in layers:
             check_site(b, Site(site, max(layer, int(site != "resid_post"))))

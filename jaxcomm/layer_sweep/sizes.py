@@ -63,7 +63,8 @@ class Need:
             answers    G C max(T (8 N (P + T) + (6 D + 2 F) s), 8 V + 2 T D s)
 
         (F of all experts a token goes through and of the MLP beside them, and 4 D more for each expert; L K H is the sum
-        over layers, if they differ; the states of linear attention once more for each row)
+        over layers, if they differ. Linear attention adds 16 N (2 X + Y) bytes a token, two states of all layers for each game
+        and for each row that is decoded, and a state of one layer for each answer.)
 
         plus what stays: the prompts' K/V and states 2 L K H G P s + (L + 1) G (D + D_A + T D) s, what is sent, edits and
         results G C ((D + D_A) s + 8 T), and the largest layer's weights and K/V (XLA on CPU copies them out of their
@@ -77,16 +78,17 @@ class Need:
         G, C = sizes.games // devices[0], sizes.cells
         R = -(-(sizes.slots if self.decoding else C) // devices[1])
         every_kv, kv = 2 * sum(c.kv_sizes) * s, 2 * max(c.kv_sizes) * s  # of all layers, of the largest
-        states = sum(4 * rule.numbers for i in range(c.layers) if (rule := c.layer(i).delta_rule))
+        rules = [rule for rule in c.rules if rule]
+        states, state = 4 * sum(rule.numbers for rule in rules), 4 * max((rule.numbers for rule in rules), default=0)
 
         # Numbers per token in the MLP.
         mlp = lambda m: max(1, m.experts_per_token) * 2 * m.ff + m.experts_per_token * 4 * m.width + 2 * m.dense_ff
-        reading = lambda m, P: G * P * (4 * m.width + mlp(m)) * s + 8 * G * m.heads * P * P
+        reading = lambda m, P: G * P * ((4 * m.width + mlp(m)) * s + _rule(m)) + 8 * G * m.heads * P * P
 
         whole = dataclasses.replace(c, experts_per_token=c.experts)  # with all experts, not a token's
         layers = [whole.layer(i) for i in range(c.layers)]
         stays = (
-            G * states
+            2 * G * states
             + G * P * every_kv
             + G * ((c.layers + 1) * (c.width + T * c.width) + (a.layers + 1) * a.width) * s
         )
@@ -95,10 +97,17 @@ class Need:
         scores = 8 * c.heads * (P + T)
         if self.decoding:
             most = max(scores + (4 * c.width + mlp(c)) * s, (32 if self.sampling else 8) * c.vocab)
-            row = states + T * (every_kv + kv) + most
+            row = 2 * states + T * (every_kv + kv) + most
         else:
-            row = max(T * (scores + (6 * c.width + mlp(c)) * s), 8 * c.vocab + 2 * T * c.width * s)
+            row = max(state + T * (scores + (6 * c.width + mlp(c)) * s + _rule(c)), 8 * c.vocab + 2 * T * c.width * s)
         return stays + max(reading(a, columns_a), reading(c, P), G * R * row)
+
+
+def _rule(config: ModelConfig) -> int:
+    """Bytes of a token in linear attention: its queries, keys and values, float32, whole and in chunks, and as many in
+    between. 0 without such a layer."""
+    size = lambda rule: 16 * rule.value_heads * (2 * rule.key_dim + rule.value_dim)
+    return max((size(rule) for rule in config.rules if rule), default=0)
 
 
 def device_memory(device) -> int:

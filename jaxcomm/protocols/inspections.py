@@ -124,13 +124,14 @@ class Looks:
 
     Attributes:
         tokens: A's tokens; a thought is "<thought n>".
-        last: For each layer, the share of attention from B's last token to each of A's tokens, [L, S].
-        prompt: For each layer, the share of attention from B's whole prompt to all of A's tokens, [L].
+        last: For each layer, the share of attention from B's last token to each of A's tokens, [L, S]. None for a layer
+            with linear attention, which has no weights.
+        prompt: For each layer, the share of attention from B's whole prompt to all of A's tokens, [L]. None likewise.
     """
 
     tokens: tuple[str, ...]
-    last: tuple[tuple[float, ...], ...]
-    prompt: tuple[float, ...]
+    last: tuple[tuple[float, ...] | None, ...]
+    prompt: tuple[float | None, ...]
 
     def most(self, layer: int, count: int = NAMED) -> list[tuple[str, float]]:
         """Finds the tokens that get the most attention in a layer.
@@ -140,9 +141,11 @@ class Looks:
             count: Number of tokens.
 
         Returns:
-            Tokens and their shares of attention, the largest first.
+            Tokens and their shares of attention, the largest first. None in a layer with linear attention.
         """
-        shares = np.array(self.last[layer - 1])
+        if (own := self.last[layer - 1]) is None:
+            return []
+        shares = np.array(own)
         return [(self.tokens[n], float(shares[n])) for n in np.argsort(-shares, kind="stable")[:count]]
 
 
@@ -474,8 +477,9 @@ def _looks(turn: Turn, a: Agent, prompts_a: Sequence[Prompt], steps: int = 0) ->
     real, found = np.asarray(past[-1].positions) >= 0, []
     for i, row in enumerate(a.rows(prompts_a)):
         tokens = (*spell_out(a, row), *(f"<thought {m + 1}>" for m in range(steps)))
-        shares = tuple(map(tuple, last[:, i, real[i]].tolist()))
-        found.append(Looks(tokens, shares, tuple(prompt[:, i].sum(axis=-1).tolist())))
+        known = lambda x: None if np.isnan(x).any() else x.tolist()
+        shares = tuple(row and tuple(row) for row in map(known, last[:, i, real[i]]))
+        found.append(Looks(tokens, shares, tuple(map(known, prompt[:, i].sum(axis=-1)))))
     return found
 
 

@@ -446,6 +446,13 @@ def _mapping(settings: Prefixing, b: Agent) -> int:
 
 def _check_models(agents: Sequence[Agent], b: Agent, settings: Prefixing) -> None:
     """Raises ValueError if the receiver cannot use the senders' keys and values or vectors."""
+    config = b.single.config
+    if settings.sends == "kv" and isinstance(config, ModelConfig) and config.recurrent:
+        parts = not settings.chosen(config).all() or settings.positions == "own" or settings.place == "turn"
+        if parts or len(agents) > 1:
+            raise ValueError(
+                f"{b.name} has layers with linear attention, which hold one state of all tokens: send it whole (all layers, one sender, at the start), or send states (activation)"
+            )
     if settings.maps is not None and (len(agents) > 1 or settings.sends == "thoughts"):
         raise ValueError("maps are of one sender's keys and values: name a single sender, and send no thoughts")
     for agent in agents if settings.maps is None else ():
