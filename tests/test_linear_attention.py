@@ -301,8 +301,8 @@ def test_what_needs_keys_in_every_layer_says_so(model, llama):
     other_way = dataclasses.replace(params.config, layer_heads=params.config.layer_heads[::-1])
     turned = params.replace(blocks=params.blocks[::-1], config=other_way)
     refused(lambda: jc.run_with_cache(turned, PADDED, sites="z"), "layer 2 has linear attention, so it has no z")
-    onto = prefixes.attention_onto(params, ASKED, past=[told])
-    assert np.isnan(onto[[0, 2]]).all() and np.all(np.asarray(onto[[1, 3]]).sum(axis=-1) > 0)
+    onto = np.asarray(prefixes.attention_onto(params, ASKED, past=[told]))
+    assert np.isnan(onto[[0, 2]]).all() and (onto[[1, 3]].sum(axis=-1) > 0).all()
 
 
 def test_a_chunk_of_a_sweep_fits_in_what_is_counted():
