@@ -97,6 +97,22 @@ def select(
     return cache.replace(seen=seen, back=back)
 
 
+def check_parts(config: Any, name: str) -> None:
+    """Checks that prefixes of a model can be used in parts: by some layers, of several senders, or after other tokens.
+
+    Args:
+        config: Architecture of the model.
+        name: Its name, for the error message.
+
+    Raises:
+        ValueError: Some of its layers have linear attention.
+    """
+    if isinstance(config, ModelConfig) and config.recurrent:
+        raise ValueError(
+            f"{name} has layers with linear attention, which hold one state of all tokens: send it whole (all layers, one sender, at the start), or send states (activation)"
+        )
+
+
 def check_columns(cache: KVCache, what: str) -> None:
     """Checks that every layer of a cache holds keys and values of single tokens, which can be hidden, moved or joined.
 

@@ -124,7 +124,7 @@ class Select(options.GameOptions):
 
     def _prefixes(self, game: Game, agents: tuple[Agent, Agent]) -> tuple[Callable[[], Any], Sweeping]:
         """kv and latent: the function that scores the layers, and the function that sweeps."""
-        from jaxcomm.prefixes import check_prefix
+        from jaxcomm.prefixes import check_parts, check_prefix
         from jaxcomm.protocols import Prefixing
 
         from .. import selections
@@ -132,6 +132,7 @@ class Select(options.GameOptions):
         from ..prefixes import CALIBRATED, LayerChoice
 
         a, b = agents
+        check_parts(b.single.config, b.name)
         check_prefix(a.single.config, b.single.config)
         looks: Any = next((scheme for scheme in CALIBRATED if scheme in self.schemes), None)
         choice = LayerChoice(

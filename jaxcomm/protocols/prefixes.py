@@ -22,7 +22,7 @@ from jaxcomm.flops import blocks_flops, head_flops, keys_flops, thinking_flops
 from jaxcomm.kv_mapping import KVMaps, map_cache
 from jaxcomm.latents import Thought, think
 from jaxcomm.messages import Message
-from jaxcomm.prefixes import as_layers, check_prefix, check_reach, join, move, select, stretch
+from jaxcomm.prefixes import as_layers, check_parts, check_prefix, check_reach, join, move, select, stretch
 from jaxcomm.prompts import Prompts, left_pad
 from jaxcomm.protocols.base import Input, Sent, Spent, Turn, dropped, total
 from jaxcomm.protocols.controls import Control, Link, StandIn, as_stand_in, worst_of_others
@@ -446,13 +446,9 @@ def _mapping(settings: Prefixing, b: Agent) -> int:
 
 def _check_models(agents: Sequence[Agent], b: Agent, settings: Prefixing) -> None:
     """Raises ValueError if the receiver cannot use the senders' keys and values or vectors."""
-    config = b.single.config
-    if settings.sends == "kv" and isinstance(config, ModelConfig) and config.recurrent:
-        parts = not settings.chosen(config).all() or settings.positions == "own" or settings.place == "turn"
-        if parts or len(agents) > 1:
-            raise ValueError(
-                f"{b.name} has layers with linear attention, which hold one state of all tokens: send it whole (all layers, one sender, at the start), or send states (activation)"
-            )
+    parts = not settings.chosen(b.single.config).all() or settings.positions == "own" or settings.place == "turn"
+    if settings.sends == "kv" and (parts or len(agents) > 1):
+        check_parts(b.single.config, b.name)
     if settings.maps is not None and (len(agents) > 1 or settings.sends == "thoughts"):
         raise ValueError("maps are of one sender's keys and values: name a single sender, and send no thoughts")
     for agent in agents if settings.maps is None else ():
