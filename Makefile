@@ -11,7 +11,7 @@ endif
 # As many workers as cores; tests of one file share what they have made.
 PYTEST = .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo real real-channels study eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-channels bench-kv bench-attention bench-bridges bench-linear-attention bench-layouts bench-commits bench-protocols bench-real bench-load bench-lmnet tpu-check docs clean
+.PHONY: demo real real-channels study eval-demo check quick test test-real mutants lint bench bench-calls bench-sweep bench-patching bench-controls bench-channels bench-kv bench-attention bench-bridges bench-linear-attention bench-layouts bench-commits bench-passes bench-protocols bench-real bench-load bench-lmnet tpu-check docs clean
 
 demo: .venv/.runtime
 	.venv/bin/jaxcomm demo --out demo
@@ -138,6 +138,9 @@ bench-bridges: .venv/.test
 # About four minutes.
 bench-linear-attention: .venv/.test
 	.venv/bin/python benchmarks/linear_attention.py
+
+bench-passes: .venv/.test .venv/.real
+	.venv/bin/python benchmarks/passes.py
 
 bench-layouts: .venv/.test .venv/.real
 	.venv/bin/python benchmarks/layouts.py

@@ -12,10 +12,7 @@ from typing import Any
 
 from jaxcomm.config import DeltaRule, Heads, ModelConfig, Rope
 
-from .values import (
-    ACTIVATIONS,
-    Values,
-    layer_types,
+from .shared import (
     one_rope,
     partial_rope,
     read_common,
@@ -31,6 +28,7 @@ from .values import (
     write_ropes,
     write_window,
 )
+from .values import ACTIVATIONS, Values, layer_types
 from .weights import (
     GEMMA,
     GEMMA4,
