@@ -73,6 +73,13 @@ MUTANTS = (
     ("jaxcomm/layers.py", "y = unit(y, c.norm_eps)", "y = y + 0", "test_parity"),
     ("jaxcomm/layers.py", "frequency[int(rope.share * head_dim // 2) :] = 0", "frequency[int(rope.share * head_dim) :] = 0", "test_parity"),
     ("jaxcomm/flops.py", "(2 - c.keys_as_values)", "2", "test_unlike_layers"),
+    ("jaxcomm/cache.py", "self.past[-1].states[layer]", "self.past[0].states[layer]", "test_linear_attention"),
+    ("jaxcomm/cache.py", "jnp.any((places >= 0) & (places < first), axis=-1)", "jnp.any(places >= 0, axis=-1)", "test_linear_attention"),
+    ("jaxcomm/communication.py", "(*past, earlier))", "past)", "test_linear_attention"),
+    ("jaxcomm/layers.py", "jnp.where(real, decay, 0), jnp", "decay, jnp", "test_linear_attention"),
+    ("jaxcomm/linear_attention.py", "[None, :, None] - padding", "[None, :, None]", "test_linear_attention"),
+    ("jaxcomm/linear_attention.py", "between[..., -1, :, None]", "jnp.ones_like(since)", "test_linear_attention"),
+    ("converters/weights.py", "self.parts, c.head_dim, *tensor.shape[1:])[:, self.part]", "self.parts, c.head_dim, *tensor.shape[1:])[:, 0]", "test_parity"),
 )  # fmt: skip
 
 
