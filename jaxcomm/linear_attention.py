@@ -79,10 +79,8 @@ def delta_rule(
     Returns:
         The o of each token, and S after the last one, float32.
     """
-    T, product = (
-        q.shape[1],
-        functools.partial(jnp.einsum, precision="highest"),
-    )  # S carries errors on to all later tokens
+    T = q.shape[1]
+    product = functools.partial(jnp.einsum, precision="highest")  # S carries errors on to all later tokens
     size = min(CHUNK, T)
     count = -(-T // size)
 
