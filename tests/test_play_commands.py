@@ -108,7 +108,7 @@ def test_the_command_that_a_report_prints_gives_the_same_items_again(played, tmp
             wording="instructed", instruction='Say "it" in one word, {please}.', examples=2, chat=True, prompts_b="raw"
         ),
         dict(sender_reads="statement+question", system_a="It's you.", system_b="Two\nlines", chat_args=("x=1", "y=z")),
-        dict(protocol=("cipher", "debate"), temperatures=(0.5, 0.0), rounds=4, form="harness", game="my game.jsonl"),
+        dict(protocol=("cipher", "debate"), temperatures=(0.0, 0.5), rounds=4, form="harness", game="my game.jsonl"),
         dict(protocol=("message",), ask="{prompt} Tell.", tell="{prompt} {message}", temperature=0.7, top_p=0.9),
         dict(int8=True, tensor=2, dtype="bfloat16", json=Path("a b.json"), items=Path("i.jsonl"), out=Path("out")),
     ],
@@ -133,7 +133,7 @@ def test_a_printed_command_asks_for_what_was_asked_for(given):
             ("--protocol", "cipher", "--temperature", 0.7),
             "cipher does not sample, it only uses --temperatures",
         ),
-        (("--protocol", "cipher", "--temperatures", 0.1, 0.4), "--temperatures 0.1 0.4: B's must be lower"),
+        (("--protocol", "cipher", "--temperatures", 0.4, 0.1), "--temperatures 0.4 0.1: B's must be lower"),
         (("--protocol", "cipher", "--temperatures", 0.4, 0.4), "--temperatures 0.4 0.4: B's must be lower"),
         (("--protocol", "silent", "--control", "zero"), "--control does not apply to the protocol silent, which sends"),
         (("--protocol", "exchange", "--k", 5), "exchange needs --k (A's layer) and --j (B's layer)"),

@@ -169,7 +169,7 @@ class Control:
     each: bool = False
     """Also control every edge alone."""
     n: int | None = None
-    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
+    """Number of items; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
     """Seed of the games and of the draws."""
     names: options.Names = "seen"

@@ -57,7 +57,7 @@ class Play(options.GameOptions, options.PrefixOptions):
     probe: int = 200
     """Number of further items to train a probe on, which predicts the answer from messages. A game of your own has none."""
     n: int | None = None
-    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
+    """Number of items; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
     """Seed of the games, of sampling, and of noise."""
     names: options.Names = "seen"
@@ -76,8 +76,8 @@ class Play(options.GameOptions, options.PrefixOptions):
     """debate, cipher: words around the prompts."""
     rounds: int | None = None
     """debate, cipher: number of answers of each agent; default: 2 (debate), 3 (cipher)."""
-    temperatures: tuple[float, float] = (0.4, 0.1)
-    """cipher: the temperatures of A and of B. B answers, so its temperature must be lower."""
+    temperatures: tuple[float, float] = (0.1, 0.4)
+    """cipher: the temperatures of B and of A. B answers, so its temperature must be lower."""
     max_message_tokens: int = 48
     """Largest number of tokens of a message."""
     max_new_tokens: int = 16
@@ -169,7 +169,7 @@ class Play(options.GameOptions, options.PrefixOptions):
         own: dict[str, dict[str, Any]] = {
             "message": dict(ask=self.ask, tell=self.tell, turns=self.turns, max_message_tokens=self.max_message_tokens),
             "debate": dict(talk, rounds=rounds(2), tie="last"),
-            "cipher": dict(talk, rounds=rounds(3), temperatures=self.temperatures),
+            "cipher": dict(talk, rounds=rounds(3), temperatures=self.temperatures[::-1]),
             "activation": dict(k=self.k, j=self.j, graft=self.graft, where=self.where),
             "exchange": dict(k=self.k, j=self.j, graft=self.graft, where=self.where, tie="first"),
         }
@@ -214,7 +214,7 @@ class Play(options.GameOptions, options.PrefixOptions):
             check_message(self.ask, self.tell, "--")
         if "cipher" in self.protocol and self.temperature:
             raise ValueError("cipher does not sample, it only uses --temperatures: leave out --temperature")
-        if self.temperatures[1] >= self.temperatures[0]:
+        if self.temperatures[0] >= self.temperatures[1]:
             raise ValueError(
                 f"--temperatures {self.temperatures[0]} {self.temperatures[1]}: B's must be lower, since it answers"
             )

@@ -46,7 +46,7 @@ class Read(options.GameOptions, options.PrefixOptions):
     graft: options.Graft = "replace"
     """How B's state b and A's state a are combined."""
     n: int = 5
-    """Number of games."""
+    """Number of items."""
     seed: int = 0
     """Seed of the games."""
     names: options.Names = "seen"

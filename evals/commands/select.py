@@ -77,7 +77,7 @@ class Select(options.GameOptions):
     calibration_items: int = 8
     """score, greedy: number of items to score layers on."""
     n: int | None = None
-    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
+    """Number of items; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
     """Seed of the games and of random choices."""
     names: options.Names = "seen"

@@ -44,7 +44,7 @@ class Sweep(options.GameOptions):
     into: int | None = None
     """Fit W into this layer of B instead of j; needs --text."""
     n: int | None = None
-    """Number of games; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
+    """Number of items; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
     """Seed of the games, and of their halves."""
     names: options.Names = "seen"

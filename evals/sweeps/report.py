@@ -147,7 +147,7 @@ def paragraphs(
         yield "\nLayers are chosen on one half of the questions and reported on the other. In points, total: the message minus B alone; presence: another question's message minus B alone; content: the message minus another question's:"
         yield halves_table(halves)
         yield meaning(3 * len(halves))
-        yield "\nThe same cells with every control, %:"
+        yield "\nThe same cells under the controls, %:"
         yield controls_table(halves)
     yield from agreement(cells)
 
