@@ -30,7 +30,7 @@ def table() -> str:
     import transformers
 
     true = json.loads(TRUE_CONFIGS.read_text(encoding="utf-8"))
-    columns = ("model_type", "models", "norms", "positions", "attention", "MLP", "biases", "head", "published configs that a test reads")
+    columns = ("model_type", "models", "norms", "positions", "attention", "MLP", "biases", "head", "tested configs")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for family in FAMILIES.values():
         config = family.read(Values(transformers.AutoConfig.for_model(family.model_type, **family.example)))
