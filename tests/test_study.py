@@ -274,6 +274,21 @@ def test_what_is_not_possible_is_said(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_chats_can_be_added_to_a_run_of_raw_prompts(studied, tmp_path, capsys):
+    out, words = studied
+    alone = (*words[:-1], tmp_path / "run")
+    assert "pair:b has no chat template" in refused(capsys, *alone, "--prompts", "chat")
+    assert not (tmp_path / "run").exists()
+    jaxcomm(*alone, "--prompts", "raw")
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "Set-ups with chat prompts were left out" in text and "--prompts raw" in text
+    assert table_of(tmp_path / "run" / "results.csv") == table_of(out / "results.csv")  # this model has no chats
+    capsys.readouterr()
+    jaxcomm(*alone, "--resume")
+    assert "left out (--prompts)" not in (tmp_path / "run" / "report.md").read_text()
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("... ")]
+
+
 def test_layers_are_spread_to_the_last():
     assert spread(18, 6) == (3, 6, 9, 12, 15, 18) and spread(30, None) == tuple(range(1, 31))
     for count in range(1, 40):

@@ -33,6 +33,8 @@ class Study:
     """Number of items in each half; default: by --size."""
     layers: int | None = None
     """Number of layers of each model, evenly spaced; default: by --size."""
+    prompts: tuple[Literal["raw", "chat"], ...] = ("raw", "chat")
+    """Set-ups to play: raw prompts, prompts through the chat templates, or both. With --resume, further ones are added to a run."""
     text: str | None = None
     """Also graft through maps W that are fitted on this text (as jaxcomm fit-map --text; statements: the game's own, which --size full always fits)."""
     seed: int = 2026
@@ -62,5 +64,6 @@ class Study:
         a, b = load_agents(self.a, self.b, dtype=self.dtype, chat_args=told, layers=True)
         command = options.command_line(self)
         with run.opened(settings, a, b, self.out, command=command, resume=self.resume) as folder:
-            study = run.Study(settings, a, b, folder, lambda name: print(f"... {name}", flush=True))
+            say = lambda name: print(f"... {name}", flush=True)
+            study = run.Study(settings, a, b, folder, say, prompts=self.prompts)
             report(study, list(study.blocks()), command)

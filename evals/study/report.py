@@ -146,7 +146,10 @@ def set_up(study: Study, blocks: Sequence[Block]) -> Iterator[str]:
     for name, agent in (("A", study.a), ("B", study.b)):
         config = agent.single.config
         yield f"{name}: {agent.name}, {config.layers} layers of width {config.width}, {agent.params.dtype.name}."
-    if not any(block.setup.form == "chat" for block in blocks):
+    left_out = [form for form in ("raw", "chat") if form not in study.prompts]
+    if left_out:
+        yield f"Set-ups with {left_out[0]} prompts were left out (--prompts)."
+    elif not any(block.setup.form == "chat" for block in blocks):
         yield "No chats: one of the models has no chat template."
     if not measure.same_shape(study.a, study.b):
         yield (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,21 @@ class Study:
         b: The receiver, raw.
         folder: The run folder.
         say: Called with the name of every piece that is computed.
+        prompts: Set-ups to play: "raw", "chat" or both. It is no part of the run's identity, so a run may go on with more.
     """
 
     def __init__(
-        self, settings: Settings, a: Agent, b: Agent, folder: RunFolder, say: Callable[[str], None] = lambda name: None
+        self,
+        settings: Settings,
+        a: Agent,
+        b: Agent,
+        folder: RunFolder,
+        say: Callable[[str], None] = lambda name: None,
+        *,
+        prompts: Sequence[str] = ("raw", "chat"),
     ):
         self.settings, self.a, self.b, self.folder, self.say = settings, a, b, folder, say
+        self.prompts = prompts
 
     def blocks(self) -> Iterator[Block]:
         """Runs everything, game by game and set-up by set-up. Finished pieces are read from the folder.
@@ -80,16 +89,21 @@ class Study:
             One block for each game and set-up.
 
         Raises:
-            ValueError: A game has too few items, or B's chat template begins a thought, which would come before the answer.
+            ValueError: A game has too few items, only chats are to be played and a model has no chat template, or B's chat
+                template begins a thought, which would come before the answer.
         """
-        chat = all(agent.tokenizer.chat_template for agent in (self.a, self.b))
+        mute = [agent.name for agent in (self.a, self.b) if not agent.tokenizer.chat_template]
+        if mute and "raw" not in self.prompts:
+            raise ValueError(f"--prompts chat: {mute[0]} has no chat template; leave out --prompts, or use raw")
+        chat = not mute and "chat" in self.prompts
         if chat and (b := dataclasses.replace(self.b, chat=True)).begins_thought(b.rows(["Hello"])[0]):
             raise ValueError(
                 f"{b.name}'s chat template begins a thought, but choices are scored at the start of an answer: switch thinking off (such as --chat-args enable_thinking=false)"
             )
         for name in self.settings.size.games:
             for setup in setups(chat=chat, instructed=name in GAMES, whole=self.settings.size.whole):
-                yield self._block(drawn(name, setup, self.settings), setup)
+                if setup.form in self.prompts:
+                    yield self._block(drawn(name, setup, self.settings), setup)
 
     def _agents(self, setup: Setup) -> tuple[Agent, Agent]:
         a, b = (dataclasses.replace(agent, chat=setup.form == "chat") for agent in (self.a, self.b))
