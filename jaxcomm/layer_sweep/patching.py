@@ -148,8 +148,8 @@ def _chunks(site: str, layers: Sequence[int], positions: int, size: int) -> list
 @functools.partial(jax.jit, static_argnames=("begin", "site", "change"))
 def _patch_cells(params, read, layers, where, targets: Targets, *, begin: int, site: str, change: Change):
     """Compute a chunk: the cells' new states, and the scores of the answers. where: columns [G, C, n] of A's prompts and of
-    B's; a missing column has the number of columns as its index."""
-    (sent, tail, own), (columns_a, columns_b) = read, where
+    B's, and B's positions (`_columns`)."""
+    (sent, tail, own), (columns_a, columns_b, places) = read, where
     index = layers - int(site != "resid_post")
 
     def at(states, columns):
@@ -159,7 +159,6 @@ def _patch_cells(params, read, layers, where, targets: Targets, *, begin: int, s
 
     message, state = at(sent, columns_a), at(own, columns_b)
     flat = lambda x: x.reshape(-1, *x.shape[2:])
-    places = jnp.where(columns_b < own.shape[2], columns_b, -1)
     new = change(flat(state), flat(message), Context(site, jnp.tile(layers, len(state)), flat(places))).reshape(
         state.shape
     )
@@ -187,14 +186,16 @@ def _masked(prompts: Prompts) -> Prompts:
 
 
 def _columns(positions: Sequence[Any], both: Sequence[Prompts]) -> list[np.ndarray]:
-    """Columns [G, positions, n] of A's prompts and of B's, aligned at their ends. A missing column is the prompts' width."""
+    """Columns [G, positions, n] of A's prompts and of B's, aligned at their ends, and B's positions there. A missing column is
+    the prompts' width, and its position -1."""
     found = [[_chosen(at, prompts) for at in positions] for prompts in both]
     most = max(row.shape[1] for rows in found for row in rows)
     widths = [prompts.shape[1] for prompts in both]
     pad = lambda row, width: np.pad(row, ((0, 0), (most - row.shape[1], 0)), constant_values=width)
     whole = [np.stack([pad(row, width) for row in rows], axis=1) for rows, width in zip(found, widths, strict=True)]
     used = (whole[0] < widths[0]).any(axis=(0, 1)) & (whole[1] < widths[1]).any(axis=(0, 1))
-    return [x[..., used] for x in whole]
+    rows = np.pad(np.asarray(positions_of(both[1])), ((0, 0), (0, 1)), constant_values=-1)
+    return [x[..., used] for x in (*whole, np.take_along_axis(rows[:, None], whole[1], axis=2))]
 
 
 def _chosen(positions: Any, prompts: Prompts) -> np.ndarray:
