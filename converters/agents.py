@@ -62,7 +62,7 @@ def load_agent(
         chat: Whether prompts go through the tokenizer's chat template.
         chat_args: Further arguments of the template, such as {"enable_thinking": False}.
         name: Name of the agent. Default: the last part of the path or of the hub id.
-        tokenizer: Folder or hub id of another tokenizer. Its stop tokens are used too.
+        tokenizer: Folder or hub id of another tokenizer. Its stop tokens replace the checkpoint's.
         **weights: Options for loading weights (`WeightOptions`).
 
     Returns:

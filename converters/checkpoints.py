@@ -179,7 +179,9 @@ def _finite(array: Any, dtype: np.dtype, name: str) -> jax.Array:
     with np.errstate(over="ignore"):
         cast = array if array.dtype == dtype else array.astype(dtype)
     if not (finite(cast) if isinstance(cast, np.ndarray) else bool(_all_finite(cast))):
-        raise ValueError(f"weight {name} holds NaN, infinite values, or some too large for {dtype}")
+        raise ValueError(
+            f"weight {name} holds NaN, infinite values, or some too large for {dtype}: try float32 or bfloat16"
+        )
     return cast if isinstance(cast, jax.Array) else jax.device_put(cast)
 
 

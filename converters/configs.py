@@ -187,14 +187,16 @@ def reaching(config: ModelConfig, positions: int) -> ModelConfig:
         The architecture with `max_positions` set to it.
 
     Raises:
-        ValueError: The checkpoint has fewer positions; with learned positions, any other number than the checkpoint's.
+        ValueError: It is below 1 or above the checkpoint's; with learned positions, any other number than the checkpoint's.
     """
     # With linear scaling, configs may still give the old number of positions (Vicuna 16k).
     most = max(config.max_positions, *(rope.reach for rope in config.ropes))
     if isinstance(config.rope, Rope) and config.rope.kind == "linear":
         most = round(config.rope.factor * most)
     if not 0 < positions <= most or (config.learned_positions and positions != most):
-        raise ValueError(f"max_positions = {positions}: the checkpoint has {most}")
+        raise ValueError(
+            f"max_positions = {positions}: the checkpoint has {most}, give {'that' if config.learned_positions else 'at most that'}"
+        )
     return dataclasses.replace(config, max_positions=positions)
 
 
@@ -222,5 +224,5 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> Family:
                 return family
         except Exception:  # this family cannot describe it; transformers' strict configs raise their own error types
             continue
-    who = "no supported family has" if model_type is None else f"{model_type} has not"
-    raise ValueError(f"{who} this architecture: {config}")
+    who = "no supported family can" if model_type is None else f"{model_type} cannot"
+    raise ValueError(f"{who} describe this architecture: {config}")

@@ -87,7 +87,9 @@ class _Source:
             self.layout, self.tensors = family.layout, find_tensors(path)
             if any(map(MXFP4.search, self.tensors)):
                 if not self.layout.packed:
-                    raise ValueError(f"{path} has weights packed in MXFP4, which this family is not read from")
+                    raise ValueError(
+                        f"{path} has weights packed in MXFP4, which are not supported for {family.model_type}: give an unpacked checkpoint"
+                    )
                 block = self.layout.block | self.layout.packed
                 self.layout, self.tensors = dataclasses.replace(self.layout, block=block), unpacked(self.tensors)
         # Like transformers, also accept a bare model, whose names lack the causal model's prefix.

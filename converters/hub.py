@@ -42,13 +42,17 @@ def locate(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
     """
     if real.is_real(path_or_hub_id):
         if revision is not None:
-            raise ValueError(f"revision = {revision!r} is of hub ids, {path_or_hub_id} has one version: leave it out")
+            raise ValueError(
+                f"revision = {revision!r} applies to hub ids only, {path_or_hub_id} has one version: leave it out"
+            )
         return real.find(str(path_or_hub_id))
     path = Path(path_or_hub_id)
     name, _, at = str(path_or_hub_id).partition("@")
     if path.is_dir() or gguf.is_gguf(path):
         if revision is not None:
-            raise ValueError(f"revision = {revision!r} is of hub ids, {path} is a local checkpoint: leave it out")
+            raise ValueError(
+                f"revision = {revision!r} applies to hub ids only, {path} is a local checkpoint: leave it out"
+            )
         return path
     repository, file = name, None
     if name.endswith(".gguf"):  # owner/name/file on the hub, or a local file that does not exist

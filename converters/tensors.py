@@ -205,7 +205,7 @@ def check(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"tensor {name} has shape {tensor.shape}, the config asks for {shape}")
     if tensor.dtype not in DTYPES and tensor.decode is None:
         raise ValueError(
-            f"tensor {name} is {tensor.dtype}: quantised checkpoints are not supported, but for .gguf files"
+            f"tensor {name} is {tensor.dtype}: quantised checkpoints are not supported, except .gguf files and MXFP4"
         )
     return tensor
 
@@ -327,7 +327,9 @@ def write(out: np.ndarray, piece: Part) -> None:
     with np.errstate(over="ignore"):
         np.copyto(out, piece.read(piece.cut).reshape(out.shape), casting="unsafe")
     if not finite(out):
-        raise ValueError(f"tensor {piece.name} holds NaN, infinite values, or some too large for {out.dtype}")
+        raise ValueError(
+            f"tensor {piece.name} holds NaN, infinite values, or some too large for {out.dtype}: try float32 or bfloat16"
+        )
 
 
 def finite(array: np.ndarray) -> bool:

@@ -378,8 +378,8 @@ def effects_told(
         columns, rows = split_rows(found)
         yield Heading(2, f"Presence and content {told}")
         yield (
-            "Total: the item's own messages minus B alone. Presence: another item's messages minus B alone. Content: own "
-            "messages minus another item's. " + meaning(3 * len(found))
+            "Differences of scores. Total: own message minus B alone. Presence: another item's message minus B alone. Content: own "
+            "message minus another item's. " + meaning(3 * len(found))
         )
         yield overlap_told(game)
         yield Table(["protocol", "metric", *columns], rows, left=2)
@@ -399,11 +399,11 @@ def effects_told(
     yield (
         "Sent: whether the message contains the answer. A text contains it if it names it. For states, a linear probe, "
         "trained on other items, predicts the answer from the message (a better probe might find more). Heard: KL divergence "
-        "of B's distribution of its next token, in nats, mean over the items: with the own message from none, with the own "
-        "from another item's, and with another item's from none."
+        "between B's next-token distributions, in nats, mean over the items: own message against none, own message "
+        "against another item's, and another item's against none."
     )
     yield Table(
-        ["protocol", "sent, %", "own from none", "own from other", "other from none"],
+        ["protocol", "sent, %", "own against none", "own against other", "other against none"],
         hearing(by, sent, b, more),
         left=1,
     )

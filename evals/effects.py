@@ -1,7 +1,7 @@
 """Effect of messages on any per-item score: total = presence + content.
 
-    presence   effect of any message of this kind: another example's message - B alone
-    content    effect of what this message says: own message - another example's message
+    presence   effect of any message of this kind: another item's message - B alone
+    content    effect of what this message says: own message - another item's message
 
 Zhang & Emu (2026, arXiv 2607.26773) and Cheng et al. (2026, arXiv 2608.04893) split the gains of published channels this
 way.
@@ -36,7 +36,7 @@ class Effect(NamedTuple):
 
     Attributes:
         value: The mean difference, with its 95 % interval (`scores.difference`).
-        p: Its p-value by random signs (`scores.sign_flip`), not corrected.
+        p: Its p-value (`scores.sign_flip`): exact for right or wrong answers, else by random signs. Not corrected.
         spread: Standard deviation of the items' differences, for `smallest`.
         n: Number of items.
     """
@@ -64,8 +64,8 @@ class Split(NamedTuple):
 
     Attributes:
         total: Own message minus no message.
-        presence: Another example's message minus no message.
-        content: Own message minus another example's message.
+        presence: Another item's message minus no message.
+        content: Own message minus another item's message.
 
     Example:
         >>> found = split([1, 1, 0, 1], [0, 1, 0, 1], [0, 0, 0, 1])
@@ -101,7 +101,7 @@ def split(own: Hits, other: Hits, alone: Hits) -> Split:
 
     Args:
         own: The scores with each item's own message.
-        other: The scores with another example's message.
+        other: The scores with another item's message.
         alone: The scores without a message.
 
     Returns:

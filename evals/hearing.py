@@ -3,7 +3,7 @@
 sent    states: a linear probe, trained on other items, predicts the answer from the message; texts: the message names the
         answer. What the probe finds was sent. A better reader, such as B, might find more.
 heard   how far B's next-token distribution moves: KL divergence of own message against none, own against another
-        example's message, and another's against none. If B uses content, the second is far from 0.
+        item's message, and another's against none. If B uses content, the second is far from 0.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ Control = Literal[
 Controls = Annotated[
     tuple[Control, ...],
     _told(
-        "Also run every protocol that sends with these controls in place of its messages. other: another item's message, which splits the gain into presence and content; generated: B writes the message itself, from its own prompt; mean, moments (noise with mean and covariance of the messages), noise (of the same norm), zero, adversarial; unrelated: A's message after an unrelated sentence; self: B's own state; equal-flops, equal-bytes: a written message that costs as much."
+        "Stand-ins for messages. Every protocol that sends messages is also run with each of them. other: another item's message, which splits the gain into presence and content; generated: B writes the message itself, from its own prompt; mean, moments (noise with mean and covariance of the messages), noise (of the same norm), zero, adversarial; unrelated: A's message after an unrelated sentence; self: B's own state; equal-flops, equal-bytes: a written message that costs as much."
     ),
 ]
 SystemA = Annotated[str, _told("System prompt of A. In a raw prompt it is the first paragraph.")]
@@ -53,7 +53,10 @@ Dtype = Annotated[
     _told("auto: the checkpoint's own; on CPU float32, because XLA is slow with two-byte dtypes there."),
 ]
 Tensor = Annotated[
-    int, _told("Divide every weight matrix over this many devices. Groups of so many devices share the questions.")
+    int,
+    _told(
+        "Divide every weight matrix over this many devices. Each group of so many devices takes a part of the items."
+    ),
 ]
 Int8 = Annotated[bool, _told("Keep weight matrices in 8 bits (needs jaxcomm[int8]).")]
 Cluster = Annotated[

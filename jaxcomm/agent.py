@@ -218,7 +218,7 @@ class Agent:
 
         Raises:
             TooLong: A prompt leaves no room for them. TooLong is a ValueError.
-            ValueError: `new` is larger than the model's number of positions.
+            ValueError: `new` is not below the model's number of positions.
         """
         positions = self.params.config.max_positions
         length, limit = max(map(len, rows), default=0), positions - new
@@ -263,7 +263,7 @@ class Agent:
             A mask [B, P] of the tokens of every occurrence, in the columns of `tokenize(prompts)`.
 
         Raises:
-            ValueError: A prompt does not contain its text; the text begins or ends within a token; the tokenizer
+            ValueError: The numbers of texts and prompts differ; a prompt does not contain its text; the text begins or ends within a token; the tokenizer
                 returns no character offsets.
 
         Example:
@@ -288,7 +288,7 @@ class Agent:
             prompt: A text, or a conversation. It must not be longer than `longest`.
 
         Returns:
-            The number of tokens. 0 for a raw text.
+            The number of tokens. 0 for a raw text without `system`.
 
         Raises:
             ValueError: The tokenizer returns no character offsets; the chat template changes the text of the last turn.

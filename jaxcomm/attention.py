@@ -59,7 +59,7 @@ class Scoring(NamedTuple):
 
 
 class Aside(NamedTuple):
-    """A segment with its own softmax, beside the other segments. Its result times a gate is added to theirs.
+    """A segment with its own softmax, apart from the other segments. Its result times a gate is added to theirs.
 
     If every gate is 0, nothing is added and the result is the same as without it. Attention windows do not apply to it.
 

@@ -6,7 +6,7 @@
 
 `C2C` is the fuser of Cache-to-Cache (Fu et al. 2025, arXiv 2510.03215). A and B read the same prompt. The fuser changes
 B's keys and values at all tokens but the last, using A's. `Gated` is a small bridge in the spirit of Draft-KV (arXiv
-2609.34754). A reads a text that B never sees. The bridge maps A's keys and values, and B attends to them beside its own.
+2609.34754). A reads a text that B never sees. The bridge maps A's keys and values, and B attends to them and to its own.
 
 In training a row holds several texts. Each text has a prompt, which is not learned, and then tokens that are learned.
 `model.Training` tells a bridge which tokens are which.
@@ -155,7 +155,7 @@ class C2C(_Bridge):
 
 
 class Gated(_Bridge):
-    """A small bridge, in the spirit of Draft-KV (arXiv 2609.34754): A's keys and values become a memory beside B's prompt.
+    """A small bridge, in the spirit of Draft-KV (arXiv 2609.34754): A's keys and values become a memory that B also attends to.
 
     For each of B's layers, the bridge takes A's keys and values in the layer at the same relative depth, each scaled to a
     root mean square of 1. Two low-rank linear maps without bias give keys and values for B. B's queries attend to them with
@@ -252,7 +252,7 @@ def init_c2c(
         The fuser, float32.
 
     Raises:
-        ValueError: `hidden` or `steps` is below 1.
+        ValueError: `hidden` or `steps` is below 1; the layers of a model differ in their key heads.
 
     Example:
         >>> from jaxcomm import bridges
@@ -297,7 +297,7 @@ def init_gated(key: Key[Array, ""], params_a: Params, params_b: Params, *, rank:
         The bridge, float32.
 
     Raises:
-        ValueError: The rank is below 1.
+        ValueError: The rank is below 1; the layers of a model differ in their key heads.
 
     Example:
         >>> from jaxcomm import bridges

@@ -40,6 +40,7 @@ class Chat:
 
         Raises:
             ValueError: As for `Agent.stream`.
+            FloatingPointError: The logits are NaN.
         """
         return "".join(self.stream(text, **how)).strip()
 
@@ -57,6 +58,7 @@ class Chat:
 
         Raises:
             ValueError: As for `Agent.stream`.
+            FloatingPointError: The logits are NaN.
         """
         asked: list[Any] = [*self.turns, {"role": "user", "content": text}]
         pieces = []

@@ -49,8 +49,8 @@ def communicate(
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: A's prompts, one for each game: `Prompts`, or tokens [B, P] without padding.
-        prompts_b: B's prompts, one for each game.
+        prompts_a: A's prompts, one for each item: `Prompts`, or tokens [B, P] without padding.
+        prompts_b: B's prompts, one for each item.
         k: A is read after this layer, at the last token: 0 .. L_A, an int or traced. Or any `Site`.
         j: B is edited after this layer, at the last token: 0 .. L_B, an int or traced. Or any `Site`.
         graft: "sum", "mean", "replace", a function f(a, b), or `Graft(f, W)` with a map.
@@ -77,9 +77,9 @@ def communicate(
 
 
 def check_games(prompts_a: Prompts, prompts_b: Prompts) -> None:
-    """Raises ValueError unless A and B have one prompt each for every game."""
+    """Raises ValueError unless A and B have one prompt each for every item."""
     if len(prompts_a) != len(prompts_b):
-        raise ValueError(f"A has {len(prompts_a)} prompts, B has {len(prompts_b)}: give one of each per game")
+        raise ValueError(f"A has {len(prompts_a)} prompts, B has {len(prompts_b)}: give one of each per item")
 
 
 @compiled(
@@ -107,8 +107,8 @@ def communicate_logits(
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts, one for each game.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts, one for each item.
         answers: Token ids [B, T] that follow B's prompts; -1 after the end of an answer.
         k: A is read after this layer, as in `communicate`.
         j: B is edited after this layer, as in `communicate`.

@@ -223,7 +223,7 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
         if rows % len(cache.positions) or (cache.seen is not None and cache.seen.shape[1] not in (1, rows)):
             told = len(cache.positions) if cache.seen is None else max(len(cache.positions), cache.seen.shape[1])
             raise ValueError(
-                f"a cache has {told} rows for {rows} prompts: give one row for each, for every few, or for all"
+                f"a cache has {told} rows for {rows} prompts: give a divisor of {rows} (each row serves consecutive prompts)"
             )
     concrete = not any(known(cache.positions) is None for cache in past)
     if any(cache.indivisible for cache in past) and concrete and not in_order(past, rows).all():
@@ -243,7 +243,7 @@ def check_past(params: Any, past: Sequence[KVCache], prompts: Prompts | None, ne
     if (over := before + real.sum(axis=1) + new > limit).any():
         row = int(np.argmax(over))
         raise ValueError(
-            f"{before[row]} tokens before row {row}, {real[row].sum()} in it and {new} new ones exceed the model's {limit} positions: shorten what stands before"
+            f"{before[row]} tokens before row {row}, {real[row].sum()} in it and {new} new ones exceed the model's {limit} positions: shorten the past or the prompt"
         )
 
 
@@ -263,7 +263,7 @@ def check_cache(params: Any, cache: Any) -> None:
         n = next((n for n, (x, y) in enumerate(zip(found, wanted, strict=False)) if x != y), 0)
         (heads, size), (own, own_size) = found[n], wanted[n]
         raise ValueError(
-            f"keys and values are of {len(found)} layers, layer {n + 1} of {heads} heads of {size}; this model has {c.layers}, layer {n + 1} of {own} of {own_size}: read with the same model"
+            f"the cache has {len(found)} layers and, in layer {n + 1}, {heads} key heads of size {size}; this model has {c.layers} layers and {own} heads of size {own_size}: read with the same model"
         )
 
 

@@ -98,11 +98,13 @@ class Rope:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"rope {name} = {getattr(self, name)}: it must be a positive number")
         if self.original_positions < 1 or (self.kind == "yarn" and self.theta <= 1):
-            raise ValueError(f"rope of {self.original_positions} positions and theta {self.theta} does not turn")
+            raise ValueError(
+                f"rope original_positions = {self.original_positions}, theta = {self.theta}: give at least 1 position and, for yarn, a theta above 1"
+            )
         if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(f"rope low_freq_factor {self.low_freq_factor} is not below {self.high_freq_factor}")
         if not all(0 < number < math.inf for number in (*self.short, *self.long)):
-            raise ValueError("longrope divides by numbers that are not positive")
+            raise ValueError(f"rope short = {self.short}, long = {self.long}: all must be positive numbers")
 
     def dims(self, head_dim: int) -> int:
         """Counts the dimensions of a head that are rotated.
@@ -220,11 +222,11 @@ class ModelConfig:
         keys_as_values: Whether layers have no matrix for values, and take their keys for them, before any norm or rotation.
         v_norm: Whether the values of each head are divided by their root mean square.
         layer_scale: Whether the stream after each block is multiplied by a weight, a single number.
-        dense_ff: Feed-forward width of an MLP that every token goes through beside the experts, with norms of its own. 0:
+        dense_ff: Feed-forward width of an MLP that every token goes through in addition to the experts, with norms of its own. 0:
             there is none.
         router_norm: Whether the router reads the stream after attention, divided by its root mean square and multiplied by a
             weight, instead of the experts' input. The probability of an expert is then multiplied by a weight too.
-        attention_gate: Whether what a query head reads is multiplied by sigmoid(g), where g is a linear function of the
+        attention_gate: Whether a head's output is multiplied by sigmoid(g), where g is a linear function of the
             layer's input, as large as the queries.
         delta_rule: Of a config of one layer (`layer`): its linear attention. None: it has attention.
 
@@ -295,7 +297,7 @@ class ModelConfig:
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} = {value}: it must be a positive number")
         if not 0 <= self.norm_eps < 1:
-            raise ValueError(f"norm_eps = {self.norm_eps}: it must be a small number")
+            raise ValueError(f"norm_eps = {self.norm_eps}: it must be at least 0 and below 1")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.layer_heads and len(self.layer_heads) != self.layers:
@@ -337,12 +339,12 @@ class ModelConfig:
         turning = {rope.dims(self.head_dim) for rope in self.ropes if rope.kind != "none"}
         if len(turning) > 1 or any(dims % 2 or not 0 < dims <= self.head_dim for dims in turning):
             raise ValueError(
-                f"{sorted(turning)} of head_dim {self.head_dim} dimensions turn: rotary embeddings need an even number, the same in all layers"
+                f"rotary embeddings rotate {sorted(turning)} of head_dim {self.head_dim} dimensions: give an even number above 0, the same in all layers"
             )
         for rope in self.ropes:
             if rope.kind == "longrope" and {len(rope.short), len(rope.long)} != {rope.dims(self.head_dim) // 2}:
                 raise ValueError(
-                    f"longrope has {len(rope.short)} short and {len(rope.long)} long numbers, {rope.dims(self.head_dim) // 2} frequencies turn"
+                    f"longrope has {len(rope.short)} short and {len(rope.long)} long numbers: give one for each of {rope.dims(self.head_dim) // 2} frequencies"
                 )
 
     def __repr__(self):
@@ -536,7 +538,7 @@ class NetworkConfig:
 
     Raises:
         ValueError: The first or the last layer does not have one vertex; the models have different vocabularies;
-            identity edges join different widths.
+            identity edges join different widths; a model has linear attention.
 
     Example:
         >>> from jaxcomm.lmnet import NetworkConfig

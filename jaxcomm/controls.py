@@ -1,7 +1,7 @@
 """Controls: stand-ins that a receiver gets instead of the message that was sent to it.
 
-The main control is another example's real message. It splits B's gain in two. Content is the gain from B's own message
-over another example's. Presence is the gain from another example's message over no message (Zhang & Emu 2026, arXiv
+The main control is another item's real message. It splits B's gain in two. Content is the gain from B's own message
+over another item's. Presence is the gain from another item's message over no message (Zhang & Emu 2026, arXiv
 2607.26773; Cheng et al. 2026, arXiv 2608.04893). The other controls show which property of a message matters: the mean
 message, noise with the messages' mean and covariance, noise of the same norm, zeros, and the worst message of the same
 norm.
@@ -38,20 +38,20 @@ RATE = 0.5
 
 
 def derange(answers: Sequence[Any], seed: int = 0) -> np.ndarray:
-    """Assigns to each example the message of another example with a different answer, at random.
+    """Assigns to each item the message of another item with a different answer, at random.
 
-    If more than half of the examples share an answer, this is impossible. Then as few examples as possible get a message
+    If more than half of the items share an answer, this is impossible. Then as few items as possible get a message
     with their own answer. `overlap` computes their share.
 
     Args:
-        answers: The right answer of each example. Case is ignored in texts.
+        answers: The right answer of each item. Case is ignored in texts.
         seed: Random seed.
 
     Returns:
-        For each example, the index of another example. Every index occurs once.
+        For each item, the index of another item. Every index occurs once.
 
     Raises:
-        ValueError: There are fewer than two examples.
+        ValueError: There are fewer than two items.
 
     Example:
         >>> order = jc.derange(["Peru", "Peru", "Chile", "Cuba"])
@@ -59,7 +59,7 @@ def derange(answers: Sequence[Any], seed: int = 0) -> np.ndarray:
         ([0, 1, 2, 3], 0.0)
     """
     if len(answers) < 2:
-        raise ValueError("the control other needs at least two games: one gets another's message")
+        raise ValueError("the control other needs at least two items: one gets another's message")
     same = [x.casefold().strip() if isinstance(x, str) else x for x in answers]
     rng = np.random.default_rng([seed, 9])
     groups: dict[Any, list[int]] = {}
@@ -74,11 +74,11 @@ def derange(answers: Sequence[Any], seed: int = 0) -> np.ndarray:
 
 
 def overlap(answers: Sequence[Any], order: Sequence[int] | np.ndarray) -> float:
-    """Computes the share of examples that get a message with their own answer.
+    """Computes the share of items that get a message with their own answer.
 
     Args:
-        answers: The right answer of each example.
-        order: For each example, the index of the example whose message it gets (`derange`).
+        answers: The right answer of each item.
+        order: For each item, the index of the item whose message it gets (`derange`).
 
     Returns:
         The share, 0 to 1.
@@ -99,27 +99,27 @@ def stand_in(
     keys: Key[Array, "B"] | None = None,
     seed: int = 0,
 ) -> Message:
-    """Makes stand-ins for the messages of several examples.
+    """Makes stand-ins for the messages of several items.
 
-    Means and covariances are computed from the other examples' messages, so no part of an example's own message reaches
+    Means and covariances are computed from the other items' messages, so no part of an item's own message reaches
     it. If messages hold several tokens, statistics are computed for each token, aligned at the messages' ends. For keys
     and values they are computed for each layer and head, as stored (keys are rotated). The state of a layer with linear
     attention counts as one token.
 
     Args:
-        message: The messages of B examples.
-        control: "other": the message of another example (`derange`). "mean": the mean of the others. "moments": Gaussian
+        message: The messages of B items.
+        control: "other": the message of another item (`derange`). "mean": the mean of the others. "moments": Gaussian
             noise with the mean and the covariance of the others. "noise": Gaussian noise of the same norm, state by
             state (head by head, where there are heads; row by row of a matrix of linear attention). "zero": zeros.
-        answers: The right answer of each example, for "other". None: all differ.
-        keys: A random key for each example. Default: split from `seed`.
+        answers: The right answer of each item, for "other". None: all differ.
+        keys: A random key for each item. Default: split from `seed`.
         seed: Seed of "other", "moments" and "noise".
 
     Returns:
         A message of the same shape. It has no sender if no model produced its states.
 
     Raises:
-        ValueError: There is no such control; all but "noise" and "zero" need at least two examples; the message holds
+        ValueError: There is no such control; all but "noise" and "zero" need at least two items; the message holds
             only text.
 
     Example:
@@ -130,7 +130,7 @@ def stand_in(
     if control not in get_args(Drawn):
         raise ValueError(f"unknown control {control!r}: choose one of {', '.join(get_args(Drawn))}")
     if control in ("other", "mean", "moments") and len(message) < 2:
-        raise ValueError(f"the control {control} needs at least two games: it is made of the others' messages")
+        raise ValueError(f"the control {control} needs at least two items: it is made of the others' messages")
     if control == "other":
         return message.take(derange(range(len(message)) if answers is None else answers, seed))
     if message.states is None:
@@ -226,7 +226,7 @@ def adversary(
         steps: Number of steps.
 
     Returns:
-        The messages of the step at which the answer was least likely, chosen for each example.
+        The messages of the step at which the answer was least likely, chosen for each item.
 
     Raises:
         ValueError: As for `answer_logits`; `past` is given and another site is edited.

@@ -35,7 +35,7 @@ class Context(NamedTuple):
         site: Name of the site.
         layer: Number of the layer; None for a site without layers. It may be traced. In a patching map each row has its
             own layer.
-        positions: Position of each token in its row, [B, n]; -1 where a row has fewer than n tokens.
+        positions: Position of each chosen token in its row, [B, n], counted on from a past; -1 where a row has fewer than n.
 
     Example:
         >>> after_first = lambda state, message, context: jnp.where(context.positions[..., None] > 0, state, 0)
@@ -333,7 +333,7 @@ def apply(edit: Edit, x: Array, *, layer: Any, columns: Columns, places: Int[Arr
     new = edit.change(state, message, Context(edit.site.name, layer, positions))
     if jnp.shape(new) != state.shape:
         raise ValueError(
-            f"the edit of {edit.site.name} returned {jnp.shape(new)} for a state of {state.shape}: keep it"
+            f"the edit of {edit.site.name} returned {jnp.shape(new)} for a state of {state.shape}: return the state's shape"
         )
     return columns._replace(valid=valid).put(x, old.at[heads].set(new.astype(x.dtype)))
 
@@ -464,9 +464,7 @@ def checked(params: Any, edits: Sequence[Edit], prompts: Prompts | None) -> tupl
         check_site(params.config, edit.site)
         changed_by = edit.change.func if isinstance(edit.change, Partial) else edit.change
         if edit.message is None and (changed_by is replace or isinstance(changed_by, Graft)):
-            raise ValueError(
-                f"edit {n} of {edit.site.name} puts a message in its place and has none: give it Edit(.., message=)"
-            )
+            raise ValueError(f"edit {n} of {edit.site.name} needs a message and has none: give Edit(.., message=..)")
     if prompts is not None:
         _check_edits(params, edits, prompts)
     anonymous = lambda message: message.anonymous() if hasattr(message, "states") else message

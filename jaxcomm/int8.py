@@ -19,7 +19,7 @@ from jaxcomm.model import Params
 def quantise(params: Params) -> Params:
     """Converts the matrices of a model to int8, on their devices.
 
-    The original model must fit into memory beside the new one. `load_agent(.., int8=True)` quantises each matrix as it
+    The original model must fit into memory together with the new one. `load_agent(.., int8=True)` quantises each matrix as it
     is read, and never holds both.
 
     Args:

@@ -32,7 +32,7 @@ RIDGE = 1e-5
 
 
 class Thoughts(struct.PyTreeNode):
-    """A model's state after m thinking steps behind its prompts.
+    """A model's state after m thinking steps after its prompts.
 
     Attributes:
         vectors: The inputs of the thinking steps, [B, m, D], in the space of rows of the embedding matrix.

@@ -37,7 +37,7 @@ class Lens(struct.PyTreeNode):
         tokens: The likeliest tokens, the likeliest first, [B, layers, count]. -1 where the stream is NaN.
         logprobs: Their log-probabilities in nats, [B, layers, count].
         answer_logprobs: Log-probability of each prompt's answer, [B, layers]. None: no answers were given.
-        answer_ranks: Its rank among all tokens, [B, layers]. 1 is the likeliest; 0 means no rank.
+        answer_ranks: Its rank among all tokens, [B, layers]. 1 is the likeliest; 0: the answer is -1 or the stream NaN.
 
     Example:
         >>> jc.logit_lens(params, prompts, layers=[2, 4], answers=np.array([7, 8])).answer_ranks.shape

@@ -108,6 +108,6 @@ def rank_of_size(params: Params, numbers: int) -> int:
 
 
 def _targets(params: Params) -> list[tuple[Any, Array]]:
-    check_not_int8(params, "LoRA moves weights, and int8 ones cannot be: give it the model they were made of")
+    check_not_int8(params, "LoRA changes weights, and int8 weights cannot change: give the model they were made of")
     leaves = jax.tree_util.tree_leaves_with_path(params.blocks)
     return [(path, w) for path, w in leaves if path[-1].key == "weight" and path[-2].key in TARGETS]

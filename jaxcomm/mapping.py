@@ -64,7 +64,7 @@ def _final_states(
 
 
 class Maps(struct.PyTreeNode):
-    """Linear maps from layers of A to layers of B. K is the number of A's layers, J the number of B's.
+    """Linear maps from layers of A to layers of B. K is the length of `ks`, J the length of `js`.
 
     Attributes:
         W: The maps [K, J, D_B, D_A], one matrix for each pair of layers (k, j). They are fitted on all sentences.

@@ -134,7 +134,7 @@ class Message(struct.PyTreeNode):
                 told.append(f"norm {norms.min():.1f} to {norms.max():.1f}")
         told += [repr(text[:60]) for text in (self.text or ())[:3]]
         signed = "" if self.mac is None else ", signed"
-        return f"Message({', '.join(told)}, from {self.sender or 'nobody named'}{signed})"
+        return f"Message({', '.join(told)}, from {self.sender or 'an unknown sender'}{signed})"
 
     def take(self, rows: Any) -> Message:
         """Selects the messages for some of the prompts, in any order.
@@ -158,7 +158,7 @@ class Message(struct.PyTreeNode):
         return self.replace(states=states, valid=pick(self.valid), site=site, text=text, mac=None)
 
     def anonymous(self) -> Message:
-        """Removes the sender's identity and the signature. Then any model accepts the message, by the rule for unequal
+        """Removes everything but the states: sender, signature, site, text and note. Any model accepts it, by the rule for unequal
         widths.
 
         Returns:
@@ -174,7 +174,7 @@ class Message(struct.PyTreeNode):
             change: The change that uses the message.
 
         Raises:
-            ValueError: The message is from another model, and `change` is not a `Graft` with a map.
+            ValueError: The message is from another model, and `change` is not a `Graft` with a map; it holds no states.
         """
         width = self.state_array().shape[-1]
         if self.sender is None or (isinstance(change, Graft) and change.W is not None):
@@ -498,7 +498,7 @@ def receive_cache(message: Message, params: Params) -> KVCache:
         raise ValueError("this message holds no keys and values: make it with send_cache")
     if message.sender not in (None, own := identity(params)):
         raise ValueError(
-            f"these keys and values are from model {message.sender}, the receiver is {own}: send from the same model"
+            f"these keys and values are from model {message.sender}, the receiver is {own}: send from the same model, or map them (fit_kv_maps)"
         )
     check_cache(params, cache)
     return cache

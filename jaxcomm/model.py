@@ -155,7 +155,7 @@ def init_params(key: Array, config: ModelConfig, dtype=jnp.float32) -> Params:
     """Draws random weights, with stacked blocks (unrolled ones if their shapes differ).
 
     Matrices are normal with variance 1 / fan-in. The output matrices of attention and MLP are divided by sqrt(2 L).
-    Norms begin as the identity. The usual fixed deviation of 0.02 suits widths in the thousands; at width 128,
+    Norms begin with factor 1 and bias 0. The usual fixed deviation of 0.02 suits widths in the thousands; at width 128,
     attention scores would begin near 0.
 
     Args:
@@ -355,6 +355,9 @@ def run_blocks(
 
     Returns:
         h[stop], the cache, and the hook's state.
+
+    Raises:
+        ValueError: Rows hold several texts, and the model has linear attention.
     """
     c = params.config
     start, stop = span[0], c.layers if span[1] is None else span[1]

@@ -3,7 +3,7 @@
 
     message = send_cache(params_a, prompts_a)                  keys and values of every layer
     cache = select(receive_cache(message, params_b), chosen)   only these layers see them
-    generate(params_b, prompts_b, past=[cache])                B continues behind them
+    generate(params_b, prompts_b, past=[cache])                B continues after them
 
 The selection of layers is data (`KVCache.seen`). So one compiled program serves all selections, and many selections can
 share one prefix (`spread`). Layer numbers count from 1; an array has one entry for each layer.
@@ -55,7 +55,7 @@ def select(
             "own": they begin at 0, and still see the whole prefix, whose keys stay rotated for 0, 1, ...
         sink: As in the authors' code, all layers see the prefix's first token, and the first layer sees the whole prefix.
         future: The published mask. In layers that do not see the prefix, a token also sees later tokens, as many as the
-            prefix is long. In the authors' code this is an error (docs/channels.md). It needs `sink`. (With an attention
+            prefix is long. In the authors' code this is a bug (docs/channels.md). It needs `sink`. (With an attention
             window shorter than the prefix, a token then sees nothing, not even itself.)
 
     Returns:
@@ -156,7 +156,9 @@ def as_layers(layers: Bool[AnyArray, "*R L"] | Sequence[int], count: int) -> Any
     """
     if hasattr(layers, "dtype") and layers.dtype == bool:  # pyright: ignore[reportAttributeAccessIssue]
         if layers.shape[-1] != count:  # pyright: ignore[reportAttributeAccessIssue]
-            raise ValueError(f"layers are chosen out of {layers.shape[-1]}, the prefix has {count}")  # pyright: ignore
+            raise ValueError(
+                f"the mask of layers has {layers.shape[-1]} entries, the prefix {count} layers: give one entry for each"
+            )  # pyright: ignore
         return layers  # pyright: ignore[reportReturnType]
     numbers = [int(n) for n in layers]
     if wrong := [n for n in numbers if not 1 <= n <= count]:
@@ -177,7 +179,7 @@ def join(caches: Sequence[KVCache]) -> KVCache:
         The caches side by side.
 
     Raises:
-        ValueError: The numbers of layers, rows or heads differ.
+        ValueError: The numbers of layers, rows or heads differ; some layers have linear attention.
 
     Example:
         >>> told = jc.receive_cache(jc.send_cache(params, prompts), params)
@@ -211,6 +213,9 @@ def move(cache: KVCache, config: ModelConfig, by: int) -> KVCache:
 
     Returns:
         The cache at its new positions.
+
+    Raises:
+        ValueError: Some layers have linear attention.
     """
     check_columns(cache, "it cannot be moved")
     tables = rotary(config, jnp.full((1, 1), by, jnp.int32))
@@ -235,6 +240,9 @@ def hide_last(cache: KVCache, count: int) -> KVCache:
 
     Returns:
         The cache without them. It keeps its columns, so no program has to be compiled again.
+
+    Raises:
+        ValueError: Some layers have linear attention.
     """
     if not count:
         return cache
@@ -255,6 +263,9 @@ def stretch(cache: KVCache, layers: int) -> KVCache:
 
     Returns:
         A cache of L_B layers.
+
+    Raises:
+        ValueError: Some layers have linear attention.
     """
     count = depth(cache)
     if count == layers:
@@ -291,7 +302,7 @@ def check_prefix(a: ModelConfig, b: ModelConfig) -> None:
             f"A's keys are {a.kv_heads} heads of {a.head_dim} numbers, B's {b.kv_heads} heads of {b.head_dim}: {mend}"
         )
     if {a.ropes[n] for n in a.rope_of} != {b.ropes[n] for n in b.rope_of}:
-        raise ValueError(f"A and B turn their keys by other angles (their rotary embeddings differ): {mend}")
+        raise ValueError(f"A's and B's rotary embeddings differ: {mend}")
 
 
 # Which layers --------------------------------------------------------------------------------------------------------
@@ -496,7 +507,7 @@ def selection_logprobs(
     progress: Callable[[int, int], None] | None = None,
     **how: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores given answers behind a prefix, under many selections of layers, in one program.
+    """Scores given answers after a prefix, under many selections of layers, in one program.
 
     The prefix is read and stored once. The prompts are read under all selections in parallel, in parts of `ROWS` tokens.
 
@@ -559,7 +570,7 @@ def greedy_scores(
 
     Args:
         params: The receiver.
-        prompts: Its prompts, which follow the prefix. Use examples on which you do not report results.
+        prompts: Its prompts, which follow the prefix. Use items on which you do not report results.
         cache: Keys and values of the prefix, whole.
         answers: Token ids [B, T] of the right answers; -1 after the end of an answer.
         most: Number of layers to rank; the others follow in the order of the last step. Default: all.

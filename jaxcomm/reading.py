@@ -35,7 +35,8 @@ def prefix(params: Params, prompts: Prompts, k: Any, *, past: Sequence[KVCache] 
         The residual stream after block k, [B, P, D].
 
     Raises:
-        ValueError: k is out of range; the prompts have no token, do not fit the model's positions, or are invalid.
+        ValueError: k is out of range; the prompts have no token, do not fit the model's positions, or are invalid; `past` is of
+            another model or has other rows.
 
     Example:
         >>> jc.suffix(params, jc.prefix(params, prompts, 2), 2, mask=prompts.mask).shape
@@ -90,7 +91,8 @@ def forward(params: LanguageModel, prompts: Prompts, *, edits: Sequence[Edit] = 
         Logits [B, P, V], float32.
 
     Raises:
-        ValueError: The prompts have no token, do not fit the model's positions, or are invalid; an edit is invalid.
+        ValueError: The prompts have no token, do not fit the model's positions, or are invalid; an edit is invalid; `past` is
+            of another model or has other rows.
 
     Example:
         >>> jc.forward(params, prompts).shape
@@ -122,8 +124,8 @@ def run_with_cache(
         edits: Edits of the model's states. Activations are read after the edits.
 
     Returns:
-        Logits [B, P, V], and a dict from name to activations: [layers, B, P, ...], 0 on padding; [B, P, ...] for a site
-        without layers; [B, n, ...] for a `Site` (`sites.read_at`).
+        Logits [B, P, V], and a dict from name to activations: [layers, B, P, ...], 0 on padding (pattern:
+        [layers, B, N, P, P]); [B, P, ...] for a site without layers; for a `Site` [B, n, ...], or [B, ...] at one position.
 
     Raises:
         ValueError: There is no such site; a layer or position is out of range; the prompts or an edit are invalid.
@@ -199,7 +201,8 @@ def prefill(
         Logits after the last token [B, V], and the prompts' keys and values.
 
     Raises:
-        ValueError: The prompts have no token, do not fit the model's positions, or are invalid; an edit is invalid.
+        ValueError: The prompts have no token, do not fit the model's positions, or are invalid; an edit is invalid; `past` is
+            of another model or has other rows.
 
     Example:
         >>> logits, cache = jc.prefill(params, prompts)

@@ -52,7 +52,7 @@ SITES: dict[str, Kind] = {
     "v": Kind("B T K H", "values"),
     "z": Kind(
         "B T N H",
-        "what each head reads: weighted values (times its gate, where there is one), before the output matrix",
+        "each head's output: weighted values (times its gate, where there is one), before the output matrix",
     ),
     "pattern": Kind("B N T S", "attention weights, after the softmax", writable=False),
     "logits": Kind("B T V", "logits, after the soft-cap", layered=False),

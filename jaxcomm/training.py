@@ -88,7 +88,7 @@ class State(struct.PyTreeNode):
 
     Attributes:
         step: Number of completed steps.
-        trained: The trained weights, float32: `Everything`, `lora.LoRA` or `lmnet.Wires`.
+        trained: The trained weights, float32: `Everything`, `lora.LoRA`, `lmnet.Wires`, `bridges.C2C` or `bridges.Gated`.
         moments: State of the optimizer.
     """
 
@@ -254,7 +254,7 @@ def begin(trained: Any, optimizer: optax.GradientTransformation) -> State:
     """Makes the state before the first step.
 
     Args:
-        trained: The trained weights: `Everything`, `lora.LoRA` or `lmnet.Wires`, with float32 leaves.
+        trained: The trained weights, as in `State`, with float32 leaves.
         optimizer: The optimizer, such as `make_optimizer`'s.
 
     Returns:

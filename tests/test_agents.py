@@ -291,7 +291,7 @@ def test_import_is_light():
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=9), "j = 9 is out of range"),
         (
             lambda a, b: activation(a, b, A_READS[:1], B_READS[:1], k=1, j=1, control="other"),
-            "needs at least two games",
+            "needs at least two items",
         ),
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, control="odd"), "unknown control 'odd'"),
         (lambda a, b: activation(a, b, A_READS, B_READS, k=1, j=1, graft="sum", where="all"), "need equal widths"),

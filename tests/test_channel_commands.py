@@ -124,7 +124,7 @@ def test_prefixes_and_thoughts_are_read(tmp_path, capsys, b):
         (("--channel", "bridge"), "bridge needs --bridge"),
         (("--channel", "kv", "--k", 4, "--j", 1), "to read activations, or name another --channel"),
         (("--channel", "deltas", "--delta-layers", 9), "j = 9 is out of range"),
-        (("--channel", "latent", "--steps", 2, "--sends", "thoughts"), "what is looked at are A's tokens"),
+        (("--channel", "latent", "--steps", 2, "--sends", "thoughts"), "an inspection shows A's tokens"),
         (
             ("--channel", "kv", "--tell", "{message}{prompt}"),
             "--tell does not apply to --channel kv: it is an option of deltas",

@@ -241,7 +241,7 @@ def score_texts(p, texts):
         (lambda p: jc.generate(p, TOKENS, **NEW, sampling=jc.Sampling(), keys=KEYS[:1]), "sampling needs keys, one per row, 2 in all"),
         (lambda p: jc.generate(p, TOKENS, **NEW, sampling=jc.Sampling(), keys=KEYS[0]), "sampling needs keys, one per row, 2 in all"),
         (lambda p: jc.generate(p, TOKENS, **NEW, sampling=jc.Sampling(np.ones(3)), keys=KEYS), "3 temperatures for 2 rows"),
-        (lambda p: jc.sweep(p, p, TOKENS, TOKENS, ks=[1], js=[1], sampling=jc.Sampling(), keys=KEYS[:1]), "sampling needs keys, one per game, 2 in all"),
+        (lambda p: jc.sweep(p, p, TOKENS, TOKENS, ks=[1], js=[1], sampling=jc.Sampling(), keys=KEYS[:1]), "sampling needs keys, one per item, 2 in all"),
     ],
 )  # fmt: skip
 def test_invalid_values_are_one_clear_line(unchecked, llama, call, says):

@@ -60,7 +60,7 @@ def test_nobody_gets_its_own_message_and_as_few_as_can_be_one_with_their_own_ans
 
 def test_answers_that_differ_in_case_only_are_the_same():
     assert jc.overlap(["Peru", "peru "], jc.derange(["Peru", "peru "])) == 1.0
-    refused(lambda: jc.derange(["Peru"]), "needs at least two games")
+    refused(lambda: jc.derange(["Peru"]), "needs at least two items")
 
 
 @pytest.mark.parametrize("protocol", ["message", "activation", "cipher", "kv", "latent"])
@@ -376,7 +376,7 @@ def test_bytes_that_are_sent_are_counted(b):
         (lambda b: StandIn("shuffled"), "unknown control 'shuffled': choose one of other, generated"),
         (lambda b: StandIn("adversarial"), "adversarial needs the right answers: StandIn('adversarial', answers=[..])"),
         (lambda b: message(b, b, TOLD, ASKED, control=StandIn("other", ["x"])), "1 right answers for 7 messages"),
-        (lambda b: message(b, b, TOLD[:1], ASKED[:1], control="mean"), "mean needs at least two games"),
+        (lambda b: message(b, b, TOLD[:1], ASKED[:1], control="mean"), "mean needs at least two items"),
         (lambda b: activation(b, b, TOLD[:1], ASKED[:1], k=4, j=1, control="moments"), "moments needs at least two"),
         (
             lambda b: jc.stand_in(jc.Message(jnp.ones((2, 3))), "self"),

@@ -107,7 +107,7 @@ def test_ids_need_no_namespace_and_name_revisions(hub, llama):
         from_hf("org/name@v2", revision="v1")
     with pytest.raises(ConnectionError, match="cannot download org/other"):
         from_hf("org/other")
-    with pytest.raises(ValueError, match="revision = 'v1' is of hub ids"):
+    with pytest.raises(ValueError, match="revision = 'v1' applies to hub ids only"):
         from_hf(remote, revision="v1")
 
 

@@ -94,5 +94,5 @@ def test_it_is_cut_over_devices_whichever_comes_first(llama):
 
 
 def test_lora_refuses_it(llama):
-    with pytest.raises(ValueError, match="LoRA moves weights, and int8 ones cannot be"):
+    with pytest.raises(ValueError, match="LoRA changes weights, and int8 weights cannot change"):
         lora.init_lora(jax.random.key(0), quantise(llama.params), 2)

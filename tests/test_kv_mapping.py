@@ -418,11 +418,11 @@ def test_bad_input_is_one_clear_line(llama, wide, trio, unchecked):
         (lambda: use(a=b, cache=jc.prefill(b, texts)[1]), " as A, this one is "),
         (lambda: use(b=a), " as B, this one is "),
         (lambda: use(maps=good.replace(receiver=None), b=a), "these maps make 5 layers of 32 numbers"),
-        (lambda: use(cache=jc.prefill(b, texts)[1]), "keys and values are of 5 layers"),
+        (lambda: use(cache=jc.prefill(b, texts)[1]), "the cache has 5 layers and"),
         (lambda: use(columns=columns[:4]), "columns are (4, 3) for a cache of 20 rows"),
         (lambda: use(columns=columns + 3), "column 3 is out of range"),
         (lambda: cosine(texts[:2]), "20 contexts, 2 questions, 20 rows"),
-        (lambda: jc.attention_cosine(b, texts, texts, cache), "keys and values are of 4 layers"),
+        (lambda: jc.attention_cosine(b, texts, texts, cache), "the cache has 4 layers and"),
         (lambda: trio["llama"].chatty.agent.align(trio["qwen2"].agent, ["who ?"]), "aligned in one text"),
     ):
         refused(call, says)

@@ -263,7 +263,7 @@ def test_every_turn_can_be_looked_into(b, protocol, how):
 
 
 def test_what_stands_in_for_a_message_is_not_looked_into(b):
-    games, says = (b, b, TOLD, ASKED, ["Italy", "Greece"]), "what is looked at is A's own message, leave it out"
+    games, says = (b, b, TOLD, ASKED, ["Italy", "Greece"]), "an inspection shows A's own message, leave it out"
     made = jc.init_gated(jax.random.key(0), b.params, b.params)
     refused(lambda: protocols.inspect_prefix(*games, protocols.Prefixing(control="other")), says)
     refused(lambda: protocols.inspect_bridge(*games, protocols.Bridging(made, control="zero")), says)
@@ -272,7 +272,7 @@ def test_what_stands_in_for_a_message_is_not_looked_into(b):
 
 
 def test_what_was_not_read_at_once_is_not_looked_into(b):
-    with pytest.raises(ValueError, match="this turn was not read at once"):
+    with pytest.raises(ValueError, match="this turn was not read in one pass"):
         protocols.thinking(b, b, [], ASKED, steps=1).lens()
 
 

@@ -290,7 +290,9 @@ def test_what_needs_keys_in_every_layer_says_so(model, llama):
     refused(lambda: prefixes.join([told, told]), f"{one} several cannot be joined")
     refused(lambda: prefixes.move(told, params.config, 3), f"{one} it cannot be moved")
     refused(lambda: prefixes.hide_last(told, 1), f"{one} its last tokens cannot be hidden")
-    refused(lambda: jc.receive_cache(jc.send_cache(params, PADDED).anonymous(), other), "layer 1 of 0 heads of 0")
+    refused(
+        lambda: jc.receive_cache(jc.send_cache(params, PADDED).anonymous(), other), "in layer 1, 0 key heads of size 0"
+    )
     refused(lambda: init_network(jax.random.key(0), params, (1, 1)), "linear attention keeps a state")
     refused(
         lambda: jc.send(params, PADDED, jc.Site("z", 3)), "has no z: name attn_out, or a layer with attention (2, 4)"

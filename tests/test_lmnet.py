@@ -261,10 +261,10 @@ def test_what_arrives_is_what_the_wire_makes_of_it_in_this_pass_alone(llama):
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda net, p, a: lmnet.control_edges(net.models[0], p, a, "zero"), "controls stand on the edges of a network"),
+        (lambda net, p, a: lmnet.control_edges(net.models[0], p, a, "zero"), "controls replace states on a network"),
         (lambda net, p, a: lmnet.control_edges(net, p, a, "shuffled"), "unknown control 'shuffled': choose one of other"),
-        (lambda net, p, a: lmnet.control_edges(net, p[:1], a[:1], "other"), "the control other needs at least two games"),
-        (lambda net, p, a: lmnet.control_edges(net, p, a, "zero", edges=["edges into layer 3"]), "there are no 'edges into layer 3'"),
+        (lambda net, p, a: lmnet.control_edges(net, p[:1], a[:1], "other"), "the control other needs at least two items"),
+        (lambda net, p, a: lmnet.control_edges(net, p, a, "zero", edges=["edges into layer 3"]), "this network has no 'edges into layer 3'"),
         (lambda net, p, a: lmnet.control_edges(net, p, a + 90, "zero"), "answers have token"),
     ],
 )  # fmt: skip

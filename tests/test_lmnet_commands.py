@@ -269,7 +269,7 @@ def test_summary_chooses_the_rate_on_the_first_half_and_reports_on_the_other():
         (("show", "RUN", "--prompt", "x", "--words", "0"), "words = 0: name at least 1"),
         (("control", "nowhere"), "nowhere"),
         (("control", "pair:b", "--n", "2"), "only networks have wires"),
-        (("control", "RUN", "--n", "1"), "the control other needs at least two games"),
+        (("control", "RUN", "--n", "1"), "the control other needs at least two items"),
         (("control", "RUN", "--game", "chess"), "there is no game 'chess'"),
         (("compare", "--questions", "0", "--out", "x"), "questions = 0: it must be at least 1"),
         (("compare", "--learning-rates", "1e-3", "0", "--out", "x"), "learning rate and clip must be above 0"),

@@ -162,8 +162,8 @@ def test_a_monitor_is_for_one_model_and_one_site(b, tmp_path, unchecked):
     refused(
         lambda: monitor.score(told.replace(sender="3e")), f"from 3e, the monitor is for model {told.sender}: fit one"
     )
-    refused(lambda: monitor.score(told.replace(sender=None)), "from nobody named, the monitor is for model")
-    refused(lambda: monitor.score(told.anonymous()), "from nobody named")
+    refused(lambda: monitor.score(told.replace(sender=None)), "from an unknown sender, the monitor is for model")
+    refused(lambda: monitor.score(told.anonymous()), "from an unknown sender")
     for other in (
         dict(layer=2),
         dict(positions=[0, 1]),

@@ -79,7 +79,7 @@ def test_a_map_has_every_layer_and_common_position_and_any_change(llama):
         (dict(sites=[]), "sites is empty"),
         (dict(layers=[9]), "layer 9 is out of range"),
         (dict(positions=[6]), "position 6 is out of range: row 0 has 5 tokens"),
-        (dict(answers=ANSWERS[:1]), "for 2 games: give one row of tokens per game"),
+        (dict(answers=ANSWERS[:1]), "for 2 items: give one row of tokens per item"),
         (dict(prompts_a=prompts(3, 4)), "A has 3 prompts, B has 2"),
     ],
 )

@@ -83,7 +83,7 @@ def test_a_run_leaves_a_report_a_line_for_every_arm_and_one_for_every_answer(pla
         text = (played / name).read_text()
         for part in (
             "activation, other", "calibrated choice", "found match", "Presence and content (private information)",
-            "Against every control", "activation, equal-flops", "Sent and heard", "Holm's method", "other from none",
+            "Against every control", "activation, equal-flops", "Sent and heard", "Holm's method", "other against none",
         ):  # fmt: skip
             assert part in text or html.escape(part) in text
         assert text.count("B reads: ") == 2 * len(ARMS), "of the first two items"
@@ -161,7 +161,7 @@ def test_what_cannot_be_meant_is_refused_before_a_model_is_loaded(capsys, tmp_pa
             ("play", "--control", "zero", "zero", "--k", 5, "--j", 2),
             "--control zero zero: name at least one, each once",
         ),
-        (("play", "--n", 1, "--control", "mean", "--k", 5, "--j", 2), "--control mean needs at least two games"),
+        (("play", "--n", 1, "--control", "mean", "--k", 5, "--j", 2), "--control mean needs at least two items"),
     ],
 )
 def test_arms_that_mean_nothing_are_refused_before_a_model_is_read(capsys, words, message):

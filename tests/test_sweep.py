@@ -376,7 +376,7 @@ def test_answers_that_are_none_are_refused(llama):
         llama.params, llama.params, prompts(2, 4), prompts(2, 4), answers, ks=(1,), js=(1,), stop_tokens=(5,)
     )
     for answers, message in (
-        (np.array([[1, 2]]), "1 answers for 2 games"),
+        (np.array([[1, 2]]), "1 answers for 2 items"),
         (np.array([[1, -1], [-1, -1]]), "at least one token"),
         (np.array([[1, 2], [-1, 2]]), "with -1 after its end"),
         (np.array([[1, 2], [5, 2]]), "contains the stop token 5"),

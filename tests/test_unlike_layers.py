@@ -93,7 +93,7 @@ def test_messages_of_keys_and_values_survive_a_file_and_are_read_on(two, tmp_pat
     assert_close(jc.prefill(params, asked, past=[found])[0], jc.prefill(params, asked, past=[some])[0], "some", 1e-6)
     refused(
         lambda: jc.receive_cache(again.anonymous(), two[1].params),
-        "this model has 4, layer 1 of 2 of 16: read with the same",
+        "this model has 4 layers and 2 heads of size 16: read with the same",
     )
 
 

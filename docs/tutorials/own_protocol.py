@@ -42,7 +42,7 @@ def telegram(a, b, prompts_a, prompts_b, *, words=1, control=None, sampling=None
     talk = protocols.Conversation(max_message_tokens=24, sampling=sampling, seed=seed)
     sent = protocols.send_text(a, prompts_a, talk)
     short = jc.Message(text=tuple(" ".join(text.split()[-words:]) for text in sent.message.text))
-    if control is not None:  # a `StandIn`; this protocol knows only "other", another question's message
+    if control is not None:  # a `StandIn`; this protocol knows only "other", another item's message
         short = jc.stand_in(short, "other", answers=control.answers)
     details = [{**told, "message": text} for told, text in zip(sent.details, short.text, strict=True)]
     spent = [

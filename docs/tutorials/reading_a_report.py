@@ -30,8 +30,8 @@ Markdown("\n".join(lines).rstrip("\n #"))
 #
 # 1. **Private or shared?** The head says what A knows and B does not. If B reads everything that A knows, a message cannot tell it
 #    anything new.
-# 2. **The scores.** `[low, high]` is a 95 % interval. "silent" is B alone. "message, other" is B with another question's message.
-# 3. **Presence and content.** total = presence + content. Presence is what another question's message does. Content is what this one
+# 2. **The scores.** `[low, high]` is a 95 % interval. "silent" is B alone. "message, other" is B with another item's message.
+# 3. **Presence and content.** total = presence + content. Presence is what another item's message does. Content is what this one
 #    adds. Read the content.
 # 4. **p** is corrected for the number of tests in the table (Holm). It is not the p of one line alone.
 # 5. **Smallest** is the effect that a run of this size finds in 80 % of cases. A content that is smaller and not significant says

@@ -31,7 +31,7 @@ right = [item.answer for item in game.items]
 print(asked[0])
 
 # %% [markdown]
-# B alone, with A's state after layer 24, and with another question's state. "other" has to know the answers, so that nobody gets a
+# B alone, with A's state after layer 24, and with another item's state. "other" has to know the answers, so that nobody gets a
 # message with the own answer.
 
 # %%
@@ -63,7 +63,7 @@ for name, effect in zip(found._fields, found, strict=True):
 
 # %% [markdown]
 # Look at the parts, not at the total. Any state of A makes a country less likely, because B then begins a new line: presence is far below
-# 0. But the right state makes the right country likelier than another question's state does: there is content.
+# 0. But the right state makes the right country likelier than another item's state does: there is content.
 
 # %% [markdown]
 # ## What the message says

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Where does the fact live?
 #
-# We sweep every layer k of A and every layer j of B, with another question's message beside each cell. The map of *content* shows
+# We sweep every layer k of A and every layer j of B, with another item's message beside each cell. The map of *content* shows
 # where the fact is in A, and where B can still use it.
 
 # %%
@@ -36,9 +36,9 @@ own = jc.sweep_answers(b.params, b.params, told, asked, answers, **grid).exact[0
 print(own.shape, f"best cell {own.mean(axis=-1).max():.0%}")
 
 # %% [markdown]
-# ## The same cells with another question's message
+# ## The same cells with another item's message
 #
-# `derange` draws another question for each, whose answer differs. A cell that is good with the wrong message is not good because of
+# `derange` draws another item for each, whose answer differs. A cell that is good with the wrong message is not good because of
 # what the message says.
 
 # %%
@@ -53,7 +53,7 @@ print("most content at k, j =", best)
 # %%
 maps = [
     LayerMap("own message", 100 * own.mean(axis=-1), layers, layers, best),
-    LayerMap("another question's message", 100 * other.mean(axis=-1), layers, layers, best),
+    LayerMap("another item's message", 100 * other.mean(axis=-1), layers, layers, best),
     LayerMap("content: own - other", content, layers, layers, best),
 ]
 Image(layer_maps(maps, label="exact match, % or points", columns=3))

@@ -242,7 +242,7 @@ def report(folder: RunFolder, lines: Sequence[Mapping[str, Any]], bench: Bench) 
         )  # fmt: skip
     note = (
         f"Mean and interval over {bench.command.seeds} seeds (of what is not trained: over the questions), at the learning rate "
-        f"that was best on {n} other questions; loss of the last 20 steps. other: another question's message; zero: zeros; "
+        f"that was best on {n} other questions; loss of the last 20 steps. other: another item's message; zero: zeros; "
         "content: own - other. The last lines are paired by seed."
     )
     print_table(folder, table, note, 160)

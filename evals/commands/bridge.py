@@ -71,7 +71,7 @@ class Train(Span, Recipe):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(Span, Recipe):
-    """Compare a bridge with a bridge whose sharer is like the receiver, LoRA of the same size, either model alone, and other messages.
+    """Compare a bridge with a bridge from the receiver to itself, LoRA of the same size, either model alone, other items' messages, and zeros.
 
     Example: jaxcomm bridge compare --a pair:a --b pair:b --kind gated --rank 4 --text countries --steps 200 --learning-rates 5e-3 --out runs/compare
     """

@@ -65,7 +65,7 @@ class Train(Shape, Recipe):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(Shape, Recipe):
-    """Compare a network's edges with LoRA of the same size, training of the whole vertex, and a larger model from scratch, on the same questions, for every seed and number of examples.
+    """Compare a network's edges with LoRA of the same size, training of the whole vertex, and a larger model from scratch, on the same questions, for every seed and number of training texts.
 
     Example: jaxcomm lmnet compare --arms LoRA all scratch --equal tokens flops --examples 16 64 256 1024 4096 --learning-rates 5e-4 2e-3 --out runs/compare
     """
@@ -112,7 +112,7 @@ class Compare(Shape, Recipe):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Show:
-    """Show the words on a network's wires after a prompt, as text and as a picture of the network.
+    """Show the likeliest words of the states at a network's vertices and edges after a prompt, as text and as a picture.
 
     Example: jaxcomm lmnet show runs/two-places --prompt "Alice is at the Colosseum. Bob is at Meteora. Which countries are they located in?" --out wires
     """
@@ -171,7 +171,7 @@ class Control:
     n: int | None = None
     """Number of items; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
-    """Seed of the games and of the draws."""
+    """Seed of the items and of the draws."""
     names: options.Names = "seen"
     dtype: options.Dtype = "auto"
     out: Path | None = None

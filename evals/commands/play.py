@@ -46,20 +46,20 @@ class Play(options.GameOptions, options.PrefixOptions):
     ] = ("activation",)
     """kv: A's keys and values before B's prompt; latent: the same, with those of A's latent thoughts; thinking: B alone thinks in latents; deltas: A's written message, with the changes of A's state; bridge: A's keys and values through a trained bridge."""
     k: int | None = None
-    """A's layer, 0 (embedding) to its number of layers; activation only."""
+    """A's layer, 0 (embedding) to its number of layers; activation and exchange."""
     j: int | None = None
-    """B's layer, 0 (embedding) to its number of layers; activation only."""
+    """B's layer, 0 (embedding) to its number of layers; activation and exchange."""
     graft: options.Graft = "replace"
     """How B's state b and A's state a are combined."""
     where: Literal["last", "all"] = "last"
-    """activation: edit the prompt's last token, or all (graft sum; appendix B.1)."""
+    """activation, exchange: edit the prompt's last token, or all (graft sum; appendix B.1)."""
     control: options.Controls = ("other",)
     probe: int = 200
     """Number of further items to train a probe on, which predicts the answer from messages. A game of your own has none."""
     n: int | None = None
     """Number of items; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
-    """Seed of the games, of sampling, and of noise."""
+    """Seed of the items, of sampling, and of noise."""
     names: options.Names = "seen"
     choices: bool = True
     """Also score the right answer among the game's choices; this decodes nothing."""
@@ -91,7 +91,7 @@ class Play(options.GameOptions, options.PrefixOptions):
     json: Path | None = None
     """Write one JSON line per result here."""
     items: Path | None = None
-    """Write one JSON line per game here: rendered prompts, tokens read and written, positions, norms."""
+    """Write one JSON line per item and condition here: rendered prompts, tokens read and written, positions, norms."""
 
     def run(self) -> None:
         """Plays the game, prints the tables, and writes the requested files.
@@ -119,7 +119,7 @@ class Play(options.GameOptions, options.PrefixOptions):
         game = draw(self.game, self.seed, self.n, names=self.names, examples=self.examples)
         controls = [control for control in self.control if control != "other" or len(game.items) > 1]
         if len(game.items) < 2 and (made := {"mean", "moments", "adversarial"} & {*self.control}):
-            raise ValueError(f"--control {min(made)} needs at least two games: leave it out, or play more (--n)")
+            raise ValueError(f"--control {min(made)} needs at least two items: leave it out, or play more (--n)")
         a, b = load_agents(self.a, self.b, dtype=self.dtype, tensor=self.tensor, int8=self.int8, **self.agent_options())
         layers, told, maps = "all", {}, self.kv_maps(a, b)
         if {"kv", "latent"} & {*self.protocol}:
@@ -182,7 +182,9 @@ class Play(options.GameOptions, options.PrefixOptions):
 
         from ..play import SENDS
 
-        if self.temperature < 0 or (self.top_p < 1 and not self.temperature):
+        if self.temperature < 0:
+            raise ValueError(f"--temperature {self.temperature}: it must be 0 (greedy) or more")
+        if self.top_p < 1 and not self.temperature:
             raise ValueError("--top-p needs --temperature above 0: without it decoding is greedy")
         for name in ("n", "rounds", "turns", "max_message_tokens", "max_new_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:

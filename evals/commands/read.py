@@ -48,7 +48,7 @@ class Read(options.GameOptions, options.PrefixOptions):
     n: int = 5
     """Number of items."""
     seed: int = 0
-    """Seed of the games."""
+    """Seed of the items."""
     names: options.Names = "seen"
     target: str | None = None
     """activation: prompt of the patchscope, which A continues with its message in the place of the placeholder. Default: "cat -> cat; 1135 -> 1135; hello -> hello; x ->"."""
@@ -64,7 +64,7 @@ class Read(options.GameOptions, options.PrefixOptions):
     """Largest number of tokens of a reply."""
     dtype: options.Dtype = "auto"
     out: Path | None = None
-    """Folder for report.html, report.md, items.jsonl and a PNG for each game."""
+    """Folder for report.html, report.md, items.jsonl and a PNG for each item."""
 
     def run(self) -> None:
         """Plays the game, prints what was sent, heard and said, and writes the requested files.

@@ -55,7 +55,7 @@ class Select(options.GameOptions):
     ratios: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Shares of B's layers that see the prefix."""
     ways: tuple[Literal["plain", "own", "sink", "published"], ...] = ("plain",)
-    """plain; own: B's prompt begins at position 0; sink, published: as KVComm's code, without and with its mask."""
+    """plain: the prefix as it is; own: B's prompt begins at position 0; sink, published: as KVComm's code, without and with its mask."""
     steps: tuple[int, ...] = (0, 1, 2, 5, 10)
     """latent: numbers of A's thoughts that B sees. A thinks once, the largest number of steps."""
     thought: Literal["aligned", "identity", "soft"] = "aligned"
@@ -79,7 +79,7 @@ class Select(options.GameOptions):
     n: int | None = None
     """Number of items; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
-    """Seed of the games and of random choices."""
+    """Seed of the items and of random choices."""
     names: options.Names = "seen"
     dtype: options.Dtype = "auto"
     tensor: options.Tensor = 1

@@ -12,7 +12,7 @@ from .. import options
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep(options.GameOptions):
     """Play games at every layer pair. Draw maps of accuracy and of the answer's log-probability, and report the best layers
-    on questions they were not chosen on.
+    on items they were not chosen on.
 
     Example: jaxcomm sweep --a pair:b --b pair:b --out runs/b-b
     """
@@ -35,7 +35,7 @@ class Sweep(options.GameOptions):
     decode: int | None = None
     """Also decode this many tokens in every cell, and count the right texts. Default: only the answer's tokens are scored."""
     content: bool = True
-    """Also play every cell with another question's message, and draw maps of content. This takes twice the time."""
+    """Also play every cell with another item's message, and draw maps of content. This takes twice the time."""
     pictures: Literal["cells", "contours"] = "cells"
     """How maps are drawn: one colour for each pair of layers, or contours as in the paper, which interpolate between layers."""
     text: str | None = None
@@ -46,7 +46,7 @@ class Sweep(options.GameOptions):
     n: int | None = None
     """Number of items; default: the paper's 100 (countries) and 70 (tip_sheets), all of a file."""
     seed: int = 0
-    """Seed of the games, and of their halves."""
+    """Seed of the items, and of their halves."""
     names: options.Names = "seen"
     memory: float | None = None
     """GiB that a device may use besides the weights; default: the free memory, or 1 if the device does not report it. A run may be resumed with less."""

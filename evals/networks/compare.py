@@ -2,7 +2,7 @@
 larger model from scratch.
 
     chunks/ARM-EXAMPLES-RATE-SEED.parquet   of one finished training: losses, answers, seconds
-    results.jsonl                           a line per number of examples and arm
+    results.jsonl                           a line per number of training texts and arm
     report.txt, curves.png, learning.png
 
 All arms learn the same texts in the same order, for the same number of tokens or FLOPs as the edges. Each has its own best
@@ -39,7 +39,7 @@ from .trials import Done, answers, asked_by, best, print_table, shown
 FREE = ("every", "arms", "equal", "examples", "learning_rate", "learning_rates", "seeds")
 """Settings that may differ when a comparison is resumed: each finished training keeps its own."""
 Every = dict[int | None, Done]
-"""Finished trainings, by number of examples (None: all of the text)."""
+"""Finished trainings, by number of training texts (None: all of the text)."""
 
 
 def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def run(command: Any, agents: Sequence[Agent], *, words: str) -> list[dict[str, 
                 texts = source(command.text, agent, recipe.columns, n=amount, seed=seed)
                 folder.write(name, trial(field, arm, recipes[rate], seed, texts, (asked, known), name))
             (done.setdefault(amount, {})[arm.name, rate, seed],) = folder.read(name).to_pylist()  # pyright: ignore[reportIndexIssue]
-        for amount in amounts:  # untrained arms do not depend on the number of examples
+        for amount in amounts:  # untrained arms do not depend on the number of training texts
             done[amount] = {key: row for key, row in done[amounts[0]].items() if key[0] in untrained(every)} | dict(
                 done[amount]
             )
@@ -177,7 +177,7 @@ def trial(
 def summary(
     done: Done, every: Sequence[Arm], field: Field | None, n: int, amount: int | None = None
 ) -> list[dict[str, Any]]:
-    """Summarises the comparison at one number of examples, one line for each arm at its best learning rate.
+    """Summarises the comparison at one number of training texts, one line for each arm at its best learning rate.
 
     The learning rate is chosen on the first half of the questions; accuracy is reported on the second half.
 
@@ -186,7 +186,7 @@ def summary(
         every: The arms.
         field: The models and settings of the arms. None: not known.
         n: Number of questions in the first half.
-        amount: Number of examples. None: all of the text.
+        amount: Number of training texts. None: all of the text.
 
     Returns:
         The lines of results.jsonl. accuracy is the mean over the seeds, as a share; low and high are its 95 % interval over

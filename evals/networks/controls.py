@@ -1,4 +1,4 @@
-"""Measure the messages on a network's edges: read a game with the edges' own messages, another example's, and zeros, for
+"""Measure the messages on a network's edges: read a game with the edges' own messages, another item's, and zeros, for
 each layer.
 
 A network is one agent, so it reads the prompts of A and B together (the protocol skyline). Every edge may carry all of it.

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: losses against the step, and accuracy against the number of examples."""
+"""Pictures of a comparison: losses against the step, and accuracy against the number of training texts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def losses(lines: Sequence[Mapping[str, Any]], done: Done, window: int = 20) -> 
 
 
 def learning(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    """Draws exact match against the number of examples, with bands of the 95 % intervals over the seeds.
+    """Draws exact match against the number of training texts, with bands of the 95 % intervals over the seeds.
 
     Args:
         lines: The lines of results.jsonl, of several numbers of examples.
@@ -67,7 +67,7 @@ def learning(lines: Sequence[Mapping[str, Any]]) -> bytes:
         axis.fill_between(amounts, np.clip(low, 0, 100), np.clip(high, 0, 100), color=color, alpha=0.15, linewidth=0)
     alone = next(line for line in lines if not line.get("rates"))
     axis.axhline(100 * alone["accuracy"], color="0.5", linestyle=":", label=alone["arm"])
-    axis.set(xlabel="number of examples", ylabel="exact match, %", xscale="log", ylim=(-2, 102))
+    axis.set(xlabel="number of training texts", ylabel="exact match, %", xscale="log", ylim=(-2, 102))
     axis.set_xticks(amounts := sorted({line["examples"] for line in trained}), map(str, amounts))
     axis.minorticks_off()
     return _png(figure, axis)

@@ -197,10 +197,10 @@ def registered(blocks: Sequence[Block], rule: str, title: str) -> Iterator[Part]
         told = block.game.name, block.setup.name, OUTCOME[outcome], f"{cell.k}, {cell.j}"
         rows.append([*told, *shown, written(found.value, OUTCOMES[outcome]), p_written(p), f"{smallest:.2g}"])
     yield Heading(2, f"{title} ({'exploratory' if rule == 'early' else 'registered'})")
-    yield f"Layers are chosen on the first half: {RULES[rule]}. The second half compares the item's own message with {against}."
+    yield f"Layers are chosen on the first half: {RULES[rule]}. On the second half, the item's own message is compared with {against}."
     columns = ["game", "set-up", "outcome", "k, j", "own message", against, "difference", "p", "smallest"]
     yield Table(columns, rows, left=3)
-    yield meaning(len(tests))
+    yield meaning(len(tests)).removesuffix(" It is the largest of the row's three.")
 
 
 def score(block: Block, label: str, outcome: str) -> str:

@@ -136,15 +136,15 @@ def paragraphs(
     yield f"{sweep.a.name} -> {sweep.b.name}, {size} cells\n"
     for name, game in sweep.games.items():
         yield f"{name}: {INFORMATION[game.information]}."
-    yield f"Hits are of {METRICS[metric]} ({why})."
+    yield f"Metric: {METRICS[metric]} ({why})."
     if on_map != metric:
         yield "Maps and best cells show the exact match of the answer's tokens, because nothing was decoded (--decode)."
     yield f"A reads: {settings.wording.reads}.\n"
-    yield "Best cells (chosen and scored on the same questions, so biased upwards), % [95 % interval]:"
+    yield "Best cells (chosen and scored on the same items, so biased upwards), % [95 % interval]:"
     yield best_table(settings, cells)
     yield from content_told(sweep, cells)
     if halves:
-        yield "\nLayers are chosen on one half of the questions and reported on the other. In points, total: the message minus B alone; presence: another question's message minus B alone; content: the message minus another question's:"
+        yield "\nLayers are chosen on one half of the items and reported on the other. In points, total: the message minus B alone; presence: another item's message minus B alone; content: the message minus another item's:"
         yield halves_table(halves)
         yield meaning(3 * len(halves))
         yield "\nThe same cells under the controls, %:"
@@ -160,7 +160,7 @@ def content_told(sweep: GameSweep, cells: Mapping[str, Cells]) -> Iterator[str]:
         cells: The cells of each game.
 
     Yields:
-        One sentence for each game and graft, if the cells were also played with another question's message.
+        One sentence for each game and graft, if the cells were also played with another item's message.
     """
     for game, found in cells.items():
         for g, graft in enumerate(sweep.settings.grafts):
@@ -173,6 +173,6 @@ def content_told(sweep: GameSweep, cells: Mapping[str, Cells]) -> Iterator[str]:
                     f"{game}, {graft}: mean over all cells: total {(own[g] - alone).mean():+.1f} = presence "
                     f"{(other[g] - alone).mean():+.1f} + content {(own - other)[g].mean():+.1f} points; most content at "
                     f"k = {sweep.settings.ks[k]}, j = {sweep.settings.js[j]}: {(own - other)[g, k, j]:+.1f}"
-                    + (f" ({shared:.0%} of the questions get a message with their own answer)" if shared else "")
+                    + (f" ({shared:.0%} of the items get a message with their own answer)" if shared else "")
                     + "."
                 )

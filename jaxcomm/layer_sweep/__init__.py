@@ -45,7 +45,7 @@ __all__ = [
 
 
 class Sweep(struct.PyTreeNode):
-    """B's replies in every cell of a sweep. F grafts, K layers of A, J layers of B, G games, T new tokens.
+    """B's replies in every cell of a sweep. F grafts, K layers of A, J layers of B, G items, T new tokens.
 
     Attributes:
         tokens: Token ids [F, K, J, G, T]; -1 after the end of a row.
@@ -65,12 +65,12 @@ class Sweep(struct.PyTreeNode):
 
 
 class AnswerSweep(struct.PyTreeNode):
-    """Scores of given answers in every cell of a sweep. F grafts, K layers of A, J layers of B, G games.
+    """Scores of given answers in every cell of a sweep. F grafts, K layers of A, J layers of B, G items.
 
     Attributes:
         exact: Whether greedy decoding gives the answer, [F, K, J, G].
-        logprobs: Log-probability of each token of the answer in nats, [F, K, J, G, T], including the stop token if there
-            is one. 0 after it.
+        logprobs: Log-probability of each token of the answer in nats, [F, K, J, G, T]; 0 after its end. With stop
+            tokens T is one more: the column after the answer is the log-probability that one of them follows.
 
     Example:
         >>> answers = np.array([[5], [6]])
@@ -93,15 +93,15 @@ def sweep(
     js: Sequence[int],
     **options: Unpack[SweepOptions],
 ) -> Sweep:
-    """Generates B's reply in every cell: `communicate` at every (graft, k, j), for every game.
+    """Generates B's reply in every cell: `communicate` at every (graft, k, j), for every item.
 
     This is the search of Ramesh & Li (2025, section 4.1 and Figure 2).
 
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts, one for each game.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts, one for each item.
         ks: Layers of A, 0 .. L_A each.
         js: Layers of B, 0 .. L_B each.
         **options: Options of `SweepOptions`.
@@ -146,8 +146,8 @@ def sweep_answers(
     Args:
         params_a: The sender A.
         params_b: The receiver B.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts, one for each game.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts, one for each item.
         answers: Token ids [G, T]; -1 after the end of an answer. With `stop_tokens`, any one of them must follow the
             answer.
         ks: Layers of A, 0 .. L_A each.
@@ -158,7 +158,7 @@ def sweep_answers(
         Exact matches and log-probabilities, on the host.
 
     Raises:
-        ValueError: As for `sweep`; an answer is empty or holds a stop token; there is not one answer for each game.
+        ValueError: As for `sweep`; an answer is empty or holds a stop token; there is not one answer for each item.
 
     Example:
         >>> answers = np.array([[5, 6], [7, -1]])

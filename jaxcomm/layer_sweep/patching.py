@@ -39,7 +39,7 @@ class PatchOptions(TypedDict, total=False):
         change: How A's activation changes B's (`edits.Change`). Default: replace.
         sent: Function of A's activations at all of its tokens, [layers, G, P, ...], applied before they go to B; for
             example, differences between tokens. Default: no change.
-        progress: Called after every chunk as progress(done, all), which counts cells of games.
+        progress: Called after every chunk as progress(done, all), which counts cells of items.
     """
 
     sites: Sequence[str]
@@ -86,8 +86,8 @@ def patch(
     Args:
         params_a: The model that the activations come from, usually the same model.
         params_b: The model that they go to. It has the same width and number of layers.
-        prompts_a: A's prompts (the clean run), one for each game.
-        prompts_b: B's prompts (the corrupted run), one for each game.
+        prompts_a: A's prompts (the clean run), one for each item.
+        prompts_b: B's prompts (the corrupted run), one for each item.
         answers: Token ids [G, T]; -1 after the end of an answer.
         **options: Options of `PatchOptions`.
 
@@ -209,15 +209,19 @@ def _check(params_a: Params, params_b: Params, both: Sequence[Prompts], answers:
     a, b, (sites, layers, positions) = params_a.config, params_b.config, grid
     shape = lambda c: (c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.layer_heads)
     if shape(a) != shape(b):
-        raise ValueError("patching needs two models of one shape: layers, width and heads; use sweep for others")
+        raise ValueError(
+            f"patching needs two models of one shape, got layers, width, heads .. {shape(a)} and {shape(b)}: use sweep for others"
+        )
     if answers.ndim != 2 or len(answers) != len(both[1]) or not (answers[:, :1] >= 0).all():
-        raise ValueError(f"answers are {answers.shape} for {len(both[1])} games: give one row of tokens per game")
+        raise ValueError(f"answers are {answers.shape} for {len(both[1])} items: give one row of tokens per item")
     for name, values in (("sites", sites), ("layers", layers), ("positions", positions)):
         if not values:
             raise ValueError(f"{name} is empty: a map needs at least one")
     for site in sites:
         if site not in SITES or not (SITES[site].layered and SITES[site].writable):
-            raise ValueError(f"{site!r} is no site of a layer that can be edited")
+            raise ValueError(
+                f"{site!r} is no site of a layer that can be edited: choose from {', '.join(s for s, x in SITES.items() if x.layered and x.writable)}"
+            )
         if differs(b, site):
             raise ValueError(
                 f"{site} is not the same in all layers of this model: patch a site of the stream, such as attn_out"

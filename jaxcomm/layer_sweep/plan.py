@@ -38,7 +38,7 @@ from jaxcomm.reading import hidden_states
 from jaxcomm.sharding import all_devices, by_rows, mesh_of, move, put, sweep_mesh
 
 Progress = Callable[[int, int], None]
-"""progress(done, all), called after every chunk with the numbers of finished and of all cells, counted for each game."""
+"""progress(done, all), called after every chunk with the numbers of finished and of all cells, counted for each item."""
 
 
 class SweepOptions(Decoding, total=False):
@@ -51,10 +51,10 @@ class SweepOptions(Decoding, total=False):
             the device reports it, else `sizes.MEMORY`. The results do not depend on it.
         mesh: The devices to use. Default: the mesh that B's weights are placed on (`sharding.shard`), or all of this
             process's devices.
-        progress: Called after every chunk as progress(done, all), which counts cells of games.
+        progress: Called after every chunk as progress(done, all), which counts cells of items.
         max_new_tokens: As in `Decoding`.
         sampling: As in `Decoding`.
-        keys: Random key of each game, [G]. It is the same for all cells.
+        keys: Random key of each item, [G]. It is the same for all cells.
         stop_tokens: As in `Decoding`.
     """
 
@@ -166,11 +166,11 @@ class Plan:
         self.games, self.sampling, self.keys = len(self.prompts[1]), options.get("sampling"), options.get("keys")
         check_games(*self.prompts)
         if not self.games:
-            raise ValueError("there are no prompts: a sweep needs at least one game")
+            raise ValueError("there are no prompts: a sweep needs at least one item")
         if self.sampling is not None and self.keys is None and self.sampling.greedy:
             self.sampling = None
         if self.sampling is not None:
-            check_keys(self.keys, self.games, "game")
+            check_keys(self.keys, self.games, "item")
         if (new := options.get("max_new_tokens", 16 if answers is None else 1)) < 1:
             raise ValueError(f"max_new_tokens = {new}: it must be at least 1")
         self.stop_tokens = jnp.asarray(np.unique(np.asarray(options.get("stop_tokens", ()), np.int32)))
@@ -188,7 +188,7 @@ class Plan:
     def _targets(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [G, T] (-1: none) and ends [G, T]. With stop tokens, one more column holds the end."""
         if answers.ndim != 2 or len(answers) != self.games:
-            raise ValueError(f"{len(answers)} answers for {self.games} games: give one row of tokens per game")
+            raise ValueError(f"{len(answers)} answers for {self.games} items: give one row of tokens per item")
         if found := sorted({int(i) for i in answers.ravel()} & {int(i) for i in np.asarray(self.stop_tokens)}):
             raise ValueError(
                 f"an answer contains the stop token {found[0]}: leave it out, the end is asked for by itself"

@@ -64,7 +64,7 @@ class Cells(struct.PyTreeNode):
 
 
 class Drawing(struct.PyTreeNode):
-    """How to choose tokens: greedily without `sampling`, else with a key [G] for every game. stops [S]: stop tokens."""
+    """How to choose tokens: greedily without `sampling`, else with a key [G] for every item. stops [S]: stop tokens."""
 
     stops: Int[Array, "S"]
     sampling: Sampling | None = None
@@ -80,7 +80,7 @@ class Drawing(struct.PyTreeNode):
 
 @functools.partial(jax.jit, static_argnames=("slots", "max_new_tokens", "mesh"))
 def decode_cells(params, prompt: ReadPrompt, cells: Cells, count, drawing: Drawing, *, slots, max_new_tokens, mesh):
-    """tokens, logprobs [G, C, T] of the first `count` [G] cells of every game, and the number of steps."""
+    """tokens, logprobs [G, C, T] of the first `count` [G] cells of every item, and the number of steps."""
     (G, C), T = cells.edits.shape[:2], max_new_tokens
     end = prompt.last.positions
     split = functools.partial(constrain, mesh)

@@ -21,7 +21,7 @@ REFILLS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Size of a chunk: games x cells. When decoding, `slots` cells of each game are in flight."""
+    """Size of a chunk: games x cells. When decoding, `slots` cells of each item are in flight."""
 
     games: int
     cells: int
@@ -55,15 +55,15 @@ class Need:
     def bytes(self, sizes: Sizes, devices: tuple[int, int] = (1, 1)) -> int:
         """Largest number of bytes that a device needs for a chunk besides the weights.
 
-        Letters: s bytes per number, G games, R slots of each, C cells, P columns of B's prompt, T new tokens, and B's own
+        Letters: s bytes per number, G items, R slots of each, C cells, P columns of B's prompt, T new tokens, and B's own
         letters. (G, R and C are a device's share.) It is the largest of
 
             reading    G P (4 D + 2 F) s + 8 G N P^2                    (B's prompts; likewise A's)
             decoding   G R (2 L K H T s + max(8 N (P + T) + (4 D + 2 F) s, 8 V))          (sampling: 32 V)
             answers    G C max(T (8 N (P + T) + (6 D + 2 F) s), 8 V + 2 T D s)
 
-        (F of all experts a token goes through and of the MLP beside them, and 4 D more for each expert; L K H is the sum
-        over layers, if they differ. Linear attention adds 16 N (2 X + Y) bytes a token, two states of all layers for each game
+        (F of all experts a token goes through, and of the dense MLP, and 4 D more for each expert; L K H is the sum
+        over layers, if they differ. Linear attention adds 16 N (2 X + Y) bytes a token, two states of all layers for each item
         and for each row that is decoded, and a state of one layer for each answer.)
 
         plus what stays: the prompts' K/V and states 2 L K H G P s + (L + 1) G (D + D_A + T D) s, what is sent, edits and
@@ -73,6 +73,9 @@ class Need:
         Args:
             sizes: Sizes of the chunk.
             devices: Number of devices that share its games, and that share its cells.
+
+        Returns:
+            The number of bytes.
         """
         c, a, s, (columns_a, P), T = self.receiver, self.sender, self.itemsize, self.columns, self.new
         G, C = sizes.games // devices[0], sizes.cells
@@ -119,7 +122,7 @@ def device_memory(device) -> int:
 
 
 def fit_sizes(games: int, cells: int, budget: int, need: Callable[[Sizes], int], rows: int, refills: int) -> Sizes:
-    """The largest chunk within `budget` bytes and with at most `rows` cells of games in flight (more would not be faster).
+    """The largest chunk within `budget` bytes and with at most `rows` cells of items in flight (more would not be faster).
     The number of games is reduced last, because smaller batches of games read prompts in smaller batches.
 
     ValueError if not even one cell of one game fits.
@@ -134,7 +137,7 @@ def fit_sizes(games: int, cells: int, budget: int, need: Callable[[Sizes], int],
                 if need(sizes) <= budget:
                     return sizes
     raise ValueError(
-        f"a memory budget of {budget} bytes is too small: one cell of one game needs {need(Sizes(1, 1, 1))} beside the weights"
+        f"a memory budget of {budget} bytes is too small: one cell of one game needs {need(Sizes(1, 1, 1))} besides the weights: give more memory, or shorter prompts"
     )
 
 

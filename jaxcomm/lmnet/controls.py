@@ -1,7 +1,7 @@
 """Controls in networks: the messages are the states on edges, and a control replaces them.
 
 A layer of vertices reads only the edges into it. So these edges carry all the information that later layers get. With
-another example's messages on all of them, at all positions, the network behaves as if it had read the other example.
+another item's messages on all of them, at all positions, the network behaves as if it had read the other item.
 """
 
 from __future__ import annotations
@@ -69,18 +69,18 @@ def control_edges(
 
     Edges carry states at every position of a prompt and of the answer after it. Prompts are aligned at their ends. In the
     columns before a prompt, its first state is repeated, so that a longer prompt gets a state at every position. At an
-    answer's positions, "other" uses another example's prompt followed by the same answer. Such messages differ only in
-    the prompt, and still carry the tokens of the answer. The other controls are computed there from each example's own
+    answer's positions, "other" uses another item's prompt followed by the same answer. Such messages differ only in
+    the prompt, and still carry the tokens of the answer. The other controls are computed there from each item's own
     n-th answer; after the end of an answer, its last state is repeated.
 
     Args:
         network: The network.
-        prompts: Its prompts, one for each example.
+        prompts: Its prompts, one for each item.
         answers: Token ids of C answers to each prompt; -1 after the end of an answer.
         control: Stand-in for the states on the edges, as in `stand_in`: "other", "mean", "moments", "noise", "zero".
         edges: Names of sets of edges (`edge_sets`). Each set is controlled separately. Default: all edges, and the edges
             into each layer. Edges outside the set carry the states that the network computes from the replaced ones.
-        right: The right answer of each example, for "other". None: all differ.
+        right: The right answer of each item, for "other". None: all differ.
         seed: Seed of "other", "moments" and "noise".
 
     Returns:
@@ -88,7 +88,7 @@ def control_edges(
 
     Raises:
         ValueError: It is not a network, or has no edges; there is no such control or set of edges; all controls but
-            "noise" and "zero" need at least two examples; prompts or answers are invalid.
+            "noise" and "zero" need at least two items; prompts or answers are invalid.
 
     Example:
         >>> from jaxcomm.lmnet import control_edges, init_network
@@ -98,11 +98,13 @@ def control_edges(
         {'all edges': (2, 2, 1), 'edges into layer 1': (2, 2, 1), 'edges into layer 2': (2, 2, 1)}
     """
     if not isinstance(network, Network) or len(network.config.layers) < 2:
-        raise ValueError("controls stand on the edges of a network, this model has none: make one with init_network")
+        raise ValueError(
+            "controls replace states on a network's edges, this model has none: give a network (init_network)"
+        )
     sets, layers = edge_sets(network.config), range(1, len(network.config.layers))
     names = ["all edges", *(f"edges into layer {n}" for n in layers)] if edges is None else list(edges)
     if unknown := [name for name in names if name not in sets]:
-        raise ValueError(f"there are no {unknown[0]!r} in this network: choose of {', '.join(sets)}")
+        raise ValueError(f"this network has no {unknown[0]!r}: choose from {', '.join(sets)}")
     prompts, answers = as_prompts(prompts), np.asarray(answers)
     check_tokens(network, prompts)
     check_texts(network, answers, "answers")

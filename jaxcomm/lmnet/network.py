@@ -10,7 +10,7 @@ one autoregressive model (`LanguageModel`): `forward`, `generate`, agents and pr
 Choices that the paper leaves open (size and initialisation of edges, interior norms) are fields of `EdgeConfig` and
 `NetworkConfig`.
 
-Letters beside those of `config.py`: I sources and J targets of a stack of edges; M vertices that share weights.
+Letters besides those of `config.py`: I sources and J targets of a stack of edges; M vertices that share weights.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def init_network(
 
     Raises:
         ValueError: `widths` does not begin and end with 1, or holds a 0; the numbers of models and vertices differ; the
-            models have different vocabularies; "identity" edges connect different widths.
+            models have different vocabularies; "identity" edges connect different widths; a model has linear attention.
 
     Example:
         >>> from jaxcomm.lmnet import init_network

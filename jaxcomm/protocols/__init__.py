@@ -11,8 +11,8 @@ To build a protocol of your own, call the two parts of one, and do anything in b
 
 Protocols that send a message accept `control`: a stand-in that every receiver gets instead of its message (`CONTROLS`).
 
-`sampling` and `seed` apply to text that agents generate before that turn; the turn's own methods have their own. They
-have no effect if no such text is generated (silent, sender, skyline, an activation without thinking). CIPHER sends
+`sampling` and `seed` apply to text that agents generate before that turn, `seed` also to random controls. The turn's
+own methods have their own. Without such text, `sampling` has no effect. CIPHER sends
 vectors only and refuses `sampling`.
 """
 

@@ -47,7 +47,7 @@ class Grafting:
             (appendix B.2), or a sampled completion (appendix B.5: temperature 0.7, 512 tokens). 0: A generates nothing.
         until: Stop strings for A's text.
         sampling: How to sample A's tokens. None: greedy decoding.
-        seed: Random seed for this sampling and for noise: one for all games, or one for each.
+        seed: Random seed for this sampling and for noise: one for all items, or one for each.
 
     Raises:
         ValueError: There is no such graft, control or `where`; `where` is "all" and the graft is not "sum".
@@ -82,7 +82,7 @@ class Sender(NamedTuple):
 
     Attributes:
         agent: The agent.
-        prompts: Its prompts, one for each game.
+        prompts: Its prompts, one for each item.
         site: The site at which its states are read.
         W: Its map, or None.
     """
@@ -112,8 +112,8 @@ def activation(
         a: The sender, or a list of several. Then `a`, `prompts_a`, `k` (and `W`) are lists with one entry for each
             sender, and B gets the mean of their messages.
         b: The receiver.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts, one for each game. Or B's reading of them (`read_receiver`): with it, many edits of the last
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts, one for each item. Or B's reading of them (`read_receiver`): with it, many edits of the last
             token after a layer need only one reading.
         k: A is read after this layer, 0 .. L_A. Or any `Site`.
         j: B is edited after this layer, 0 .. L_B. Or any `Site`.
@@ -152,7 +152,7 @@ def send_states(
     Args:
         a: The sender, or a list of several.
         b: The receiver.
-        prompts_a: The sender's prompts, one for each game; with several senders, one list for each.
+        prompts_a: The sender's prompts, one for each item; with several senders, one list for each.
         settings: Maps, tokens, thinking.
         k: The sender is read after this layer, or at this `Site`; with several senders, one for each.
         games: Number of messages.
@@ -219,7 +219,7 @@ def read_receiver(b: Agent, prompts_b: Sequence[Prompt]) -> Asked:
 
     Args:
         b: The receiver.
-        prompts_b: Its prompts, one for each game.
+        prompts_b: Its prompts, one for each item.
 
     Returns:
         The reading. `activation` and `receive_states` take it in the place of the prompts.
@@ -243,7 +243,7 @@ def receive_states(b: Agent, prompts_b: Sequence[Prompt] | Asked, sent: Sent, se
 
     Args:
         b: The receiver.
-        prompts_b: Its prompts, one for each game, or its reading of them (`read_receiver`).
+        prompts_b: Its prompts, one for each item, or its reading of them (`read_receiver`).
         sent: Messages of states, one for each prompt.
         settings: Graft and tokens.
         j: The receiver is edited after this layer, or at this `Site`.
@@ -373,7 +373,7 @@ def _senders(
     sites = [_site(agent, place, settings.where, "k") for agent, place in zip(agents, ks, strict=True)]
     for own in reads:
         if len(own) != games:
-            raise ValueError(f"A has {len(own)} prompts, B has {games}: give one of each per game")
+            raise ValueError(f"A has {len(own)} prompts, B has {games}: give one of each per item")
     return list(itertools.starmap(Sender, zip(agents, reads, sites, maps, strict=True)))
 
 
@@ -480,8 +480,8 @@ def exchange(
     Args:
         a: The first agent.
         b: The second agent.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts, one for each game.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts, one for each item.
         k: A is read after this layer, 0 .. L_A.
         j: B is edited after this layer, 0 .. L_B.
         back: Layers and map for the direction from B to A. Default: the same layers, and no map.

@@ -51,7 +51,7 @@ class Spent:
     Attributes:
         flops: Floating-point operations.
         read: Number of tokens or vectors read.
-        written: Number of tokens or vectors generated.
+        written: Number of tokens or vectors generated, or of tokens scored.
         dropped: Number of tokens that truncation removed from prompts (`Agent.longest`).
         sent: Number of bytes that agents sent to each other: states in their own dtype, texts in UTF-8.
     """
@@ -197,7 +197,7 @@ class Sent:
     """The messages of all games, sent but not received yet.
 
     Attributes:
-        message: States or texts, one for each game.
+        message: States or texts, one for each item.
         details: Facts about each message, for `Reply.details`.
         spent: Cost of each message.
 
@@ -254,7 +254,7 @@ class Turn:
 
     Attributes:
         agent: The agent that writes.
-        prompts: Its prompts, one for each game.
+        prompts: Its prompts, one for each item.
         rows: Token ids that it read for each prompt.
         logits: Logits [B, V] of the next token.
         cache: Keys and values of the prompts.
@@ -356,7 +356,7 @@ class Turn:
         return replies
 
     def flops(self, i: int, new: Sequence[int] = (1,)) -> int:
-        """Counts the FLOPs of reading a prompt behind its prefix, and of writing or scoring texts after it.
+        """Counts the FLOPs of reading a prompt after its prefix, and of writing or scoring texts after it.
 
         Latent thinking in between is not included: `before` already counts it.
 
@@ -409,7 +409,7 @@ class Turn:
                 expected embeddings).
         """
         if self.given is None:
-            raise ValueError("this turn was not read at once, so no layer can be looked at: play another protocol")
+            raise ValueError("this turn was not read in one pass, so it has no logit lens: use another protocol")
         prompts, past, edits = self.given
         return logit_lens(self.agent.single, prompts, past=past, edits=edits, layers=layers, **how)
 

@@ -36,7 +36,7 @@ class Bridging:
     Attributes:
         bridge: The trained bridge; with several senders, a list of `C2C` bridges, one for each.
         control: Stand-in that B gets instead of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
-        seed: Random seed for noise: one for all games, or one for each.
+        seed: Random seed for noise: one for all items, or one for each.
         sampling: As in other protocols. No effect: nothing is sampled before B's turn.
         until: As in other protocols. No effect, as for `sampling`.
 
@@ -76,7 +76,7 @@ class Bridging:
 
 @dataclasses.dataclass(frozen=True)
 class Crossing(Sent):
-    """The messages of one sender over its bridge, one for every game.
+    """The messages of one sender over its bridge, one for every item.
 
     Attributes:
         message: The sender's keys and values.
@@ -107,13 +107,13 @@ def bridge(
     """A's keys and values reach B through a trained bridge.
 
     With a `C2C`, A reads B's prompt. The bridge changes B's keys and values at all prompt tokens but the last. With a
-    `Gated`, A reads its own prompt. The bridge maps A's keys and values, and B attends to them beside its own prompt.
+    `Gated`, A reads its own prompt. The bridge maps A's keys and values, and B attends to them and to its own prompt.
 
     Args:
         a: The sender; with several `C2C` bridges, a list of as many senders.
         b: The receiver.
-        prompts_a: A's prompts, one for each game. C2C does not use it.
-        prompts_b: B's prompts, one for each game.
+        prompts_a: A's prompts, one for each item. C2C does not use it.
+        prompts_b: B's prompts, one for each item.
         sent: Result of `send_bridged` for the same prompts. With it, many controls need only one reading of A's prompts.
             Default: A reads them now.
         **how: Options of `Bridging`; `bridge` is required.
@@ -148,7 +148,7 @@ def send_bridged(
     Args:
         a: The senders, one for each bridge.
         b: The receiver.
-        prompts_a: Prompts for the sender of a `Gated`, one for each game.
+        prompts_a: Prompts for the sender of a `Gated`, one for each item.
         prompts_b: B's prompts. The sender of a `C2C` reads them too.
         settings: The bridges.
 
@@ -180,7 +180,7 @@ def receive_bridged(b: Agent, prompts_b: Sequence[Prompt], sent: Sequence[Crossi
 
     Args:
         b: The receiver.
-        prompts_b: Its prompts, one for each game.
+        prompts_b: Its prompts, one for each item.
         sent: The messages of each sender, as `send_bridged` returns them.
         settings: The bridges, and the name of the control for the details.
 

@@ -25,34 +25,34 @@ Control = Literal["other", "generated", "mean", "moments", "noise", "zero", "adv
 """Name of a control (`CONTROLS`)."""
 
 CONTROLS: dict[str, str] = {
-    "other": "the message of another example, whose answer differs",
+    "other": "the message of another item, whose answer differs",
     "generated": "a message that the receiver makes itself, in the sender's place, from its own prompt alone",
-    "mean": "the mean of the other examples' messages; of texts, the one most like the others",
+    "mean": "the mean of the other items' messages; of texts, the one most like the others",
     "moments": "noise with their mean and covariance; of texts, words drawn from them",
     "noise": "noise of the message's norm; of texts, as many random tokens",
     "zero": "zeros; of texts, nothing",
     "adversarial": "the message of the same norm under which the right answer is least likely, found by gradient "
-    "steps; of texts and CIPHER's vectors, the worst of eight other examples' messages",
+    "steps; of texts and CIPHER's vectors, the worst of eight other items' messages",
     "unrelated": "what the sender sends after a sentence that has nothing to do with the game",
-    "self": "what the receiver has there itself: its own state, which with the graft replace changes nothing; of texts, its own prompt",
+    "self": "the receiver's own state at that place (with the graft replace it changes nothing); of texts, the receiver's own prompt",
 }
 """name -> description, for tables and docs."""
 
 UNRELATED = "Water boils at one hundred degrees."
 TRIES = 8
-"""Number of other examples' messages that "adversarial" tries if no gradient is available."""
+"""Number of other items' messages that "adversarial" tries if no gradient is available."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """The sender of one message in every game, and functions that make the stand-ins which need the agents.
+    """The sender of one message in every item, and functions that make the stand-ins which need the agents.
 
     Attributes:
         sender: The agent that sent the message.
         generated: Makes the message that the receiver itself would send.
         unrelated: Makes the sender's message for a given sentence.
         own: Returns the receiver's own state at the place of the message.
-        worst: Finds the worst message for given right answers, for each game.
+        worst: Finds the worst message for given right answers, for each item.
     """
 
     sender: Agent
@@ -68,11 +68,11 @@ class StandIn:
 
     Attributes:
         name: The control (`CONTROLS`).
-        answers: The right answer of every game. "other" uses it so that no game gets a message with its own answer;
+        answers: The right answer of every item. "other" uses it so that no item gets a message with its own answer;
             "adversarial" needs it. None: all answers differ.
         unrelated: The sentence of the control "unrelated".
-        seed: Random seed: one for all games, or one for each. None: the protocol's seed.
-        order: For "other": for each game, the index of the game whose message it gets. None: random (`jaxcomm.derange`).
+        seed: Random seed: one for all items, or one for each. None: the protocol's seed.
+        order: For "other": for each item, the index of the item whose message it gets. None: random (`jaxcomm.derange`).
 
     Raises:
         ValueError: There is no such control; "adversarial" without answers.
@@ -96,19 +96,19 @@ class StandIn:
             raise ValueError(f"unknown control {self.name!r}: choose one of {', '.join(get_args(Control))}")
         if self.name == "adversarial" and self.answers is None:
             raise ValueError(
-                "the control adversarial needs the right answers: StandIn('adversarial', answers=[..]), one for each game"
+                "the control adversarial needs the right answers: StandIn('adversarial', answers=[..]), one for each item"
             )
 
     def __call__(self, message: Message, link: Link, seed: Seed = 0) -> Message:
         """Replaces the messages by their stand-ins.
 
         Args:
-            message: The message that was sent in every game.
+            message: The message that was sent in every item.
             link: Its sender, and functions that make stand-ins.
             seed: The protocol's seed.
 
         Returns:
-            The message that arrives in every game.
+            The message that arrives in every item.
 
         Raises:
             ValueError: The control needs other games' messages, and there are none; there is not one answer for each
@@ -157,12 +157,12 @@ def texts_in_place(control: str, texts: Sequence[str], sender: Agent, keys: jax.
 
     Args:
         control: "mean", "moments", "noise" or "zero".
-        texts: The text of each game.
+        texts: The text of each item.
         sender: The agent that wrote them. Its tokenizer is used.
-        keys: A random key for each game.
+        keys: A random key for each item.
 
     Returns:
-        One text for each game.
+        One text for each item.
 
     Raises:
         ValueError: There is a single game, and the control needs the other games' texts.
@@ -170,7 +170,7 @@ def texts_in_place(control: str, texts: Sequence[str], sender: Agent, keys: jax.
     if control == "zero":
         return ("",) * len(texts)
     if control != "noise" and len(texts) < 2:
-        raise ValueError(f"the control {control} needs at least two games: it is made of the others' messages")
+        raise ValueError(f"the control {control} needs at least two items: it is made of the others' messages")
     tokenizer = sender.tokenizer
     rows = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     if control == "mean":
@@ -204,12 +204,12 @@ def _typical(rows: Sequence[Sequence[int]]) -> list[int]:
 def worst_of_others(
     message: Message, answers: Sequence[str], likely: Callable[[Message], np.ndarray], seed: Seed = 0
 ) -> Message:
-    """Chooses for each game, from `TRIES` other games' messages, the one that hurts most.
+    """Chooses for each item, from `TRIES` other items' messages, the one that hurts most.
 
     Args:
         message: The messages.
-        answers: The right answer of every game.
-        likely: Function that returns the log-probability of each game's right answer, if these messages arrive.
+        answers: The right answer of every item.
+        likely: Function that returns the log-probability of each item's right answer, if these messages arrive.
         seed: Random seed.
 
     Returns:

@@ -141,7 +141,7 @@ class Looks:
             count: Number of tokens.
 
         Returns:
-            Tokens and their shares of attention, the largest first. None in a layer with linear attention.
+            Tokens and their shares of attention, the largest first. An empty list for a layer with linear attention.
         """
         if (own := self.last[layer - 1]) is None:
             return []
@@ -252,15 +252,15 @@ def inspect_activation(
     Args:
         a: The sender.
         b: The receiver.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts, one for each game.
-        answers: The right answer of each game. The lens ranks its first token in every layer of B.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts, one for each item.
+        answers: The right answer of each item. The lens ranks its first token in every layer of B.
         k: A is read after this layer, 0 .. L_A.
         j: B is edited after this layer, 0 .. L_B.
         **how: Options of `Inspecting`.
 
     Returns:
-        What was sent, heard and said in each game.
+        What was sent, heard and said in each item.
 
     Raises:
         ValueError: As for `activation`, `Agent.spell`, `Agent.patchscope` and `logit_lens`.
@@ -301,14 +301,14 @@ def inspect_prefix(
     Args:
         a: The sender.
         b: The receiver.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts, one for each game.
-        answers: The right answer of each game.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts, one for each item.
+        answers: The right answer of each item.
         prefix: Layers, steps, and how A thinks. It must send keys and values, without a map between tokenizers.
         **how: Options of `Inspecting`.
 
     Returns:
-        What was sent, heard and said in each game.
+        What was sent, heard and said in each item.
 
     Raises:
         ValueError: As for `kv`; `prefix` sends vectors, or tokens of another tokenizer.
@@ -322,7 +322,7 @@ def inspect_prefix(
     settings = Inspecting(**how)
     _check_own(prefix.control)
     if prefix.sends == "thoughts" or (prefix.maps is not None and a.tokenizer.get_vocab() != b.tokenizer.get_vocab()):
-        raise ValueError("what is looked at are A's tokens: send keys and values, between models of one tokenizer")
+        raise ValueError("an inspection shows A's tokens: send keys and values, between models with one tokenizer")
     turn = receive_prefix(b, prompts_b, send_prefix(a, b, prompts_a, prefix), prefix)
     looks, thoughts = _looks(turn, a, prompts_a, prefix.steps), _thoughts(a, prompts_a, prefix)
     layers = tuple((np.flatnonzero(prefix.chosen(b.single.config)) + 1).tolist())
@@ -347,15 +347,15 @@ def inspect_deltas(
     Args:
         a: The agent that writes.
         b: The agent that reads.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts (the questions), one for each game.
-        answers: The right answer of each game.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts (the questions), one for each item.
+        answers: The right answer of each item.
         talk: How A writes, and how B gets the message.
         layers: Layers after which states are read and added.
         **how: Options of `Inspecting`.
 
     Returns:
-        What was sent, heard and said in each game. `alone` is B with the text but without the deltas.
+        What was sent, heard and said in each item. `alone` is B with the text but without the deltas.
 
     Raises:
         ValueError: As for `deltas`.
@@ -399,14 +399,14 @@ def inspect_bridge(
     Args:
         a: The sender.
         b: The receiver.
-        prompts_a: A's prompts, one for each game. The sender of a C2C reads B's prompts.
-        prompts_b: B's prompts, one for each game.
-        answers: The right answer of each game.
+        prompts_a: A's prompts, one for each item. The sender of a C2C reads B's prompts.
+        prompts_b: B's prompts, one for each item.
+        answers: The right answer of each item.
         bridging: The bridge.
         **how: Options of `Inspecting`.
 
     Returns:
-        What was sent, heard and said in each game.
+        What was sent, heard and said in each item.
 
     Raises:
         ValueError: As for `bridge`.
@@ -450,7 +450,7 @@ def spell_out(agent: Agent, ids: Sequence[int] | AnyArray) -> list[str]:
 def _check_own(control: Any) -> None:
     """Raises ValueError if a control replaces the message to inspect."""
     if control is not None:
-        raise ValueError(f"control = {control.name!r}: what is looked at is A's own message, leave it out")
+        raise ValueError(f"control = {control.name!r}: an inspection shows A's own message, leave it out")
 
 
 def _inspected(

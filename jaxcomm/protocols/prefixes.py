@@ -40,7 +40,7 @@ class Prefixing:
     Attributes:
         layers: Layers of B that see the prefix: "all", numbers from 1, or bool [L_B] (`choose_layers`).
         place: Where to put the prefix. "start": before B's prompt, as published. "turn": before the last turn of B's
-            prompt, behind worked examples and system prompt, which must be the same in all games. They are read once, and
+            prompt, after worked examples and system prompt, which must be the same in all games. They are read once, and
             A's keys are rotated to the positions after them.
         positions: "after": B's positions continue from the prefix. "own": they begin at 0 (`prefixes.select`).
         sink: As in KVComm's code, all layers see the first token, and the first layer sees the whole prefix.
@@ -54,7 +54,7 @@ class Prefixing:
         order: For several senders. "parallel": each reads only its own prompt. "row": each continues from the keys and
             values of the senders before it.
         control: Stand-in that B gets instead of the message: a name in `CONTROLS`, or a `StandIn`. None: the message.
-        seed: Random seed for noise: one for all games, or one for each.
+        seed: Random seed for noise: one for all items, or one for each.
         sampling: As in other protocols. No effect: nothing is sampled before B's turn.
         until: As in other protocols. No effect, as for `sampling`.
 
@@ -95,7 +95,7 @@ class Prefixing:
                 raise ValueError(f"unknown {name} {value!r}: choose {' or '.join(known)}")
         if self.place == "turn" and (self.positions == "own" or self.sends == "thoughts"):
             wrong = "positions='own'" if self.positions == "own" else "sends='thoughts'"
-            raise ValueError(f"place='turn' puts keys and values behind what B has read before: leave out {wrong}")
+            raise ValueError(f"place='turn' puts keys and values after what B has read: leave out {wrong}")
         if self.sends == "thoughts" and not self.steps:
             raise ValueError("thoughts are sent, and there are none: give steps")
         if not isinstance(self.layers, str) and not np.any(np.asarray(self.layers)):
@@ -134,14 +134,14 @@ def kv(
     Args:
         a: The sender, or a list of several. Then `a` and `prompts_a` are lists with one entry for each sender.
         b: The receiver.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts, one for each game.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts, one for each item.
         sent: Result of `send_prefix` for the same prompts. With it, many controls need only one reading of A's prompts.
             Default: A reads them now.
         **how: Options of `Prefixing`.
 
     Returns:
-        B's turn. `Reply.details` holds the layers that see the prefix, its tokens, and the number of thinking steps.
+        B's turn. `Reply.details` holds the layers that see the prefix, its number of tokens by sender, and the thinking steps.
 
     Raises:
         ValueError: The models' keys do not match; prefix and prompt exceed B's positions; a chosen layer's window hides
@@ -163,15 +163,15 @@ def kv(
 def latent(
     a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], prompts_b: Sequence[Prompt], **how: Any
 ) -> Turn:
-    """A reads its prompts and thinks in latents. B reads behind prompt and thoughts (LatentMAS, arXiv 2511.20639).
+    """A reads its prompts and thinks in latents. B reads its prompt after them (LatentMAS, arXiv 2511.20639).
 
     This is `kv` with `steps=10` by default. With 0 steps it is `kv`.
 
     Args:
         a: The sender, or a list of several, in a row or in parallel (`Prefixing.order`).
         b: The receiver.
-        prompts_a: A's prompts, one for each game; with several senders, one list for each.
-        prompts_b: B's prompts, one for each game.
+        prompts_a: A's prompts, one for each item; with several senders, one list for each.
+        prompts_b: B's prompts, one for each item.
         **how: Options of `Prefixing`.
 
     Returns:
@@ -207,7 +207,7 @@ def thinking(
         a: The other agent. It does nothing.
         b: The agent that answers.
         prompts_a: A's prompts. Not used.
-        prompts_b: B's prompts, one for each game.
+        prompts_b: B's prompts, one for each item.
         steps: Number of thinking steps, m. With 0 it is `silent`.
         thought: How B turns its states into the inputs of its thinking steps (`latents.Thought`).
         **unused: Options of `Prefixing`. They change nothing.
@@ -239,7 +239,7 @@ def send_prefix(a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], 
     Args:
         a: The sender, or a list of several.
         b: The receiver.
-        prompts_a: The sender's prompts, one for each game; with several senders, one list for each.
+        prompts_a: The sender's prompts, one for each item; with several senders, one list for each.
         settings: Layers, steps, order.
 
     Returns:
@@ -258,7 +258,7 @@ def send_prefix(a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], 
     if len(agents) != len(reads):
         raise ValueError(f"{len(agents)} senders, {len(reads)} lists of prompts: give one of each")
     if len({len(x) for x in reads}) > 1:
-        raise ValueError(f"the senders have {' and '.join(str(len(x)) for x in reads)} prompts: give one for each game")
+        raise ValueError(f"the senders have {' and '.join(str(len(x)) for x in reads)} prompts: give one for each item")
     _check_models(agents, b, settings)
     heard: list[_Read] = []
     for agent, prompts in zip(agents, reads, strict=True):
@@ -291,11 +291,11 @@ def send_prefix(a: Agent | Sequence[Agent], b: Agent, prompts_a: Sequence[Any], 
 
 
 def receive_prefix(b: Agent, prompts_b: Sequence[Prompt], sent: Sent, settings: Prefixing) -> Turn:
-    """Lets the receiver read its prompts behind a prefix.
+    """Lets the receiver read its prompts after a prefix.
 
     Args:
         b: The receiver.
-        prompts_b: Its prompts, one for each game.
+        prompts_b: Its prompts, one for each item.
         sent: Messages of keys and values, or of vectors, one for each prompt.
         settings: Options, including the name of the control for the details.
 
@@ -351,7 +351,9 @@ def places(b: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -
         ValueError: These tokens differ between prompts; prompts were truncated.
     """
     if any(dropped(b, prompts, rows)):
-        raise ValueError("a prompt was cut, so its last turn cannot be found: let the prefix stand at the start")
+        raise ValueError(
+            "a prompt was cut, so its last turn cannot be found: let the prefix stand at the start (place='start')"
+        )
     counts = {b.before_last_turn(prompt) for prompt in prompts}
     if len(counts) > 1 or len({tuple(row[: min(counts)]) for row in rows}) > 1:
         raise ValueError(
@@ -361,7 +363,7 @@ def places(b: Agent, prompts: Sequence[Prompt], rows: Sequence[Sequence[int]]) -
 
 
 def behind(b: Agent, rows: Sequence[Sequence[int]], cache: KVCache, ahead: int) -> tuple[tuple[KVCache, ...], Prompts]:
-    """Lays out prompts behind a prefix, and reads the tokens before the prefix.
+    """Lays out prompts after a prefix, and reads the tokens before the prefix.
 
     Args:
         b: The agent that reads.

@@ -51,8 +51,8 @@ def deltas(
     Args:
         a: The agent that writes.
         b: The agent that reads. It has A's vocabulary and width.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts (the questions), one for each game.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts (the questions), one for each item.
         j: Layer of both models after which states are read and added, 0 (embedding) .. L; or several layers.
         sent: Result of `send_deltas` for the same prompts and layers. Default: A writes now.
         **how: Options of `Conversation`, with a single turn. A `control` replaces the deltas; the tokens stay A's.
@@ -98,7 +98,7 @@ def send_deltas(a: Agent, prompts: Sequence[Prompt], talk: Conversation, *, laye
 
     Args:
         a: The agent that writes.
-        prompts: Its prompts, one for each game.
+        prompts: Its prompts, one for each item.
         talk: How it writes.
         layers: Layers after which its states are read.
 
@@ -138,7 +138,7 @@ def receive_deltas(
 
     Args:
         b: The agent that reads.
-        prompts_b: Its own prompts, one for each game.
+        prompts_b: Its own prompts, one for each item.
         sent: Result of `send_deltas`.
         talk: How the message is put to the agent.
         layers: Layers after which the deltas are added.
@@ -215,8 +215,8 @@ def sweep_deltas(
     Args:
         a: The agent that writes. It has B's shape.
         b: The agent that reads.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts (the questions), one for each game.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts (the questions), one for each item.
         answers: The right answers.
         layers: The layers. Deltas are added after one layer at a time.
         orders: For each run, the index of the game whose deltas each game gets, aligned at the messages' ends. The text

@@ -24,7 +24,7 @@ def silent(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[
         a: The other agent. It does nothing.
         b: The agent that answers.
         prompts_a: A's prompts. Not used.
-        prompts_b: B's prompts, one for each game.
+        prompts_b: B's prompts, one for each item.
         **unused: Options of writing (`sampling`, `seed`, ..), which every protocol accepts. They have no effect, since
             nothing is generated before B's turn.
 
@@ -50,7 +50,7 @@ def sender(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence[
         a: The agent that answers.
         b: The other agent. It does nothing.
         prompts_a: A's prompts. Not used.
-        prompts_b: The prompts, one for each game. A answers them.
+        prompts_b: The prompts, one for each item. A answers them.
         **unused: Options of writing, as for `silent`. They change nothing.
 
     Returns:
@@ -75,8 +75,8 @@ def skyline(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
     Args:
         a: The other agent. It does nothing.
         b: The agent that answers.
-        prompts_a: A's prompts, one for each game. B reads them first. If A's prompt equals B's, B reads it once.
-        prompts_b: B's prompts, one for each game. B reads them second.
+        prompts_a: A's prompts, one for each item. B reads them first. If A's prompt equals B's, B reads it once.
+        prompts_b: B's prompts, one for each item. B reads them second.
         **unused: Options of writing, as for `silent`. They change nothing.
 
     Returns:
@@ -103,7 +103,7 @@ def together(prompts_a: Sequence[Prompt], prompts_b: Sequence[Prompt]) -> list[P
         prompts_b: B's prompts. A prompt that equals A's is returned as it is.
 
     Returns:
-        One prompt for each game.
+        One prompt for each item.
 
     Raises:
         ValueError: The numbers of prompts differ.
@@ -123,14 +123,14 @@ class Conversation(Writing):
         max_message_tokens: Largest number of tokens of a message.
         until: Strings that end a message.
         sampling: How to sample messages. None: greedy decoding.
-        seed: Random seed for all games, or one for each.
+        seed: Random seed for all items, or one for each.
         ask: Template for A's prompt.
         tell: Template for A's message and B's prompt.
         turns: How often A writes. After every message but the last, B reads the message and its own prompt and writes
             back. Each agent keeps the conversation from its own point of view.
         reply: Template for A's message and B's prompt when B writes back.
         control: Stand-in that B gets instead of A's messages: a name in `CONTROLS`, or a `StandIn`. None: the messages.
-        limits: Largest number of tokens of each game's message, if smaller than `max_message_tokens`. With 0 nothing is
+        limits: Largest number of tokens of each item's message, if smaller than `max_message_tokens`. With 0 nothing is
             generated, read or counted as cost. None: no other limit.
         bytes: The same limit in bytes.
 
@@ -171,8 +171,8 @@ def message(a: Agent, b: Agent, prompts_a: Sequence[Prompt], prompts_b: Sequence
     Args:
         a: The agent that writes.
         b: The agent that reads.
-        prompts_a: A's prompts, one for each game.
-        prompts_b: B's prompts (the questions), one for each game.
+        prompts_a: A's prompts, one for each item.
+        prompts_b: B's prompts (the questions), one for each item.
         **how: Options of `Conversation`.
 
     Returns:
@@ -248,7 +248,7 @@ def _replaced(sent: Sent, a: Agent, b: Agent, prompts_b: Sequence[Prompt], talk:
 
 
 def likelihoods(turn: Turn, answers: Sequence[str]) -> np.ndarray:
-    """Scores the right answer of every game.
+    """Scores the right answer of every item.
 
     Args:
         turn: The turn of the agent that answers.
@@ -266,7 +266,7 @@ def send_text(a: Agent, prompts: Sequence[Prompt], talk: Conversation, n: int = 
 
     Args:
         a: The agent that writes.
-        prompts: Its prompts, one for each game.
+        prompts: Its prompts, one for each item.
         talk: How it writes.
         n: Number of the message in the conversation. Each message is sampled with its own seeds.
 
@@ -313,7 +313,7 @@ def receive_text(
 
     Args:
         b: The agent that reads.
-        prompts_b: Its own prompts, one for each game.
+        prompts_b: Its own prompts, one for each item.
         sent: Messages of text, one for each prompt.
         talk: How the message is put to the agent.
         heard: The conversations so far, from the agent's point of view.
