@@ -155,10 +155,9 @@ def as_layers(layers: Bool[AnyArray, "*R L"] | Sequence[int], count: int) -> Any
         ValueError: A layer is out of range; the array does not have L layers.
     """
     if hasattr(layers, "dtype") and layers.dtype == bool:  # pyright: ignore[reportAttributeAccessIssue]
-        if layers.shape[-1] != count:  # pyright: ignore[reportAttributeAccessIssue]
-            raise ValueError(
-                f"the mask of layers has {layers.shape[-1]} entries, the prefix {count} layers: give one entry for each"
-            )  # pyright: ignore
+        entries = layers.shape[-1]  # pyright: ignore[reportAttributeAccessIssue]
+        if entries != count:
+            raise ValueError(f"the mask of layers has {entries} entries, the prefix {count} layers: give one for each")
         return layers  # pyright: ignore[reportReturnType]
     numbers = [int(n) for n in layers]
     if wrong := [n for n in numbers if not 1 <= n <= count]:
