@@ -17,6 +17,7 @@ MUTANTS = (
     ("jaxcomm/attention.py", "state.out * before +", "state.out +", "test_attention"),
     ("jaxcomm/attention.py", "- jnp.sum(weights * mean)", "", "test_attention"),
     ("jaxcomm/attention.py", "- jnp.max(keys, axis=-1)[None] < window", "- earliest(keys)[None] < window", "test_attention"),
+    ("jaxcomm/layer_sweep/patching.py", "np.take_along_axis(rows[:, None], whole[1], axis=2)", "whole[1]", "test_patching"),
     ("jaxcomm/layers.py", "low * cos - high * sin", "low * cos + high * sin", "test_parity"),
     ("jaxcomm/edits.py", "a[..., a.shape[-1] - d :]", "a[..., :d]", "test_communicate"),
     ("jaxcomm/decoding.py", "jax.vmap(jax.random.fold_in, (0, None))(self.keys, t)", "self.keys", "test_model"),
