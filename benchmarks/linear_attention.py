@@ -1,4 +1,4 @@
-"""A model with linear attention (the shape of Qwen 3.5 0.8B, 8 of its 24 layers, a small vocabulary) beside transformers.
+"""A model with linear attention (the shape of Qwen 3.5 0.8B, 8 of its 24 layers, a small vocabulary), compared with transformers.
 
     make bench-linear-attention, or: python benchmarks/linear_attention.py
 

@@ -1,4 +1,4 @@
-"""Scoring the choices of a game in passes of similar length, beside one pass padded to the longest choice.
+"""Scoring the choices of a game in passes of similar length, compared with one pass padded to the longest choice.
 
     make bench-passes, or: python benchmarks/passes.py
 
