@@ -269,6 +269,7 @@ def test_between_models_of_unlike_shape_a_map_is_fitted_on_a_text(tmp_path):
 def test_what_is_not_possible_is_said(tmp_path, capsys):
     out = ("--out", tmp_path / "run")
     assert "--items 3: it must be at least 4" in refused(capsys, "study", *out, "--items", 3)
+    assert "--prompts is empty: name raw" in refused(capsys, "study", *out, "--prompts", "--items", 4)
     assert "words.txt" in refused(capsys, "study", "--a", "pair:b", "--b", "pair:b", *out, "--text", "words.txt")
     assert "no game 'chess'" in refused(capsys, "study", *out, "--games", "chess", "--a", "pair:b", "--b", "pair:b")
     assert not (tmp_path / "run").exists()

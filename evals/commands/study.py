@@ -60,6 +60,8 @@ class Study:
             if (value := getattr(self, name)) is not None and value < (least := {"items": 4, "layers": 1}[name]):
                 raise ValueError(f"--{name} {value}: it must be at least {least}")
         settings = run.Settings(size, self.seed, self.text)
+        if not self.prompts:
+            raise ValueError("--prompts is empty: name raw, chat or both")
         told = template_args(self.chat_args)
         a, b = load_agents(self.a, self.b, dtype=self.dtype, chat_args=told, layers=True)
         command = options.command_line(self)
