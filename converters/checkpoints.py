@@ -180,7 +180,7 @@ def _finite(array: Any, dtype: np.dtype, name: str) -> jax.Array:
         cast = array if array.dtype == dtype else array.astype(dtype)
     if not (finite(cast) if isinstance(cast, np.ndarray) else bool(_all_finite(cast))):
         raise ValueError(
-            f"weight {name} holds NaN, infinite values, or some too large for {dtype}: try float32 or bfloat16"
+            f"weight {name} holds NaN, infinite values, or some too large for {dtype}: another file or dtype is needed"
         )
     return cast if isinstance(cast, jax.Array) else jax.device_put(cast)
 

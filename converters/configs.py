@@ -194,9 +194,8 @@ def reaching(config: ModelConfig, positions: int) -> ModelConfig:
     if isinstance(config.rope, Rope) and config.rope.kind == "linear":
         most = round(config.rope.factor * most)
     if not 0 < positions <= most or (config.learned_positions and positions != most):
-        raise ValueError(
-            f"max_positions = {positions}: the checkpoint has {most}, give {'that' if config.learned_positions else 'at most that'}"
-        )
+        possible = most if config.learned_positions else f"1 to {most}"
+        raise ValueError(f"max_positions = {positions}: the checkpoint has {most}, give {possible}")
     return dataclasses.replace(config, max_positions=positions)
 
 

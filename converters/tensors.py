@@ -328,7 +328,7 @@ def write(out: np.ndarray, piece: Part) -> None:
         np.copyto(out, piece.read(piece.cut).reshape(out.shape), casting="unsafe")
     if not finite(out):
         raise ValueError(
-            f"tensor {piece.name} holds NaN, infinite values, or some too large for {out.dtype}: try float32 or bfloat16"
+            f"tensor {piece.name} holds NaN, infinite values, or some too large for {out.dtype}: another file or dtype is needed"
         )
 
 

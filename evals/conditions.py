@@ -391,7 +391,7 @@ def effects_told(
     if rows := against(every, by, sent, metric):
         yield Heading(2, f"Against every control {told}")
         yield f"The protocol's {metric} match minus that of each control, in points, paired. " + meaning(
-            len(rows), smallest=False
+            len(rows), per_row=0
         )
         yield Table(["protocol", "above", "accuracy", "points", "p", "log p(right | choices), nats"], rows, left=2)
         yield Items([f"{name}: {CONTROLS[name]}" for name in CONTROLS if any(f"{c}, {name}" in by for c in sent)])

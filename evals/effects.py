@@ -25,10 +25,8 @@ HOLM = (
     "p is exact for right or wrong answers, and by random signs otherwise. It is corrected by Holm's method over all {n} tests "
     "of the table."
 )
-SMALLEST = (
-    " Smallest: the effect that a run of this size detects in 80 % of cases at the strictest of Holm's levels. It is the "
-    "largest of the row's three."
-)
+SMALLEST = " Smallest: the effect that a run of this size detects in 80 % of cases at the strictest of Holm's levels."
+LARGEST = " It is the largest of the row's three."
 
 
 class Effect(NamedTuple):
@@ -163,9 +161,10 @@ def p_written(p: float) -> str:
     return "<.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def meaning(tests: int, smallest: bool = True) -> str:
-    """Explains the p-values and smallest effects of a table."""
-    return HOLM.format(n=tests) + (SMALLEST if smallest else "")
+def meaning(tests: int, per_row: int = 3) -> str:
+    """Explains the p-values and smallest effects of a table. per_row: Number of tests in a row, 1 or 3; 0: the table has no
+    smallest effects."""
+    return HOLM.format(n=tests) + (SMALLEST if per_row else "") + (LARGEST if per_row > 1 else "")
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:

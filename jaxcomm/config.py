@@ -103,8 +103,8 @@ class Rope:
             )
         if self.kind == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(f"rope low_freq_factor {self.low_freq_factor} is not below {self.high_freq_factor}")
-        if not all(0 < number < math.inf for number in (*self.short, *self.long)):
-            raise ValueError(f"rope short = {self.short}, long = {self.long}: all must be positive numbers")
+        if wrong := [number for number in (*self.short, *self.long) if not 0 < number < math.inf]:
+            raise ValueError(f"longrope divides frequencies by {wrong[0]}: all short and long numbers must be positive")
 
     def dims(self, head_dim: int) -> int:
         """Counts the dimensions of a head that are rotated.

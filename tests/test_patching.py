@@ -47,12 +47,14 @@ def test_every_cell_of_a_map_is_an_edit(kind, site, layout):
 
 def test_a_change_is_given_the_tokens_positions_in_their_rows(llama):
     late = lambda state, message, context: jnp.where(context.positions[..., None] > 3, message, state)
-    options = dict(layers=(2,), positions=(slice(0, 6),), change=late)
+    positions = (slice(0, 6), 4, -1, [-2, -1], np.array([[0, 4], [5, -1]]))
+    options = dict(layers=(2,), positions=positions, change=late)
     found = jc.patch(llama.params, llama.params, CLEAN, CORRUPTED, ANSWERS, **options)
-    logprobs, _ = one_by_one(llama.params, "resid_post", 2, slice(0, 6), late)
-    assert_close(found.logprobs[0, 0, 0], logprobs, "positions", 1e-4)
+    for n, position in enumerate(positions):
+        logprobs, _ = one_by_one(llama.params, "resid_post", 2, position, late)
+        assert_close(found.logprobs[0, 0, n], logprobs, f"positions {position}", 1e-4)
     whole = jc.patch(llama.params, llama.params, CLEAN, CORRUPTED, ANSWERS, **options | {"change": jc.replace})
-    assert (np.abs(found.logprobs - whole.logprobs)[..., 0] > 1e-3).all()
+    assert (np.abs(found.logprobs - whole.logprobs)[0, 0, 0, :, 0] > 1e-3).all()
 
 
 def test_a_map_has_every_layer_and_common_position_and_any_change(llama):

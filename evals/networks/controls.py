@@ -191,6 +191,6 @@ def further(found: Controlled) -> Iterator[Block]:
     if rows:
         corrected = [p_written(p) for p in holm(ps)]
         yield Heading(2, f"Against every further control ({found.game.information} information)")
-        yield "The edges' own messages minus each control, paired. " + meaning(len(ps), smallest=False)
+        yield "The edges' own messages minus each control, paired. " + meaning(len(ps), per_row=0)
         cells = [[*row[:3], p, row[3], q] for row, p, q in zip(rows, corrected[::2], corrected[1::2], strict=True)]
         yield Table(["edges", "above", "choice, points", "p", "log p(right | choices), nats", "p"], cells, left=2)

@@ -200,7 +200,7 @@ def registered(blocks: Sequence[Block], rule: str, title: str) -> Iterator[Part]
     yield f"Layers are chosen on the first half: {RULES[rule]}. On the second half, the item's own message is compared with {against}."
     columns = ["game", "set-up", "outcome", "k, j", "own message", against, "difference", "p", "smallest"]
     yield Table(columns, rows, left=3)
-    yield meaning(len(tests)).removesuffix(" It is the largest of the row's three.")
+    yield meaning(len(tests), per_row=1)
 
 
 def score(block: Block, label: str, outcome: str) -> str:
